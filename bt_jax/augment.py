@@ -1,0 +1,522 @@
+"""Two views of every image, made on the device inside the training step.
+
+The image operations equal Pillow's and torchvision's to about one grey level: they work in floating point and clip where
+Pillow clips, but do not round to grey levels in between. Nothing branches on a sample's draws, because `cond` under
+`vmap` would compute both sides: an operation that is not drawn runs with parameters that make it the identity, and one
+that a recipe never draws is not compiled at all.
+
+Inside, an image is held as (height, channel, width). In that order both halves of a resize and of a blur are plain
+matrix products, without a transpose, and the channels are planes whose minor axis is long.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bt_jax.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # reference main.py, Transform
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # solo-learn, CIFAR-10's own statistics
+
+
+# ---------------------------------------------------------------------------------------------------------- recipes
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What may happen to an image on its way to one view, in this order. Defaults: the reference main.py, view 1.
+
+    The flip commutes with everything after the crop (the others act on single pixels or are symmetric), so recipes
+    that flip last, such as solo-learn's, need no option.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area, uniform
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, log-uniform
+    interpolation: str = "bicubic"  # or "bilinear"; both antialiased, as in Pillow
+    flip: float = 0.5  # probability
+    jitter: float = 0.8  # probability of the four below, in random order
+    brightness: float = 0.4  # factor in 1 -+ this
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1  # turns in -+ this
+    grayscale: float = 0.2  # probability
+    blur: float = 1.0  # probability
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the view, uniform
+    solarize: float = 0.0  # probability
+    solarize_threshold: float = 128 / 255  # Pillow's default, at and above which a value is inverted
+
+    def __post_init__(self):
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability between 0 and 1")
+        for name in ("brightness", "contrast", "saturation"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number that is not negative")
+        for name, top in (("crop_scale", 1), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
+            pair = getattr(self, name)
+            good = isinstance(pair, tuple) and len(pair) == 2 and 0 < pair[0] <= pair[1] <= top
+            _require(good, name, pair, f"two positive numbers, the smaller first{', up to 1' if top == 1 else ''}")
+        _require(0 <= self.hue <= 0.5, "hue", self.hue, "turns between 0 and 0.5")
+        _require(self.interpolation in _KERNELS, "interpolation", self.interpolation, " or ".join(_KERNELS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Two views of `size` pixels, then (x - mean) / std per channel with x in [0, 1]. Hashable: static under jit."""
+
+    size: int
+    view1: View
+    view2: View
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self):
+        _require(isinstance(self.size, int) and self.size > 0, "size", self.size, "a positive number of pixels")
+        _require(len(self.mean) == len(self.std), "mean", self.mean, "as many numbers as std")
+
+
+def imagenet(size: int = 224) -> Recipe:
+    """The paper's, section 2.1, with the numbers of the reference main.py: the views differ in blur and solarise."""
+    return Recipe(size, View(), View(blur=0.1, solarize=0.2))
+
+
+def cifar(size: int = 32) -> Recipe:
+    """solo-learn's scripts/pretrain/cifar/augmentations/asymmetric.yaml: no blur."""
+    return Recipe(size, View(blur=0.0), View(blur=0.0, solarize=0.2), CIFAR_MEAN, CIFAR_STD)
+
+
+def lightly_cifar(size: int = 32) -> Recipe:
+    """lightly's cifar10_benchmark.py: its BYOL transform without blur; its crop keeps torchvision's default, bilinear."""
+    view = View(blur=0.0, interpolation="bilinear")
+    return Recipe(size, view, dataclasses.replace(view, solarize=0.2))
+
+
+def grayscale(size: int = 28) -> Recipe:
+    """One channel: the reference's crop, flip, blur and solarise; there is no colour to change."""
+    view = View(jitter=0.0, grayscale=0.0)
+    return Recipe(size, view, dataclasses.replace(view, blur=0.1, solarize=0.2), (0.5,), (0.5,))
+
+
+RECIPES = {"imagenet": imagenet, "cifar": cifar, "lightly_cifar": lightly_cifar, "grayscale": grayscale}
+
+
+def recipe_from_config(config: Mapping[str, Any]) -> Recipe:
+    """Recipe from plain data: {"name": "imagenet", "size": 224} and what differs, such as {"view1": {"blur": 0.5}}."""
+    _require_known(config, ["name", *(field.name for field in dataclasses.fields(Recipe))], "augmentation key")
+    config = dict(config)
+    name = config.pop("name", None)
+    _require_known([name], list(RECIPES), "augmentation recipe")
+    size = config.pop("size", None)
+    recipe = RECIPES[name]() if size is None else RECIPES[name](size)
+    changes = {}
+    for key, value in config.items():
+        if key in ("view1", "view2"):
+            _require_known(value, [field.name for field in dataclasses.fields(View)], f"augmentation key in {key}")
+            changes[key] = dataclasses.replace(getattr(recipe, key), **{k: _frozen(v) for k, v in value.items()})
+        else:
+            changes[key] = _frozen(value)
+    return dataclasses.replace(recipe, **changes)
+
+
+def _frozen(value):
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _require(good: bool, name: str, value, wanted: str):
+    if not good:
+        raise UserError(f"augmentation: {name} is {value!r}", f"Give {wanted}")
+
+
+def _require_known(names, valid: list[str], what: str):
+    for name in names:
+        if name not in valid:
+            close = difflib.get_close_matches(str(name), valid, n=3) or sorted(valid)
+            raise UserError(f"unknown {what} {name!r}", f"Use {' or '.join(close)}")
+
+
+# ------------------------------------------------------------------------------------------- resizing: two products
+
+
+def _bicubic(distance):
+    """Keys's kernel with a = -0.5, as in Pillow; zero from distance 2 on."""
+    x = jnp.abs(distance)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
+
+
+def _bilinear(distance):
+    return jnp.maximum(1 - jnp.abs(distance), 0.0)
+
+
+_KERNELS = {"bicubic": _bicubic, "bilinear": _bilinear}
+
+
+def _resize_matrix(outputs, pixels: int, start, stop, scale, method: str):
+    """Pillow's antialiased resize along one axis, as a float32 matrix (len(outputs), pixels).
+
+    Args:
+      outputs: (m,) indices of the pixels wanted; output pixel 0 begins at `start`.
+      pixels: length of the input axis.
+      start, stop: taps are confined to input pixels in [start, stop), since Pillow crops before it resizes.
+      scale: input pixels per output pixel. The kernel widens with it when it shrinks the image.
+    """
+    centre = (outputs.astype(jnp.float32) + 0.5) * scale
+    pixel = jnp.arange(pixels)
+    distance = ((pixel - start).astype(jnp.float32) + 0.5 - centre[:, None]) / jnp.maximum(scale, 1.0)
+    weights = jnp.where((pixel >= start) & (pixel < stop), _KERNELS[method](distance), 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _products(rows, image, columns, precision=jax.lax.Precision.HIGH):
+    """rows @ image @ columns^T for a (height, channel, width) image. HIGH: TF32 on a GPU, three bfloat16 passes on TPU."""
+    image = jnp.einsum("ih,hcw->icw", rows, image, precision=precision)
+    return jnp.einsum("icw,jw->icj", image, columns, precision=precision)
+
+
+def _crop_matrices(canvas, top, left, height, width, size: int, method: str, *, limit=None, flip=False):
+    """Matrices (rows, columns) of one crop. A flip reverses the order of the columns wanted, at no cost."""
+    bottom, right = top + height, left + width
+    if limit is not None:
+        bottom, right = jnp.minimum(bottom, limit[0]), jnp.minimum(right, limit[1])
+    wanted = jnp.arange(size)
+    mirrored = jnp.where(flip, size - 1 - wanted, wanted)
+    rows = _resize_matrix(wanted, canvas[0], top, bottom, height / size, method)
+    return rows, _resize_matrix(mirrored, canvas[1], left, right, width / size, method)
+
+
+def _center_crop_matrices(canvas, resize: int, size: int, height, width, method: str = "bilinear"):
+    """Matrices of torchvision's Resize(resize), which truncates the long side, and CenterCrop(size), which rounds."""
+    if resize < size:
+        raise UserError(f"cannot cut {size} pixels out of an image resized to {resize}", f"Resize to at least {size}")
+    short = jnp.minimum(height, width)
+    matrices = []
+    for pixels, length in zip(canvas, (height, width), strict=True):
+        resized = resize * length // short
+        offset = jnp.round((resized - size) / 2).astype(jnp.int32)  # to even, like Python's round
+        matrices.append(_resize_matrix(jnp.arange(size) + offset, pixels, 0, length, length / resized, method))
+    return matrices
+
+
+def resized_crop(image, top, left, height, width, size: int, *, method: str = "bicubic", limit=None):
+    """Box of an image resized to (size, size), equal to Pillow's crop and antialiased resize.
+
+    Args:
+      image: float32 (h, w, c) in [0, 1].
+      top, left, height, width: the box in pixels; may be traced.
+      method: "bicubic" or "bilinear".
+      limit: true (height, width) of an image that lies at the top left of a larger canvas; pixels beyond weigh nothing.
+    """
+    rows, columns = _crop_matrices(image.shape[:2], top, left, height, width, size, method, limit=limit)
+    return _swap(jnp.clip(_products(rows, _swap(image), columns), 0.0, 1.0))
+
+
+def center_crop_of_resize(image, resize: int, size: int, height=None, width=None):
+    """torchvision's Resize(resize, bilinear, antialiased) and CenterCrop(size): float32 (h, w, c) to (size, size, c).
+
+    `height` and `width` are the true size of an image at the top left of a larger canvas; they may be traced.
+    """
+    h, w = image.shape[:2]
+    matrices = _center_crop_matrices((h, w), resize, size, h if height is None else height, w if width is None else width)
+    return _swap(jnp.clip(_products(matrices[0], _swap(image), matrices[1]), 0.0, 1.0))
+
+
+def horizontal_flip(image):
+    """Mirror image of (h, w, c)."""
+    return image[:, ::-1]
+
+
+def _swap(image):
+    """(height, width, channel) to (height, channel, width) and back."""
+    return jnp.swapaxes(image, -1, -2)
+
+
+# ----------------------------------------------------------------------------------- colour: on a triple of planes
+
+
+def _luma(rgb):
+    """ITU-R 601-2 luma, Pillow's "L"."""
+    return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
+
+
+def _blend(rgb, other, factor):
+    """factor * rgb + (1 - factor) * other, clipped. A factor of 1 is exactly the identity."""
+    rest = (1 - factor) * other
+    return tuple(jnp.clip(factor * plane + rest, 0.0, 1.0) for plane in rgb)
+
+
+def _contrast(rgb, factor):
+    # Pillow rounds the mean to a grey level. That moves a pixel by at most 0.2 levels at a factor of 0.6, but would turn
+    # the last bit of a sum, which may depend on the number of devices, into such a step: so it is left out.
+    return _blend(rgb, jnp.mean(_luma(rgb)), factor)
+
+
+def _hue(rgb, delta):
+    """Turns the hue by up to half a turn at constant HSV saturation and value.
+
+    A channel lies below the value by chroma * clip(2 - d, 0, 1), where d is the distance of the hue, in sixths of a turn
+    around the circle, from the channel's complement. Everything here is in units of the chroma, which saves the divisions
+    and makes grey no special case.
+    """
+    r, g, b = rgb
+    value = jnp.maximum(jnp.maximum(r, g), b)
+    chroma = value - jnp.minimum(jnp.minimum(r, g), b)
+    within = jnp.where(value == r, g - b, jnp.where(value == g, b - r, r - g))
+    sector = jnp.where(value == r, 0.0, jnp.where(value == g, 2.0, 4.0))
+    hue = within + (sector + 6 * delta) * chroma  # between -4 and 8 chromas
+
+    def channel(complement):
+        distance = jnp.abs(hue - complement * chroma)
+        distance = jnp.minimum(distance, jnp.abs(6 * chroma - distance))
+        return value - jnp.clip(2 * chroma - distance, 0.0, chroma)
+
+    return channel(3.0), channel(5.0), channel(1.0)
+
+
+def _planes(image):
+    return tuple(image[..., channel] for channel in range(3))
+
+
+def adjust_brightness(image, factor):
+    """Blend with black, (h, w, 3): factor 0 is black, 1 the image."""
+    return jnp.stack(_blend(_planes(image), 0.0, factor), axis=-1)
+
+
+def adjust_contrast(image, factor):
+    """Blend with the mean luma of the image, (h, w, 3)."""
+    return jnp.stack(_contrast(_planes(image), factor), axis=-1)
+
+
+def adjust_saturation(image, factor):
+    """Blend with the luma of each pixel, (h, w, 3): factor 0 is grey, 1 the image."""
+    return jnp.stack(_blend(_planes(image), _luma(_planes(image)), factor), axis=-1)
+
+
+def adjust_hue(image, delta):
+    """Turn the hue of (h, w, 3) by `delta` turns in [-0.5, 0.5], as in HSV."""
+    return jnp.stack(_hue(_planes(image), delta), axis=-1)
+
+
+def to_grayscale(image):
+    """Luma in all three channels, (h, w, 3)."""
+    return jnp.stack([_luma(_planes(image))] * 3, axis=-1)
+
+
+def solarize(image, threshold=128 / 255):
+    """Invert values at and above the threshold, as on grey levels: a value counts as the level that it rounds to."""
+    return jnp.where(image >= threshold - 0.5 / 255, 1 - image, image)
+
+
+# ------------------------------------------------------------------------------------------------ blur: two products
+
+
+def _box_radius(sigma):
+    """Radius of the box that, applied three times, is Pillow's GaussianBlur (Gwosdek et al., 2011, equations 7, 11, 14)."""
+    variance = sigma * sigma / 3
+    whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    return whole + part
+
+
+def _blur_matrix(sigma, size: int, max_sigma: float):
+    """Blur along one axis as a float32 (size, size) matrix; sigma 0 gives the identity.
+
+    Pixels beyond the edge repeat it, here once and in Pillow before each of the three boxes: the outermost pixels differ.
+    """
+    reach = int((math.sqrt(4 * max_sigma**2 + 1) - 1) / 2) + 1  # of one box; taps in all: 13 for a sigma up to 2
+    radius = _box_radius(sigma)
+    box = jnp.clip(radius + 1 - jnp.abs(jnp.arange(-reach, reach + 1)), 0.0, 1.0)
+    box = box / box.sum()
+    taps = box
+    for _ in range(2):
+        taps = sum(box[k] * jnp.pad(taps, (k, 2 * reach - k)) for k in range(2 * reach + 1))
+    pixel = jnp.arange(size)
+    source = [jnp.clip(pixel + k - 3 * reach, 0, size - 1)[:, None] for k in range(6 * reach + 1)]
+    return sum(jnp.where(pixel == source[k], taps[k], 0.0) for k in range(6 * reach + 1))
+
+
+def gaussian_blur(image, sigma, *, max_sigma: float = 2.0):
+    """Pillow's GaussianBlur(radius=sigma), itself three box blurs, of a (h, w, c) image.
+
+    The number of taps is compiled in and follows from `max_sigma`: a larger `sigma` blurs about as much as `max_sigma`.
+    """
+    rows, columns = (_blur_matrix(sigma, length, max_sigma) for length in image.shape[:2])
+    return _swap(_products(rows, _swap(image), columns))
+
+
+# ------------------------------------------------------------------------------------------------------------- views
+
+
+class Draw(NamedTuple):
+    """The parameters of one view of one image; whatever was not drawn has the value that changes nothing."""
+
+    top: jax.Array
+    left: jax.Array
+    height: jax.Array
+    width: jax.Array
+    flip: jax.Array
+    brightness: jax.Array
+    contrast: jax.Array
+    saturation: jax.Array
+    hue: jax.Array
+    order: jax.Array  # (4,): moments in [0, 1) at which brightness, contrast, saturation and hue are applied
+    grayscale: jax.Array
+    sigma: jax.Array
+    solarize: jax.Array
+
+
+def draw(key, view: View, height, width) -> Draw:
+    """Parameters of one view of a (height, width) image, which may be traced, with torchvision's distributions."""
+    u = jax.random.uniform(key, (36,))  # one call, since a hash costs the same for one number as for many
+    jitter = u[23] < view.jitter
+
+    def factor(strength, u):
+        low = max(0.0, 1 - strength)
+        return jnp.where(jitter, low + u * (1 + strength - low), 1.0)
+
+    sigma = view.blur_sigma[0] + u[34] * (view.blur_sigma[1] - view.blur_sigma[0])
+    return Draw(
+        *_draw_crop(u[:10], u[10:20], u[20], u[21], view, height, width),
+        flip=u[22] < view.flip,
+        brightness=factor(view.brightness, u[24]),
+        contrast=factor(view.contrast, u[25]),
+        saturation=factor(view.saturation, u[26]),
+        hue=jnp.where(jitter, view.hue * (2 * u[27] - 1), 0.0),
+        order=u[28:32],
+        grayscale=u[32] < view.grayscale,
+        sigma=jnp.where(u[33] < view.blur, sigma, 0.0),
+        solarize=u[35] < view.solarize,
+    )
+
+
+def _draw_crop(u_area, u_ratio, u_top, u_left, view: View, height, width):
+    """torchvision's RandomResizedCrop: the first of ten boxes that fits, else the largest central one in ratio."""
+    low, high = view.crop_ratio
+    area = height * width * (view.crop_scale[0] + u_area * (view.crop_scale[1] - view.crop_scale[0]))
+    ratio = jnp.exp(math.log(low) + u_ratio * (math.log(high) - math.log(low)))
+    widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
+    heights = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first, found = jnp.argmax(fits), jnp.any(fits)
+
+    most_wide = jnp.minimum(width, jnp.round(height * high).astype(jnp.int32))
+    most_high = jnp.minimum(height, jnp.round(width / low).astype(jnp.int32))
+    box_height = jnp.where(found, heights[first], most_high)
+    box_width = jnp.where(found, widths[first], most_wide)
+    spare_height, spare_width = height - box_height, width - box_width
+    top = jnp.where(found, jnp.floor(u_top * (spare_height + 1)).astype(jnp.int32), spare_height // 2)
+    left = jnp.where(found, jnp.floor(u_left * (spare_width + 1)).astype(jnp.int32), spare_width // 2)
+    return top, left, box_height, box_width
+
+
+def _jitter(rgb, drawn: Draw, view: View):
+    """Brightness, contrast, saturation and hue in the order drawn, without computing each of them in each of four places.
+
+    Only contrast needs a sum over the image, so it stands in one place and costs one pass over memory. Hue stands once
+    before and once after it; brightness and saturation, a few operations each, in the gaps. Whatever is out of its turn
+    has a factor of 1 or a turn of 0.
+    """
+    t_brightness, t_contrast, t_saturation, t_hue = drawn.order
+    early, late = jnp.minimum(t_contrast, t_hue), jnp.maximum(t_contrast, t_hue)
+    brightness_first = t_brightness < t_saturation
+
+    def between(rgb, start, stop):
+        for saturates in (~brightness_first, brightness_first):
+            moment = jnp.where(saturates, t_saturation, t_brightness)
+            factor = jnp.where(saturates, drawn.saturation, drawn.brightness)
+            factor = jnp.where((start <= moment) & (moment < stop), factor, 1.0)
+            rgb = _blend(rgb, jnp.where(saturates, _luma(rgb), 0.0), factor)
+        return rgb
+
+    if view.hue == 0:
+        return between(_contrast(between(rgb, 0.0, t_contrast), drawn.contrast), t_contrast, 1.0)
+    rgb = between(rgb, 0.0, early)
+    rgb = _hue(rgb, jnp.where(t_hue < t_contrast, drawn.hue, 0.0))
+    rgb = between(rgb, early, t_contrast)
+    rgb = _contrast(rgb, drawn.contrast)
+    rgb = between(rgb, t_contrast, late)
+    rgb = _hue(rgb, jnp.where(t_hue < t_contrast, 0.0, drawn.hue))
+    return between(rgb, late, 1.0)
+
+
+def _one_view(key, image, size, view: View, recipe: Recipe, dtype):
+    """One view (size, size, c) of a uint8 (height, channel, width) image whose true (height, width) is `size`."""
+    drawn = draw(key, view, size[0], size[1])
+    canvas, channels = (image.shape[0], image.shape[2]), image.shape[1]
+    rows, columns = _crop_matrices(canvas, *drawn[:4], recipe.size, view.interpolation, flip=drawn.flip)
+    # DEFAULT, one bfloat16 pass on TPU: its eight bits hold the grey levels exactly and round no coarser than Pillow does.
+    product = lambda a, x, b: _products(*(v.astype(dtype) for v in (a, x, b)), precision=jax.lax.Precision.DEFAULT)  # noqa: E731
+    image = jnp.clip(product(rows, image, columns).astype(jnp.float32) / 255, 0.0, 1.0)
+    if channels == 3 and (view.jitter > 0 or view.grayscale > 0):
+        rgb = tuple(image[:, channel] for channel in range(3))
+        if view.jitter > 0:
+            rgb = _jitter(rgb, drawn, view)
+        if view.grayscale > 0:
+            rgb = _blend(rgb, _luma(rgb), jnp.where(drawn.grayscale, 0.0, 1.0))
+        image = jnp.stack(rgb, axis=1)
+    if view.blur > 0:
+        blur = _blur_matrix(drawn.sigma, recipe.size, view.blur_sigma[1])
+        image = product(blur, image, blur).astype(jnp.float32)
+    if view.solarize > 0:
+        image = solarize(image, jnp.where(drawn.solarize, view.solarize_threshold, 2.0))
+    return _normalise(_swap(image), recipe).astype(dtype)
+
+
+def two_views(key, images, recipe: Recipe, *, ids=None, sizes=None, dtype=jnp.float32):
+    """Two independently drawn views of every image.
+
+    Args:
+      key: the step's key. A sample's pixels depend on (key, id) alone, not on its place in the batch or its device.
+      images: uint8 (n, h, w, c).
+      ids: int (n,), by default 0..n-1.
+      sizes: int32 (n, 2), the true (height, width) of images that lie at the top left of a larger canvas.
+      dtype: of the views and of the operands of the matrix products; colours are always computed in float32.
+
+    Returns:
+      view1, view2: (n, size, size, c), normalised.
+    """
+    n, h, w, _ = images.shape
+    _check_channels(images, recipe)
+    ids = jnp.arange(n) if ids is None else ids
+    sizes = jnp.broadcast_to(jnp.array([h, w], jnp.int32), (n, 2)) if sizes is None else sizes
+
+    def views(sample_id, image, size):
+        keys = jax.random.split(jax.random.fold_in(key, sample_id))
+        image = _swap(image)
+        return tuple(_one_view(keys[i], image, size, (recipe.view1, recipe.view2)[i], recipe, dtype) for i in range(2))
+
+    return jax.vmap(views)(ids, images, sizes)
+
+
+def evaluation_view(images, recipe: Recipe, *, sizes=None, resize: int | None = None):
+    """The one view without chance, float32 (n, size, size, c), normalised, of uint8 images (n, h, w, c).
+
+    Images of `recipe.size` are only normalised. Others are resized to `resize` (by default `recipe.size`) along their
+    short side, bilinear, and cut at the centre. `sizes` as in `two_views`.
+    """
+    n, h, w, _ = images.shape
+    _check_channels(images, recipe)
+    if resize is None and sizes is None and (h, w) == (recipe.size, recipe.size):
+        return _normalise(images.astype(jnp.float32) / 255, recipe)
+    sizes = jnp.broadcast_to(jnp.array([h, w], jnp.int32), (n, 2)) if sizes is None else sizes
+
+    def view(image, size):
+        image = image.astype(jnp.float32) / 255
+        return center_crop_of_resize(image, resize or recipe.size, recipe.size, size[0], size[1])
+
+    return _normalise(jax.vmap(view)(images, sizes), recipe)
+
+
+def _normalise(image, recipe: Recipe):
+    return (image - jnp.array(recipe.mean, jnp.float32)) / jnp.array(recipe.std, jnp.float32)
+
+
+def _check_channels(images, recipe: Recipe):
+    if images.shape[-1] != len(recipe.mean):
+        raise UserError(
+            f"the images have {images.shape[-1]} channels and the recipe's mean has {len(recipe.mean)}",
+            "Give mean and std one number per channel",
+        )

@@ -1,0 +1,116 @@
+"""From a config to the objects of a run: devices, steps, views, networks, optimizer."""
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax import augment, log, models, optim, train_step
+from bt_jax.errors import UserError
+from bt_jax.state import Nets
+
+
+class Plan(NamedTuple):
+    """Epochs as steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+    def steps(self, epochs: float) -> int:
+        """At least one step for any positive number of epochs."""
+        return max(round(epochs * self.steps_per_epoch), 1) if epochs > 0 else 0
+
+
+def make_plan(config: ConfigDict, images: int) -> Plan:
+    """Raises UserError where the data set is smaller than one batch."""
+    steps_per_epoch = images // config.batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"{images} images in {config.data.train_split!r} do not fill one batch of {config.batch_size}",
+            "Set a smaller --config.batch_size.",
+        )
+    return Plan(steps_per_epoch, max(round(config.total_epochs * steps_per_epoch), 1))
+
+
+def check_devices(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses the wrong kind or number of devices; says so where an accelerator of this machine is not used."""
+    platform = jax.default_backend()
+    if config.platform not in ("any", platform):
+        raise UserError(
+            f"config.platform={config.platform!r}, but JAX runs on {platform!r}",
+            f"Install JAX for it (pip install 'bt_jax[{ {'gpu': 'cuda', 'tpu': 'tpu'}.get(config.platform, 'cpu') }]'),"
+            " check that no other process holds the device (lsof /dev/accel* /dev/nvidia*) and that JAX_PLATFORMS is"
+            " unset, or set --config.platform=any.",
+        )
+    if config.devices and config.devices != mesh.devices.size:
+        raise UserError(
+            f"config.devices={config.devices}, but there are {mesh.devices.size}",
+            f"Set --config.devices={mesh.devices.size}, or make the missing devices visible.",
+        )
+    unused = [path for path in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0") if os.path.exists(path)]
+    if platform == "cpu" and unused and not os.environ.get("JAX_PLATFORMS"):
+        log.say(f"WARNING: {unused[0]} is an accelerator, but JAX runs on the CPU; set --config.platform to insist on it")
+
+
+def build_recipe(config: ConfigDict) -> augment.Recipe:
+    """The two views of the config."""
+    return augment.recipe_from_config({"name": config.views.name, "size": config.views.size, **config.views.overrides})
+
+
+def backbone_options(config: ConfigDict, channels: int) -> dict[str, Any]:
+    """Arguments of `models.build`, as plain JSON types."""
+    return {
+        "arch": config.model.arch,
+        "small_images": config.model.small_images,
+        "width": config.model.width,
+        "channels": channels,
+        "stem_padding": config.model.stem_padding,
+    }
+
+
+def build_nets(config: ConfigDict, channels: int) -> Nets:
+    """Backbone and projector of the config."""
+    dtype = jnp.dtype(config.model.dtype)
+    backbone = models.build(
+        **backbone_options(config, channels), zero_init_residual=config.model.zero_init_residual, dtype=dtype
+    )
+    projector = models.build_projector(
+        backbone.feature_dim, tuple(config.model.projector), bias=config.model.projector_bias, dtype=dtype
+    )
+    return Nets(backbone, projector)
+
+
+def build_optimizer(config: ConfigDict, plan: Plan) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
+    """The optimizer of the whole params, and the two rates that the log shows."""
+    options, scale = config.optim, config.batch_size / 256
+    shape = {
+        "warmup_steps": plan.steps(options.warmup_epochs),
+        "total_steps": plan.total_steps,
+        "end_factor": options.end_factor,
+        "start_factor": options.start_factor,
+    }
+    weights = optim.warmup_cosine(options.lr_weights * scale, **shape)
+    biases = optim.warmup_cosine(options.lr_biases * scale, **shape)
+    if options.name == "lars":
+        ssl = optim.lars(
+            weights,
+            biases,
+            weight_decay=options.weight_decay,
+            momentum=options.momentum,
+            trust_coefficient=options.trust_coefficient,
+            clip=options.clip,
+        )
+    elif options.name == "sgd":
+        ssl = optim.sgd(weights, biases, weight_decay=options.weight_decay, momentum=options.momentum)
+    else:
+        ssl = optim.adamw(weights, biases, weight_decay=options.weight_decay)
+    probe_rate = optim.warmup_cosine(config.probe.lr * scale, warmup_steps=0, total_steps=plan.total_steps, end_factor=0)
+    probe = optim.sgd(
+        probe_rate, probe_rate, weight_decay=config.probe.weight_decay, momentum=config.probe.momentum
+    )
+    tx = train_step.make_optimizer(ssl, probe, grad_scale=options.grad_scale)
+    return tx, {"lr_weights": weights, "lr_biases": biases}

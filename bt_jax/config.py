@@ -1,0 +1,206 @@
+"""Every key of a pretraining config with its default, and what a config file needs to build on it.
+
+A config file is a program: `get_config(arg)` starts from `pretrain()`, sets what the recipe sets, and returns it. Keys
+carry their unit (`_epochs`, `_steps`); learning rates are per 256 images and are multiplied by batch_size / 256.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bt_jax.errors import UserError
+
+# Keys that may change between two starts of the same run: they say where and how often, not what is computed.
+FREE_KEYS = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "data.workers", "log", "stop_after_steps")
+
+
+def pretrain() -> ConfigDict:
+    """All keys of `task = "pretrain"`. The values are neutral defaults; recipes live in `configs/`."""
+    config = ConfigDict()
+    config.task = "pretrain"
+    config.seed = 0
+    config.batch_size = 256  # global: over all devices of all processes
+    config.total_epochs = 100.0
+    config.stop_after_steps = 0  # > 0: end here, with the schedule of the whole run; the same command goes on
+    config.nonfinite_limit = 10  # stop after so many steps in a row whose loss or gradient is not finite
+    config.platform = "any"  # "cpu", "gpu", "tpu": refuse to run on anything else
+    config.devices = 0  # > 0: refuse to run on any other number of devices
+    config.compile_cache = "auto"  # folder of compiled programs; "auto": the user's cache folder, "": none
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # "digits" (embedded) or a TFDS name
+    config.data.dir = ""  # TFDS folder; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.data.npz = ""  # read this cache, written by `python -m bt_jax.prepare`, and no TensorFlow
+    config.data.train_split = "train"
+    config.data.val_split = "test"  # "": no held-out images, no monitors
+    config.data.on_device = True  # the whole set on the device as uint8; False: streamed by tf.data
+    config.data.canvas = 512  # streamed images are decoded onto a square of so many pixels
+    config.data.shuffle_buffer = 16384  # images; streamed only
+    config.data.workers = 0  # decoding threads; 0: chosen by tf.data
+
+    config.views = ConfigDict()
+    config.views.name = "cifar"  # a recipe of bt_jax.augment.RECIPES
+    config.views.size = 32  # pixels
+    config.views.overrides = ConfigDict()  # keys of the recipe to replace, set by the config file
+
+    config.model = ConfigDict()
+    config.model.arch = "resnet18"
+    config.model.width = 1.0
+    config.model.small_images = True  # 3x3 stride-1 stem, no max-pool
+    config.model.stem_padding = 1
+    config.model.zero_init_residual = True
+    config.model.projector = (2048, 2048, 2048)
+    config.model.projector_bias = False
+    config.model.dtype = "bfloat16"  # of the convolutions; parameters, statistics and loss are float32
+    config.model.two_passes = True  # each view its own batch statistics, as in the reference; False: both at once
+
+    config.loss = ConfigDict()
+    config.loss.lambd = 0.0051
+    config.loss.form = "auto"
+
+    config.optim = ConfigDict()
+    config.optim.name = "lars"  # "lars", "sgd", "adamw"
+    config.optim.lr_weights = 0.2  # per 256 images
+    config.optim.lr_biases = 0.0048  # per 256 images
+    config.optim.weight_decay = 1.5e-6
+    config.optim.momentum = 0.9
+    config.optim.trust_coefficient = 0.001
+    config.optim.clip = False
+    config.optim.warmup_epochs = 10.0
+    config.optim.start_factor = 0.0
+    config.optim.end_factor = 0.001
+    config.optim.grad_scale = 1.0  # the gradient is multiplied by it; the loss that is shown is not
+
+    config.probe = ConfigDict()  # linear classifier on detached features, trained alongside
+    config.probe.lr = 0.1  # per 256 images
+    config.probe.momentum = 0.9
+    config.probe.weight_decay = 0.0
+
+    config.evals = ConfigDict()
+    config.evals.every_epochs = 10.0  # kNN and the online probe on held-out images; 0: never
+    config.evals.batch_size = 500
+    config.evals.resize = 0  # > 0: shorter side to this, then a centre crop, as for ImageNet
+    config.evals.train_images = 0  # so many training images are the neighbours; 0: all
+    config.evals.val_images = 0  # so many held-out images are classified; 0: all
+    config.evals.knn_k = 200
+    config.evals.knn_temperature = 0.1
+    config.evals.final = True  # at the end: kNN and linear probe of trained, untrained and raw pixels; the report
+
+    config.log = ConfigDict()
+    config.log.every_steps = 50  # also the steps a dispatch where the data is on the device
+    config.log.tensorboard = True
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 10.0  # 0: only at the end
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_every_epochs = 0.0  # > 0: these stay for good
+    return config
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """The part of --config after the colon: "batch=256,smoke" with defaults batch=2048, smoke=False.
+
+    Args:
+      arg: comma-separated `key=value`, or `key` alone for a switch.
+      **defaults: every key the config knows; a value takes its default's type.
+
+    Raises:
+      UserError: an unknown key or a value of the wrong type.
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, given, text = item.partition("=")
+        if key not in defaults:
+            raise UserError(f"Unknown config argument {key!r}", f"This config knows {suggestions(key, defaults)}.")
+        kind = type(defaults[key])
+        try:
+            values[key] = _switch(text if given else "true") if kind is bool else kind(text)
+        except ValueError:
+            raise UserError(f"Config argument {key}={text!r} is no {kind.__name__}", f"Write e.g. {key}={defaults[key]}.") from None
+    return ConfigDict(values)
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(text)
+    return text.lower() in ("true", "1")
+
+
+def choose(name: str, value: str, valid: Iterable[str]) -> str:
+    """The value, or a UserError that names the valid ones."""
+    if value not in valid:
+        raise UserError(f"{name}={value!r} is unknown", f"Choose from {suggestions(value, valid)}.")
+    return value
+
+
+def suggestions(key: str, valid: Iterable[str]) -> str:
+    """The valid names, the closest first, for an error message."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(key, valid, n=1)
+    return ", ".join(close + [name for name in valid if name not in close])
+
+
+def to_dict(config: ConfigDict) -> dict:
+    """The config as it stands in RUN/config.json: plain JSON types."""
+    return json.loads(config.to_json())
+
+
+def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"name": "lars"}} as {"optim.name": "lars"}."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Keys whose values differ and change what is computed, as "optim.lr_weights: 0.2 -> 0.3"."""
+    old, new = flatten(old), flatten(new)
+    free = tuple(f"{key}." for key in FREE_KEYS)
+    keys = [key for key in sorted(old.keys() | new.keys()) if not f"{key}.".startswith(free)]
+    missing = "(absent)"
+    return [
+        f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}"
+        for key in keys
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for values no run can have, before anything is compiled."""
+    one_of = {
+        "platform": ("any", "cpu", "gpu", "tpu"),
+        "loss.form": ("auto", "covariance", "gram"),
+        "optim.name": ("lars", "sgd", "adamw"),
+        "model.dtype": ("bfloat16", "float32"),
+    }
+    flat = flatten(to_dict(config))
+    for key, valid in one_of.items():
+        choose(f"config.{key}", flat[key], valid)
+    for key in ("batch_size", "total_epochs", "views.size", "evals.batch_size", "log.every_steps", "evals.knn_k"):
+        if flat[key] <= 0:
+            raise UserError(f"config.{key}={flat[key]} must be positive", f"Set --config.{key} to a positive number.")
+
+
+def shrink(config: ConfigDict, *, train_split: str, val_split: str) -> ConfigDict:
+    """The `:smoke` form of a config: the same program on few images with a narrow net, in seconds on a CPU."""
+    config.batch_size = 16
+    config.total_epochs = 2.0
+    config.data.train_split, config.data.val_split = train_split, val_split
+    config.data.shuffle_buffer = 64
+    config.model.width = 0.125
+    config.model.projector = (64, 64, 64)
+    config.model.dtype = "float32"
+    config.optim.warmup_epochs = 0.5
+    config.evals.every_epochs = 1.0
+    config.evals.batch_size = 32
+    config.evals.knn_k = 20
+    config.log.every_steps = 2
+    config.checkpoint.every_epochs = 1.0
+    return config

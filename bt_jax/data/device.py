@@ -1,0 +1,74 @@
+"""A data set that lives whole on the device: order, gather, views and several training steps in one dispatch."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from bt_jax import sharding
+
+
+def put_arrays(images: np.ndarray, labels: np.ndarray | None, mesh: Mesh) -> dict[str, jax.Array]:
+    """{"image": uint8 (n, h, w, c), "label": int32 (n,)} with a copy on every device; no "label" without labels."""
+    data = {"image": images} | ({} if labels is None else {"label": labels.astype(np.int32)})
+    return sharding.put_replicated(data, mesh)
+
+
+def epoch_order(key: jax.Array, epoch: jax.Array, n: int) -> jax.Array:
+    """The permutation of 0..n-1 in which an epoch visits the images, int32 (n,): a function of (key, epoch) alone."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), n)
+
+
+def make_dispatch(step: Callable, order_key: jax.Array, *, batch_size: int, mesh: Mesh) -> Callable:
+    """Builds run(state, data, *, steps) -> (state, metrics): `steps` training steps within one epoch.
+
+    An epoch is n // batch_size steps; the rest of the permutation is left out, as in the reference (drop_last).
+
+    Returns:
+      run, jitted, its state donated. metrics: every value of the step, stacked to (steps,).
+    """
+
+    def run(state, data, *, steps: int):
+        n = data["image"].shape[0]
+        steps_per_epoch = n // batch_size
+        order = epoch_order(order_key, state.step // steps_per_epoch, n)
+
+        def body(state, _):
+            start = state.step % steps_per_epoch * batch_size
+            ids = jax.lax.dynamic_slice(order, (start,), (batch_size,))
+            batch = {name: values[ids] for name, values in data.items()} | {"id": ids}
+            batch = jax.lax.with_sharding_constraint(batch, sharding.batch_sharding(mesh))
+            return step(state, batch)
+
+        return jax.lax.scan(body, state, length=steps)
+
+    return jax.jit(run, static_argnames="steps", donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+
+def dispatch_size(steps_per_epoch: int, limit: int) -> int:
+    """Steps a dispatch: at most `limit`, chosen so that an epoch is made of equal dispatches where that costs little.
+
+    Every size is a program to compile. The largest divisor of the epoch is taken unless it is under half the limit;
+    then the epoch is cut into equal parts but for the last.
+    """
+    limit = min(limit, steps_per_epoch)
+    divisor = max(size for size in range(1, limit + 1) if steps_per_epoch % size == 0)
+    parts = -(-steps_per_epoch // limit)
+    return divisor if 2 * divisor >= limit else -(-steps_per_epoch // parts)
+
+
+def eval_batches(images: np.ndarray, labels: np.ndarray | None, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """All images in order, {"image", "label", "mask"}; the last batch is padded and its padding masked out."""
+    for start in range(0, len(images), batch_size):
+        rows = {"image": images[start : start + batch_size]}
+        if labels is not None:
+            rows["label"] = labels[start : start + batch_size].astype(np.int32)
+        count = len(rows["image"])
+        padded = {name: _pad(values, batch_size) for name, values in rows.items()}
+        yield padded | {"mask": np.arange(batch_size) < count}
+
+
+def _pad(values: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([values, np.zeros((rows - len(values), *values.shape[1:]), values.dtype)])

@@ -1,0 +1,385 @@
+"""Streaming input for data sets of large images: tf.data decodes on the host into a fixed canvas, the device does the rest.
+
+An image is decoded once, into the top left of a zero canvas, with its height and width beside it; both views are cropped out
+of it on the device. Nothing is saved in a checkpoint: the position in the stream is the step number, and which images a
+global batch holds depends on (seed, step) alone - not on how many processes read it, and not on where reading began.
+
+Two kinds of shuffle:
+- A true permutation of the split, another one in every epoch. Records are read in any order, by an index of the TFRecord
+  files that is made at the start; each process reads its own rows only. For local files and cache files: the default.
+- A window: files in an order drawn for the epoch, 16 read at once, through a buffer of `shuffle_buffer` records. For
+  storage that reads well only in sequence (gs://, spinning disks). Each process then reads every record, though it decodes
+  its own rows only; records more than a window apart in that sequence do not mix. Resuming within an epoch reads up to it.
+"""
+
+import itertools
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from bt_jax.data.source import Source, Span, broken_image, tensorflow
+from bt_jax.errors import UserError
+
+WINDOW = 8192  # records: about 0.9 GB of ImageNet JPEGs
+ERROR_CURE = "`python -m bt_jax.prepare` checks a whole data set"
+
+
+def train_batches(
+    source: Source,
+    split: str,
+    *,
+    batch_size: int,
+    canvas: int,
+    seed: int,
+    start_step: int = 0,
+    shuffle_buffer: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of this process, from step `start_step` on, exactly as an uninterrupted run would see them.
+
+    Args:
+      batch_size: images in a global batch. An epoch is floor(n / batch_size) full batches; the rest of that epoch's order is
+        left out, another rest in each epoch.
+      canvas: side of the canvas in pixels. An image with a longer side is shrunk to fit, a smaller one is not enlarged.
+      shuffle_buffer: None: a permutation where the source allows it, else a window of WINDOW; 0: a permutation; more: a
+        window of so many records (a cache file is permuted all the same).
+      process_index, process_count: this process takes rows [index * b, (index + 1) * b) of each global batch.
+
+    Yields:
+      {"image": uint8 (b, canvas, canvas, 3), "size": int32 (b, 2) height and width, "label": int32 (b,), -1 where there is
+      none, "id": int32 (b,)} with b = batch_size // process_count.
+
+    Raises:
+      UserError: at once for arguments that do not fit, later for a record that cannot be read, naming its id.
+    """
+    span = source.span(split)
+    count = span.stop - span.start
+    if canvas < 1 or batch_size < 1 or start_step < 0 or not 0 <= process_index < process_count:
+        raise UserError(
+            f"canvas {canvas}, batch size {batch_size}, start step {start_step}, process {process_index} of {process_count}",
+            "Sizes are positive, a step is not negative, and a process is one of those counted",
+        )
+    if batch_size % process_count:
+        raise UserError(f"batch size {batch_size} does not divide by {process_count} processes", "Choose a multiple")
+    if batch_size > count:
+        raise UserError(
+            f"batch size {batch_size} is more than the {count} images of {source.name}, split {split!r}", "Choose a smaller one"
+        )
+    rows = slice(*(batch_size // process_count * i for i in (process_index, process_index + 1)))
+    if shuffle_buffer is None:
+        shuffle_buffer = 0 if source.random_access(span.base) else WINDOW
+    if shuffle_buffer == 0 and not source.random_access(span.base):
+        raise UserError(f"{source.name} cannot be read in any order where it lies", "Set shuffle_buffer, for example 8192")
+    if shuffle_buffer and hasattr(source, "files"):
+        records = _Windowed(source, span, batch_size, rows, seed, shuffle_buffer)
+    else:
+        records = _Permuted(source, span, batch_size, rows, seed)
+    return _decoded(records, start_step, canvas, source, split)
+
+
+def eval_batches(source: Source, split: str, *, batch_size: int, canvas: int) -> Iterator[dict[str, np.ndarray]]:
+    """The split once, in order: as `train_batches`, with "mask" bool (b,); the last batch is filled up with zeros, mask False."""
+    if batch_size < 1 or canvas < 1:
+        raise UserError(f"batch size {batch_size}, canvas {canvas}", "Both must be positive")
+    batches = _decoded(_Ordered(source, source.span(split), batch_size), 0, canvas, source, split)
+    return (_fill(batch, batch_size) for batch in batches)
+
+
+def _fill(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    batch = batch | {"mask": np.ones(len(batch["id"]), bool)}
+    missing = rows - len(batch["id"])
+    return {key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()}
+
+
+# The order of records ------------------------------------------------------------------------------------------------
+#
+# `from_step(step)` of each class is a tf.data of encoded batches {"image": (b,) string, "label": (b,) int32, "id": (b,) int64}
+# from that step on: whatever is skipped is skipped before it is decoded.
+
+
+class _Permuted:
+    """Batch k of an epoch is the k-th piece of a permutation of the split."""
+
+    def __init__(self, source: Source, span: Span, batch_size: int, rows: slice, seed: int):
+        self.source, self.span, self.batch_size, self.rows, self.seed = source, span, batch_size, rows, seed
+        self.steps_per_epoch = (span.stop - span.start) // batch_size
+        self.failure = None
+        self._epoch, self._order, self._lock = -1, None, threading.Lock()
+
+    def from_step(self, start: int):
+        import tensorflow as tf
+
+        steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
+        # Two at a time: one waits for the disk while the other is unpacked.
+        return steps.map(_plain(self._fetch), num_parallel_calls=2, deterministic=True)
+
+    def _fetch(self, step):
+        import tensorflow as tf
+
+        image, label, number = tf.numpy_function(self._read, [step], (tf.string, tf.int32, tf.int64), stateful=False)
+        return {"image": _shaped(image, [None]), "label": _shaped(label, [None]), "id": _shaped(number, [None])}
+
+    def _read(self, step):
+        try:
+            ids = self.ids(int(step))
+            images, labels = zip(*self.source.read(self.span.base, ids), strict=True)
+        except Exception as error:
+            self.failure = error  # tf.data would turn it into an error of its own
+            raise
+        labels = np.array([-1 if label is None else label for label in labels], np.int32)
+        return np.array(images, object), labels, ids
+
+    def ids(self, step: int) -> np.ndarray:
+        """int64 (b,): the ids of this process's rows of a global batch."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        with self._lock:
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, permutation(self.span.stop - self.span.start, self.seed, epoch)
+            order = self._order
+        return self.span.start + order[batch * self.batch_size :][self.rows]
+
+
+class _Ordered(_Permuted):
+    """Every record once, in the order of ids; the last batch is shorter."""
+
+    def __init__(self, source: Source, span: Span, batch_size: int):
+        super().__init__(source, span, batch_size, slice(0, batch_size), seed=0)
+
+    def from_step(self, start):
+        first = self.span.start + start * self.batch_size
+        if not self.source.random_access(self.span.base):
+            return self.source.tf_dataset(f"{self.span.base}[{first}:{self.span.stop}]").batch(self.batch_size)
+        steps = -(-(self.span.stop - self.span.start) // self.batch_size)
+        return super().from_step(start).take(steps - start)
+
+    def ids(self, step):
+        first = self.span.start + step * self.batch_size
+        return np.arange(first, min(first + self.batch_size, self.span.stop))
+
+
+class _Windowed:
+    """Files in an order drawn for the epoch, read in sequence, through a shuffle buffer."""
+
+    failure = None
+
+    def __init__(self, source, span: Span, batch_size: int, rows: slice, seed: int, window: int):
+        self.source, self.span, self.batch_size, self.rows, self.seed, self.window = source, span, batch_size, rows, seed, window
+        self.steps_per_epoch = (span.stop - span.start) // batch_size
+        files = source.files(span.base)
+        ends = [first for _, first in files[1:]] + [source.splits[span.base]]
+        self.files = [file for file, end in zip(files, ends, strict=True) if file[1] < span.stop and end > span.start]
+
+    def from_step(self, start: int):
+        import tensorflow as tf
+
+        epoch, skip = divmod(start, self.steps_per_epoch)
+        epochs = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max)
+        # The batch is formed of all records and cut afterwards, so that it is the same batch on any number of processes.
+        return epochs.flat_map(_plain(self._epoch)).skip(skip).map(_plain(self._own_rows))
+
+    def _epoch(self, epoch):
+        import tensorflow as tf
+
+        order = tf.numpy_function(lambda e: permutation(len(self.files), self.seed, int(e)), [epoch], tf.int64, stateful=False)
+        order = _shaped(order, [len(self.files)])
+        paths, firsts = (tf.constant(column) for column in zip(*self.files, strict=True))
+        files = tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(firsts, order)))
+        records = files.interleave(
+            lambda path, first: tf.data.TFRecordDataset(path).enumerate(tf.cast(first, tf.int64)),
+            cycle_length=16, num_parallel_calls=16, deterministic=True,
+        )  # fmt: skip
+        records = records.filter(lambda number, _: (number >= self.span.start) & (number < self.span.stop))
+        records = records.shuffle(self.window, seed=self.seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
+        return records.batch(self.batch_size, drop_remainder=True).take(self.steps_per_epoch)
+
+    def _own_rows(self, numbers, records):
+        import tensorflow as tf
+
+        image, label = self.source.parse_in_graph(records[self.rows])
+        return {"image": image, "label": label, "id": tf.cast(numbers[self.rows], tf.int64)}
+
+
+def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """int64 (count,): the order of an epoch. From the raw bits of Philox, which NumPy promises never to change."""
+    bits = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(count)
+    return np.argsort(bits, kind="stable")
+
+
+# Decoding ------------------------------------------------------------------------------------------------------------
+
+
+def _decoded(records, start: int, canvas: int, source: Source, split: str) -> Iterator[dict[str, np.ndarray]]:
+    """Decodes in parallel and in order, so that what is wrong with batch k surfaces at batch k, and can be looked into."""
+    tf = tensorflow()
+
+
+    def decode(record):
+        image, size = place(record["image"], canvas)
+        return {"image": image, "size": size, "label": record["label"], "id": tf.cast(record["id"], tf.int32)}
+
+    rows = records.rows.stop - records.rows.start
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False  # it would widen buffers of whole canvases until the memory is full
+    images = records.from_step(start).unbatch().map(_plain(decode), num_parallel_calls=os.cpu_count(), deterministic=True)
+    batches = iter(images.batch(rows).prefetch(1).with_options(options))
+    for step in itertools.count(start):
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            raise _explained(error, records, step, canvas, source, split) from None
+        yield {key: value.numpy() for key, value in batch.items()}
+
+
+def place(data, canvas: int):
+    """Encoded image, a string tensor -> (uint8 (canvas, canvas, 3), int32 (2,) height and width of the image in it)."""
+    import tensorflow as tf
+
+    image, size = tf.cond(tf.io.is_jpeg(data), lambda: _decode_jpeg(data, canvas), lambda: _decode_other(data))
+    longest = tf.reduce_max(size)
+    size = tf.cond(
+        longest > canvas,
+        lambda: tf.maximum(1, tf.cast(tf.round(tf.cast(size, tf.float64) * (canvas / longest)), tf.int32)),
+        lambda: size,
+    )
+    image = tf.cond(tf.reduce_all(tf.shape(image)[:2] == size), lambda: image, lambda: _shrink(image, size))
+    return _shaped(tf.image.pad_to_bounding_box(image, 0, 0, canvas, canvas), [canvas, canvas, 3]), _shaped(size, [2])
+
+
+def _decode_jpeg(data, canvas: int):
+    """Image and its full size. Decodes at 1/2, 1/4 or 1/8 of the size (fewer coefficients, so faster) where that still
+    covers the canvas; grayscale and CMYK become RGB."""
+    import tensorflow as tf
+
+    size = tf.io.extract_jpeg_shape(data)[:2]
+    index = tf.reduce_sum(tf.cast(tf.reduce_max(size) >= [2 * canvas, 4 * canvas, 8 * canvas], tf.int32))
+    decoders = [lambda ratio=ratio: tf.io.decode_jpeg(data, channels=3, ratio=ratio) for ratio in (1, 2, 4, 8)]
+    return _shaped(tf.switch_case(index, decoders), [None, None, 3]), size
+
+
+def _decode_other(data):
+    import tensorflow as tf
+
+    image = _shaped(tf.io.decode_image(data, channels=3, expand_animations=False), [None, None, 3])
+    return image, tf.shape(image)[:2]
+
+
+def _shrink(image, size):
+    import tensorflow as tf
+
+    image = tf.image.resize(image, size, method="bicubic", antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+
+def _plain(function):
+    """Traced as it stands. AutoGraph finds nothing to rewrite here, and prints the environment when it fails at trying."""
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+def _shaped(tensor, shape):
+    tensor.set_shape(shape)  # the graph cannot know it: a Python function or a decoder made it
+    return tensor
+
+
+def _explained(error, records, step: int, canvas: int, source: Source, split: str) -> Exception:
+    """What a user can do something about, in place of a TensorFlow error about batch `step`."""
+    import tensorflow as tf
+
+    if records.failure is not None:
+        return records.failure
+    try:
+        batch = next(iter(records.from_step(step)))
+    except tf.errors.OpError:
+        reason = str(error.message).partition("\n")[0].split("} ")[-1]
+        return UserError(f"{source.name}, split {split!r}, is damaged: {reason}", f"Prepare it again; {ERROR_CURE}")
+    for data, number in zip(batch["image"], batch["id"], strict=True):
+        try:
+            place(data, canvas)
+        except tf.errors.OpError as broken:
+            reason = str(broken.message).partition("\n")[0].split("} ")[-1]
+            return broken_image(source, split, int(number), reason)
+    return error
+
+
+# Running ahead -------------------------------------------------------------------------------------------------------
+
+
+class prefetch:
+    """Iterator over `put(batch)`, made on a background thread at most `depth` batches ahead of the consumer.
+
+    An exception of the iterator or of `put` is raised to the consumer, at its place in the order. Closes the iterator.
+
+    Args:
+      put: moves a batch to the device; called on the background thread, in order.
+
+    Attributes:
+      wait_seconds: time the consumer has spent waiting for batches, the input's share of a slow step.
+    """
+
+    def __init__(self, iterator: Iterable, put: Callable, depth: int = 2):
+        if depth < 1:
+            raise UserError(f"prefetch depth {depth}", "Choose at least 1")
+        self.wait_seconds = 0.0
+        self._items = queue.SimpleQueue()
+        self._slots, self._stopped = threading.Semaphore(depth), threading.Event()
+        # The thread holds no reference to this object, so that forgetting it ends the thread as close() does.
+        arguments = (iter(iterator), put, self._items, self._slots, self._stopped)
+        self._thread = threading.Thread(target=_run_ahead, args=arguments, name="prefetch", daemon=True)
+        self._finalizer = weakref.finalize(self, _stop, self._slots, self._stopped)
+        self._thread.start()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._stopped.is_set():
+            raise StopIteration
+        began = time.perf_counter()
+        item, error = self._items.get()
+        self.wait_seconds += time.perf_counter() - began
+        if error is not None:
+            self.close()
+            raise error
+        self._slots.release()
+        return item
+
+    def close(self):
+        """Stops the thread and waits for it: for the batch it is making, no longer."""
+        self._finalizer()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _run_ahead(iterator, put, items, slots, stopped):
+    try:
+        while True:
+            slots.acquire()
+            if stopped.is_set():
+                return
+            items.put((put(next(iterator)), None))
+    except BaseException as error:  # StopIteration too: it ends the consumer's loop
+        items.put((None, error))
+    finally:
+        if hasattr(iterator, "close"):
+            iterator.close()
+
+
+def _stop(slots, stopped):
+    stopped.set()
+    slots.release()

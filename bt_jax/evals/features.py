@@ -1,0 +1,61 @@
+"""Frozen features of every image of a set: each image once, whatever the batch and the number of devices."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from bt_jax import augment, sharding
+from bt_jax.models import Net
+
+Embed = Callable[[dict, dict], jax.Array]
+
+
+def make_embed(net: Net, recipe: augment.Recipe, mesh: Mesh, *, resize: int = 0) -> Embed:
+    """embed(variables, batch) -> float32 (n, feature_dim): the evaluation view through the net with running statistics."""
+
+    def embed(variables, batch):
+        images = augment.evaluation_view(batch["image"], recipe, sizes=batch.get("size"), resize=resize or None)
+        return net.apply(variables, images, train=False)
+
+    return jax.jit(embed, out_shardings=sharding.replicated(mesh))
+
+
+def raw_pixels(recipe: augment.Recipe, mesh: Mesh, *, resize: int = 0) -> Embed:
+    """The same for a net that does nothing: the normalised pixels, flattened."""
+
+    def embed(variables, batch):
+        del variables
+        images = augment.evaluation_view(batch["image"], recipe, sizes=batch.get("size"), resize=resize or None)
+        return images.reshape(len(images), -1)
+
+    return jax.jit(embed, out_shardings=sharding.replicated(mesh))
+
+
+def extract(
+    embed: Embed, variables: dict, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Runs `embed` over padded batches and drops the padding.
+
+    Args:
+      batches: {"image", "mask", optionally "label" and "size"}, numpy, the same on every process.
+
+    Returns:
+      features float32 (n, d) and labels int32 (n,), or None without labels; on the host, the same on every process.
+    """
+    features, labels = [], []
+    for batch in batches:
+        keep = batch["mask"]
+        inputs = sharding.put_global({name: batch[name] for name in ("image", "size") if name in batch}, mesh)
+        features.append(np.asarray(embed(variables, inputs))[keep])
+        if "label" in batch:
+            labels.append(batch["label"][keep])
+    return np.concatenate(features), np.concatenate(labels) if labels else None
+
+
+def normalise(features: np.ndarray) -> jax.Array:
+    """Rows of unit length, float32."""
+    features = jnp.asarray(features, jnp.float32)
+    return features / jnp.maximum(jnp.linalg.norm(features, axis=1, keepdims=True), 1e-12)

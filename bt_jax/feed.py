@@ -1,0 +1,138 @@
+"""Where a run's batches come from: a data set that lives on the device, or one streamed from the host.
+
+Both give the loop the same few functions, so that it need not know which one it has.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax import sharding, train_step
+from bt_jax.data import device
+from bt_jax.data.source import Source
+
+
+class Feed(NamedTuple):
+    """Where batches come from.
+
+    Attributes:
+      images: how many training images there are.
+      begin: begin(step, at_step) -> (advance, waited, close). advance(state, n) takes n steps and returns the state and
+        a list of their metrics on the device; waited() is the seconds spent waiting for data so far.
+      window: window(at_step) -> steps until the next good place to look up.
+      sample: sample(n) -> a batch of n training images, as numpy.
+      train_batches, val_batches: functions that start a pass for evaluation.
+    """
+
+    images: int
+    begin: Callable
+    window: Callable[[int], int]
+    sample: Callable[[int], dict[str, np.ndarray]]
+    train_batches: Callable
+    val_batches: Callable
+
+
+def make_feed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
+    """On the device or streamed, as the config says."""
+    return _resident(config, source, mesh) if config.data.on_device else _streamed(config, source, mesh)
+
+
+def _resident(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
+    images, labels = source.arrays(config.data.train_split)
+    steps_per_epoch = max(len(images) // config.batch_size, 1)
+    size = device.dispatch_size(steps_per_epoch, config.log.every_steps)
+
+    def begin(step, at_step):
+        del at_step
+        data = device.put_arrays(images, labels, mesh)
+        order_key = train_step.stream(config.seed, train_step.ORDER)
+        dispatch = device.make_dispatch(step, order_key, batch_size=config.batch_size, mesh=mesh)
+
+        def advance(state, steps):
+            state, stacked = dispatch(state, data, steps=steps)
+            return state, [stacked]
+
+        return advance, lambda: 0.0, lambda: None
+
+    def window(at_step):
+        within = at_step % steps_per_epoch
+        return min(size - within % size, steps_per_epoch - within)
+
+    def passes(split, limit):
+        arrays = (images, labels) if split == config.data.train_split else source.arrays(split)
+        keep = evenly(len(arrays[0]), limit)
+        chosen = [None if a is None else a[keep] for a in arrays]
+        return lambda: device.eval_batches(*chosen, batch_size=sharding.round_up(config.evals.batch_size, mesh))
+
+    def sample(n):
+        keep = evenly(len(images), n)
+        return {"image": images[keep], "id": keep.astype(np.int32)}
+
+    val = passes(config.data.val_split, config.evals.val_images) if config.data.val_split else None
+    return Feed(len(images), begin, window, sample, passes(config.data.train_split, config.evals.train_images), val)
+
+
+def _streamed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
+    from bt_jax.data import pipeline  # imported here: it needs TensorFlow
+
+    batch_size, canvas = sharding.round_up(config.evals.batch_size, mesh), config.data.canvas
+    train_images = source.span(config.data.train_split)
+
+    def begin(step, at_step):
+        batches = pipeline.train_batches(
+            source,
+            config.data.train_split,
+            batch_size=config.batch_size,
+            canvas=canvas,
+            seed=config.seed,
+            start_step=at_step,
+            shuffle_buffer=config.data.shuffle_buffer,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        ahead = pipeline.prefetch(batches, lambda batch: sharding.put_batch(batch, mesh))
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+        def advance(state, steps):
+            shown = []
+            for _ in range(steps):
+                state, metrics = jitted(state, next(ahead))
+                shown.append(metrics)
+            return state, shown
+
+        return advance, lambda: ahead.wait_seconds, ahead.close
+
+    def passes(split, limit):
+        def start():
+            seen = 0
+            for batch in pipeline.eval_batches(source, split, batch_size=batch_size, canvas=canvas):
+                if limit and seen >= limit:
+                    return
+                seen += batch_size
+                yield batch
+
+        return start
+
+    def sample(n):
+        batch = next(iter(pipeline.eval_batches(source, config.data.train_split, batch_size=n, canvas=canvas)))
+        return {name: batch[name][batch["mask"]] for name in ("image", "size", "id") if name in batch}
+
+    every = config.log.every_steps
+    val = passes(config.data.val_split, config.evals.val_images) if config.data.val_split else None
+    return Feed(
+        train_images.stop - train_images.start,
+        begin,
+        lambda at_step: every - at_step % every,
+        sample,
+        passes(config.data.train_split, config.evals.train_images),
+        val,
+    )
+
+
+def evenly(n: int, limit: int) -> np.ndarray:
+    """`limit` indices spread over 0..n-1, or all of them where limit is 0 or too large."""
+    return np.arange(n) if not limit or limit >= n else np.linspace(0, n - 1, limit).astype(np.int64)

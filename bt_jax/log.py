@@ -1,0 +1,114 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard under the same names, and lines on the terminal."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+
+def say(text: str, *, stream=sys.stdout) -> None:
+    """One line on the terminal, from the first process only."""
+    if jax.process_index() == 0:
+        print(text, file=stream, flush=True)
+
+
+class RunLog:
+    """Appends metrics of a run folder; silent on all processes but the first.
+
+    Args:
+      folder: the run folder; must exist.
+      first_step: lines of later steps, left by a run that got further than its last checkpoint, are dropped.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int, tensorboard: bool = True):
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        path = folder / "metrics.jsonl"
+        if path.exists():
+            _drop_after(path, first_step)
+        self._file = path.open("a")
+        self._board = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter  # imported here: a run without it needs neither package nor time
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line {"step": …, name: value, …}. Values that are not finite are written as null."""
+        if not self._writes:
+            return
+        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes what was opened."""
+        if self._writes:
+            self._file.close()
+            if self._board:
+                self._board.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept))
+    temporary.replace(path)
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf  # cut off when the run was killed
+
+
+class Progress:
+    """Pairs per second, waiting and time to go, over the steps since the last line."""
+
+    def __init__(self, *, first_step: int, total_steps: int, batch_size: int, steps_per_epoch: int):
+        self._total, self._batch, self._per_epoch = total_steps, batch_size, steps_per_epoch
+        self._first, self._step = first_step, first_step
+        self._time, self._waited = time.monotonic(), 0.0
+
+    def measure(self, step: int, *, waited: float = 0.0) -> dict[str, float]:
+        """perf/pairs_per_sec and perf/data_wait (share of the time) since the last call; `waited` counts from the start."""
+        now = time.monotonic()
+        seconds = max(now - self._time, 1e-9)
+        values = {
+            "epoch": step / self._per_epoch,
+            "perf/pairs_per_sec": (step - self._step) * self._batch / seconds,
+            "perf/data_wait": (waited - self._waited) / seconds,
+        }
+        self._step, self._time, self._waited = step, now, waited
+        return values
+
+    def skip(self) -> None:
+        """Leaves the time since the last line out of the count: an evaluation, not training."""
+        self._time = time.monotonic()
+
+    def line(self, step: int, values: dict[str, float]) -> str:
+        """What a person reads while it trains."""
+        rate = values["perf/pairs_per_sec"]
+        eta = (self._total - step) * self._batch / rate if rate else math.inf
+        probe = f"  probe {100 * values['train/probe_top1']:.1f} %" if "train/probe_top1" in values else ""
+        return (
+            f"step {step}/{self._total}  epoch {values['epoch']:.1f}  loss {values['train/loss']:.4g}"
+            f"  (on {values['train/on_diag']:.4g}, off {values['train/off_diag']:.4g}){probe}"
+            f"  {rate:.0f} pairs/s  waiting {100 * values['perf/data_wait']:.0f} %  ETA {_clock(eta)}"
+        )
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

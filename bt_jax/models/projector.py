@@ -1,0 +1,60 @@
+"""The projector: (Linear, batch norm, ReLU) for every hidden layer, then one Linear (paper section 2.2).
+
+The paper's is 8192-8192-8192 without biases; solo-learn's CIFAR recipe is 2048-2048-2048 with them.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bt_jax.errors import UserError
+from bt_jax.models.batch_norm import BatchNorm
+
+# torch.nn.Linear's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which the reference keeps: a variance of 1 / (3 fan_in).
+TORCH_LINEAR = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def linear(in_dim: int, out_dim: int, *, bias: bool, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """kernel (in, out) and bias as torch.nn.Linear starts them."""
+
+    def bias_init(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -(in_dim**-0.5), in_dim**-0.5)
+
+    return nnx.Linear(
+        in_dim, out_dim, use_bias=bias, dtype=dtype, kernel_init=TORCH_LINEAR, bias_init=bias_init, rngs=rngs
+    )
+
+
+class Projector(nnx.Module):
+    """Parameters `fc0`, `bn0`, `fc1`, ... with `widths[i]` outputs of `fc{i}`; the last has no batch norm.
+
+    Args:
+      in_dim: features of the encoder.
+      widths: outputs of every layer, the embedding's last.
+      bias: whether the linear layers have one.
+      dtype: what the linear layers compute in; parameters are float32.
+    """
+
+    def __init__(self, in_dim: int, widths: Sequence[int], *, bias: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
+        if not widths or min(widths) < 1:
+            raise UserError(f"A projector of widths {tuple(widths)} has no output", "Give at least one positive width.")
+        self.dtype = jnp.dtype(dtype)
+        self.hidden = len(widths) - 1
+        self.feature_dim = widths[-1]
+        for index, out_dim in enumerate(widths):
+            setattr(self, f"fc{index}", linear(in_dim, out_dim, bias=bias, dtype=self.dtype, rngs=rngs))
+            if index < self.hidden:
+                setattr(self, f"bn{index}", BatchNorm(out_dim))
+            in_dim = out_dim
+
+    def stages(self, h: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """h: (n, in_dim) -> "hidden0", ...: (n, width) in the compute dtype; "features": (n, widths[-1]), float32+."""
+        x, outputs = h.astype(self.dtype), {}
+        for index in range(self.hidden):
+            x = getattr(self, f"fc{index}")(x)
+            x = outputs[f"hidden{index}"] = nnx.relu(getattr(self, f"bn{index}")(x, train=train))
+        x = getattr(self, f"fc{self.hidden}")(x)
+        outputs["features"] = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return outputs

@@ -1,0 +1,198 @@
+"""ResNet-18/34/50/101/152 that compute what torchvision's do, in NHWC.
+
+Every padding is explicit: with "SAME" the stride-2 convolutions and the max-pool would pad (0, 1) where torch pads
+(1, 1), and converted weights would give other features. Bottlenecks stride on their 3x3 convolution (torchvision's
+"v1.5"). Sub-modules carry torchvision's names where those are names (`conv1`, `bn1`, `layer1`) and plain ones where
+they are numbers (`block0`, `downsample.conv`), so the parameters are nested dicts with string keys.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bt_jax.errors import UserError
+from bt_jax.models.batch_norm import BatchNorm
+
+# He et al. 2015, "Delving deep", fan-out: the initialiser of torchvision's ResNet.__init__.
+KAIMING_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv(in_channels: int, out_channels: int, size: int, *, stride: int = 1, padding: int, dtype, rngs) -> nnx.Conv:
+    """A square convolution without bias, zero-padded by the same number on all four sides."""
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        (size, size),
+        strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=KAIMING_NORMAL,
+        rngs=rngs,
+    )
+
+
+class Downsample(nnx.Module):
+    """The shortcut's 1x1 convolution where a block changes the resolution or the number of channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, dtype, rngs):
+        self.conv = conv(in_channels, out_channels, 1, stride=stride, padding=0, dtype=dtype, rngs=rngs)
+        self.bn = BatchNorm(out_channels)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.bn(self.conv(x), train=train)
+
+
+def downsample(in_channels: int, out_channels: int, stride: int, *, dtype, rngs) -> Downsample | None:
+    """None where the shortcut is the identity."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return Downsample(in_channels, out_channels, stride, dtype=dtype, rngs=rngs)
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions and a shortcut (ResNet-18 and 34)."""
+
+    expansion = 1
+    convs = 2
+
+    def __init__(self, in_channels: int, channels: int, stride: int, *, last_scale: float, dtype, rngs):
+        self.conv1 = conv(in_channels, channels, 3, stride=stride, padding=1, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(channels)
+        self.conv2 = conv(channels, channels, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(channels, scale=last_scale)
+        self.downsample = downsample(in_channels, channels, stride, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = nnx.relu(self.bn1(self.conv1(x), train=train))
+        y = self.bn2(self.conv2(y), train=train)
+        shortcut = x if self.downsample is None else self.downsample(x, train=train)
+        return nnx.relu(y + shortcut)
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet-50 and deeper); the block's output is 4x as wide."""
+
+    expansion = 4
+    convs = 3
+
+    def __init__(self, in_channels: int, channels: int, stride: int, *, last_scale: float, dtype, rngs):
+        out_channels = channels * self.expansion
+        self.conv1 = conv(in_channels, channels, 1, padding=0, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(channels)
+        self.conv2 = conv(channels, channels, 3, stride=stride, padding=1, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(channels)
+        self.conv3 = conv(channels, out_channels, 1, padding=0, dtype=dtype, rngs=rngs)
+        self.bn3 = BatchNorm(out_channels, scale=last_scale)
+        self.downsample = downsample(in_channels, out_channels, stride, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = nnx.relu(self.bn1(self.conv1(x), train=train))
+        y = nnx.relu(self.bn2(self.conv2(y), train=train))
+        y = self.bn3(self.conv3(y), train=train)
+        shortcut = x if self.downsample is None else self.downsample(x, train=train)
+        return nnx.relu(y + shortcut)
+
+
+# He et al. 2015, "Deep residual learning", table 1: the block and how often each of the four stages repeats it.
+ARCHITECTURES = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+def architecture(arch: str) -> tuple[type[nnx.Module], tuple[int, ...]]:
+    """The block class and the four stages' depths; UserError for an unknown name."""
+    if arch not in ARCHITECTURES:
+        raise UserError(f"There is no architecture {arch!r}", f"Take one of {', '.join(ARCHITECTURES)}.")
+    return ARCHITECTURES[arch]
+
+
+def stem_channels(width: float) -> int:
+    """64 * width as an exact integer; every other number of channels is a multiple of it."""
+    channels = 64 * width
+    if channels < 1 or channels != int(channels):
+        raise UserError(
+            f"A width of {width} gives {channels} channels in the stem", "Take a positive multiple of 1/64, like 0.5."
+        )
+    return int(channels)
+
+
+class Stage(nnx.Module):
+    """`depth` blocks; the first one changes the number of channels and, from layer2 on, halves the resolution."""
+
+    def __init__(self, block, in_channels: int, channels: int, depth: int, stride: int, **options):
+        self.depth = depth
+        for index in range(depth):
+            setattr(self, f"block{index}", block(in_channels, channels, stride if index == 0 else 1, **options))
+            in_channels = channels * block.expansion
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for index in range(self.depth):
+            x = getattr(self, f"block{index}")(x, train=train)
+        return x
+
+
+class ResNet(nnx.Module):
+    """The network up to and including the average pool; there is no classifier.
+
+    Args:
+      arch: a key of ARCHITECTURES.
+      small_images: a 3x3 stem of stride 1 and no max-pool, for CIFAR, in place of 7x7, stride 2 and max-pool.
+      width: multiplies every number of channels, the stem's and the features' too (R50x2 of SimCLR and VICReg: 2).
+      channels: of the images.
+      zero_init_residual: start the last scale of every block at 0, so that blocks begin as their shortcuts.
+      stem_padding: of the 3x3 stem; solo-learn pads 2, which turns 32x32 images into 34x34 maps.
+      dtype: what convolutions compute in; parameters are float32.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        *,
+        small_images: bool = False,
+        width: float = 1,
+        channels: int = 3,
+        zero_init_residual: bool = True,
+        stem_padding: int = 1,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        block, depths = architecture(arch)
+        base = stem_channels(width)
+        self.dtype = jnp.dtype(dtype)
+        self.small_images = small_images
+        if small_images:
+            self.conv1 = conv(channels, base, 3, padding=stem_padding, dtype=self.dtype, rngs=rngs)
+        else:
+            self.conv1 = conv(channels, base, 7, stride=2, padding=3, dtype=self.dtype, rngs=rngs)
+        self.bn1 = BatchNorm(base)
+        options = {"last_scale": 0.0 if zero_init_residual else 1.0, "dtype": self.dtype, "rngs": rngs}
+        out = block.expansion
+        self.layer1 = Stage(block, base, base, depths[0], 1, **options)
+        self.layer2 = Stage(block, base * out, base * 2, depths[1], 2, **options)
+        self.layer3 = Stage(block, base * 2 * out, base * 4, depths[2], 2, **options)
+        self.layer4 = Stage(block, base * 4 * out, base * 8, depths[3], 2, **options)
+        self.feature_dim = base * 8 * out
+
+    def stages(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """Every stage's output, in the network's order.
+
+        Args:
+          images: (n, height, width, channels), float, normalised.
+
+        Returns:
+          "maxpool" (the stem's output where small images have no max-pool) and "layer1" to "layer4": (n, h, w, c) in
+          the compute dtype; "features": (n, feature_dim), float32, or float64 where that is the compute dtype.
+        """
+        x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train=train))
+        if not self.small_images:
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf, as torch
+        outputs = {"maxpool": x}
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = outputs[name] = getattr(self, name)(x, train=train)
+        outputs["features"] = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
+        return outputs

@@ -1,0 +1,122 @@
+"""The reference's optimizer and schedule, built from optax pieces, and two alternatives.
+
+`optax.lars` is not the reference's LARS: it multiplies the learning rate in before the momentum and excludes no
+parameter by default. Here, as in reference main.py, the order is decay, trust ratio, momentum, learning rate, and
+one-dimensional parameters (biases, batch-norm scales) have no decay, no trust ratio and a rate of their own.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Rate = float | optax.Schedule
+
+TRUST_COEFFICIENT = 0.001  # reference main.py, class LARS, eta
+MOMENTUM = 0.9  # reference main.py
+WEIGHT_DECAY = 1.5e-6  # paper section 2.2; reference main.py's default is 1e-6
+CLIPPED_EPS = 1e-8  # solo-learn solo/utils/lars.py
+
+
+def warmup_cosine(
+    peak: float, *, warmup_steps: int, total_steps: int, end_factor: float = 0.001, start_factor: float = 0.0
+) -> optax.Schedule:
+    """Linear rise from `start_factor * peak` over `warmup_steps`, then half a cosine down to `end_factor * peak`.
+
+    Defaults: reference main.py, `adjust_learning_rate`, per step; the paper's 10 epochs are `warmup_steps`.
+
+    Args:
+      peak: the rate after the rise, already scaled by the batch.
+      total_steps: where the end is reached; later steps keep it.
+
+    Returns:
+      A function of the step (int array) giving a float32 rate, or float64 under x64.
+    """
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.result_type(float))
+        rise = start_factor + (1 - start_factor) * step / max(warmup_steps, 1)
+        progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0, 1)
+        fall = end_factor + (1 - end_factor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return peak * jnp.where(step < warmup_steps, rise, fall)
+
+    return schedule
+
+
+def lars(
+    lr_weights: Rate,
+    lr_biases: Rate,
+    *,
+    weight_decay: float = WEIGHT_DECAY,
+    momentum: float = MOMENTUM,
+    trust_coefficient: float = TRUST_COEFFICIENT,
+    clip: bool = False,
+) -> optax.GradientTransformation:
+    """LARS of the reference. The whole array is one layer: its norms are over all of its elements.
+
+    Args:
+      lr_weights: rate of parameters with two or more dimensions.
+      lr_biases: rate of parameters with one dimension, which have neither decay nor trust ratio.
+      clip: solo-learn's variant for small data sets: the trust ratio is eta |p| / (|g| + wd |p| + eps), divided by the
+        current rate and cut at 1.
+    """
+    if clip:
+        adapt = _clipped_trust_ratio(lr_weights, weight_decay, trust_coefficient)
+    else:
+        adapt = optax.chain(
+            optax.add_decayed_weights(weight_decay), optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+        )
+    return _by_dimension(
+        weights=optax.chain(adapt, optax.trace(momentum), optax.scale_by_learning_rate(lr_weights)),
+        biases=optax.chain(optax.trace(momentum), optax.scale_by_learning_rate(lr_biases)),
+    )
+
+
+def sgd(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float, momentum: float) -> optax.GradientTransformation:
+    """torch.optim.SGD: decay on every parameter is part of the gradient that enters the momentum."""
+    return _by_dimension(
+        weights=_sgd(lr_weights, weight_decay, momentum), biases=_sgd(lr_biases, weight_decay, momentum)
+    )
+
+
+def adamw(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW with optax's constants; one-dimensional parameters are not decayed."""
+    return _by_dimension(
+        weights=optax.adamw(lr_weights, weight_decay=weight_decay), biases=optax.adam(lr_biases)
+    )
+
+
+def _sgd(lr: Rate, weight_decay: float, momentum: float) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.scale_by_learning_rate(lr)
+    )
+
+
+def _by_dimension(*, weights, biases) -> optax.GradientTransformation:
+    def label(params):
+        return jax.tree.map(lambda p: "biases" if p.ndim == 1 else "weights", params)
+
+    return optax.multi_transform({"weights": weights, "biases": biases}, label)
+
+
+def _clipped_trust_ratio(lr: Rate, weight_decay: float, trust_coefficient: float) -> optax.GradientTransformation:
+    rate: Callable = lr if callable(lr) else lambda count: lr
+
+    def adapt(gradient, parameter, lr_now):
+        p, g = jnp.linalg.norm(parameter.ravel()), jnp.linalg.norm(gradient.ravel())
+        ratio = trust_coefficient * p / (g + weight_decay * p + CLIPPED_EPS)
+        # A zero rate (step 0 of a warm-up from 0) makes the cut infinite, hence 1.
+        ratio = jnp.minimum(ratio / jnp.maximum(lr_now, jnp.finfo(p.dtype).tiny), 1)
+        ratio = jnp.where((p == 0) | (g == 0), 1, ratio)
+        return ratio * (gradient + weight_decay * parameter)
+
+    def update(gradients, state, params):
+        scaled = jax.tree.map(lambda g, p: adapt(g, p, rate(state.count)), gradients, params)
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+
+    return optax.GradientTransformation(init, update)

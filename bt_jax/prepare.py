@@ -1,0 +1,92 @@
+"""Checks a data set before a long run, and writes it as one cache file that needs no TensorFlow.
+
+    python -m bt_jax.prepare --data=cifar10 --data_dir=DIR                       # check only
+    python -m bt_jax.prepare --data=cifar10 --data_dir=DIR --npz=cifar10.npz     # check, then write
+    python -m bt_jax.prepare --npz_in=cifar10.npz                                # check a cache file
+
+Reads every image of every split: counts, sizes, classes, unreadable images by their ids. Exit status 0: all is well; 2: it
+is not, with one line on stderr. Nothing is written from a data set with unreadable images.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from bt_jax.data.source import Source, open_source, progress, try_decode, write_npz
+from bt_jax.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the tool; returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        if (options.data is None) == (options.npz_in is None):
+            raise UserError("one data set is needed", "Give either --data=NAME or --npz_in=FILE")
+        source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in)
+        splits = options.splits.split(",") if options.splits else list(source.splits)
+        unreadable = {split: check(source, split) for split in splits}
+        count = sum(map(len, unreadable.values()))
+        if count:
+            lists = "; ".join(f"{split}: {', '.join(map(str, ids[:20]))}" for split, ids in unreadable.items() if ids)
+            raise UserError(f"{source.name} has {count} unreadable images, by id: {lists}", "Restore them from their origin")
+        if options.npz:
+            write_npz(source, options.npz, splits)
+            print(f"wrote {options.npz}: {os.path.getsize(options.npz) / 1e6:.1f} MB")
+    except UserError as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bt_jax.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", metavar="NAME", help='"digits", or a TFDS name such as cifar10, cifar10:3.0.2, imagenet2012')
+    parser.add_argument(
+        "--data_dir", metavar="DIR", help="folder of TFDS data sets (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)"
+    )
+    parser.add_argument("--npz_in", metavar="FILE", help="check this cache file instead of a named data set")
+    parser.add_argument("--npz", metavar="FILE", help="write the splits to this cache file")
+    parser.add_argument("--splits", metavar="A,B", help="the splits to check and write (default: all)")
+    return parser
+
+
+def check(source: Source, split: str) -> list[int]:
+    """Decodes a split, prints one line about it, and returns the ids of its unreadable images."""
+    span = source.span(split)
+    records = progress(source.encoded(split), f"checking {split}", span.stop - span.start)
+    number, unreadable, sizes, labels = span.start, [], Counter(), Counter()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while chunk := list(islice(records, 256)):
+            for result, (_, label) in zip(pool.map(try_decode, [data for data, _ in chunk]), chunk, strict=True):
+                if isinstance(result, Exception):
+                    unreadable.append(number)
+                else:
+                    sizes[result.shape[1::-1]] += 1
+                labels[label] += 1
+                number += 1
+    print(f"{split}: {_summary(source, sizes, labels)}, {len(unreadable)} unreadable")
+    return unreadable
+
+
+def _summary(source: Source, sizes: Counter, labels: Counter) -> str:
+    widths, heights = zip(*sizes, strict=True) if sizes else ((0,), (0,))
+    if len(sizes) == 1:
+        size = f"all {widths[0]}x{heights[0]}"
+    else:
+        size = f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)}"
+    if source.num_classes:
+        counts = labels.values()
+        classes = f"{len(labels)} of {source.num_classes} classes, {min(counts)} to {max(counts)} each"
+    else:
+        classes = "no labels"
+    return f"{sum(labels.values())} images, {size}, {classes}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The folder of a run: its config, its surroundings, and the check that a second start means the same run."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-datasets")
+
+
+def open_folder(path: str, config: dict) -> Path:
+    """Makes the folder, or accepts one that holds the same config; writes config.json and environment.json.
+
+    Args:
+      config: of `config.to_dict`.
+
+    Raises:
+      UserError: the folder cannot be made, or holds another run's config; the keys that differ are named.
+    """
+    folder = Path(path).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The work folder {folder} cannot be made: {error.strerror}", "Give another --workdir.") from None
+    file = folder / "config.json"
+    if file.exists():
+        different = config_lib.differences(_read(file), config)
+        if different:
+            raise UserError(
+                f"{folder} holds a run with another config ({'; '.join(different)})",
+                "Give another --workdir, or the config of that run to go on with it.",
+            )
+    if jax.process_index() == 0:
+        _write(file, config)
+        _write(folder / "environment.json", environment())
+    return folder
+
+
+def environment() -> dict:
+    """Versions, devices, git commit and command line of this process."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
+        "git_commit": _git_commit(),
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "devices": [f"{device.id}: {device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def _git_commit() -> str:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.strip() or "unknown"
+
+
+def _read(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except ValueError:
+        raise UserError(f"{file} is damaged", "Delete it if the folder is yours to use, or give another --workdir.") from None
+
+
+def _write(file: Path, content: dict) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(file)

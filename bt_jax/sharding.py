@@ -1,0 +1,62 @@
+"""One mesh with one axis, "data": the batch is split over it, everything else is on every device."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bt_jax.errors import UserError
+
+AXIS = "data"
+
+
+def make_mesh(devices=None) -> Mesh:
+    """A mesh over all devices of all processes, or over the given ones.
+
+    The axis is `Auto`: jit then propagates the batch's sharding and inserts the collectives. `jax.make_mesh` would by
+    default make it `Explicit`, under which z1.T @ z2 with a sharded batch is an error.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    return Mesh(devices.reshape(-1), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis over the devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(batch, mesh: Mesh):
+    """Global arrays from each process's own rows (a pytree of numpy arrays, first axis the local batch)."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+
+
+def put_global(batch, mesh: Mesh):
+    """Global arrays from whole batches, of which every process holds the same copy."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
+
+
+def round_up(batch_size: int, mesh: Mesh) -> int:
+    """The next batch that divides by the number of devices."""
+    return -(-batch_size // mesh.devices.size) * mesh.devices.size
+
+
+def put_replicated(tree, mesh: Mesh):
+    """A copy of every array of the pytree on every device; each process must hold the same values."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError unless the global batch divides by the number of devices."""
+    devices = mesh.devices.size
+    if batch_size % devices:
+        fits = [size for size in range(batch_size, batch_size + devices) if size % devices == 0][0]
+        raise UserError(
+            f"The global batch of {batch_size} does not divide by {devices} devices",
+            f"Set --config.batch_size={fits}, or make fewer devices visible.",
+        )

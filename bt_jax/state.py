@@ -1,0 +1,69 @@
+"""What training carries from step to step: one pytree of plain dicts."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bt_jax.models import Net
+
+Tree = Any
+
+
+class Nets(NamedTuple):
+    """The two networks of Barlow Twins."""
+
+    backbone: Net
+    projector: Net
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a run is at one step.
+
+    Attributes:
+      step: int32, steps taken; the schedule, the order of the data and all randomness are functions of it.
+      params: {"backbone", "projector", "probe"}, float32.
+      batch_stats: {"backbone", "projector"}, running means and variances, float32.
+      opt_state: of the optax transformation, over params.
+      bad_steps: int32, steps in a row that were skipped because the loss or the gradient was not finite.
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    bad_steps: jax.Array
+
+    def encoder(self) -> dict[str, Tree]:
+        """The backbone's variables, as `Net.apply` takes them."""
+        return {"params": self.params["backbone"], "batch_stats": self.batch_stats["backbone"]}
+
+
+def create(key: jax.Array, nets: Nets, tx: optax.GradientTransformation, num_classes: int) -> TrainState:
+    """The state at step 0, a function of the key alone.
+
+    The probe is there also without labels (then with one class), so that every state has the same structure.
+    """
+    backbone_key, projector_key, probe_key = jax.random.split(key, 3)
+    backbone, projector = nets.backbone.init(backbone_key), nets.projector.init(projector_key)
+    classes = max(num_classes, 1)
+    params = {
+        "backbone": backbone["params"],
+        "projector": projector["params"],
+        # N(0, 0.01), the reference's linear head (evaluate.py)
+        "probe": {
+            "kernel": 0.01 * jax.random.normal(probe_key, (nets.backbone.feature_dim, classes)),
+            "bias": jnp.zeros(classes),
+        },
+    }
+    return TrainState(
+        step=jnp.zeros([], jnp.int32),
+        params=params,
+        batch_stats={"backbone": backbone["batch_stats"], "projector": projector["batch_stats"]},
+        opt_state=tx.init(params),
+        bad_steps=jnp.zeros([], jnp.int32),
+    )

@@ -1,0 +1,111 @@
+"""The step: a batch of uint8 images in, the updated state out. Pure; whoever calls it jits it.
+
+All randomness is folded from (seed, step, sample id), so nothing random is stored and the number of devices has no say.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bt_jax import augment, losses, metrics
+from bt_jax.state import Nets, TrainState
+
+Batch = dict[str, jax.Array]
+
+# Streams of a run's randomness, folded into the seed's key.
+INIT, ORDER, VIEWS = 0, 1, 2
+
+
+def stream(seed: int, purpose: int) -> jax.Array:
+    """The key of one of the streams above."""
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def make_pretrain_step(
+    nets: Nets,
+    tx: optax.GradientTransformation,
+    recipe: augment.Recipe,
+    *,
+    seed: int,
+    lambd: float,
+    form: losses.Form = "auto",
+    two_passes: bool = True,
+    rates: dict[str, optax.Schedule] | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds step(state, batch) -> (state, metrics).
+
+    Args:
+      tx: over {"backbone", "projector", "probe"}, see `make_optimizer`.
+      two_passes: the views go through the networks one after the other, each normalised by its own batch statistics,
+        as in the reference; False concatenates them.
+      rates: name -> schedule, shown among the metrics.
+
+    Returns:
+      The step. batch: "image" uint8 (n, h, w, c), "id" int32 (n,), and optionally "label" int32 (n,) and "size" int32
+      (n, 2) for images in a padded canvas. metrics: float32 scalars under the names of the log.
+    """
+    views_key = stream(seed, VIEWS)
+
+    def forward(net, params, stats, inputs):
+        """[view, ...] -> [output, ...] and the new running statistics."""
+        if not two_passes:
+            out, stats = net.apply({"params": params, "batch_stats": stats}, jnp.concatenate(inputs), train=True)
+            return jnp.split(out, len(inputs)), stats
+        outs = []
+        for x in inputs:
+            out, stats = net.apply({"params": params, "batch_stats": stats}, x, train=True)
+            outs.append(out)
+        return outs, stats
+
+    def loss_fn(params, batch_stats, views, labels):
+        h, backbone_stats = forward(nets.backbone, params["backbone"], batch_stats["backbone"], views)
+        z, projector_stats = forward(nets.projector, params["projector"], batch_stats["projector"], h)
+        loss, parts = losses.barlow_twins(*z, lambd=lambd, form=form)
+        shown = {"loss": loss, **parts, "embedding_std": metrics.embedding_std(z[0])}
+        total = loss
+        if labels is not None:
+            logits = jax.lax.stop_gradient(jnp.concatenate(h)) @ params["probe"]["kernel"] + params["probe"]["bias"]
+            twice = jnp.concatenate([labels, labels])
+            probe_loss = metrics.cross_entropy(logits, twice)
+            total = total + probe_loss  # no parameter is in both terms
+            shown |= {"probe_loss": probe_loss, "probe_top1": metrics.top1(logits, twice)}
+        return total, (shown, {"backbone": backbone_stats, "projector": projector_stats})
+
+    def step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(views_key, state.step)
+        views = augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, (shown, batch_stats)), grads = gradient(state.params, state.batch_stats, views, batch.get("label"))
+        norm = optax.global_norm({name: grads[name] for name in ("backbone", "projector")})
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        new = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            bad_steps=jnp.zeros([], jnp.int32),
+        )
+        finite = jnp.isfinite(shown["loss"]) & jnp.isfinite(norm)
+        skipped = TrainState(
+            state.step + 1, state.params, state.batch_stats, state.opt_state, state.bad_steps + 1
+        )
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, skipped)
+        shown |= {"grad_norm": norm, "bad_steps": new.bad_steps}
+        shown |= {name: rate(state.step) for name, rate in (rates or {}).items()}
+        return new, {f"train/{name}": jnp.asarray(value, jnp.float32) for name, value in shown.items()}
+
+    return step
+
+
+def make_optimizer(
+    ssl: optax.GradientTransformation, probe: optax.GradientTransformation, *, grad_scale: float = 1.0
+) -> optax.GradientTransformation:
+    """One transformation over the whole params: `ssl` for backbone and projector, `probe` for the probe.
+
+    Args:
+      grad_scale: multiplies the gradient of backbone and projector before anything else sees it.
+    """
+    labels = {"backbone": "ssl", "projector": "ssl", "probe": "probe"}
+    return optax.multi_transform({"ssl": optax.chain(optax.scale(grad_scale), ssl), "probe": probe}, labels)

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets up an environment of the interpreter in PYTHON (default python3) and passes the tests in it.
+#   bash launch/test.sh                                    in .venv
+#   PYTHON=/path/to/python3.12 bash launch/test.sh         in .venv-3.12
+#   bash launch/test.sh tests/test_losses.py -k gram       arguments go to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+folder=.venv
+if [ -n "${PYTHON:-}" ]; then
+  folder=.venv-$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+fi
+environment "$folder" "[test]"
+exec "$folder/bin/python" -m pytest "$@"

@@ -1,0 +1,40 @@
+"""Eight simulated CPU devices for every test, and where the fixtures and data sets lie."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+flag = "--xla_force_host_platform_device_count=8"
+if flag not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+SHARED = TESTS.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Number fixtures of the reference implementation, in the repository."""
+    return TESTS / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """`augment.npz`: photographs that are not part of the repository."""
+    path = Path(os.environ.get("BT_JAX_FIXTURES", SHARED / "fixtures")) / "augment.npz"
+    if not path.exists():
+        pytest.skip(f"{path} holds photographs and is not part of the repository; set BT_JAX_FIXTURES to its folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> Path:
+    """Folder with `cifar10` and `imagenet2012` in TFDS form."""
+    path = Path(os.environ.get("TFDS_DATA_DIR", SHARED / "tfds"))
+    if not (path / "cifar10").is_dir():
+        pytest.skip(f"no TFDS data in {path}; set TFDS_DATA_DIR to a folder that holds cifar10 and imagenet2012")
+    return path

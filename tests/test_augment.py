@@ -1,0 +1,457 @@
+"""Image operations against Pillow and the reference's fixtures; views against their recipe, key and sharding."""
+
+import dataclasses
+import math
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from bt_jax import augment
+from bt_jax.errors import UserError
+
+# Pillow rounds or truncates to a grey level after every step (torchvision's hue even works in 8-bit HSV), so a correct
+# operation is off by a share of a level on average, and single pixels by more where that rounding is amplified.
+GREY_LEVELS = {"hue": 2.0, "blur": 2.0}
+
+OPERATIONS = {
+    "brightness": augment.adjust_brightness,
+    "contrast": augment.adjust_contrast,
+    "saturation": augment.adjust_saturation,
+    "hue": augment.adjust_hue,
+    "blur_radius": augment.gaussian_blur,
+    "gray": augment.to_grayscale,
+    "solarize128": augment.solarize,
+    "flip": augment.horizontal_flip,
+}
+MODES = {
+    "eager": lambda op: op,
+    "jit": jax.jit,
+    "vmap": lambda op: lambda *args: jax.vmap(op)(*(jnp.stack([a, a]) for a in map(jnp.asarray, args)))[1],
+}
+KEY = jax.random.key(7)
+two_views = jax.jit(augment.two_views, static_argnames=("recipe", "dtype"))  # compiling is faster than running eagerly
+evaluation_view = jax.jit(augment.evaluation_view, static_argnames=("recipe", "resize"))
+PLAIN = augment.View(
+    crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0
+)
+
+
+def plain_recipe(size, view1=PLAIN, view2=PLAIN, channels=3):
+    return augment.Recipe(size, view1, view2, (0.0,) * channels, (1.0,) * channels)
+
+
+def unit(pixels):
+    return jnp.asarray(pixels, jnp.float32) / 255
+
+
+def grey_level_error(got, expected):
+    return np.abs(np.asarray(got) * 255 - np.asarray(expected, np.float64)).mean()
+
+
+def random_images(n, h, w, c=3):
+    return np.random.default_rng(3).integers(0, 256, (n, h, w, c), dtype=np.uint8)
+
+
+def pattern(h=37, w=53):
+    """Gradients, hard edges, saturated patches and a grey one."""
+    y, x = np.mgrid[:h, :w]
+    image = np.stack([255 * x / (w - 1), 255 * y / (h - 1), 127 + 127 * np.sin(x / 3) * np.cos(y / 4)], -1)
+    image[5:12, 8:20] = (255, 0, 0)
+    image[14:20, 30:45] = (0, 20, 250)
+    image[25:33, 4:18] = (128, 128, 128)
+    image[25:33, 30:40] = np.where((x + y)[25:33, 30:40, None] % 2, 255, 0)
+    return image.round().astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------- operations
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_equals_the_reference(photographs, name, mode):
+    with np.load(photographs) as data:
+        cases = [key for key in data.files if key.split("/")[1] == name]
+        assert cases
+        op = MODES[mode](OPERATIONS[name])
+        for case in cases if mode == "jit" else cases[:1]:
+            arguments = [float(number) for number in case.split("/")[2:]]
+            got = op(unit(data[f"{case[0]}/small"]), *arguments)
+            limit = 0.01 if name in ("flip", "solarize128") else GREY_LEVELS.get(name.split("_")[0], 1.0)
+            assert grey_level_error(got, data[case]) < limit, case
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_resized_crop_equals_the_reference(photographs, mode):
+    with np.load(photographs) as data:
+        boxes = [key for key in data.files if key.endswith("size")]
+        for name in boxes if mode == "jit" else boxes[:1]:
+            *box, size = data[name].tolist()
+            op = MODES[mode](lambda image, *box, size=size: augment.resized_crop(image, *box, size))
+            got = op(unit(data[f"{name[0]}/source"]), *box)
+            # Half a level of rounding in each of Pillow's two passes, 0.25 on average each.
+            assert grey_level_error(got, data[f"{name.rsplit('/', 1)[0]}/pil_bicubic"]) < 0.5, name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_center_crop_equals_the_reference(photographs, mode):
+    with np.load(photographs) as data:
+        op = MODES[mode](lambda image: augment.center_crop_of_resize(image, 256, 224))
+        for photo in "02":  # square, and wide
+            expected = data[f"{photo}/center_crop_224_of_resize_256"]
+            assert grey_level_error(op(unit(data[f"{photo}/source"])), expected) < 0.5
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.4])
+@pytest.mark.parametrize("name", ["Brightness", "Contrast", "Color"])
+def test_blends_equal_pillow(name, factor):
+    op = {"Brightness": "adjust_brightness", "Contrast": "adjust_contrast", "Color": "adjust_saturation"}[name]
+    expected = np.asarray(getattr(ImageEnhance, name)(Image.fromarray(pattern())).enhance(factor))
+    got = np.asarray(getattr(augment, op)(unit(pattern()), factor)) * 255
+    # Pillow truncates the result (1 level) and rounds luma or its mean (half a level, times 0.4).
+    assert np.abs(got - expected).max() < 1.25
+
+
+def test_hue_turns_pure_colours():
+    red = jnp.zeros((1, 1, 3)).at[..., 0].set(1.0)
+    turned = {-0.5: (0, 1, 1), -1 / 3: (0, 0, 1), 0.0: (1, 0, 0), 1 / 6: (1, 1, 0), 1 / 3: (0, 1, 0), 0.5: (0, 1, 1)}
+    for delta, colour in turned.items():
+        np.testing.assert_allclose(augment.adjust_hue(red, delta)[0, 0], colour, atol=1e-6)
+    image = unit(pattern())  # grey stays, and a turn back and forth is the identity, to a few float32 roundings
+    grey = augment.to_grayscale(image)
+    np.testing.assert_allclose(augment.adjust_hue(grey, 0.3), grey, atol=1e-6)
+    np.testing.assert_allclose(augment.adjust_hue(augment.adjust_hue(image, 0.37), -0.37), image, atol=5e-6)
+
+
+def test_gray_solarise_and_flip_equal_pillow():
+    image = Image.fromarray(pattern())
+    assert np.abs(np.asarray(augment.to_grayscale(unit(image)))[..., 1] * 255 - np.asarray(image.convert("L"))).max() < 0.51
+    np.testing.assert_allclose(augment.solarize(unit(image)) * 255, np.asarray(ImageOps.solarize(image)), atol=1e-4)
+    np.testing.assert_array_equal(augment.horizontal_flip(unit(image)), unit(ImageOps.mirror(image)))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0, 2.0])
+def test_blur_equals_pillow(sigma):
+    expected = np.asarray(Image.fromarray(pattern()).filter(ImageFilter.GaussianBlur(sigma)))
+    got = augment.gaussian_blur(unit(pattern()), sigma)
+    # Pillow rounds after each of six passes: about 0.7 of a level in all. The edge is repeated once instead of thrice.
+    assert grey_level_error(got, expected) < (1.0 if sigma else 1e-4)
+    assert np.abs(np.asarray(got) * 255 - expected)[7:-7, 7:-7].max() < 4
+
+
+@pytest.mark.parametrize("size", [12, 64])  # shrinks and enlarges
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+def test_resized_crop_equals_pillow(method, size):
+    top, left, height, width = 3, 11, 29, 37
+    box = Image.fromarray(pattern()).crop((left, top, left + width, top + height))
+    expected = np.asarray(box.resize((size, size), getattr(Image.Resampling, method.upper())))
+    got = augment.resized_crop(unit(pattern()), top, left, height, width, size, method=method)
+    # Pillow clips between its two passes as well: bicubic overshoot at the checkerboard adds to the roundings.
+    assert grey_level_error(got, expected) < 0.75
+
+
+@pytest.mark.parametrize("shape", [(37, 53), (61, 40)])
+def test_center_crop_equals_torchvision_rule(shape):
+    resize, size = 28, 23
+    short = min(shape)
+    height, width = (int(resize * length / short) for length in shape)
+    top, left = int(round((height - size) / 2)), int(round((width - size) / 2))
+    resized = Image.fromarray(pattern(*shape)).resize((width, height), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized.crop((left, top, left + size, top + size)))
+    assert grey_level_error(augment.center_crop_of_resize(unit(pattern(*shape)), resize, size), expected) < 0.5
+    with pytest.raises(UserError, match="cannot cut"):
+        augment.center_crop_of_resize(unit(pattern()), 20, 24)
+
+
+# ------------------------------------------------------------------------------------------------------------ views
+
+
+def composed(key, image, view, size):
+    """A view made of the public operations, one after the other, branching as torchvision does."""
+    drawn = augment.draw(key, view, *image.shape[:2])
+    image = augment.resized_crop(image.astype(jnp.float32) / 255, *drawn[:4], size)
+    image = jnp.where(drawn.flip, augment.horizontal_flip(image), image)
+    for turn in jnp.argsort(drawn.order):
+        image = jax.lax.switch(
+            turn,
+            [
+                lambda x: augment.adjust_brightness(x, drawn.brightness),
+                lambda x: augment.adjust_contrast(x, drawn.contrast),
+                lambda x: augment.adjust_saturation(x, drawn.saturation),
+                lambda x: augment.adjust_hue(x, drawn.hue),
+            ],
+            image,
+        )
+    image = jnp.where(drawn.grayscale, augment.to_grayscale(image), image)
+    image = augment.gaussian_blur(image, drawn.sigma)
+    return jnp.where(drawn.solarize, augment.solarize(image), image), drawn
+
+
+@pytest.mark.parametrize("hue", [0.1, 0.0])
+def test_views_are_the_operations_in_the_order_drawn(hue):
+    n, size = 96, 8
+    view = augment.View(blur=0.5, solarize=0.0, hue=hue, brightness=0.8, contrast=0.8, saturation=0.8)
+    images = random_images(n, 12, 10)
+    got = two_views(KEY, images, plain_recipe(size, view, view))
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(KEY, i)))(jnp.arange(n))
+    for i in range(2):
+        expected, drawn = jax.jit(jax.vmap(lambda key, image: composed(key, image, view, size)))(keys[:, i], images)
+        np.testing.assert_allclose(got[i], expected, atol=1e-5)  # a dozen float32 operations on numbers up to 1
+        assert len(np.unique(np.argsort(drawn.order), axis=0)) >= 20  # of the 24 orders
+
+
+def test_solarise_is_the_operation():
+    images = random_images(32, 8, 8)
+    recipe = plain_recipe(8, dataclasses.replace(PLAIN, solarize=1.0), dataclasses.replace(PLAIN, solarize=0.5))
+    always, sometimes = two_views(KEY, images, recipe)
+    expected = augment.solarize(unit(images))
+    np.testing.assert_allclose(always, expected, atol=1e-6)
+    same = np.isclose(sometimes, expected, atol=1e-6).all((1, 2, 3))
+    np.testing.assert_allclose(sometimes[~same], unit(images)[~same], atol=1e-6)
+    assert 0 < same.sum() < 32
+
+
+def test_flip_is_drawn_for_each_view():
+    images = random_images(200, 6, 6)
+    view = dataclasses.replace(PLAIN, flip=0.5)
+    flipped = []
+    for got in two_views(KEY, images, plain_recipe(6, view, view)):
+        is_flipped = np.isclose(got, unit(images)[:, :, ::-1], atol=1e-6).all((1, 2, 3))
+        np.testing.assert_allclose(got[~is_flipped], unit(images)[~is_flipped], atol=1e-6)
+        flipped.append(is_flipped)
+    flipped.append(flipped[0] != flipped[1])
+    for events in flipped:  # 4 standard deviations of a binomial
+        assert abs(events.mean() - 0.5) < 4 * math.sqrt(0.25 / 200)
+
+
+SMALL = augment.imagenet(8)
+
+
+def test_pixels_depend_on_key_and_id_alone():
+    images, ids = random_images(8, 12, 12), jnp.arange(100, 108)
+
+    def views(key, images, ids):
+        return two_views(key, images, SMALL, ids=ids)
+
+    original = views(KEY, images, ids)
+    order = np.random.default_rng(0).permutation(8)
+    for before, after in zip(original, views(KEY, images[order], ids[order]), strict=True):
+        np.testing.assert_array_equal(before[order], after)
+    for other in (views(jax.random.key(8), images, ids), views(KEY, images, ids + 1), original[::-1]):
+        for one, two in zip(original, other, strict=True):
+            assert (np.abs(np.asarray(one - two)).max((1, 2, 3)) > 0.05).all()
+
+
+def test_pixels_do_not_depend_on_the_number_of_devices():
+    images = random_images(16, 12, 12)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    for one, eight in zip(two_views(KEY, images, SMALL), two_views(KEY, jax.device_put(images, sharding), SMALL), strict=True):
+        assert eight.sharding.is_equivalent_to(sharding, 4)
+        np.testing.assert_allclose(one, eight, atol=5e-6)  # 1e-6 on [0, 1], divided by a std of 0.22
+
+
+def test_a_padded_canvas_changes_nothing():
+    small = random_images(4, 11, 14)
+    canvas = np.full((4, 20, 24, 3), 255, np.uint8)
+    canvas[:, :11, :14] = small
+    sizes = jnp.full((4, 2), jnp.array([11, 14]), jnp.int32)
+    padded = two_views(KEY, canvas, SMALL, sizes=sizes)
+    for one, two in zip(two_views(KEY, small, SMALL), padded, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)  # longer sums, of zeros
+    one = evaluation_view(small, SMALL, resize=10)
+    np.testing.assert_allclose(one, evaluation_view(canvas, SMALL, sizes=sizes, resize=10), atol=1e-5)
+
+
+def test_limit_keeps_a_box_off_the_padding():
+    canvas = np.full((20, 24, 3), 255, np.uint8)
+    canvas[:11, :14] = 100
+    crop = jax.jit(lambda limit: augment.resized_crop(unit(canvas), 4, 6, 8, 9, 8, limit=limit))
+    np.testing.assert_allclose(crop((11, 14)), 100 / 255, atol=1e-6)
+    assert crop((20, 24)).max() > 0.9  # without it the white padding shows
+
+
+def test_bfloat16_views_are_the_same_to_grey_levels():
+    images = np.broadcast_to(pattern(), (4, 37, 53, 3))
+    recipe = plain_recipe(16, augment.View(), augment.View())
+    for full, half in zip(
+        two_views(KEY, images, recipe), two_views(KEY, images, recipe, dtype=jnp.bfloat16), strict=True
+    ):
+        assert half.dtype == jnp.bfloat16
+        assert np.abs(np.asarray(full) - np.asarray(half, np.float32)).mean() * 255 < 1.0  # eight bits, like a grey level
+
+
+def test_evaluation_view():
+    images = random_images(2, 8, 8)
+    expected = (images / 255 - np.array(SMALL.mean)) / np.array(SMALL.std)
+    np.testing.assert_allclose(evaluation_view(images, SMALL), expected, atol=1e-5)
+    large = np.stack([pattern(), pattern()[:, ::-1]])
+    for resize in (None, 11):
+        crop = jax.jit(augment.center_crop_of_resize, static_argnums=(1, 2))(unit(large[1]), resize or 8, 8)
+        got = evaluation_view(large, SMALL, resize=resize)
+        assert got.shape == (2, 8, 8, 3) and got.dtype == jnp.float32
+        np.testing.assert_allclose(got[1], (crop - np.array(SMALL.mean)) / np.array(SMALL.std), atol=1e-5)
+
+
+def test_one_channel_has_no_colour():
+    images = random_images(4, 10, 10, 1)
+    recipe = augment.grayscale(8)
+    with_colour = dataclasses.replace(
+        recipe, **{name: dataclasses.replace(getattr(recipe, name), jitter=1.0, grayscale=1.0) for name in ("view1", "view2")}
+    )
+    views = two_views(KEY, images, recipe)
+    for one, two in zip(views, two_views(KEY, images, with_colour), strict=True):
+        assert one.shape == (4, 8, 8, 1) and float(one.std()) > 0.1
+        np.testing.assert_array_equal(one, two)
+    with pytest.raises(UserError, match="1 channels"):
+        augment.two_views(KEY, images, SMALL)
+
+
+# ---------------------------------------------------------------------------------------------------- distributions
+
+
+def torchvision_boxes(n, height, width):
+    """RandomResizedCrop.get_params in plain Python."""
+    rng = np.random.default_rng(0)
+    for _ in range(n):
+        for _ in range(10):
+            area = height * width * rng.uniform(0.08, 1.0)
+            ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                yield rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w
+                break
+        else:
+            ratio = min(max(width / height, 3 / 4), 4 / 3)
+            w = width if width / height <= 4 / 3 else round(height * ratio)
+            h = height if width / height >= 3 / 4 else round(width / ratio)
+            yield (height - h) // 2, (width - w) // 2, h, w
+
+
+def kolmogorov_smirnov(a, b):
+    points = np.concatenate([a, b])
+    return max(abs((a[:, None] <= points).mean(0) - (b[:, None] <= points).mean(0)))
+
+
+@pytest.mark.parametrize("shape", [(256, 224), (48, 200), (200, 48)])  # the last two often need the fallback
+def test_crops_are_distributed_as_torchvisions(shape):
+    n = 2000
+    keys = jax.random.split(KEY, n)
+    drawn = jax.jit(jax.vmap(lambda key: augment.draw(key, augment.View(), *shape)))(keys)
+    top, left, height, width = (np.asarray(x) for x in drawn[:4])
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (top + height <= shape[0]).all() and (left + width <= shape[1]).all()
+    expected = np.array(list(torchvision_boxes(n, *shape)))
+    limit = 1.95 * math.sqrt(2 / n)  # of the two-sample statistic: passed by chance once in a thousand keys
+    for got, want in zip((top, left, height, width), expected.T, strict=True):
+        assert kolmogorov_smirnov(got, want) < limit
+    assert kolmogorov_smirnov(height * width, expected[:, 2] * expected[:, 3]) < limit
+    assert kolmogorov_smirnov(width / height, expected[:, 3] / expected[:, 2]) < limit
+
+
+def test_probabilities_and_strengths():
+    n, view = 2000, augment.View(blur=0.1, solarize=0.2)
+    drawn = jax.jit(jax.vmap(lambda key: augment.draw(key, view, 64, 64)))(jax.random.split(KEY, n))
+    drawn = jax.tree.map(np.asarray, drawn)
+    jittered, blurred = drawn.brightness != 1, drawn.sigma > 0
+    events = {
+        "flip": (drawn.flip, 0.5),
+        "jitter": (jittered, 0.8),
+        "grayscale": (drawn.grayscale, 0.2),
+        "blur": (blurred, 0.1),
+        "solarize": (drawn.solarize, 0.2),
+        "flip and jitter": (drawn.flip & jittered, 0.4),  # independent
+    }
+    for name, (happened, p) in events.items():
+        assert abs(happened.mean() - p) < 4 * math.sqrt(p * (1 - p) / n), name  # 4 standard deviations
+    uniform = {
+        "brightness": (drawn.brightness[jittered], 0.6, 1.4),
+        "contrast": (drawn.contrast[jittered], 0.6, 1.4),
+        "saturation": (drawn.saturation[jittered], 0.8, 1.2),
+        "hue": (drawn.hue[jittered], -0.1, 0.1),
+        "sigma": (drawn.sigma[blurred], 0.1, 2.0),
+    }
+    for name, (x, low, high) in uniform.items():
+        assert low <= x.min() and x.max() <= high, name
+        grid = np.linspace(low, high, 10001)
+        assert kolmogorov_smirnov(x, grid) < 1.95 / math.sqrt(len(x)) + 1e-3, name
+    orders = Counter(map(tuple, np.argsort(drawn.order)))
+    assert len(orders) == 24 and max(orders.values()) < n / 24 + 5 * math.sqrt(n / 24)  # 5: the largest of 24
+    assert (drawn.contrast[~jittered] == 1).all() and (drawn.hue[~jittered] == 0).all()
+
+
+def operations(recipe, shape):
+    """Names of the primitives of `two_views` whose result has a shape."""
+    found = Counter()
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            found.update(equation.primitive.name for out in equation.outvars if out.aval.shape == shape)
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+                if hasattr(inner, "jaxpr"):
+                    visit(inner.jaxpr)
+
+    images = jax.ShapeDtypeStruct((5, 10, 11, 3), jnp.uint8)
+    visit(jax.make_jaxpr(lambda images: augment.two_views(KEY, images, recipe))(images).jaxpr)
+    return found
+
+
+def test_what_is_never_drawn_is_not_computed():
+    plane, image, size = (5, 12, 12), (5, 12, 3, 12), 12
+    nothing = operations(plain_recipe(size), plane)
+    assert not nothing
+    assert operations(plain_recipe(size), image)["dot_general"] == 2  # the second of each crop's two
+    assert "select_n" not in operations(plain_recipe(size), image)
+    one_blur = plain_recipe(size, dataclasses.replace(PLAIN, blur=0.1))
+    assert operations(one_blur, image)["dot_general"] == 4
+    one_solarise = plain_recipe(size, dataclasses.replace(PLAIN, solarize=0.1))
+    assert operations(one_solarise, image)["select_n"] == 1
+    jitter = operations(plain_recipe(size, dataclasses.replace(PLAIN, jitter=0.8)), plane)
+    without_hue = operations(plain_recipe(size, dataclasses.replace(PLAIN, jitter=0.8, hue=0.0)), plane)
+    assert jitter["select_n"] > 0 and without_hue["select_n"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- recipes
+
+
+def test_recipes_hold_the_published_numbers():
+    recipe = augment.imagenet()
+    table = dict(crop_scale=(0.08, 1.0), flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+    for view, blur, solarise in ((recipe.view1, 1.0, 0.0), (recipe.view2, 0.1, 0.2)):
+        assert {name: getattr(view, name) for name in table} == table
+        assert (view.grayscale, view.blur, view.solarize, view.blur_sigma) == (0.2, blur, solarise, (0.1, 2.0))
+    for small in (augment.cifar(), augment.lightly_cifar()):
+        assert (small.size, small.view1.blur, small.view2.blur) == (32, 0.0, 0.0)
+        assert (small.view1.solarize, small.view2.solarize) == (0.0, 0.2)
+    assert augment.cifar().mean != augment.lightly_cifar().mean == recipe.mean
+    assert len({hash(make()) for make in augment.RECIPES.values()}) == len(augment.RECIPES)  # static under jit
+
+
+def test_recipe_from_config():
+    config = {"name": "cifar", "size": 24, "view1": {"blur": 0.5, "crop_scale": [0.2, 1.0]}, "mean": [0, 0, 0]}
+    recipe = augment.recipe_from_config(config)
+    assert recipe.size == 24 and recipe.mean == (0, 0, 0) and recipe.std == augment.cifar().std
+    assert recipe.view1 == dataclasses.replace(augment.cifar().view1, blur=0.5, crop_scale=(0.2, 1.0))
+    assert recipe.view2 == augment.cifar().view2
+    assert hash(recipe) == hash(augment.recipe_from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "imagent"}, "'imagent'.*imagenet"),
+        ({"size": 224}, "unknown augmentation recipe None"),
+        ({"name": "cifar", "veiw1": {}}, "'veiw1'.*view1"),
+        ({"name": "cifar", "view2": {"solarise": 0.1}}, "key in view2 'solarise'.*solarize"),
+        ({"name": "cifar", "view1": {"flip": 1.5}}, "flip is 1.5.*between 0 and 1"),
+        ({"name": "cifar", "view1": {"crop_scale": [1.0, 0.2]}}, "crop_scale"),
+        ({"name": "cifar", "view1": {"interpolation": "nearest"}}, "interpolation.*bicubic or bilinear"),
+        ({"name": "cifar", "mean": [0.5]}, "mean"),
+    ],
+)
+def test_a_wrong_recipe_names_the_key_and_the_cure(config, message):
+    with pytest.raises(UserError, match=message):
+        augment.recipe_from_config(config)

@@ -1,0 +1,282 @@
+"""The report of synthetic runs: what a reader finds, what is left out and said so, and that it is one clean file."""
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bt_jax import report
+from bt_jax.errors import UserError
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags balance and ids are unique; keeps the text, the drawings and the addresses."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.open, self.ids, self.words, self.addresses, self.drawings = [], set(), [], [], []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        values = dict(attributes)
+        assert "id" not in values or values["id"] not in self.ids
+        self.ids.add(values.get("id"))
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+        if tag == "svg":
+            self.drawings.append(values["aria-label"])
+
+    def handle_endtag(self, tag):
+        assert tag == self.open.pop(), self.getpos()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+def train_line(step: int, **changes) -> str:
+    t = step / 1200
+    values = {"step": step, "epoch": step / 40, "train/loss": 200 - 150 * t, "train/on_diag": 100 - 90 * t,
+              "train/off_diag": 9000 - 8000 * t, "train/diag_mean": 0.3 + 0.6 * t, "train/embedding_std": 0.8 + 0.1 * t,
+              "train/grad_norm": 5 - t, "train/lr_weights": 0.2 * t, "train/lr_biases": 0.0048 * t,
+              "train/probe_loss": 2.3 - t, "train/probe_top1": 0.1 + 0.5 * t, "perf/pairs_per_sec": 600 + t,
+              "perf/data_wait": 0.02}  # fmt: skip
+    return json.dumps(values | changes) + "\n"
+
+
+def make_run(folder: Path, *, config: dict | None = None, trained: float = 0.781) -> Path:
+    """A finished run with every part."""
+    folder.mkdir(parents=True)
+    with open(folder / "metrics.jsonl", "w") as file:
+        for step in range(0, 1201, 100):
+            file.write(train_line(step))
+            file.write(json.dumps({"step": step, "val/knn_top1": 0.4 + step / 4000, "val/linear_top1": 0.5}) + "\n")
+    knn = {"trained": trained, "untrained": 0.47, "raw_pixels": 0.38}
+    linear = {"trained": 0.823, "untrained": 0.55, "raw_pixels": 0.41}
+    (folder / "summary.json").write_text(json.dumps({"knn_top1": knn, "linear_top1": linear, "seconds": 171.4}))
+    config = {"optim": {"lr_weights": 0.2}, "evals": {"knn_k": 200}, "total_epochs": 60} | (config or {})
+    (folder / "config.json").write_text(json.dumps(config))
+    environment = {"versions": {"jax": "0.10.2"}, "git_commit": "0a1b2c3", "command": "python -m bt_jax.main --seed 7"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    numbers = np.random.default_rng(0)
+    c = numbers.uniform(-0.5, 0.5, (2, 16, 16)).astype(np.float32)
+    c[1] = 0.01 * c[1] + 0.9 * np.eye(16)
+    views = numbers.integers(0, 256, (3, 4, 32, 32, 3)).astype(np.uint8)
+    np.savez(folder / "pictures.npz", c_before=c[0], c_after=c[1], view1=views[0], view2=views[1], originals=views[2])
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return make_run(tmp_path / "quick")
+
+
+def test_whole_report(run):
+    path = report.write(run)
+    page = Page(path)
+    assert path == run / "report.html"
+    assert ("After 1,200 steps the encoder reaches 78.1 % 200-NN top-1 on held-out images, 31 points above the same"
+            " encoder untrained and 40 points above raw pixels.") in page.text  # fmt: skip
+    order = ["Result", "Loss", "How good are the features", "Cross-correlation of the two views", "Augmented pairs",
+             "The machinery", "Config and environment", "Files, and how to run it again"]  # fmt: skip
+    assert re.findall(r"<h2>(.*?)</h2>", page.source) == order
+    everything = [*report.LOSS, *report.QUALITY, *report.MACHINERY]
+    assert sorted(page.drawings) == sorted([panel.title for panel in everything] + ["Off-diagonal values"])
+    for words in ("82.3 %", "2 min 51 s", "optim.lr_weights = 0.2", "versions.jax = 0.10.2", "--seed 7", "raw pixels"):
+        assert words in page.text
+    assert 'style="width:78.1%"' in page.source  # the bar of the number
+    assert 'class="note' not in page.source  # nothing to warn of
+    assert "Mean diagonal 0.90" in page.text
+    assert page.source.count("<img") == 2 + 3 * 4
+    assert len(page.source) < 400_000
+
+
+def test_file_needs_nothing_else(run):
+    page = Page(report.write(run))
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert re.findall(r"(?:https?:)?//\w", re.sub(r'src="data:[^"]*"', "", page.source)) == []
+    assert "<script" not in page.source and "@import" not in page.source
+    assert "prefers-color-scheme:dark" in page.source and 'name="viewport"' in page.source
+    assert not any(stand_in in page.source for stand_in in report.INK)  # a colour that would not follow dark mode
+    used = set(re.findall(r"url\(#([^)]*)\)", page.source)) | {a[1:] for a in page.addresses if a[0] == "#"}
+    assert used and used <= page.ids
+
+
+def test_pictures_show_the_arrays(run):
+    page = Page(report.write(run))
+    images = [Image.open(io.BytesIO(base64.b64decode(a.split(",")[1]))) for a in page.addresses if a.startswith("data")]
+    with np.load(run / "pictures.npz") as arrays:
+        assert (np.asarray(images[2]) == arrays["originals"][0]).all()
+        assert (np.asarray(images[4]) == arrays["view2"][0]).all()
+        blue, opacity = np.asarray(images[0].convert("RGBA"))[..., 2:].transpose(2, 0, 1)
+        c = arrays["c_before"]
+    assert np.abs(opacity - 255 * np.abs(c)).max() <= 1.5  # clear at 0, full at 1: 254 levels over [-1, 1]
+    clear = np.abs(c) < 0.01
+    assert ((blue == 214) == (c < 0))[~clear].all()
+
+
+def test_same_input_same_bytes(run):
+    once = report.write(run).read_bytes()
+    other_process = subprocess.run([sys.executable, "-m", "bt_jax.report", str(run)], capture_output=True, text=True,
+                                   cwd=Path(report.__file__).parents[1], env=os.environ | {"PYTHONHASHSEED": "3"})  # fmt: skip
+    assert other_process.returncode == 0, other_process.stderr
+    assert other_process.stdout.strip() == str(run / "report.html")
+    assert (run / "report.html").read_bytes() == once
+
+
+def test_cut_off_last_line_and_repeated_step(run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(train_line(1200, **{"train/loss": 41.0}))
+        file.write(train_line(1300)[:50])
+    text = Page(report.write(run)).text
+    assert "Skipped 1 line of metrics.jsonl" in text and "After 1,200 steps" in text
+    assert report.read_run(run).last("train/loss") == 41.0
+
+
+def test_unfinished_run_with_nothing_but_metrics(tmp_path):
+    lines = ['{"step": 0, "train/loss": 9}', '{"step": 40, "epoch": 2, "train/loss": 7.5}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    page = Page(report.write(tmp_path))
+    assert "After 40 steps the loss is 7.5; how good the features are was not measured." in page.text
+    assert "still going or was stopped" in page.text and "as of step 40" in page.text
+    assert page.drawings == ["Total"]
+    for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
+        assert f"There is no {name} in the run folder." in page.text
+    for reason in ("Not drawn: pictures.npz holds no c_before and no c_after.", "No final table",
+                   "Not drawn: pictures.npz holds no view1", "environment.json does not name it", "so not drawn: train/on_diag, train/off_diag."):  # fmt: skip
+        assert reason in page.text
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"knn_top1": {"tra', b"[1, 2]"])
+def test_damaged_files_are_named_and_skipped(run, damage):
+    for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
+        (run / name).write_bytes(damage)
+    text = Page(report.write(run)).text
+    for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
+        assert re.search(f"{name} (cannot be read|holds no JSON object)", text), name
+    assert "the last measured kNN top-1 on held-out images is 70.0 %" in text
+
+
+def test_no_line_at_all(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert "No finite loss has been logged" in Page(report.write(tmp_path)).text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_loss_that_ends_non_finite_is_the_main_news(run, value):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.writelines(train_line(step, **{"train/loss": value}) for step in (1300, 1400))
+    page = Page(report.write(run))
+    said = "train/loss is not finite (NaN or infinite) at 2 logged steps, first at step 1,300."
+    assert f'<p class="verdict bad">{said}' in page.source
+    assert "var(--bad)" in page.source.split('aria-label="Total"')[1].split("</svg>")[0]  # a line where it happened
+    assert not re.search(r"\b(nan|inf)\b", page.text)
+
+
+def test_one_skipped_step_is_a_note(run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(train_line(650, **{"train/loss": None}) + train_line(1200))
+    page = Page(report.write(run))
+    said = "train/loss is not finite (NaN or infinite) at 1 logged step, first at step 650."
+    assert '<p class="verdict good">' in page.source and f'<p class="note warn">{said}' in page.source
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"train/embedding_std": 0.001}, "The embedding has collapsed"),
+    ({"train/diag_mean": 0.05}, "The two views of an image hardly agree"),
+    ({"train/loss": 900.0}, "The loss did not fall: 200 at first, 900 at the end"),
+])  # fmt: skip
+def test_bad_curves_are_said_in_words(run, changes, said):
+    assert len(report.verdict(report.read_run(run))) == 1
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(train_line(1300, **changes))
+    assert any(text.startswith(said) for _, text in report.verdict(report.read_run(run)))
+
+
+def test_learned_nothing(tmp_path):
+    page = Page(report.write(make_run(tmp_path / "run", trained=0.41)))
+    assert '<p class="verdict warn">' in page.source
+    assert "6 points below the same encoder untrained and 3 points above raw pixels" in page.text
+
+
+def test_markup_in_user_strings_stays_text(tmp_path):
+    evil = '<script>alert("1")</script>'
+    run = make_run(tmp_path / "<b>run", config={"data": {"name": evil, "</pre>": 1}, "evals": {"knn_k": evil}})
+    (run / "environment.json").write_text(json.dumps({"command": ["python", evil]}))
+    page = Page(report.write(run, make_run(tmp_path / "<i>other")))
+    assert "<script" not in page.source and "<b>" not in page.source and "<i>other" not in page.source
+    assert f"data.name = {evil}" in page.text and f"python {evil}" in page.text
+
+
+def test_several_runs_side_by_side(tmp_path, run):
+    other = make_run(tmp_path / "slow", config={"optim": {"lr_weights": 0.7}}, trained=0.64)
+    out = tmp_path / "both.html"
+    assert report.main([str(run), str(other), "--out", str(out)]) == 0
+    assert not (run / "report.html").exists()
+    page = Page(out)
+    assert re.search(r"quick 78.1 % .* slow 64.0 %", page.text)
+    assert "optim.lr_weights 0.2 0.7" in page.text and "evals.knn_k 200 200" not in page.text
+    total = page.source.split('aria-label="Total"')[1].split("</svg>")[0]
+    assert "var(--c0)" in total and "var(--c1)" in total and "var(--c2)" not in total
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
+    text = Page(report.write(first, second)).text
+    assert str(first) in text and str(second) in text
+
+
+def test_large_inputs_stay_a_small_file(run):
+    with open(run / "metrics.jsonl", "w") as file:
+        file.writelines(train_line(step) for step in range(5000))
+    views = np.random.default_rng(0).integers(0, 256, (2, 40, 224, 224, 3)).astype(np.uint8)
+    np.savez(run / "pictures.npz", view1=views[0], view2=views[1])
+    page = Page(report.write(run))
+    assert page.source.count("<img") == 2 * 32
+    assert len(page.source) < 3_000_000
+    assert "There is no matrix" not in page.text and "holds no c_before" in page.text
+
+
+def test_arrays_of_another_shape_are_named(run):
+    c = np.full((4, 4), np.nan, np.float32)
+    np.savez(run / "pictures.npz", c_before=np.zeros((3, 5), np.float32), c_after=c, view1=np.zeros((2, 8, 8, 3)))
+    text = Page(report.write(run)).text
+    for sentence in ("c_before of pictures.npz has shape (3, 5)", "view1 of pictures.npz has shape (2, 8, 8, 3)"):
+        assert sentence in text
+    assert "There is no matrix before training" in text and "Not one finite value" in text
+
+
+@pytest.mark.parametrize("make", [lambda folder: None, Path.mkdir])
+def test_missing_run_is_a_user_error(tmp_path, capsys, make):
+    folder = tmp_path / "absent"
+    make(folder)
+    with pytest.raises(UserError, match="absent"):
+        report.write(folder)
+    assert report.main([str(folder)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and "--workdir" in printed.err
+
+
+def test_target_that_cannot_be_written(run, tmp_path, capsys):
+    assert report.main([str(run), "--out", str(tmp_path / "nowhere" / "r.html")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.partial"))
