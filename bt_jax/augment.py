@@ -1,9 +1,9 @@
 """Two views of every image, made on the device inside the training step.
 
-The image operations equal Pillow's and torchvision's to about one grey level: they work in floating point and clip where
-Pillow clips, but do not round to grey levels in between. Nothing branches on a sample's draws, because `cond` under
-`vmap` would compute both sides: an operation that is not drawn runs with parameters that make it the identity, and one
-that a recipe never draws is not compiled at all.
+The image operations equal Pillow's and torchvision's to about one grey level: they work in floating point and clip
+where Pillow clips, but do not round to grey levels in between. Nothing branches on a sample's draws, because `cond`
+under `vmap` would compute both sides: an operation that is not drawn runs with parameters that make it the identity,
+and one that a recipe never draws is not compiled at all.
 
 Inside, an image is held as (height, channel, width). In that order both halves of a resize and of a blur are plain
 matrix products, without a transpose, and the channels are planes whose minor axis is long.
@@ -89,7 +89,7 @@ def cifar(size: int = 32) -> Recipe:
 
 
 def lightly_cifar(size: int = 32) -> Recipe:
-    """lightly's cifar10_benchmark.py: its BYOL transform without blur; its crop keeps torchvision's default, bilinear."""
+    """lightly's cifar10_benchmark.py: BYOL's transform without blur; the crop keeps torchvision's default, bilinear."""
     view = View(blur=0.0, interpolation="bilinear")
     return Recipe(size, view, dataclasses.replace(view, solarize=0.2))
 
@@ -172,20 +172,19 @@ def _resize_matrix(outputs, pixels: int, start, stop, scale, method: str):
 
 
 def _products(rows, image, columns, precision=jax.lax.Precision.HIGH):
-    """rows @ image @ columns^T for a (height, channel, width) image. HIGH: TF32 on a GPU, three bfloat16 passes on TPU."""
+    """rows @ image @ columns^T, image (height, channel, width). HIGH: TF32 on a GPU, three bfloat16 passes on TPU."""
     image = jnp.einsum("ih,hcw->icw", rows, image, precision=precision)
     return jnp.einsum("icw,jw->icj", image, columns, precision=precision)
 
 
 def _crop_matrices(canvas, top, left, height, width, size: int, method: str, *, limit=None, flip=False):
     """Matrices (rows, columns) of one crop. A flip reverses the order of the columns wanted, at no cost."""
-    bottom, right = top + height, left + width
     if limit is not None:
-        bottom, right = jnp.minimum(bottom, limit[0]), jnp.minimum(right, limit[1])
+        height, width = jnp.minimum(height, limit[0] - top), jnp.minimum(width, limit[1] - left)
     wanted = jnp.arange(size)
     mirrored = jnp.where(flip, size - 1 - wanted, wanted)
-    rows = _resize_matrix(wanted, canvas[0], top, bottom, height / size, method)
-    return rows, _resize_matrix(mirrored, canvas[1], left, right, width / size, method)
+    rows = _resize_matrix(wanted, canvas[0], top, top + height, height / size, method)
+    return rows, _resize_matrix(mirrored, canvas[1], left, left + width, width / size, method)
 
 
 def _center_crop_matrices(canvas, resize: int, size: int, height, width, method: str = "bilinear"):
@@ -208,7 +207,7 @@ def resized_crop(image, top, left, height, width, size: int, *, method: str = "b
       image: float32 (h, w, c) in [0, 1].
       top, left, height, width: the box in pixels; may be traced.
       method: "bicubic" or "bilinear".
-      limit: true (height, width) of an image that lies at the top left of a larger canvas; pixels beyond weigh nothing.
+      limit: true (height, width) of an image that lies at the top left of a larger canvas; a box that leaves it is cut.
     """
     rows, columns = _crop_matrices(image.shape[:2], top, left, height, width, size, method, limit=limit)
     return _swap(jnp.clip(_products(rows, _swap(image), columns), 0.0, 1.0))
@@ -220,8 +219,9 @@ def center_crop_of_resize(image, resize: int, size: int, height=None, width=None
     `height` and `width` are the true size of an image at the top left of a larger canvas; they may be traced.
     """
     h, w = image.shape[:2]
-    matrices = _center_crop_matrices((h, w), resize, size, h if height is None else height, w if width is None else width)
-    return _swap(jnp.clip(_products(matrices[0], _swap(image), matrices[1]), 0.0, 1.0))
+    height, width = (h if height is None else height), (w if width is None else width)
+    rows, columns = _center_crop_matrices((h, w), resize, size, height, width)
+    return _swap(jnp.clip(_products(rows, _swap(image), columns), 0.0, 1.0))
 
 
 def horizontal_flip(image):
@@ -249,17 +249,17 @@ def _blend(rgb, other, factor):
 
 
 def _contrast(rgb, factor):
-    # Pillow rounds the mean to a grey level. That moves a pixel by at most 0.2 levels at a factor of 0.6, but would turn
-    # the last bit of a sum, which may depend on the number of devices, into such a step: so it is left out.
+    # Pillow rounds the mean to a grey level. That moves a pixel by at most 0.2 levels at a factor of 0.6, but would
+    # turn the last bit of a sum, which may depend on the number of devices, into such a step: so it is left out.
     return _blend(rgb, jnp.mean(_luma(rgb)), factor)
 
 
 def _hue(rgb, delta):
     """Turns the hue by up to half a turn at constant HSV saturation and value.
 
-    A channel lies below the value by chroma * clip(2 - d, 0, 1), where d is the distance of the hue, in sixths of a turn
-    around the circle, from the channel's complement. Everything here is in units of the chroma, which saves the divisions
-    and makes grey no special case.
+    A channel lies below the value by chroma * clip(2 - d, 0, 1), where d is the distance of the hue, in sixths of a
+    turn around the circle, from the channel's complement. Everything here is in units of the chroma, which saves the
+    divisions and makes grey no special case.
     """
     r, g, b = rgb
     value = jnp.maximum(jnp.maximum(r, g), b)
@@ -314,7 +314,7 @@ def solarize(image, threshold=128 / 255):
 
 
 def _box_radius(sigma):
-    """Radius of the box that, applied three times, is Pillow's GaussianBlur (Gwosdek et al., 2011, equations 7, 11, 14)."""
+    """Radius of the box that thrice is Pillow's GaussianBlur (Gwosdek et al., 2011, equations 7, 11 and 14)."""
     variance = sigma * sigma / 3
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
@@ -324,7 +324,7 @@ def _box_radius(sigma):
 def _blur_matrix(sigma, size: int, max_sigma: float):
     """Blur along one axis as a float32 (size, size) matrix; sigma 0 gives the identity.
 
-    Pixels beyond the edge repeat it, here once and in Pillow before each of the three boxes: the outermost pixels differ.
+    Pixels beyond the edge repeat it, here once, in Pillow before each of the three boxes: the outermost pixels differ.
     """
     reach = int((math.sqrt(4 * max_sigma**2 + 1) - 1) / 2) + 1  # of one box; taps in all: 13 for a sigma up to 2
     radius = _box_radius(sigma)
@@ -413,7 +413,7 @@ def _draw_crop(u_area, u_ratio, u_top, u_left, view: View, height, width):
 
 
 def _jitter(rgb, drawn: Draw, view: View):
-    """Brightness, contrast, saturation and hue in the order drawn, without computing each of them in each of four places.
+    """Brightness, contrast, saturation and hue in the order drawn, without each of the four in each of four places.
 
     Only contrast needs a sum over the image, so it stands in one place and costs one pass over memory. Hue stands once
     before and once after it; brightness and saturation, a few operations each, in the gaps. Whatever is out of its turn
@@ -447,9 +447,12 @@ def _one_view(key, image, size, view: View, recipe: Recipe, dtype):
     drawn = draw(key, view, size[0], size[1])
     canvas, channels = (image.shape[0], image.shape[2]), image.shape[1]
     rows, columns = _crop_matrices(canvas, *drawn[:4], recipe.size, view.interpolation, flip=drawn.flip)
-    # DEFAULT, one bfloat16 pass on TPU: its eight bits hold the grey levels exactly and round no coarser than Pillow does.
-    product = lambda a, x, b: _products(*(v.astype(dtype) for v in (a, x, b)), precision=jax.lax.Precision.DEFAULT)  # noqa: E731
-    image = jnp.clip(product(rows, image, columns).astype(jnp.float32) / 255, 0.0, 1.0)
+
+    def product(*operands):
+        # DEFAULT is one bfloat16 pass on TPUs, whose eight bits hold the grey levels and round as coarsely as Pillow.
+        return _products(*(x.astype(dtype) for x in operands), precision=jax.lax.Precision.DEFAULT).astype(jnp.float32)
+
+    image = jnp.clip(product(rows, image, columns) / 255, 0.0, 1.0)
     if channels == 3 and (view.jitter > 0 or view.grayscale > 0):
         rgb = tuple(image[:, channel] for channel in range(3))
         if view.jitter > 0:
@@ -459,7 +462,7 @@ def _one_view(key, image, size, view: View, recipe: Recipe, dtype):
         image = jnp.stack(rgb, axis=1)
     if view.blur > 0:
         blur = _blur_matrix(drawn.sigma, recipe.size, view.blur_sigma[1])
-        image = product(blur, image, blur).astype(jnp.float32)
+        image = product(blur, image, blur)
     if view.solarize > 0:
         image = solarize(image, jnp.where(drawn.solarize, view.solarize_threshold, 2.0))
     return _normalise(_swap(image), recipe).astype(dtype)

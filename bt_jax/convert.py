@@ -1,7 +1,7 @@
 """Between PyTorch state dicts and our variables, both ways, without PyTorch: arrays in, numpy arrays out.
 
 Backbones use torchvision's keys, projectors the reference's `nn.Sequential` indices (0 Linear, 1 BatchNorm1d, 2 ReLU,
-3 Linear, ...). Each format is one table, torch key -> path in the variables, in torch's order, that both directions read.
+3 Linear, ...). Each format is one table, torch key -> path in the variables in torch's order; both directions read it.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ def from_torch(state_dict: Mapping[str, Any], *, arch: str) -> dict[str, Any]:
     """Variables of a backbone from a torchvision state dict.
 
     Args:
-      state_dict: arrays under torchvision's keys, or those keys behind one of BACKBONE_PREFIXES. `fc.*` is left out, and
-        with "backbone." so is the rest of the model.
+      state_dict: arrays under torchvision's keys, or those keys behind one of BACKBONE_PREFIXES. `fc.*` is left out,
+        and with "backbone." so is the rest of the model.
       arch: "resnet50", ...
 
     Returns:
@@ -152,7 +152,8 @@ def _read(state_dict: Mapping[str, Any], table: Mapping[str, Path | None], what:
 
 def _write(variables: Mapping[str, Any], table: Mapping[str, Path | None]) -> dict[str, np.ndarray]:
     paths = {path for path in table.values() if path}
-    found = {tuple(key.key for key in keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))}
+    leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
+    found = {tuple(key.key for key in keys): leaf for keys, leaf in leaves}
     if found.keys() != paths:
         names = ["/".join(path) for path in sorted(found.keys() ^ paths)]
         raise UserError(

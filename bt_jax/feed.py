@@ -46,15 +46,27 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
     steps_per_epoch = max(len(images) // config.batch_size, 1)
     size = device.dispatch_size(steps_per_epoch, config.log.every_steps)
 
+    # Inside a loop XLA's CPU backend runs convolutions four times slower, so there a dispatch is one step.
+    a_dispatch = 1 if jax.default_backend() == "cpu" else size
+
     def begin(step, at_step):
-        del at_step
         data = device.put_arrays(images, labels, mesh)
-        order_key = train_step.stream(config.seed, train_step.ORDER)
-        dispatch = device.make_dispatch(step, order_key, batch_size=config.batch_size, mesh=mesh)
+        dispatch = device.make_dispatch(step, batch_size=config.batch_size, mesh=mesh)
+        order_key = sharding.put_replicated(train_step.stream(config.seed, train_step.ORDER), mesh)
+        epoch, order = -1, None
 
         def advance(state, steps):
-            state, stacked = dispatch(state, data, steps=steps)
-            return state, [stacked]
+            nonlocal at_step, epoch, order
+            if at_step // steps_per_epoch != epoch:
+                epoch = at_step // steps_per_epoch
+                order = device.epoch_order(order_key, epoch, len(images))
+            at_step += steps
+            shown = []
+            while steps:
+                state, metrics = dispatch(state, data, order, steps=min(steps, a_dispatch))
+                shown.append(metrics)
+                steps -= min(steps, a_dispatch)
+            return state, shown
 
         return advance, lambda: 0.0, lambda: None
 

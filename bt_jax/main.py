@@ -51,20 +51,30 @@ def _compile_cache(folder: str) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's flags, with every mistake in one line."""
-    from bt_jax import config as config_lib
-
     try:
         rest = flags.FLAGS(argv)
     except UserError:
         raise
     except (AttributeError, KeyError) as error:
-        config = getattr(CONFIG, "value", None)
-        raise _unknown_key(argv, error, config_lib) from None
+        raise _unknown_key(argv, str(error)) from None
     except Exception as error:
         raise UserError(" ".join(str(error).split()), "See --help and the head of the config file.") from None
     if CONFIG.value is None:
         raise UserError("No --config is given", "Name a file of configs/, such as --config=configs/quickstart.py.")
     return rest
+
+
+def _unknown_key(argv: list[str], text: str) -> UserError:
+    """ml_collections names the key and the whole config; the person wants the key and its neighbours."""
+    from bt_jax import config as config_lib
+
+    valid = config_lib.flatten(config_lib.to_dict(config_lib.pretrain()))
+    given = [a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")]
+    unknown = [key for key in given if key not in valid]
+    if not unknown:
+        return UserError(" ".join(text.split())[:300], "See --help and the head of the config file.")
+    nearest = ", ".join(config_lib.suggestions(unknown[0], valid).split(", ")[:1])
+    return UserError(f"Unknown config key {unknown[0]!r}", f"Did you mean {nearest}? bt_jax/config.py lists them all.")
 
 
 def run(argv: list[str] | None = None) -> None:

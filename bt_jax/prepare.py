@@ -4,8 +4,8 @@
     python -m bt_jax.prepare --data=cifar10 --data_dir=DIR --npz=cifar10.npz     # check, then write
     python -m bt_jax.prepare --npz_in=cifar10.npz                                # check a cache file
 
-Reads every image of every split: counts, sizes, classes, unreadable images by their ids. Exit status 0: all is well; 2: it
-is not, with one line on stderr. Nothing is written from a data set with unreadable images.
+Reads every image of every split: counts, sizes, classes, unreadable images by their ids. Exit status 0: all is well; 2:
+it is not, with one line on stderr. Nothing is written from a data set with unreadable images.
 """
 
 import argparse
@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count = sum(map(len, unreadable.values()))
         if count:
             lists = "; ".join(f"{split}: {', '.join(map(str, ids[:20]))}" for split, ids in unreadable.items() if ids)
-            raise UserError(f"{source.name} has {count} unreadable images, by id: {lists}", "Restore them from their origin")
+            raise UserError(
+                f"{source.name} has {count} unreadable images, by id: {lists}", "Restore them from their origin"
+            )
         if options.npz:
             write_npz(source, options.npz, splits)
             print(f"wrote {options.npz}: {os.path.getsize(options.npz) / 1e6:.1f} MB")
@@ -46,9 +48,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bt_jax.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", metavar="NAME", help='"digits", or a TFDS name such as cifar10, cifar10:3.0.2, imagenet2012')
     parser.add_argument(
-        "--data_dir", metavar="DIR", help="folder of TFDS data sets (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)"
+        "--data", metavar="NAME", help='"digits", or a TFDS name such as cifar10, cifar10:3.0.2, imagenet2012'
+    )
+    parser.add_argument(
+        "--data_dir",
+        metavar="DIR",
+        help="folder of TFDS data sets (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
     parser.add_argument("--npz_in", metavar="FILE", help="check this cache file instead of a named data set")
     parser.add_argument("--npz", metavar="FILE", help="write the splits to this cache file")

@@ -261,7 +261,7 @@ def non_finite(run: Run) -> str:
     """A sentence about the NaN and infinities among the logged values, or nothing."""
     lost = {metric: [step for step, value in points.items() if not math.isfinite(value)]
             for metric, points in run.series.items()}
-    lost = {metric: steps for metric, steps in sorted(lost.items()) if steps}
+    lost = {metric: steps for metric, steps in lost.items() if steps}
     if not lost:
         return ""
     parts = [f"{metric} is not finite (NaN or infinite) at {plural(len(steps), 'logged step')}, first at step"
@@ -316,9 +316,10 @@ def svg(draw, label: str, *, width: int = 320, height: int = 190) -> str:
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         draw(figure.add_subplot())
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
+    # The metadata holds the date, the style is meant for a file of its own and would reach the whole page.
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     root = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{esc(label)}">'
     text = re.sub(r"<svg[^>]*>", root, text, count=1)
@@ -701,6 +702,8 @@ def write(run_dir, *others, out=None) -> Path:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, target)
     except OSError as error:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
         cure = "Make room there, or name another file with --out"
         raise UserError(f"Cannot write {target}: {error.strerror}", cure) from error
     return target

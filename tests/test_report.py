@@ -1,6 +1,7 @@
 """The report of synthetic runs: what a reader finds, what is left out and said so, and that it is one clean file."""
 
 import base64
+import errno
 import io
 import json
 import os
@@ -136,8 +137,10 @@ def test_pictures_show_the_arrays(run):
 
 def test_same_input_same_bytes(run):
     once = report.write(run).read_bytes()
-    other_process = subprocess.run([sys.executable, "-m", "bt_jax.report", str(run)], capture_output=True, text=True,
-                                   cwd=Path(report.__file__).parents[1], env=os.environ | {"PYTHONHASHSEED": "3"})  # fmt: skip
+    command = [sys.executable, "-m", "bt_jax.report", str(run)]
+    environment = os.environ | {"PYTHONHASHSEED": "3"}
+    root = Path(report.__file__).parents[1]
+    other_process = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
     assert other_process.returncode == 0, other_process.stderr
     assert other_process.stdout.strip() == str(run / "report.html")
     assert (run / "report.html").read_bytes() == once
@@ -162,7 +165,8 @@ def test_unfinished_run_with_nothing_but_metrics(tmp_path):
     for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
         assert f"There is no {name} in the run folder." in page.text
     for reason in ("Not drawn: pictures.npz holds no c_before and no c_after.", "No final table",
-                   "Not drawn: pictures.npz holds no view1", "environment.json does not name it", "so not drawn: train/on_diag, train/off_diag."):  # fmt: skip
+                   "Not drawn: pictures.npz holds no view1", "environment.json does not name it",
+                   "so not drawn: train/on_diag, train/off_diag."):  # fmt: skip
         assert reason in page.text
 
 
@@ -170,10 +174,10 @@ def test_unfinished_run_with_nothing_but_metrics(tmp_path):
 def test_damaged_files_are_named_and_skipped(run, damage):
     for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
         (run / name).write_bytes(damage)
-    text = Page(report.write(run)).text
+    damaged = report.read_run(run)
     for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
-        assert re.search(f"{name} (cannot be read|holds no JSON object)", text), name
-    assert "the last measured kNN top-1 on held-out images is 70.0 %" in text
+        assert re.search(f"{name} (cannot be read|holds no JSON object)", " ".join(damaged.why)), name
+    assert "the last measured kNN top-1 on held-out images is 70.0 %" in report.verdict(damaged)[0][1]
 
 
 def test_no_line_at_all(tmp_path):
@@ -213,9 +217,9 @@ def test_bad_curves_are_said_in_words(run, changes, said):
 
 
 def test_learned_nothing(tmp_path):
-    page = Page(report.write(make_run(tmp_path / "run", trained=0.41)))
-    assert '<p class="verdict warn">' in page.source
-    assert "6 points below the same encoder untrained and 3 points above raw pixels" in page.text
+    (tone, text), *_ = report.verdict(report.read_run(make_run(tmp_path / "run", trained=0.41)))
+    assert tone == "warn"
+    assert "6 points below the same encoder untrained and 3 points above raw pixels" in text
 
 
 def test_markup_in_user_strings_stays_text(tmp_path):
@@ -254,6 +258,9 @@ def test_large_inputs_stay_a_small_file(run):
     assert page.source.count("<img") == 2 * 32
     assert len(page.source) < 3_000_000
     assert "There is no matrix" not in page.text and "holds no c_before" in page.text
+    steps, losses = report.thinned(report.read_run(run).series["train/loss"])
+    assert len(steps) == len(losses) == 300
+    np.testing.assert_allclose(losses, 200 - 150 * steps / 1200)  # means of a straight line lie on it
 
 
 def test_arrays_of_another_shape_are_named(run):
@@ -279,4 +286,15 @@ def test_missing_run_is_a_user_error(tmp_path, capsys, make):
 def test_target_that_cannot_be_written(run, tmp_path, capsys):
     assert report.main([str(run), "--out", str(tmp_path / "nowhere" / "r.html")]) == 2
     assert "nowhere" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_full_disk_leaves_the_old_report(run, monkeypatch):
+    (run / "report.html").write_text("old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="No space left"):
+        report.write(run)
+    assert (run / "report.html").read_text() == "old" and not list(run.glob(".report*"))

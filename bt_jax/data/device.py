@@ -1,9 +1,9 @@
 """A data set that lives whole on the device: order, gather, views and several training steps in one dispatch."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,24 +16,24 @@ def put_arrays(images: np.ndarray, labels: np.ndarray | None, mesh: Mesh) -> dic
     return sharding.put_replicated(data, mesh)
 
 
-def epoch_order(key: jax.Array, epoch: jax.Array, n: int) -> jax.Array:
+@partial(jax.jit, static_argnames="n")
+def epoch_order(key: jax.Array, epoch: int, n: int) -> jax.Array:
     """The permutation of 0..n-1 in which an epoch visits the images, int32 (n,): a function of (key, epoch) alone."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), n)
 
 
-def make_dispatch(step: Callable, order_key: jax.Array, *, batch_size: int, mesh: Mesh) -> Callable:
-    """Builds run(state, data, *, steps) -> (state, metrics): `steps` training steps within one epoch.
+def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh) -> Callable:
+    """Builds run(state, data, order, *, steps) -> (state, metrics): `steps` training steps within one epoch.
 
     An epoch is n // batch_size steps; the rest of the permutation is left out, as in the reference (drop_last).
 
     Returns:
-      run, jitted, its state donated. metrics: every value of the step, stacked to (steps,).
+      run, jitted, its state donated. order: of `epoch_order` for the state's epoch. metrics: every value of the step,
+      stacked to (steps,).
     """
 
-    def run(state, data, *, steps: int):
-        n = data["image"].shape[0]
-        steps_per_epoch = n // batch_size
-        order = epoch_order(order_key, state.step // steps_per_epoch, n)
+    def run(state, data, order, *, steps: int):
+        steps_per_epoch = len(order) // batch_size
 
         def body(state, _):
             start = state.step % steps_per_epoch * batch_size
@@ -42,6 +42,8 @@ def make_dispatch(step: Callable, order_key: jax.Array, *, batch_size: int, mesh
             batch = jax.lax.with_sharding_constraint(batch, sharding.batch_sharding(mesh))
             return step(state, batch)
 
+        if steps == 1:
+            return body(state, None)
         return jax.lax.scan(body, state, length=steps)
 
     return jax.jit(run, static_argnames="steps", donate_argnums=0, out_shardings=sharding.replicated(mesh))

@@ -1,9 +1,9 @@
-"""Where images come from: {image, label or none, id}, by name or from a cache file, without a word about how they are used.
+"""Where images come from: {image, label or none, id}, by name or from a cache file, whatever they are used for.
 
-A split is named as TFDS names it ("train", "test", "validation") and may be cut: "train[:90%]", "train[45000:]". The id of
-an image is its position in the WHOLE split, so a cut split keeps the ids, and with them the augmentations, of the whole one.
-Encoded images become arrays through one decoder (Pillow), so the same data set read through TFDS and from a cache file gives
-the same pixels. Nothing here ever downloads. TensorFlow is imported only when a TFDS data set is opened.
+A split is named as TFDS names it ("train", "test", "validation") and may be cut: "train[:90%]", "train[45000:]". The id
+of an image is its position in the WHOLE split, so a cut split keeps the ids, and with them the augmentations, of the
+whole one. Encoded images become arrays through one decoder (Pillow), so the same data set read through TFDS and from a
+cache file gives the same pixels. Nothing here ever downloads. TensorFlow is imported only for a TFDS data set.
 """
 
 import io
@@ -45,8 +45,8 @@ def open_source(name: str | None, *, data_dir: str | os.PathLike | None = None, 
     """Opens a data set for reading; reads no image yet.
 
     Args:
-      name: "digits" (embedded in the package), or a TFDS name: "cifar10", "cifar10:3.0.2", "imagenet2012". With `npz` it may
-        be None; otherwise it must be the name that the file carries.
+      name: "digits" (embedded in the package), or a TFDS name: "cifar10", "cifar10:3.0.2", "imagenet2012". With `npz`
+        it may be None; otherwise it must be the name that the file carries.
       data_dir: folder of TFDS data sets; $TFDS_DATA_DIR, else ~/tensorflow_datasets, where None.
       npz: a cache file of `python -m bt_jax.prepare`; needs no TensorFlow.
 
@@ -56,7 +56,9 @@ def open_source(name: str | None, *, data_dir: str | os.PathLike | None = None, 
     if npz is not None:
         source = NpzSource(npz)
         if name is not None and name.split(":")[0] != source.name.split(":")[0]:
-            raise UserError(f"{npz} holds {source.name!r}, not {name!r}", "Name the file of that data set, or drop the name")
+            raise UserError(
+                f"{npz} holds {source.name!r}, not {name!r}", "Name the file of that data set, or drop the name"
+            )
         return source
     if not name:
         raise UserError("no data set is named", 'Give a name ("digits", "cifar10", "imagenet2012") or a cache file')
@@ -79,10 +81,12 @@ class Source:
     class_names: Sequence[str] = ()
 
     def span(self, split: str) -> Span:
-        """Resolves "train", "train[:90%]", "train[45000:]", "train[-10%:]". Raises UserError if there is no such split."""
+        """Resolves "train", "train[:90%]", "train[45000:]", "train[-10%:]". UserError if there is no such split."""
         match = re.fullmatch(r"\s*([\w.-]+)\s*(?:\[\s*(-?[\d_]+%?)?\s*:\s*(-?[\d_]+%?)?\s*\])?\s*", split)
         if not match:
-            raise UserError(f"split {split!r} is not understood", 'Write it as "train", "train[:90%]" or "train[45000:]"')
+            raise UserError(
+                f"split {split!r} is not understood", 'Write it as "train", "train[:90%]" or "train[45000:]"'
+            )
         base, start, stop = match.groups()
         if base not in self.splits:
             raise UserError(f"{self.name} has no split {base!r}", f"It has: {', '.join(sorted(self.splits))}")
@@ -107,7 +111,7 @@ class Source:
         raise NotImplementedError
 
     def arrays(self, split: str) -> Arrays:
-        """Decodes a whole split into memory. Raises UserError for an unreadable image, or for images of several sizes."""
+        """Decodes a whole split into memory. UserError for an unreadable image, or for several sizes."""
         span = self.span(split)
         images, labels = None, np.zeros(span.stop - span.start, np.int32)
         for position, (image, label) in enumerate(self._decoded(span, split)):
@@ -129,7 +133,8 @@ class Source:
         records, first = self.encoded(split), span.start
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             while chunk := list(islice(records, 1024)):
-                # Threads pass the interpreter lock around: for 32x32 images that costs more (93 us) than decoding (57 us).
+                # Threads pass the interpreter lock around: for 32x32 images that costs more (93 us) than decoding (57
+                # us).
                 large = sum(len(data) for data, _ in chunk) > 8192 * len(chunk)
                 for offset, result in enumerate((pool.map if large else map)(try_decode, [data for data, _ in chunk])):
                     if isinstance(result, Exception):
@@ -148,7 +153,7 @@ def try_decode(data: bytes) -> np.ndarray | Exception:
     """As `decode`, but hands an exception back, so that a pool of threads can go on."""
     try:
         return decode(data)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, struct.error ...
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, its own ...
         return error
 
 
@@ -203,26 +208,40 @@ def _png(image: np.ndarray) -> bytes:
 
 
 class NpzSource(Source):
-    """A cache file written by `write_npz`: for each split S the arrays `S/bytes` uint8 (all encoded images, end to end),
+    """A cache file written by `write_npz`: for each split S the arrays `S/bytes` uint8 (all encoded images, end to
+    end),
     `S/offsets` int64 (n + 1,) and `S/labels` int32 (n,) unless unlabelled; besides `name`, `class_names`, `format`.
     No pickled objects, so that opening a stranger's file runs none of its code. Held in memory whole.
     """
 
     def __init__(self, path: str | os.PathLike):
         if not Path(path).is_file():
-            raise UserError(f"there is no cache file {path}", f"Write it: python -m bt_jax.prepare --data=NAME --npz={path}")
+            raise UserError(
+                f"there is no cache file {path}", f"Write it: python -m bt_jax.prepare --data=NAME --npz={path}"
+            )
         try:
             with np.load(path, allow_pickle=False) as file:
                 self._read_header(file)
                 self._data = {split: self._read_split(file, split) for split in self._names}
-        except (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, zipfile.BadZipFile, struct.error) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            TypeError,
+            IndexError,
+            zipfile.BadZipFile,
+            struct.error,
+        ) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
                 f"{path} is not a whole cache file of bt_jax ({reason})", "Write it again with python -m bt_jax.prepare"
             ) from None
         self.splits = {split: len(offsets) - 1 for split, (_, offsets, _) in self._data.items()}
         labelled = [labels for _, _, labels in self._data.values() if labels is not None and len(labels)]
-        self.num_classes = max([len(self.class_names), *(1 + int(labels.max()) for labels in labelled)]) if labelled else 0
+        self.num_classes = (
+            max([len(self.class_names), *(1 + int(labels.max()) for labels in labelled)]) if labelled else 0
+        )
 
     def _read_header(self, file):
         if int(file["format"]) != NPZ_FORMAT:
@@ -235,18 +254,27 @@ class NpzSource(Source):
     def _read_split(file, split: str) -> tuple[memoryview, np.ndarray, np.ndarray | None]:
         data, offsets = file[f"{split}/bytes"], file[f"{split}/offsets"]
         labels = file[f"{split}/labels"] if f"{split}/labels" in file.files else None
-        if data.dtype != np.uint8 or data.ndim != 1 or offsets.dtype != np.int64 or offsets.ndim != 1 or not len(offsets):
+        if (
+            data.dtype != np.uint8
+            or data.ndim != 1
+            or offsets.dtype != np.int64
+            or offsets.ndim != 1
+            or not len(offsets)
+        ):
             raise ValueError(f"{split}/bytes or {split}/offsets has another form")
         if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
             raise ValueError(f"{split}/offsets does not fit {split}/bytes")
-        if labels is not None and (labels.dtype != np.int32 or labels.shape != (len(offsets) - 1,) or (labels < 0).any()):
+        if labels is not None and (
+            labels.dtype != np.int32 or labels.shape != (len(offsets) - 1,) or (labels < 0).any()
+        ):
             raise ValueError(f"{split}/labels has another form")
         return memoryview(data), offsets, labels
 
     def read(self, base, ids):
         data, offsets, labels = self._data[base]
         return [
-            (bytes(data[offsets[i] : offsets[i + 1]]), None if labels is None else int(labels[i])) for i in map(int, ids)
+            (bytes(data[offsets[i] : offsets[i + 1]]), None if labels is None else int(labels[i]))
+            for i in map(int, ids)
         ]
 
 
@@ -254,12 +282,19 @@ def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) ->
     """Writes whole splits of `source` as a cache file, encoded as they are; the file appears whole or not at all.
 
     Raises:
-      UserError: a split is unknown or cut (its ids would no longer be positions in the whole), or the file cannot be written.
+      UserError: a split is unknown or cut (its ids would no longer be positions in the whole), or the file cannot be
+      written.
     """
-    contents = {"format": np.int64(NPZ_FORMAT), "name": np.array(source.name), "class_names": np.array(source.class_names, "U")}
+    contents = {
+        "format": np.int64(NPZ_FORMAT),
+        "name": np.array(source.name),
+        "class_names": np.array(source.class_names, "U"),
+    }
     for split in splits:
         if split not in source.splits:
-            raise UserError(f"{source.name} has no split {split!r}", f"Name whole splits: {', '.join(sorted(source.splits))}")
+            raise UserError(
+                f"{source.name} has no split {split!r}", f"Name whole splits: {', '.join(sorted(source.splits))}"
+            )
         encoded, labels = [], []
         for data, label in progress(source.encoded(split), f"reading {split}", source.splits[split]):
             encoded.append(data)
@@ -278,7 +313,9 @@ def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) ->
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}", "Choose a folder with room that you may write to") from None
+        raise UserError(
+            f"cannot write {path}: {error.strerror}", "Choose a folder with room that you may write to"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -296,8 +333,8 @@ def progress(items: Iterable, what: str, total: int) -> Iterator:
 
 
 class TfdsSource(Source):
-    """A data set that TFDS has prepared in a folder. Read from its files alone: neither the network nor the code that made
-    it is needed, so `cifar10` and a data set of one's own (`tfds new`) are the same thing here.
+    """A data set that TFDS has prepared in a folder. Read from its files alone: neither the network nor the code that
+    made it is needed, so `cifar10` and a data set of one's own (`tfds new`) are the same thing here.
     """
 
     def __init__(self, name: str, data_dir: str | os.PathLike | None = None):
@@ -311,17 +348,24 @@ class TfdsSource(Source):
             self._shards = {split: list(info.splits[split].shard_lengths) for split in info.splits}
         except Exception as error:  # json, protobuf, key and file errors, as the version of TFDS has it
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{folder} is not a whole TFDS data set ({reason})", "Prepare it again with `tfds build`") from None
+            raise UserError(
+                f"{folder} is not a whole TFDS data set ({reason})", "Prepare it again with `tfds build`"
+            ) from None
         self.splits = {split: sum(lengths) for split, lengths in self._shards.items()}
         self._image, self._label = _feature_keys(tfds, info, name)
         if self._label:
             self.num_classes = info.features[self._label].num_classes
             self.class_names = info.features[self._label].names
-        self._local = "://" not in str(folder) and info.file_format.value == "tfrecord"
+        if info.file_format.value != "tfrecord":
+            raise UserError(
+                f"{folder} is stored as {info.file_format.value}, and only tfrecord is read here",
+                "Prepare it again with `tfds build --file_format=tfrecord`",
+            )
+        self._local = "://" not in str(folder)
         self._index = {}
 
     def tf_dataset(self, split: str):
-        """tf.data of {"image": encoded bytes, "label": int32 (-1 where there is none), "id": int64} in the order of ids."""
+        """tf.data of {"image": encoded bytes, "label": int32, -1 where there is none, "id": int64}, by ids."""
         import tensorflow_datasets as tfds
 
         tf, span = self._tf, self.span(split)
@@ -354,7 +398,8 @@ class TfdsSource(Source):
             ) from None
         if read != span.stop - span.start:
             raise UserError(
-                f"{self.name}, split {split!r}, holds {read} records where its description counts {span.stop - span.start}",
+                f"{self.name}, split {split!r}, holds {read} records where its description counts "
+                f"{span.stop - span.start}",
                 "Prepare it again with `tfds build`",
             )
 
@@ -370,16 +415,25 @@ class TfdsSource(Source):
         if base not in self._index:
             self._index[base] = _index_records(self, base)
         paths, numbers, offsets, lengths = self._index[base]
-        return [self.parse(_read_at(paths[numbers[i]], int(offsets[i]), int(lengths[i]))) for i in ids]
+        records = (_read_at(paths[numbers[i]], int(offsets[i]), int(lengths[i])) for i in ids)
+        return [self._parse(record, base, i) for i, record in zip(ids, records, strict=True)]
 
-    def parse(self, record: bytes) -> tuple[bytes, int | None]:
+    def _parse(self, record: bytes, base: str, number: int) -> tuple[bytes, int | None]:
         """One serialized tf.train.Example -> (encoded image, label or None)."""
-        features = self._tf.train.Example.FromString(record).features.feature
-        label = int(features[self._label].int64_list.value[0]) if self._label else None
-        return features[self._image].bytes_list.value[0], label
+        try:
+            features = self._tf.train.Example.FromString(record).features.feature
+            label = int(features[self._label].int64_list.value[0]) if self._label else None
+            return features[self._image].bytes_list.value[0], label
+        except Exception as error:  # DecodeError of whichever protobuf is installed, IndexError for a missing feature
+            raise UserError(
+                f"{self.name}, split {base!r}, id {number}: the record is damaged ({type(error).__name__})",
+                "Prepare it again with `tfds build`",
+            ) from None
 
     def parse_in_graph(self, records):
-        """Serialized tf.train.Examples (b,) -> (encoded images (b,) string, labels (b,) int32, -1 where there is none)."""
+        """Serialized tf.train.Examples (b,) -> (encoded images (b,) string, labels (b,) int32, -1 where there is
+        none).
+        """
         tf = self._tf
         wanted = {self._image: tf.io.FixedLenFeature([], tf.string)}
         if self._label:
@@ -398,7 +452,8 @@ def tensorflow():
         import tensorflow as tf
     except ImportError as error:
         raise UserError(
-            f"TensorFlow cannot be imported ({error})", "Install it (pip install tensorflow tensorflow-datasets), or use a cache file"
+            f"TensorFlow cannot be imported ({error})",
+            "Install it (pip install tensorflow tensorflow-datasets), or use a cache file",
         ) from None
     for kind in ("GPU", "TPU"):
         try:
@@ -413,16 +468,19 @@ def _tensorflow_datasets():
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
-            f"tensorflow_datasets cannot be imported ({error})", "Install it (pip install tensorflow-datasets), or use a cache file"
+            f"tensorflow_datasets cannot be imported ({error})",
+            "Install it (pip install tensorflow-datasets), or use a cache file",
         ) from None
     return tfds
 
 
 def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
-    """The folder DATA_DIR/NAME[/CONFIG]/VERSION; the newest version where none is named. Local, or gs:// through TensorFlow."""
+    """The folder DATA_DIR/NAME[/CONFIG]/VERSION; the newest version where none is named. Local or gs://."""
     match = re.fullmatch(r"([a-z]\w*)(/[\w.-]+)?(?::(\d+\.\d+\.\d+))?", name)
     if not match:
-        raise UserError(f"{name!r} is not a data set", 'Write it as "digits", "cifar10", "cifar10:3.0.2" or "NAME/CONFIG"')
+        raise UserError(
+            f"{name!r} is not a data set", 'Write it as "digits", "cifar10", "cifar10:3.0.2" or "NAME/CONFIG"'
+        )
     root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
     if "://" in root:
         tensorflow()
@@ -435,17 +493,23 @@ def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
     versions = _versions(folder)
     wanted = [v for v in versions if match[3] in (None, v.name)]
     if not wanted:
-        found = f"it has {', '.join(v.name for v in versions)}" if versions else "there is no such folder or it is empty"
+        found = (
+            f"it has {', '.join(v.name for v in versions)}" if versions else "there is no such folder or it is empty"
+        )
         cure = f"Point the data folder, now {root}, at your data (--data_dir or TFDS_DATA_DIR)"
         build = f"make the data with `tfds build {name.split(':')[0]} --data_dir={root}`"
-        raise UserError(f"data set {name!r} is not in {folder} ({found})", f"{cure}, or {build}; nothing is downloaded by itself")
+        raise UserError(
+            f"data set {name!r} is not in {folder} ({found})", f"{cure}, or {build}; nothing is downloaded by itself"
+        )
     return wanted[-1]
 
 
 def _versions(folder) -> list:
     """Folders such as 3.0.2 that hold a data set, oldest first."""
     try:
-        found = [f for f in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", f.name) and (f / "dataset_info.json").exists()]
+        found = [
+            f for f in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", f.name) and (f / "dataset_info.json").exists()
+        ]
     except OSError:
         return []
     return sorted(found, key=lambda f: tuple(map(int, f.name.split("."))))
@@ -456,7 +520,9 @@ def _feature_keys(tfds, info, name: str) -> tuple[str, str | None]:
     images = [key for key, feature in info.features.items() if isinstance(feature, tfds.features.Image)]
     classes = [key for key, feature in info.features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if not images:
-        raise UserError(f"{name} has no image among its features ({', '.join(info.features)})", "Choose a data set of images")
+        raise UserError(
+            f"{name} has no image among its features ({', '.join(info.features)})", "Choose a data set of images"
+        )
     image = "image" if "image" in images else images[0]
     label = "label" if "label" in classes else next(iter(classes), None)
     return image, label
@@ -497,7 +563,9 @@ def _record_table(path: str) -> np.ndarray:
                 rows.append((position + 12, length))
                 position += 12 + length + 4
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", "Restore the file or prepare the data set again") from None
+        raise UserError(
+            f"cannot read {path}: {error.strerror}", "Restore the file or prepare the data set again"
+        ) from None
     return np.array(rows, np.int64).reshape(-1, 2)
 
 
@@ -507,4 +575,6 @@ def _read_at(path: str, offset: int, length: int) -> bytes:
         with open(path, "rb", buffering=0) as file:
             return os.pread(file.fileno(), length, offset)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", "Restore the file or prepare the data set again") from None
+        raise UserError(
+            f"cannot read {path}: {error.strerror}", "Restore the file or prepare the data set again"
+        ) from None

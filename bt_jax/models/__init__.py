@@ -61,8 +61,8 @@ class Net:
     def stages(self, variables: Mapping[str, Any], x: jax.Array, *, train: bool):
         """As `apply`, with a dict of every stage's output in place of the features alone.
 
-        A ResNet's stages are "maxpool" and "layer1" to "layer4", (n, h, w, c) in the compute dtype, then "features". The
-        dict is in the network's order; `jax.jit` returns it sorted by name.
+        A ResNet's stages are "maxpool" and "layer1" to "layer4", (n, h, w, c) in the compute dtype, then "features".
+        The dict is in the network's order; `jax.jit` returns it sorted by name.
         """
         module = nnx.merge(self._graph, variables["params"], variables["batch_stats"])
         outputs = module.stages(x, train=train)

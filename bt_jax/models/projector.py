@@ -12,7 +12,7 @@ from flax import nnx
 from bt_jax.errors import UserError
 from bt_jax.models.batch_norm import BatchNorm
 
-# torch.nn.Linear's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which the reference keeps: a variance of 1 / (3 fan_in).
+# torch.nn.Linear's default, which the reference keeps: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), of variance 1 / (3 fan_in).
 TORCH_LINEAR = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 

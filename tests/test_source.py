@@ -1,0 +1,309 @@
+"""Sources: the same pixels, labels and ids by every road, and one clear line for whatever is wrong with the files."""
+
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bt_jax import prepare
+from bt_jax.data import source as sources
+from bt_jax.data.source import Source, open_source, write_npz
+from bt_jax.errors import UserError
+
+
+def encode(image: np.ndarray, kind: str = "PNG", mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    picture = Image.fromarray(image)
+    (picture.convert(mode) if mode else picture).save(buffer, kind)
+    return buffer.getvalue()
+
+
+class Listed(Source):
+    """A source over a list in memory."""
+
+    def __init__(self, records, name="listed", class_names=()):
+        self.name, self.splits, self.records, self.class_names = name, {"train": len(records)}, records, class_names
+        labels = [label for _, label in records if label is not None]
+        self.num_classes = 1 + max(labels) if labels else 0
+
+    def read(self, base, ids):
+        return [self.records[i] for i in ids]
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (23, 8, 6, 3), np.uint8)
+
+
+@pytest.fixture
+def npz(images, tmp_path):
+    """Cache file of 23 PNG images of 6 wide and 8 high, labels 0, 1, 2, 0, ..."""
+    path = tmp_path / "cache.npz"
+    write_npz(
+        Listed([(encode(im), i % 3) for i, im in enumerate(images)], class_names=["a", "b", "c"]), path, ["train"]
+    )
+    return path
+
+
+def test_npz_round_trip(npz, images):
+    source = open_source(None, npz=npz)
+    assert (source.name, source.splits, source.num_classes) == ("listed", {"train": 23}, 3)
+    assert list(source.class_names) == ["a", "b", "c"]
+    arrays = source.arrays("train")
+    assert arrays.images.dtype == np.uint8 and arrays.labels.dtype == np.int32
+    np.testing.assert_array_equal(arrays.images, images)
+    np.testing.assert_array_equal(arrays.labels, np.arange(23) % 3)
+    assert [p.name for p in npz.parent.iterdir()] == ["cache.npz"], "a temporary file was left behind"
+
+
+@pytest.mark.parametrize(
+    ("split", "start", "stop"),
+    [
+        ("train[:20]", 0, 20),
+        ("train[20:]", 20, 23),
+        ("train[:90%]", 0, 21),
+        ("train[-10%:]", 21, 23),
+        ("train[5:-3]", 5, 20),
+    ],
+)
+def test_slices_keep_ids_of_the_whole(npz, images, split, start, stop):
+    source = open_source(None, npz=npz)
+    assert source.span(split) == ("train", start, stop)
+    np.testing.assert_array_equal(source.arrays(split).images, images[start:stop])
+    assert [label for _, label in source.encoded(split)] == [i % 3 for i in range(start, stop)]
+
+
+@pytest.mark.parametrize("split", ["test", "train[23:]", "train[:200%]", "train[a:b]", "train[3]"])
+def test_wrong_splits(npz, split):
+    with pytest.raises(UserError, match="split|more than all"):
+        open_source(None, npz=npz).span(split)
+
+
+def test_unlabelled(images, tmp_path):
+    write_npz(Listed([(encode(im), None) for im in images]), tmp_path / "u.npz", ["train"])
+    source = open_source(None, npz=tmp_path / "u.npz")
+    assert source.num_classes == 0 and source.arrays("train").labels is None
+    assert next(source.encoded("train"))[1] is None
+
+
+def test_grayscale_and_cmyk_become_rgb():
+    flat = np.full((8, 8, 3), 90, np.uint8)
+    records = [(encode(flat, "JPEG", mode), 0) for mode in ("L", "CMYK", "RGB")] + [(encode(flat, "PNG", "RGBA"), 0)]
+    arrays = Listed(records).arrays("train")
+    assert arrays.images.shape == (4, 8, 8, 3)
+    assert np.abs(arrays.images.astype(int) - 90).max() <= 2
+
+
+def test_broken_image_is_named(images, tmp_path):
+    records = [(encode(im, "JPEG"), 0) for im in images]
+    records[17] = (records[17][0][:-40], 0)
+    with pytest.raises(UserError, match="listed, split 'train', id 17: "):
+        Listed(records).arrays("train")
+    with pytest.raises(UserError, match="id 17: "):
+        Listed(records).arrays("train[15:]")
+
+
+def test_images_of_several_sizes_do_not_become_an_array(images):
+    records = [(encode(images[0]), 0), (encode(images[1][:5]), 0)]
+    with pytest.raises(UserError, match=r"id 0 is 6x8, id 1 is 6x5.*Stream"):
+        Listed(records).arrays("train")
+
+
+def test_damaged_cache_files(npz, tmp_path):
+    whole = npz.read_bytes()
+    with np.load(npz) as file:
+        contents = dict(file)
+
+    def without(**changes):
+        np.savez(tmp_path / "bad.npz", **{k: v for k, v in (contents | changes).items() if v is not None})
+        return (tmp_path / "bad.npz").read_bytes()
+
+    cases = {
+        "empty": b"",
+        "text": b"not a zip file",
+        "cut": whole[: len(whole) // 2],
+        "flipped": whole[:600] + bytes([whole[600] ^ 255]) + whole[601:],
+        "other format": without(format=np.int64(2)),
+        "no offsets": without(**{"train/offsets": None}),
+        "offsets past the end": without(**{"train/offsets": contents["train/offsets"] + 1}),
+        "labels of another length": without(**{"train/labels": contents["train/labels"][1:]}),
+        "pickled names": without(class_names=np.array(["a", None], object)),
+    }
+    for what, data in cases.items():
+        (tmp_path / "bad.npz").write_bytes(data)
+        with pytest.raises(UserError, match="bad.npz is not a whole cache file"):
+            open_source(None, npz=tmp_path / "bad.npz")
+            pytest.fail(f"a damaged file was read: {what}")
+    with pytest.raises(UserError, match="there is no cache file"):
+        open_source(None, npz=tmp_path / "none.npz")
+    with pytest.raises(UserError, match="'listed', not 'cifar10'"):
+        open_source("cifar10", npz=npz)
+
+
+def test_failed_write_leaves_the_old_file(npz, images, monkeypatch):
+    before = npz.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sources.np, "savez", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_npz(Listed([(encode(images[0]), 0)]), npz, ["train"])
+    assert npz.read_bytes() == before and len(list(npz.parent.iterdir())) == 1
+
+
+def test_digits(tmp_path):
+    pytest.importorskip("bt_jax.data.digits")
+    source = open_source("digits")
+    arrays = source.arrays("train")
+    assert arrays.images.shape == (source.splits["train"], 32, 32, 3) and arrays.images.dtype == np.uint8
+    assert source.num_classes == 10 and arrays.labels.max() == 9 and arrays.labels.dtype == np.int32
+    write_npz(source, tmp_path / "digits.npz", ["test"])  # by way of PNG, so nothing may be lost
+    copy = open_source("digits", npz=tmp_path / "digits.npz").arrays("test")
+    np.testing.assert_array_equal(copy.images, source.arrays("test").images)
+    np.testing.assert_array_equal(copy.labels, source.arrays("test").labels)
+
+
+def test_cache_files_need_no_tensorflow(npz):
+    code = (
+        "import sys\nsys.modules.update(tensorflow=None, tensorflow_datasets=None, jax=None, torch=None)\n"
+        "from bt_jax.data.source import open_source\n"
+        f"print(open_source(None, npz={str(npz)!r}).arrays('train').images.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(23, 8, 6, 3)", done.stderr
+
+
+# prepare -------------------------------------------------------------------------------------------------------------
+
+
+def test_prepare_checks_a_cache_file(npz, tmp_path, capsys):
+    copy = tmp_path / "copy.npz"
+    assert prepare.main([f"--npz_in={npz}", f"--npz={copy}"]) == 0
+    assert "train: 23 images, all 6x8, 3 of 3 classes, 7 to 8 each, 0 unreadable" in capsys.readouterr().out
+    theirs, ours = (list(open_source(None, npz=path).encoded("train")) for path in (npz, copy))
+    assert ours == theirs and len(ours) == 23
+
+
+def test_prepare_lists_unreadable_images(images, tmp_path, capsys):
+    records = [(encode(im), 0) for im in images]
+    records[3] = records[20] = (b"\xff\xd8\xff", 0)
+    write_npz(Listed(records), tmp_path / "bad.npz", ["train"])
+    assert prepare.main([f"--npz_in={tmp_path / 'bad.npz'}", f"--npz={tmp_path / 'out.npz'}"]) == 2
+    error = capsys.readouterr().err
+    assert "2 unreadable" in error and "train: 3, 20" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_prepare_errors_are_one_line(tmp_path, capsys):
+    for arguments in ([], ["--data=cifar10", f"--data_dir={tmp_path}"], ["--data=digits", "--npz_in=x.npz"]):
+        assert prepare.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("prepare: ") and len(error.splitlines()) == 1
+
+
+# TFDS ----------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_tfds_data_says_where_and_how(tmp_path, monkeypatch):
+    (tmp_path / "cifar10").mkdir()
+    for name in ("cifar10", "cifar10:3.0.2", "no_such_set"):
+        with pytest.raises(UserError) as caught:
+            open_source(name, data_dir=tmp_path)
+        assert str(tmp_path / name.split(":")[0]) in caught.value.cause
+        assert "TFDS_DATA_DIR" in caught.value.cure and "tfds build" in caught.value.cure
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match="elsewhere"):
+        open_source("cifar10")
+    with pytest.raises(UserError, match="not a data set"):
+        open_source("../cifar10", data_dir=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def cifar(tfds_dir):
+    return open_source("cifar10", data_dir=tfds_dir)
+
+
+def test_cifar10(cifar, tfds_dir):
+    assert cifar.splits == {"train": 50000, "test": 10000} and cifar.num_classes == 10
+    assert cifar.class_names[3] == "cat"
+    assert open_source("cifar10:3.0.2", data_dir=tfds_dir).splits == cifar.splits
+    with pytest.raises(UserError, match="it has 3.0.2"):
+        open_source("cifar10:1.0.0", data_dir=tfds_dir)
+
+
+def test_tfds_and_cache_file_give_equal_pixels(cifar, tmp_path):
+    class Head(Listed):  # the first test images, so that the test takes a moment and not a minute
+        def __init__(self):
+            super().__init__(list(cifar.encoded("test[:300]")), class_names=cifar.class_names)
+
+    write_npz(Head(), tmp_path / "c.npz", ["train"])
+    ours, theirs = open_source(None, npz=tmp_path / "c.npz").arrays("train"), cifar.arrays("test[:300]")
+    np.testing.assert_array_equal(ours.images, theirs.images)
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
+
+
+@pytest.mark.parametrize("split", ["test[:1%]", "test[9990:]", "test[17:23]", "test[-3%:]"])
+def test_slices_as_tfds_cuts_them(cifar, split):
+    import tensorflow_datasets as tfds
+
+    theirs = cifar._builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()}).batch(1000)
+    theirs = list(next(theirs.as_numpy_iterator())["image"])
+    span = cifar.span(split)
+    rows = next(cifar.tf_dataset(split).batch(1000).as_numpy_iterator())
+    assert list(rows["image"]) == theirs
+    assert rows["id"].dtype == np.int64 and list(rows["id"]) == list(range(span.start, span.stop))
+
+
+def test_random_access_reads_what_sequential_reading_reads(tfds_dir):
+    source = open_source("imagenet2012", data_dir=tfds_dir)
+    assert source.splits == {"train": 450, "validation": 50} and source.num_classes == 1000
+    records = list(source.encoded("train"))
+    ids = np.random.default_rng(0).permutation(450)[:100]
+    assert source.read("train", ids) == [records[i] for i in ids]
+    with pytest.raises(UserError, match="differ in size.*Stream"):
+        source.arrays("train")
+
+
+def test_damaged_tfrecord_is_named(tfds_dir, tmp_path):
+    from_folder = tfds_dir / "imagenet2012" / "5.1.0"
+    folder = tmp_path / "imagenet2012" / "5.1.0"
+    folder.mkdir(parents=True)
+    for file in from_folder.iterdir():
+        os.symlink(file, folder / file.name)
+    target = folder / "imagenet2012-validation.tfrecord-00000-of-00001"
+    data = bytearray(target.read_bytes())
+    target.unlink()
+    target.write_bytes(data[: len(data) - 1000])
+    source = open_source("imagenet2012", data_dir=tmp_path)
+    with pytest.raises(UserError, match="holds 49 whole records.*counts 50"):
+        source.read("validation", [0])
+    with pytest.raises(UserError, match="'validation', is damaged"):
+        list(source.encoded("validation"))
+    data[12] ^= 255  # the first byte of the first record
+    target.write_bytes(data)
+    with pytest.raises(UserError, match="id 0: the record is damaged"):
+        open_source("imagenet2012", data_dir=tmp_path).read("validation", [0])
+    with pytest.raises(UserError, match="'validation', is damaged"):
+        list(source.encoded("validation"))
+    target.unlink()
+    with pytest.raises(UserError, match="No such file"):
+        open_source("imagenet2012", data_dir=tmp_path).read("validation", [0])
+
+
+def test_no_network_and_no_accelerator(tfds_dir):
+    code = (
+        "import socket\n"
+        "def refuse(*_, **__): raise AssertionError('the network was asked')\n"
+        "socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
+        "from bt_jax.data.source import open_source, tensorflow\n"
+        f"print(open_source('cifar10', data_dir={str(tfds_dir)!r}).arrays('test[:5]').images.shape)\n"
+        "print([d.device_type for d in tensorflow().config.get_visible_devices()])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[:2] == ["(5, 32, 32, 3)", "['CPU']"], done.stderr
+    assert done.stderr == "", "reading data is silent"
