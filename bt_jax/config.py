@@ -31,7 +31,7 @@ def pretrain() -> ConfigDict:
     config.compile_cache = "auto"  # folder of compiled programs; "auto": the user's cache folder, "": none
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # "digits" (embedded) or a TFDS name
+    config.data.name = "patterns"  # "patterns" (embedded) or a TFDS name
     config.data.dir = ""  # TFDS folder; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.npz = ""  # read this cache, written by `python -m bt_jax.prepare`, and no TensorFlow
     config.data.train_split = "train"

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bt_jax.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", metavar="NAME", help='"digits", or a TFDS name such as cifar10, cifar10:3.0.2, imagenet2012'
+        "--data", metavar="NAME", help='"patterns", or a TFDS name such as cifar10, cifar10:3.0.2, imagenet2012'
     )
     parser.add_argument(
         "--data_dir",

@@ -156,14 +156,14 @@ def test_failed_write_leaves_the_old_file(npz, images, monkeypatch):
     assert npz.read_bytes() == before and len(list(npz.parent.iterdir())) == 1
 
 
-def test_digits(tmp_path):
-    pytest.importorskip("bt_jax.data.digits")
-    source = open_source("digits")
+def test_patterns(tmp_path):
+    pytest.importorskip("bt_jax.data.patterns")
+    source = open_source("patterns")
     arrays = source.arrays("train")
     assert arrays.images.shape == (source.splits["train"], 32, 32, 3) and arrays.images.dtype == np.uint8
     assert source.num_classes == 10 and arrays.labels.max() == 9 and arrays.labels.dtype == np.int32
-    write_npz(source, tmp_path / "digits.npz", ["test"])  # by way of PNG, so nothing may be lost
-    copy = open_source("digits", npz=tmp_path / "digits.npz").arrays("test")
+    write_npz(source, tmp_path / "patterns.npz", ["test"])  # by way of PNG, so nothing may be lost
+    copy = open_source("patterns", npz=tmp_path / "patterns.npz").arrays("test")
     np.testing.assert_array_equal(copy.images, source.arrays("test").images)
     np.testing.assert_array_equal(copy.labels, source.arrays("test").labels)
 
@@ -200,7 +200,7 @@ def test_prepare_lists_unreadable_images(images, tmp_path, capsys):
 
 
 def test_prepare_errors_are_one_line(tmp_path, capsys):
-    for arguments in ([], ["--data=cifar10", f"--data_dir={tmp_path}"], ["--data=digits", "--npz_in=x.npz"]):
+    for arguments in ([], ["--data=cifar10", f"--data_dir={tmp_path}"], ["--data=patterns", "--npz_in=x.npz"]):
         assert prepare.main(arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("prepare: ") and len(error.splitlines()) == 1

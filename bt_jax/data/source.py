@@ -45,7 +45,7 @@ def open_source(name: str | None, *, data_dir: str | os.PathLike | None = None, 
     """Opens a data set for reading; reads no image yet.
 
     Args:
-      name: "digits" (embedded in the package), or a TFDS name: "cifar10", "cifar10:3.0.2", "imagenet2012". With `npz`
+      name: "patterns" (embedded in the package), or a TFDS name: "cifar10", "cifar10:3.0.2", "imagenet2012". With `npz`
         it may be None; otherwise it must be the name that the file carries.
       data_dir: folder of TFDS data sets; $TFDS_DATA_DIR, else ~/tensorflow_datasets, where None.
       npz: a cache file of `python -m bt_jax.prepare`; needs no TensorFlow.
@@ -61,8 +61,8 @@ def open_source(name: str | None, *, data_dir: str | os.PathLike | None = None, 
             )
         return source
     if not name:
-        raise UserError("no data set is named", 'Give a name ("digits", "cifar10", "imagenet2012") or a cache file')
-    return DigitsSource() if name == "digits" else TfdsSource(name, data_dir)
+        raise UserError("no data set is named", 'Give a name ("patterns", "cifar10", "imagenet2012") or a cache file')
+    return PatternsSource() if name == "patterns" else TfdsSource(name, data_dir)
 
 
 class Source:
@@ -179,17 +179,17 @@ def _boundary(text: str, count: int) -> int:
 # Embedded and cached data sets ---------------------------------------------------------------------------------------
 
 
-class DigitsSource(Source):
+class PatternsSource(Source):
     """The data set inside the package: no file, no network."""
 
     def __init__(self):
-        from bt_jax.data import digits
+        from bt_jax.data import patterns
 
-        self.name = "digits"
-        self._arrays = {split: digits.load(split) for split in ("train", "test")}
+        self.name = "patterns"
+        self._arrays = {split: patterns.load(split) for split in ("train", "test")}
         self.splits = {split: len(images) for split, (images, _) in self._arrays.items()}
-        self.num_classes = 1 + int(max(labels.max() for _, labels in self._arrays.values()))
-        self.class_names = [str(digit) for digit in range(self.num_classes)]
+        self.class_names = list(patterns.CLASSES)
+        self.num_classes = len(self.class_names)
 
     def read(self, base, ids):
         images, labels = self._arrays[base]
@@ -479,7 +479,7 @@ def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
     match = re.fullmatch(r"([a-z]\w*)(/[\w.-]+)?(?::(\d+\.\d+\.\d+))?", name)
     if not match:
         raise UserError(
-            f"{name!r} is not a data set", 'Write it as "digits", "cifar10", "cifar10:3.0.2" or "NAME/CONFIG"'
+            f"{name!r} is not a data set", 'Write it as "patterns", "cifar10", "cifar10:3.0.2" or "NAME/CONFIG"'
         )
     root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
     if "://" in root:

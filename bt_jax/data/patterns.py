@@ -1,0 +1,78 @@
+"""The embedded data set: ten families of patterns, drawn by the package, so that a first run needs no download.
+
+Within a family, spacing, orientation, place, the two colours, shading and noise are random, so pixels of two images of one
+family have little in common; what they share is how the pattern repeats. That is what two crops of one image share too,
+and hence what Barlow Twins learns. Images are a function of (split, index) alone, the same on every machine.
+"""
+
+import numpy as np
+
+SIZE = 32
+CLASSES = ("stripes", "checks", "dots", "rings", "triangles", "bricks", "zigzag", "grid", "blobs", "spokes")
+COUNTS = {"train": 10_000, "test": 2_000}
+
+
+def load(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images of "train" or "test": uint8 (n, 32, 32, 3) and labels int32 (n,)."""
+    count = COUNTS[split]
+    labels = np.arange(count, dtype=np.int32) % len(CLASSES)
+    images = [_image(CLASSES[label], np.random.default_rng([2103, 3230, list(COUNTS).index(split), i])) for i, label in enumerate(labels)]
+    return np.stack(images), labels
+
+
+def _image(family: str, rng: np.random.Generator) -> np.ndarray:
+    """uint8 (32, 32, 3): the pattern mixes two colours, then shade and noise."""
+    mix = _PATTERNS[family](*_plane(rng), rng)[..., None]
+    colours = _two_colours(rng)
+    image = mix * colours[0] + (1 - mix) * colours[1]
+    slope = rng.uniform(-0.15, 0.15, 2) @ np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].reshape(2, -1)
+    image = image + slope.reshape(SIZE, SIZE, 1) + rng.normal(0, 0.04, image.shape)
+    return np.uint8(np.clip(255 * image, 0, 255))
+
+
+def _plane(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates x, y of every pixel, (32, 32) each, in periods of the pattern: turned, moved and stretched at random."""
+    angle, period = rng.uniform(-0.7, 0.7), rng.uniform(6, 10)
+    rows, columns = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
+    x = (np.cos(angle) * columns + np.sin(angle) * rows) / period + rng.uniform(-2, 2)
+    y = (-np.sin(angle) * columns + np.cos(angle) * rows) / period + rng.uniform(-2, 2)
+    return x, y
+
+
+def _two_colours(rng: np.random.Generator) -> np.ndarray:
+    """Two colours (2, 3) in [0, 1] that can be told apart in grey as well."""
+    dark, bright = rng.uniform(0.05, 0.4), rng.uniform(0.6, 0.95)
+    return np.clip([[bright], [dark]] + rng.uniform(-0.2, 0.2, (2, 3)), 0, 1)[:: rng.choice([-1, 1])]
+
+
+def _soft(x: np.ndarray, width: float = 0.15) -> np.ndarray:
+    """A step from 0 to 1 around x = 0, without jagged edges."""
+    return 1 / (1 + np.exp(-np.clip(x / width * 4, -30, 30)))
+
+
+def _wave(x):
+    return np.sin(2 * np.pi * x)
+
+
+def _saw(x):
+    return np.abs(2 * (x % 1) - 1)
+
+
+def _blobs(x, y, rng):
+    waves = rng.normal(0, 0.8, (12, 2))
+    field = sum(np.cos(2 * np.pi * (a * x + b * y) + p) for (a, b), p in zip(waves, rng.uniform(0, 7, 12), strict=True))
+    return _soft(field, 1.5)
+
+
+_PATTERNS = {
+    "stripes": lambda x, y, rng: _soft(_wave(x), 0.8),
+    "checks": lambda x, y, rng: _soft(_wave(x / 1.4) * _wave(y / 1.4), 0.4),
+    "dots": lambda x, y, rng: _soft(0.3 - np.hypot(x % 1 - 0.5, y % 1 - 0.5)),
+    "rings": lambda x, y, rng: _soft(_wave(np.hypot(x, y)), 0.8),
+    "triangles": lambda x, y, rng: _soft(_wave(x) + _wave(-x / 2 + y * 0.866) + _wave(-x / 2 - y * 0.866), 1.0),
+    "bricks": lambda x, y, rng: _soft(np.maximum(_saw(y), _saw(x / 2 + 0.5 * (np.floor(y + 0.5) % 2))) - 0.75, 0.2),
+    "zigzag": lambda x, y, rng: _soft(_wave(x + 0.9 * _saw(y / 1.5)), 0.8),
+    "grid": lambda x, y, rng: _soft(np.maximum(_saw(x), _saw(y)) - 0.75, 0.2),
+    "blobs": _blobs,
+    "spokes": lambda x, y, rng: _soft(_wave(np.arctan2(y, x) * 5 / np.pi), 0.8),
+}
