@@ -1,7 +1,7 @@
 """Barlow Twins self-supervised pretraining in JAX (Zbontar et al., arXiv 2103.03230).
 
-    net, variables = bt_jax.load_encoder("runs/quickstart")
-    features = net.apply(variables, images, train=False)
+net, variables = bt_jax.load_encoder("runs/quickstart")
+features = net.apply(variables, images, train=False)
 """
 
 import importlib

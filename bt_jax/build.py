@@ -53,7 +53,9 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
         )
     unused = [path for path in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0") if os.path.exists(path)]
     if platform == "cpu" and unused and not os.environ.get("JAX_PLATFORMS"):
-        log.say(f"WARNING: {unused[0]} is an accelerator, but JAX runs on the CPU; set --config.platform to insist on it")
+        log.say(
+            f"WARNING: {unused[0]} is an accelerator, but JAX runs on the CPU; set --config.platform to insist on it"
+        )
 
 
 def build_recipe(config: ConfigDict) -> augment.Recipe:
@@ -108,9 +110,9 @@ def build_optimizer(config: ConfigDict, plan: Plan) -> tuple[optax.GradientTrans
         ssl = optim.sgd(weights, biases, weight_decay=options.weight_decay, momentum=options.momentum)
     else:
         ssl = optim.adamw(weights, biases, weight_decay=options.weight_decay)
-    probe_rate = optim.warmup_cosine(config.probe.lr * scale, warmup_steps=0, total_steps=plan.total_steps, end_factor=0)
-    probe = optim.sgd(
-        probe_rate, probe_rate, weight_decay=config.probe.weight_decay, momentum=config.probe.momentum
+    probe_rate = optim.warmup_cosine(
+        config.probe.lr * scale, warmup_steps=0, total_steps=plan.total_steps, end_factor=0
     )
+    probe = optim.sgd(probe_rate, probe_rate, weight_decay=config.probe.weight_decay, momentum=config.probe.momentum)
     tx = train_step.make_optimizer(ssl, probe, grad_scale=options.grad_scale)
     return tx, {"lr_weights": weights, "lr_biases": biases}

@@ -98,7 +98,9 @@ def _step_folder(path: Path) -> Path:
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = [p for p in root.iterdir() if p.name.isdigit() and (p / "encoder").is_dir()] if root.is_dir() else []
     if not steps:
-        raise UserError(f"No checkpoint of bt_jax in {path}", "Name a run folder or one of its checkpoints/STEP folders.")
+        raise UserError(
+            f"No checkpoint of bt_jax in {path}", "Name a run folder or one of its checkpoints/STEP folders."
+        )
     return max(steps, key=lambda p: int(p.name))
 
 

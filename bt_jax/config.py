@@ -119,7 +119,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
         try:
             values[key] = _switch(text if given else "true") if kind is bool else kind(text)
         except ValueError:
-            raise UserError(f"Config argument {key}={text!r} is no {kind.__name__}", f"Write e.g. {key}={defaults[key]}.") from None
+            raise UserError(
+                f"Config argument {key}={text!r} is no {kind.__name__}", f"Write e.g. {key}={defaults[key]}."
+            ) from None
     return ConfigDict(values)
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import sharding, train_step
 from bt_jax.data import device
+from bt_jax.data.prefetch import prefetch
 from bt_jax.data.source import Source
 
 
@@ -106,7 +107,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        ahead = pipeline.prefetch(batches, lambda batch: sharding.put_batch(batch, mesh))
+        ahead = prefetch(batches, lambda batch: sharding.put_batch(batch, mesh))
         jitted = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
         def advance(state, steps):

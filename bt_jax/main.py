@@ -4,6 +4,7 @@ Trains what the config describes and writes everything to the work folder. Given
 newest checkpoint. A config file opens with its command, its hardware and the number it must reach.
 """
 
+import os
 import sys
 import time
 
@@ -15,8 +16,11 @@ from ml_collections import config_flags  # noqa: E402
 from bt_jax.errors import UserError  # noqa: E402
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with arguments after a colon: configs/pretrain_cifar10_r18.py:smoke. Every key can be"
-    " overridden: --config.optim.lr_weights=0.3", lock_config=True
+    "config",
+    None,
+    "Config file, with arguments after a colon: configs/pretrain_cifar10_r18.py:smoke. Every key can be"
+    " overridden: --config.optim.lr_weights=0.3",
+    lock_config=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if absent, continued if it holds the same run.")
 
@@ -38,8 +42,6 @@ def main(argv: list[str]) -> None:
 
 def _compile_cache(folder: str) -> None:
     """Keeps compiled programs, so that a restart does not wait for the compiler again."""
-    import os
-
     import jax
 
     if folder == "auto":
@@ -59,8 +61,11 @@ def _parse(argv: list[str]) -> list[str]:
         raise _unknown_key(argv, str(error)) from None
     except Exception as error:
         raise UserError(" ".join(str(error).split()), "See --help and the head of the config file.") from None
-    if CONFIG.value is None:
+    given = config_flags.get_config_filename(flags.FLAGS["config"]) if flags.FLAGS["config"].present else ""
+    if not given:
         raise UserError("No --config is given", "Name a file of configs/, such as --config=configs/quickstart.py.")
+    if not os.path.isfile(given.split(":")[0]):  # ml_collections would say so only when the config is first read
+        raise UserError(f"There is no config file {given.split(':')[0]}", "Name a file of configs/.")
     return rest
 
 

@@ -82,15 +82,11 @@ def sgd(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float, momentum: flo
 
 def adamw(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float) -> optax.GradientTransformation:
     """AdamW with optax's constants; one-dimensional parameters are not decayed."""
-    return _by_dimension(
-        weights=optax.adamw(lr_weights, weight_decay=weight_decay), biases=optax.adam(lr_biases)
-    )
+    return _by_dimension(weights=optax.adamw(lr_weights, weight_decay=weight_decay), biases=optax.adam(lr_biases))
 
 
 def _sgd(lr: Rate, weight_decay: float, momentum: float) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.scale_by_learning_rate(lr)
-    )
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.scale_by_learning_rate(lr))
 
 
 def _by_dimension(*, weights, biases) -> optax.GradientTransformation:

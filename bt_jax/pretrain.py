@@ -84,16 +84,15 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     plan = build.make_plan(config, feed.images)
     nets = build.build_nets(config, channels=len(recipe.mean))
     tx, rates = build.build_optimizer(config, plan)
-    step = train_step.make_pretrain_step(
+    update = train_step.make_update(
         nets,
         tx,
-        recipe,
-        seed=config.seed,
         lambd=config.loss.lambd,
         form=config.loss.form,
         two_passes=config.model.two_passes,
         rates=rates,
     )
+    step = train_step.make_pretrain_step(update, recipe, seed=config.seed)
     create = jax.jit(
         lambda key: state_lib.create(key, nets, tx, source.num_classes), out_shardings=sharding.replicated(mesh)
     )
@@ -248,7 +247,7 @@ class _Interruption:
 def _finish(this: Run, state: TrainState) -> None:
     """The table, the pictures and the report of a run that reached its end."""
     before = this.fresh()
-    np.savez(this.folder / "pictures.npz", **_pictures(this, before, state))
+    pictures = _pictures(this, before, state)
     summary: dict[str, Any] = {"steps": int(state.step), "seconds": round(time.monotonic() - this.started, 1)}
     if this.judge and this.config.evals.final:
         embed = features.make_embed(this.nets.backbone, this.recipe, this.mesh, resize=this.config.evals.resize)
@@ -260,9 +259,12 @@ def _finish(this: Run, state: TrainState) -> None:
         summary["seconds"] = round(time.monotonic() - this.started, 1)
         log.say(_table(summary))
     if jax.process_index() == 0:
+        np.savez(this.folder / "pictures.npz", **pictures)
         (this.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         log.say(f"report      {report.write(this.folder)}")
-    log.say(f"checkpoint  {this.folder / 'checkpoints' / str(int(state.step))}\nmetrics     {this.folder / 'metrics.jsonl'}")
+    log.say(
+        f"checkpoint  {this.folder / 'checkpoints' / str(int(state.step))}\nmetrics     {this.folder / 'metrics.jsonl'}"
+    )
 
 
 def _pictures(this: Run, before: TrainState, after: TrainState) -> dict[str, np.ndarray]:

@@ -28,7 +28,9 @@ def open_folder(path: str, config: dict) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The work folder {folder} cannot be made: {error.strerror}", "Give another --workdir.") from None
+        raise UserError(
+            f"The work folder {folder} cannot be made: {error.strerror}", "Give another --workdir."
+        ) from None
     file = folder / "config.json"
     if file.exists():
         different = config_lib.differences(_read(file), config)
@@ -66,7 +68,11 @@ def _git_commit() -> str:
     here = Path(__file__).parent
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
@@ -77,7 +83,9 @@ def _read(file: Path) -> dict:
     try:
         return json.loads(file.read_text())
     except ValueError:
-        raise UserError(f"{file} is damaged", "Delete it if the folder is yours to use, or give another --workdir.") from None
+        raise UserError(
+            f"{file} is damaged", "Delete it if the folder is yours to use, or give another --workdir."
+        ) from None
 
 
 def _write(file: Path, content: dict) -> None:

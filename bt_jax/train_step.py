@@ -23,18 +23,33 @@ def stream(seed: int, purpose: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
-def make_pretrain_step(
+def make_pretrain_step(update: Callable, recipe: augment.Recipe, *, seed: int) -> Callable:
+    """Puts the views before an update of `make_update`.
+
+    Returns:
+      step(state, batch) -> (state, metrics). batch: "image" uint8 (n, h, w, c), "id" int32 (n,), and optionally "label"
+      int32 (n,) and "size" int32 (n, 2) for images in a padded canvas.
+    """
+    views_key = stream(seed, VIEWS)
+
+    def step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(views_key, state.step)
+        views = augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
+        return update(state, views, batch.get("label"))
+
+    return step
+
+
+def make_update(
     nets: Nets,
     tx: optax.GradientTransformation,
-    recipe: augment.Recipe,
     *,
-    seed: int,
     lambd: float,
     form: losses.Form = "auto",
     two_passes: bool = True,
     rates: dict[str, optax.Schedule] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds step(state, batch) -> (state, metrics).
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds update(state, views, labels) -> (state, metrics).
 
     Args:
       tx: over {"backbone", "projector", "probe"}, see `make_optimizer`.
@@ -43,10 +58,9 @@ def make_pretrain_step(
       rates: name -> schedule, shown among the metrics.
 
     Returns:
-      The step. batch: "image" uint8 (n, h, w, c), "id" int32 (n,), and optionally "label" int32 (n,) and "size" int32
-      (n, 2) for images in a padded canvas. metrics: float32 scalars under the names of the log.
+      The update. views: two float arrays (n, h, w, c); labels: int32 (n,) or None. metrics: float32 scalars under the
+      names of the log. A loss or gradient that is not finite changes nothing but the counters.
     """
-    views_key = stream(seed, VIEWS)
 
     def forward(net, params, stats, inputs):
         """[view, ...] -> [output, ...] and the new running statistics."""
@@ -73,30 +87,21 @@ def make_pretrain_step(
             shown |= {"probe_loss": probe_loss, "probe_top1": metrics.top1(logits, twice)}
         return total, (shown, {"backbone": backbone_stats, "projector": projector_stats})
 
-    def step(state: TrainState, batch: Batch):
-        key = jax.random.fold_in(views_key, state.step)
-        views = augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
+    def update(state: TrainState, views, labels):
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (shown, batch_stats)), grads = gradient(state.params, state.batch_stats, views, batch.get("label"))
+        (_, (shown, batch_stats)), grads = gradient(state.params, state.batch_stats, views, labels)
         norm = optax.global_norm({name: grads[name] for name in ("backbone", "projector")})
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        new = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            bad_steps=jnp.zeros([], jnp.int32),
-        )
+        params = optax.apply_updates(state.params, updates)
+        taken = TrainState(state.step + 1, params, batch_stats, opt_state, jnp.zeros_like(state.bad_steps))
+        skipped = TrainState(state.step + 1, state.params, state.batch_stats, state.opt_state, state.bad_steps + 1)
         finite = jnp.isfinite(shown["loss"]) & jnp.isfinite(norm)
-        skipped = TrainState(
-            state.step + 1, state.params, state.batch_stats, state.opt_state, state.bad_steps + 1
-        )
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, skipped)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), taken, skipped)
         shown |= {"grad_norm": norm, "bad_steps": new.bad_steps}
         shown |= {name: rate(state.step) for name, rate in (rates or {}).items()}
         return new, {f"train/{name}": jnp.asarray(value, jnp.float32) for name, value in shown.items()}
 
-    return step
+    return update
 
 
 def make_optimizer(

@@ -97,9 +97,7 @@ def test_projector_on_backbone_gives_the_references_first_loss(fixtures):
         projector = models.build_projector(512, (64, 64, 64), dtype=jnp.float64)
         variables = convert.from_torch(torch_weights(backbone, seed, "backbone."), arch="resnet18")
         head = convert.projector_from_torch(torch_weights(projector, seed, "projector."))
-        z1, z2 = (
-            projector.apply(head, backbone.apply(variables, view, train=True)[0], train=True)[0] for view in x
-        )
+        z1, z2 = (projector.apply(head, backbone.apply(variables, view, train=True)[0], train=True)[0] for view in x)
         loss, _ = losses.barlow_twins(z1, z2, lambd=float(saved["lambda"]))
     assert relative_error(loss, saved["loss"][0]) < PARITY["train"]
 

@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 from test_source import Listed, encode
 
-from bt_jax.data.pipeline import eval_batches, permutation, prefetch, train_batches
-from bt_jax.data.source import decode, open_source, write_npz
+from bt_jax.data.npz import write_npz
+from bt_jax.data.pipeline import eval_batches, permutation, train_batches
+from bt_jax.data.prefetch import prefetch
+from bt_jax.data.records import decode
+from bt_jax.data.source import open_source
 from bt_jax.errors import UserError
 
 COUNT, CANVAS = 22, 16

@@ -17,6 +17,9 @@ from PIL import Image
 
 from bt_jax import report
 from bt_jax.errors import UserError
+from bt_jax.reporting.plots import INK, thinned
+from bt_jax.reporting.runs import read_run
+from bt_jax.reporting.words import verdict
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -117,7 +120,7 @@ def test_file_needs_nothing_else(run):
     assert re.findall(r"(?:https?:)?//\w", re.sub(r'src="data:[^"]*"', "", page.source)) == []
     assert "<script" not in page.source and "@import" not in page.source
     assert "prefers-color-scheme:dark" in page.source and 'name="viewport"' in page.source
-    assert not any(stand_in in page.source for stand_in in report.INK)  # a colour that would not follow dark mode
+    assert not any(stand_in in page.source for stand_in in INK)  # a colour that would not follow dark mode
     used = set(re.findall(r"url\(#([^)]*)\)", page.source)) | {a[1:] for a in page.addresses if a[0] == "#"}
     assert used and used <= page.ids
 
@@ -152,7 +155,7 @@ def test_cut_off_last_line_and_repeated_step(run):
         file.write(train_line(1300)[:50])
     text = Page(report.write(run)).text
     assert "Skipped 1 line of metrics.jsonl" in text and "After 1,200 steps" in text
-    assert report.read_run(run).last("train/loss") == 41.0
+    assert read_run(run).last("train/loss") == 41.0
 
 
 def test_unfinished_run_with_nothing_but_metrics(tmp_path):
@@ -174,10 +177,10 @@ def test_unfinished_run_with_nothing_but_metrics(tmp_path):
 def test_damaged_files_are_named_and_skipped(run, damage):
     for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
         (run / name).write_bytes(damage)
-    damaged = report.read_run(run)
+    damaged = read_run(run)
     for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
         assert re.search(f"{name} (cannot be read|holds no JSON object)", " ".join(damaged.why)), name
-    assert "the last measured kNN top-1 on held-out images is 70.0 %" in report.verdict(damaged)[0][1]
+    assert "the last measured kNN top-1 on held-out images is 70.0 %" in verdict(damaged)[0][1]
 
 
 def test_no_line_at_all(tmp_path):
@@ -210,14 +213,14 @@ def test_one_skipped_step_is_a_note(run):
     ({"train/loss": 900.0}, "The loss did not fall: 200 at first, 900 at the end"),
 ])  # fmt: skip
 def test_bad_curves_are_said_in_words(run, changes, said):
-    assert len(report.verdict(report.read_run(run))) == 1
+    assert len(verdict(read_run(run))) == 1
     with open(run / "metrics.jsonl", "a") as file:
         file.write(train_line(1300, **changes))
-    assert any(text.startswith(said) for _, text in report.verdict(report.read_run(run)))
+    assert any(text.startswith(said) for _, text in verdict(read_run(run)))
 
 
 def test_learned_nothing(tmp_path):
-    (tone, text), *_ = report.verdict(report.read_run(make_run(tmp_path / "run", trained=0.41)))
+    (tone, text), *_ = verdict(read_run(make_run(tmp_path / "run", trained=0.41)))
     assert tone == "warn"
     assert "6 points below the same encoder untrained and 3 points above raw pixels" in text
 
@@ -258,7 +261,7 @@ def test_large_inputs_stay_a_small_file(run):
     assert page.source.count("<img") == 2 * 32
     assert len(page.source) < 3_000_000
     assert "There is no matrix" not in page.text and "holds no c_before" in page.text
-    steps, losses = report.thinned(report.read_run(run).series["train/loss"])
+    steps, losses = thinned(read_run(run).series["train/loss"])
     assert len(steps) == len(losses) == 300
     np.testing.assert_allclose(losses, 200 - 150 * steps / 1200)  # means of a straight line lie on it
 

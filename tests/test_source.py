@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from bt_jax import prepare
-from bt_jax.data import source as sources
-from bt_jax.data.source import Source, open_source, write_npz
+from bt_jax.data.npz import write_npz
+from bt_jax.data.records import Source
+from bt_jax.data.source import open_source
 from bt_jax.errors import UserError
 
 
@@ -150,7 +151,7 @@ def test_failed_write_leaves_the_old_file(npz, images, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sources.np, "savez", full)
+    monkeypatch.setattr(np, "savez", full)
     with pytest.raises(UserError, match="No space left"):
         write_npz(Listed([(encode(images[0]), 0)]), npz, ["train"])
     assert npz.read_bytes() == before and len(list(npz.parent.iterdir())) == 1
@@ -300,7 +301,7 @@ def test_no_network_and_no_accelerator(tfds_dir):
         "import socket\n"
         "def refuse(*_, **__): raise AssertionError('the network was asked')\n"
         "socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
-        "from bt_jax.data.source import open_source, tensorflow\n"
+        "from bt_jax.data.source import open_source\nfrom bt_jax.data.tfds import tensorflow\n"
         f"print(open_source('cifar10', data_dir={str(tfds_dir)!r}).arrays('test[:5]').images.shape)\n"
         "print([d.device_type for d in tensorflow().config.get_visible_devices()])\n"
     )

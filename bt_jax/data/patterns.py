@@ -16,7 +16,10 @@ def load(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The images of "train" or "test": uint8 (n, 32, 32, 3) and labels int32 (n,)."""
     count = COUNTS[split]
     labels = np.arange(count, dtype=np.int32) % len(CLASSES)
-    images = [_image(CLASSES[label], np.random.default_rng([2103, 3230, list(COUNTS).index(split), i])) for i, label in enumerate(labels)]
+    images = [
+        _image(CLASSES[label], np.random.default_rng([2103, 3230, list(COUNTS).index(split), i]))
+        for i, label in enumerate(labels)
+    ]
     return np.stack(images), labels
 
 

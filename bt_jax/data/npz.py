@@ -1,0 +1,128 @@
+"""Cache files: whole splits, encoded as they were, in one .npz file that needs no TensorFlow."""
+
+import os
+import struct
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bt_jax.data.records import Source, progress
+from bt_jax.errors import UserError
+
+NPZ_FORMAT = 1
+
+
+class NpzSource(Source):
+    """A cache file written by `write_npz`.
+
+    For each split S it holds the arrays `S/bytes` uint8 (all encoded images, end to end), `S/offsets` int64 (n + 1,)
+    and `S/labels` int32 (n,) unless unlabelled; besides `name`, `class_names`, `format`. No pickled
+    objects, so that opening a stranger's file runs none of its code. Held in memory whole.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        if not Path(path).is_file():
+            raise UserError(
+                f"there is no cache file {path}", f"Write it: python -m bt_jax.prepare --data=NAME --npz={path}"
+            )
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                self._read_header(file)
+                self._data = {split: self._read_split(file, split) for split in self._names}
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            TypeError,
+            IndexError,
+            zipfile.BadZipFile,
+            struct.error,
+        ) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"{path} is not a whole cache file of bt_jax ({reason})", "Write it again with python -m bt_jax.prepare"
+            ) from None
+        self.splits = {split: len(offsets) - 1 for split, (_, offsets, _) in self._data.items()}
+        labelled = [labels for _, _, labels in self._data.values() if labels is not None and len(labels)]
+        self.num_classes = (
+            max([len(self.class_names), *(1 + int(labels.max()) for labels in labelled)]) if labelled else 0
+        )
+
+    def _read_header(self, file):
+        if int(file["format"]) != NPZ_FORMAT:
+            raise ValueError(f"format {int(file['format'])}, this version reads {NPZ_FORMAT}")
+        self.name = str(file["name"])
+        self.class_names = [str(name) for name in file["class_names"]]
+        self._names = [key.removesuffix("/bytes") for key in file.files if key.endswith("/bytes")]
+
+    @staticmethod
+    def _read_split(file, split: str) -> tuple[memoryview, np.ndarray, np.ndarray | None]:
+        data, offsets = file[f"{split}/bytes"], file[f"{split}/offsets"]
+        labels = file[f"{split}/labels"] if f"{split}/labels" in file.files else None
+        if (
+            data.dtype != np.uint8
+            or data.ndim != 1
+            or offsets.dtype != np.int64
+            or offsets.ndim != 1
+            or not len(offsets)
+        ):
+            raise ValueError(f"{split}/bytes or {split}/offsets has another form")
+        if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{split}/offsets does not fit {split}/bytes")
+        if labels is not None and (
+            labels.dtype != np.int32 or labels.shape != (len(offsets) - 1,) or (labels < 0).any()
+        ):
+            raise ValueError(f"{split}/labels has another form")
+        return memoryview(data), offsets, labels
+
+    def read(self, base, ids):
+        data, offsets, labels = self._data[base]
+        return [
+            (bytes(data[offsets[i] : offsets[i + 1]]), None if labels is None else int(labels[i]))
+            for i in map(int, ids)
+        ]
+
+
+def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) -> None:
+    """Writes whole splits of `source` as a cache file, encoded as they are; the file appears whole or not at all.
+
+    Raises:
+      UserError: a split is unknown or cut (its ids would no longer be positions in the whole), or the file cannot be
+      written.
+    """
+    contents = {
+        "format": np.int64(NPZ_FORMAT),
+        "name": np.array(source.name),
+        "class_names": np.array(source.class_names, "U"),
+    }
+    for split in splits:
+        if split not in source.splits:
+            raise UserError(
+                f"{source.name} has no split {split!r}", f"Name whole splits: {', '.join(sorted(source.splits))}"
+            )
+        encoded, labels = [], []
+        for data, label in progress(source.encoded(split), f"reading {split}", source.splits[split]):
+            encoded.append(data)
+            labels.append(label)
+        contents[f"{split}/bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
+        contents[f"{split}/offsets"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        if source.num_classes:
+            contents[f"{split}/labels"] = np.array(labels, np.int32)
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            np.savez(file, **contents)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}", "Choose a folder with room that you may write to"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)

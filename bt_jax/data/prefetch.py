@@ -1,0 +1,80 @@
+"""Running ahead: batches are made and put on the device by a thread, while the step before them computes."""
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+
+from bt_jax.errors import UserError
+
+
+class prefetch:
+    """Iterator over `put(batch)`, made on a background thread at most `depth` batches ahead of the consumer.
+
+    An exception of the iterator or of `put` is raised to the consumer, at its place in the order. Closes the iterator.
+
+    Args:
+      put: moves a batch to the device; called on the background thread, in order.
+
+    Attributes:
+      wait_seconds: time the consumer has spent waiting for batches, the input's share of a slow step.
+    """
+
+    def __init__(self, iterator: Iterable, put: Callable, depth: int = 2):
+        if depth < 1:
+            raise UserError(f"prefetch depth {depth}", "Choose at least 1")
+        self.wait_seconds = 0.0
+        self._items = queue.SimpleQueue()
+        self._slots, self._stopped = threading.Semaphore(depth), threading.Event()
+        # The thread holds no reference to this object, so that forgetting it ends the thread as close() does.
+        arguments = (iter(iterator), put, self._items, self._slots, self._stopped)
+        self._thread = threading.Thread(target=_run_ahead, args=arguments, name="prefetch", daemon=True)
+        self._finalizer = weakref.finalize(self, _stop, self._slots, self._stopped)
+        self._thread.start()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._stopped.is_set():
+            raise StopIteration
+        began = time.perf_counter()
+        item, error = self._items.get()
+        self.wait_seconds += time.perf_counter() - began
+        if error is not None:
+            self.close()
+            raise error
+        self._slots.release()
+        return item
+
+    def close(self):
+        """Stops the thread and waits for it: for the batch it is making, no longer."""
+        self._finalizer()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _run_ahead(iterator, put, items, slots, stopped):
+    try:
+        while True:
+            slots.acquire()
+            if stopped.is_set():
+                return
+            items.put((put(next(iterator)), None))
+    except BaseException as error:  # StopIteration too: it ends the consumer's loop
+        items.put((None, error))
+    finally:
+        if hasattr(iterator, "close"):
+            iterator.close()
+
+
+def _stop(slots, stopped):
+    stopped.set()
+    slots.release()

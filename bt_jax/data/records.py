@@ -1,0 +1,156 @@
+"""What every data set offers: encoded images with their labels by id, splits and their slices, and a split as arrays.
+
+A split is named as TFDS names it ("train", "test", "validation") and may be cut: "train[:90%]", "train[45000:]". The id
+of an image is its position in the WHOLE split, so a cut split keeps the ids, and with them the augmentations, of the
+whole one. Encoded images become arrays through one decoder (Pillow), so the same data set read through TFDS and from a
+cache file gives the same pixels.
+"""
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from bt_jax.errors import UserError
+
+
+class Arrays(NamedTuple):
+    """A whole split in memory: images uint8 (n, h, w, c); labels int32 (n,), or None where there are none."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+
+
+class Span(NamedTuple):
+    """The records [start, stop) of the split `base`; positions are ids."""
+
+    base: str
+    start: int
+    stop: int
+
+
+class Source:
+    """What every data set offers.
+
+    Attributes:
+      name: str.
+      splits: dict split -> number of images.
+      num_classes: int, 0 where images carry no label.
+      class_names: list of str, empty where unknown.
+    """
+
+    name: str
+    splits: dict[str, int]
+    num_classes: int = 0
+    class_names: Sequence[str] = ()
+
+    def span(self, split: str) -> Span:
+        """Resolves "train", "train[:90%]", "train[45000:]", "train[-10%:]". UserError if there is no such split."""
+        match = re.fullmatch(r"\s*([\w.-]+)\s*(?:\[\s*(-?[\d_]+%?)?\s*:\s*(-?[\d_]+%?)?\s*\])?\s*", split)
+        if not match:
+            raise UserError(
+                f"split {split!r} is not understood", 'Write it as "train", "train[:90%]" or "train[45000:]"'
+            )
+        base, start, stop = match.groups()
+        if base not in self.splits:
+            raise UserError(f"{self.name} has no split {base!r}", f"It has: {', '.join(sorted(self.splits))}")
+        count = self.splits[base]
+        span = Span(base, _boundary(start or "0", count), _boundary(stop or str(count), count))
+        if span.start >= span.stop:
+            raise UserError(f"split {split!r} of {self.name} is empty: {base!r} has {count} images", "Widen the slice")
+        return span
+
+    def encoded(self, split: str) -> Iterator[tuple[bytes, int | None]]:
+        """Yields (encoded image, label or None) in the order of ids."""
+        span = self.span(split)
+        for first in range(span.start, span.stop, 1024):
+            yield from self.read(span.base, range(first, min(first + 1024, span.stop)))
+
+    def random_access(self, base: str) -> bool:
+        """Whether `read` is cheap in any order."""
+        return True
+
+    def read(self, base: str, ids: Iterable[int]) -> list[tuple[bytes, int | None]]:
+        """(encoded image, label or None) of these ids of the whole split `base`, in the order asked. Thread-safe."""
+        raise NotImplementedError
+
+    def arrays(self, split: str) -> Arrays:
+        """Decodes a whole split into memory. UserError for an unreadable image, or for several sizes."""
+        span = self.span(split)
+        images, labels = None, np.zeros(span.stop - span.start, np.int32)
+        for position, (image, label) in enumerate(self._decoded(span, split)):
+            if images is None:
+                images = np.empty((len(labels), *image.shape), np.uint8)
+            if image.shape != images.shape[1:]:
+                (h, w, _), (h0, w0, _) = image.shape, images.shape[1:]
+                raise UserError(
+                    f"the images of {self.name}, split {split!r}, differ in size (id {span.start} is {w0}x{h0}, "
+                    f"id {span.start + position} is {w}x{h}), so they do not fit one array",
+                    "Stream this data set (data.pipeline) instead of holding it on the device",
+                )
+            images[position] = image
+            labels[position] = -1 if label is None else label
+        return Arrays(images, labels if self.num_classes else None)
+
+    def _decoded(self, span: Span, split: str) -> Iterator[tuple[np.ndarray, int | None]]:
+        """Decodes a chunk at a time, so that a data set that does not fit one array fails before it is all read."""
+        records, first = self.encoded(split), span.start
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            while chunk := list(islice(records, 1024)):
+                # Threads pass the interpreter lock around: for 32x32 images that costs more (93 us) than decoding (57
+                # us).
+                large = sum(len(data) for data, _ in chunk) > 8192 * len(chunk)
+                for offset, result in enumerate((pool.map if large else map)(try_decode, [data for data, _ in chunk])):
+                    if isinstance(result, Exception):
+                        raise broken_image(self, split, first + offset, result)
+                    yield result, chunk[offset][1]
+                first += len(chunk)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Encoded image -> uint8 (h, w, 3): the one decoder of the array path."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def try_decode(data: bytes) -> np.ndarray | Exception:
+    """As `decode`, but hands an exception back, so that a pool of threads can go on."""
+    try:
+        return decode(data)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, its own ...
+        return error
+
+
+def broken_image(source: Source, split: str, number: int, reason: object) -> UserError:
+    """The error for an image that cannot be decoded: names the data set, the split and the id."""
+    reason = str(reason).partition("\n")[0].split("<_io")[0].strip()
+    return UserError(
+        f"{source.name}, split {split!r}, id {number}: the image cannot be decoded ({reason})",
+        "Restore that file from its origin; `python -m bt_jax.prepare` lists every unreadable image",
+    )
+
+
+def _boundary(text: str, count: int) -> int:
+    """One end of a slice, as a position in [0, count]; percents round as TFDS rounds them."""
+    number = int(text.rstrip("%"))
+    if text.endswith("%"):
+        if abs(number) > 100:
+            raise UserError(f"{text} is more than all of a split", "Use percents from -100% to 100%")
+        number = round(number * count / 100)
+    return min(max(number + count if text.startswith("-") else number, 0), count)
+
+
+def progress(items: Iterable, what: str, total: int) -> Iterator:
+    """Passes items on; on a terminal, one line on stderr says how far it is."""
+    shown = sys.stderr.isatty()
+    for count, item in enumerate(items, 1):
+        if shown and (count % 1000 == 0 or count == total):
+            print(f"\r{what}: {count}/{total}", end="\n" if count == total else "", file=sys.stderr, flush=True)
+        yield item

@@ -1,0 +1,265 @@
+"""Data sets that TFDS has prepared: read from their files in sequence, or in any order by an index of their records.
+
+TensorFlow is imported when a data set is opened, not with this module. Nothing here ever downloads.
+"""
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from bt_jax.data.records import Source
+from bt_jax.errors import UserError
+
+
+class TfdsSource(Source):
+    """A data set that TFDS has prepared in a folder. Read from its files alone: neither the network nor the code that
+    made it is needed, so `cifar10` and a data set of one's own (`tfds new`) are the same thing here.
+    """
+
+    def __init__(self, name: str, data_dir: str | os.PathLike | None = None):
+        self.name = name
+        folder = _tfds_folder(name, data_dir)
+        self._tf, tfds = tensorflow(), _tensorflow_datasets()
+        try:
+            self._builder = tfds.builder_from_directory(folder)
+            info = self._builder.info
+            self._files = {split: [str(f) for f in info.splits[split].filepaths] for split in info.splits}
+            self._shards = {split: list(info.splits[split].shard_lengths) for split in info.splits}
+        except Exception as error:  # json, protobuf, key and file errors, as the version of TFDS has it
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{folder} is not a whole TFDS data set ({reason})", "Prepare it again with `tfds build`"
+            ) from None
+        self.splits = {split: sum(lengths) for split, lengths in self._shards.items()}
+        self._image, self._label = _feature_keys(tfds, info, name)
+        if self._label:
+            self.num_classes = info.features[self._label].num_classes
+            self.class_names = info.features[self._label].names
+        if info.file_format.value != "tfrecord":
+            raise UserError(
+                f"{folder} is stored as {info.file_format.value}, and only tfrecord is read here",
+                "Prepare it again with `tfds build --file_format=tfrecord`",
+            )
+        self._local = "://" not in str(folder)
+        self._index = {}
+
+    def tf_dataset(self, split: str):
+        """tf.data of {"image": encoded bytes, "label": int32, -1 where there is none, "id": int64}, by ids."""
+        import tensorflow_datasets as tfds
+
+        tf, span = self._tf, self.span(split)
+        records = self._builder.as_dataset(
+            split=f"{span.base}[{span.start}:{span.stop}]",
+            shuffle_files=False,
+            decoders={self._image: tfds.decode.SkipDecoding()},
+            # One file at a time: interleaved files would put the records out of order, and an id is a position.
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
+
+        def tidy(number, record):
+            label = tf.cast(record[self._label], tf.int32) if self._label else tf.constant(-1, tf.int32)
+            return {"image": record[self._image], "label": label, "id": number}
+
+        return records.enumerate(span.start).map(tidy, num_parallel_calls=1, deterministic=True)
+
+    def encoded(self, split):
+        span, read = self.span(split), 0
+        try:
+            for batch in self.tf_dataset(split).batch(256).as_numpy_iterator():
+                for data, label in zip(batch["image"], batch["label"], strict=True):
+                    yield data, int(label) if self._label else None
+                read += len(batch["image"])
+        except self._tf.errors.OpError as error:
+            reason = str(error.message).partition("\n")[0].split("} ")[-1]
+            raise UserError(
+                f"{self.name}, split {split!r}, is damaged near id {span.start + read} ({reason})",
+                "Prepare it again with `tfds build`",
+            ) from None
+        if read != span.stop - span.start:
+            raise UserError(
+                f"{self.name}, split {split!r}, holds {read} records where its description counts "
+                f"{span.stop - span.start}",
+                "Prepare it again with `tfds build`",
+            )
+
+    def files(self, base: str) -> list[tuple[str, int]]:
+        """(path, id of the first record) of each TFRecord file of a split that holds any."""
+        firsts = np.cumsum([0, *self._shards[base]])
+        return [(f, int(i)) for f, i, n in zip(self._files[base], firsts, self._shards[base], strict=False) if n]
+
+    def random_access(self, base):
+        return self._local
+
+    def read(self, base, ids):
+        if base not in self._index:
+            self._index[base] = _index_records(self, base)
+        paths, numbers, offsets, lengths = self._index[base]
+        records = (_read_at(paths[numbers[i]], int(offsets[i]), int(lengths[i])) for i in ids)
+        return [self._parse(record, base, i) for i, record in zip(ids, records, strict=True)]
+
+    def _parse(self, record: bytes, base: str, number: int) -> tuple[bytes, int | None]:
+        """One serialized tf.train.Example -> (encoded image, label or None)."""
+        try:
+            features = self._tf.train.Example.FromString(record).features.feature
+            label = int(features[self._label].int64_list.value[0]) if self._label else None
+            return features[self._image].bytes_list.value[0], label
+        except Exception as error:  # DecodeError of whichever protobuf is installed, IndexError for a missing feature
+            raise UserError(
+                f"{self.name}, split {base!r}, id {number}: the record is damaged ({type(error).__name__})",
+                "Prepare it again with `tfds build`",
+            ) from None
+
+    def parse_in_graph(self, records):
+        """Serialized tf.train.Examples (b,) -> (encoded images (b,) string, labels (b,) int32, -1 where there is
+        none).
+        """
+        tf = self._tf
+        wanted = {self._image: tf.io.FixedLenFeature([], tf.string)}
+        if self._label:
+            wanted[self._label] = tf.io.FixedLenFeature([], tf.int64)
+        parsed = tf.io.parse_example(records, wanted)
+        images = parsed[self._image]
+        labels = tf.cast(parsed[self._label], tf.int32) if self._label else tf.fill(tf.shape(images), -1)
+        return images, labels
+
+
+def tensorflow():
+    """Imports TensorFlow for reading: silent, and on the host alone, so that it takes no memory of an accelerator."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # nothing here computes, and it announces itself on stderr
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(
+            f"TensorFlow cannot be imported ({error})",
+            "Install it (pip install tensorflow tensorflow-datasets), or use a cache file",
+        ) from None
+    for kind in ("GPU", "TPU"):
+        try:
+            tf.config.set_visible_devices([], kind)
+        except (RuntimeError, ValueError):  # the caller has used TensorFlow before: too late to hide anything
+            pass
+    return tf
+
+
+def _tensorflow_datasets():
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(
+            f"tensorflow_datasets cannot be imported ({error})",
+            "Install it (pip install tensorflow-datasets), or use a cache file",
+        ) from None
+    return tfds
+
+
+def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
+    """The folder DATA_DIR/NAME[/CONFIG]/VERSION; the newest version where none is named. Local or gs://."""
+    match = re.fullmatch(r"([a-z]\w*)(/[\w.-]+)?(?::(\d+\.\d+\.\d+))?", name)
+    if not match:
+        raise UserError(
+            f"{name!r} is not a data set", 'Write it as "patterns", "cifar10", "cifar10:3.0.2" or "NAME/CONFIG"'
+        )
+    root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+    if "://" in root:
+        tensorflow()
+        from etils import epath
+
+        base = epath.Path(root)
+    else:
+        base = Path(root).expanduser()
+    folder = base / name.split(":")[0]
+    versions = _versions(folder)
+    wanted = [v for v in versions if match[3] in (None, v.name)]
+    if not wanted:
+        found = (
+            f"it has {', '.join(v.name for v in versions)}" if versions else "there is no such folder or it is empty"
+        )
+        cure = f"Point the data folder, now {root}, at your data (--data_dir or TFDS_DATA_DIR)"
+        build = f"make the data with `tfds build {name.split(':')[0]} --data_dir={root}`"
+        raise UserError(
+            f"data set {name!r} is not in {folder} ({found})", f"{cure}, or {build}; nothing is downloaded by itself"
+        )
+    return wanted[-1]
+
+
+def _versions(folder) -> list:
+    """Folders such as 3.0.2 that hold a data set, oldest first."""
+    try:
+        found = [
+            f for f in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", f.name) and (f / "dataset_info.json").exists()
+        ]
+    except OSError:
+        return []
+    return sorted(found, key=lambda f: tuple(map(int, f.name.split("."))))
+
+
+def _feature_keys(tfds, info, name: str) -> tuple[str, str | None]:
+    """Names of the image and of the label among the features of a data set."""
+    images = [key for key, feature in info.features.items() if isinstance(feature, tfds.features.Image)]
+    classes = [key for key, feature in info.features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    if not images:
+        raise UserError(
+            f"{name} has no image among its features ({', '.join(info.features)})", "Choose a data set of images"
+        )
+    image = "image" if "image" in images else images[0]
+    label = "label" if "label" in classes else next(iter(classes), None)
+    return image, label
+
+
+# The index of records -----------------------------------------------------------------------------------------------
+
+
+def _index_records(source: TfdsSource, base: str):
+    """Where each record of a split lies: (paths, file number (n,), offset int64 (n,), length int64 (n,)).
+
+    A TFRecord file has no index, but each record is led by its length: hopping from length to length touches one page a
+    record, where reading the file would touch them all.
+    """
+    files = source.files(base)
+    ends = [first for _, first in files[1:]] + [source.splits[base]]
+    paths = [path for path, _ in files]
+    with ThreadPoolExecutor(16) as pool:  # files lie on slow disks too, and a thread that waits costs nothing
+        tables = list(pool.map(_record_table, paths))
+    for (path, first), end, table in zip(files, ends, tables, strict=True):
+        if len(table) != end - first:
+            raise UserError(
+                f"{path} holds {len(table)} whole records where its description counts {end - first}",
+                "Prepare it again with `tfds build`",
+            )
+    numbers = np.repeat(np.arange(len(paths)), [len(table) for table in tables])
+    offsets, lengths = np.concatenate(tables).T
+    return paths, numbers, offsets, lengths
+
+
+def _record_table(path: str) -> np.ndarray:
+    """int64 (records, 2): offset and length of the payload of each whole record of a TFRecord file."""
+    rows, position = [], 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            while position + 12 <= size:
+                length = int.from_bytes(os.pread(file.fileno(), 8, position), "little")
+                if position + 12 + length + 4 > size:
+                    break
+                rows.append((position + 12, length))
+                position += 12 + length + 4
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}", "Restore the file or prepare the data set again"
+        ) from None
+    return np.array(rows, np.int64).reshape(-1, 2)
+
+
+def _read_at(path: str, offset: int, length: int) -> bytes:
+    # Opened anew each time: 1,024 shards held open would meet the usual limit on open files.
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}", "Restore the file or prepare the data set again"
+        ) from None

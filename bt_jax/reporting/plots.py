@@ -1,0 +1,199 @@
+"""Plots as inline SVG (matplotlib) and pictures as PNG data (Pillow); both are imported when something is drawn."""
+
+import base64
+import io
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from bt_jax.reporting.page import COLOURS, esc
+from bt_jax.reporting.runs import Run, off_diagonal
+
+HISTOGRAM = {"before training": 1, "after training": 0}  # colour of each
+MOST_POINTS = 300  # a curve with more is averaged down: a screen shows no more, and the file stays small
+MOST_PIXELS = 96  # larger pictures are scaled down to this
+
+# Stand-ins that no plot uses by itself; they become CSS variables, so that the plots follow light and dark mode.
+INK = {
+    "#010100": "currentColor",
+    "#010101": "var(--line)",
+    "#010102": "var(--bad)",
+    **{f"#0102{i:02d}": f"var(--c{i})" for i in range(COLOURS)},
+}
+TEXT, LINE, BAD, *CURVE = INK
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bt_jax",
+    "font.size": 10,
+    "text.color": TEXT,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": TEXT,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.6,
+    "axes.unicode_minus": True,
+    "figure.constrained_layout.h_pad": 0.02,
+    "figure.constrained_layout.w_pad": 0.02,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "axes.axisbelow": True,
+    "lines.solid_joinstyle": "round",
+    "legend.frameon": False,
+}
+
+
+class Panel(NamedTuple):
+    """One plot. curves: (metric, label); percent: values are fractions; log: log y may help; zero: y starts at 0."""
+
+    title: str
+    curves: tuple[tuple[str, str], ...]
+    caption: str
+    percent: bool = False
+    log: bool = False
+    zero: bool = False
+
+
+def draw_panel(axes, panel: Panel, runs: list[Run]) -> None:
+    """Colour tells the runs apart, or the curves where there is one run; dashes tell the curves of several runs."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+    scale, seen = 100 if panel.percent else 1, []
+    for i, run in enumerate(runs):
+        for j, (metric, _) in enumerate(panel.curves):
+            points = run.series.get(metric, {})
+            steps, values = thinned(points)
+            colour, dash = (CURVE[i % COLOURS], ("-", "--")[j]) if len(runs) > 1 else (CURVE[j], "-")
+            axes.plot(steps, scale * values, dash, color=colour, marker="o" if len(steps) < 40 else "", markersize=2.5)
+            seen += [value for value in values if np.isfinite(value)]
+            lost = [step for step, value in points.items() if not math.isfinite(value)]
+            if lost:
+                axes.axvline(lost[0], color=BAD, linestyle=":")
+    if len(runs) == 1:
+        draw_baselines(axes, runs[0], panel)
+    if panel.log and seen and min(seen) > 0 and max(seen) > 20 * min(seen):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if max(seen) < 1000 * min(seen) else (1,)))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if panel.zero:
+            axes.set_ylim(bottom=0, top=1.1 * scale * max(seen, default=0) or 1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: tick(v) + (" %" if panel.percent else "")))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick))
+    axes.set_xlabel("step")
+
+
+def draw_baselines(axes, run: Run, panel: Panel) -> None:
+    name = panel.curves[0][0].removeprefix("val/")
+    for row, label in (("untrained", "untrained"), ("raw_pixels", "raw pixels")):
+        value = run.score(name, row)
+        if value is not None:
+            axes.axhline(100 * value, color=TEXT, linestyle=":", linewidth=1)
+            axes.annotate(
+                label,
+                (1, 100 * value),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="right",
+                fontsize=9,
+            )
+
+
+def draw_histogram(axes, matrices: dict[str, np.ndarray]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    values = {label: off_diagonal(c) for label, c in matrices.items()}
+    reach = max([float(np.abs(v).max()) for v in values.values() if v.size] + [1e-3])
+    for label, v in values.items():
+        counts, edges = np.histogram(v, bins=61, range=(-reach, reach))
+        colour = CURVE[HISTOGRAM[label]]
+        axes.stairs(counts / max(v.size, 1), edges, color=colour, fill=True, alpha=0.35)
+        axes.stairs(counts / max(v.size, 1), edges, color=colour)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{tick(100 * v)} %"))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("off-diagonal correlation")
+
+
+def thinned(points: dict[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values, at most MOST_POINTS: means over neighbours; NaN, a gap, where no neighbour is finite."""
+    steps, values = np.array(list(points)), np.array(list(points.values()))
+    values = np.where(np.isfinite(values), values, np.nan)
+    if len(steps) <= MOST_POINTS:
+        return steps, values
+    bins = np.array_split(np.arange(len(steps)), MOST_POINTS)
+    mean = [np.nanmean(values[b]) if np.isfinite(values[b]).any() else np.nan for b in bins]
+    return np.array([steps[b].mean() for b in bins]), np.array(mean)
+
+
+def tick(value: float, _=None) -> str:
+    """1200 as "1.2k"; the second argument is what matplotlib passes along."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:.4g}".replace("-", "−")
+
+
+def svg(draw, label: str, *, width: int = 320, height: int = 190) -> str:
+    """Inline SVG of what `draw(axes)` draws. Size in CSS pixels of a phone; the page stretches it."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    with matplotlib.style.context(["default", STYLE]):  # "default" first: a matplotlibrc must not change the report
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # The metadata holds the date, the style is meant for a file of its own and would reach the whole page.
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    root = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{esc(label)}">'
+    text = re.sub(r"<svg[^>]*>", root, text, count=1)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)  # 1/100 pixel is enough
+    scope = re.sub(r"\W+", "-", label.lower())  # ids are unique within a plot only
+    text = re.sub(r'\bid="', f'id="{scope}.', text)
+    text = text.replace("url(#", f"url(#{scope}.").replace('xlink:href="#', f'href="#{scope}.')
+    for stand_in, colour in INK.items():
+        text = text.replace(stand_in, colour)
+    return re.sub(r"\n\s*", "\n", text)
+
+
+# Pictures -----------------------------------------------------------------------------------------------------------
+
+
+def png(image, **options) -> str:
+    """A Pillow image as a data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True, **options)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def heat_map(c: np.ndarray) -> str:
+    """c in [-1, 1]: blue below 0, orange above, clear at 0, so that the page shows through in light and dark mode."""
+    from PIL import Image
+
+    levels = np.arange(255) - 127  # index 255 is for what is not finite
+    palette = [(28, 126, 214) if level < 0 else (232, 89, 12) for level in levels] + [(224, 49, 200)]
+    opacity = bytes([*np.round(np.abs(levels) / 127 * 255).astype(int), 255])
+    index = np.where(np.isfinite(c), np.round(np.clip(np.nan_to_num(c), -1, 1) * 127) + 127, 255).astype(np.uint8)
+    image = Image.fromarray(index)
+    image.putpalette([value for colour in palette for value in colour])
+    return png(image, transparency=opacity)
+
+
+def photograph(pixels: np.ndarray, label: str) -> str:
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    return f'<img src="{png(image)}" alt="{esc(label)}" width="{image.width}" height="{image.height}">'

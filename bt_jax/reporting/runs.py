@@ -1,0 +1,128 @@
+"""What lies in a run folder, read into memory; what is missing or damaged is left out and said so."""
+
+import json
+import math
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bt_jax.errors import UserError
+from bt_jax.reporting.formats import number, plural
+
+
+@dataclass
+class Run:
+    """What lies in one run folder. `series[metric][step]` is a float; `why` says in words what is missing."""
+
+    path: Path
+    name: str
+    series: dict[str, dict[float, float]]
+    why: list[str] = field(default_factory=list)
+    summary: dict = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+    environment: dict = field(default_factory=dict)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> float:
+        return max((step for points in self.series.values() for step in points), default=0)
+
+    def last(self, metric: str) -> float | None:
+        """Newest finite value of a metric."""
+        finite = [step for step, value in self.series.get(metric, {}).items() if math.isfinite(value)]
+        return self.series[metric][max(finite)] if finite else None
+
+    def score(self, name: str, row: str) -> float | None:
+        """A number of summary.json, such as score("knn_top1", "trained")."""
+        scores = self.summary.get(name)
+        return number(scores.get(row)) if isinstance(scores, dict) else None
+
+
+def read_run(folder) -> Run:
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"No run folder {path}", "Name the folder that was given as --workdir")
+    if not (path / "metrics.jsonl").is_file():
+        raise UserError(f"No metrics.jsonl in {path}", "Name the --workdir of a run that has logged a step")
+    series, unreadable = read_metrics(path / "metrics.jsonl")
+    run = Run(path, path.resolve().name, series)
+    if unreadable:
+        run.why.append(
+            f"Skipped {plural(unreadable, 'line')} of metrics.jsonl that could not be read; a run killed"
+            " while writing leaves one."
+        )
+    run.summary = read_json(path / "summary.json", run.why)
+    run.config = read_json(path / "config.json", run.why)
+    run.environment = read_json(path / "environment.json", run.why)
+    run.pictures = read_pictures(path / "pictures.npz", run.why)
+    return run
+
+
+def read_metrics(path: Path) -> tuple[dict, int]:
+    """({metric: {step: value}}, number of unreadable lines). A step logged twice, after a resume, keeps the later."""
+    series, unreadable = {}, 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            step = float(record.pop("step"))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            unreadable += 1
+            continue
+        for metric, value in record.items():
+            if value is None:  # strict JSON writers put null where the value is NaN
+                value = math.nan
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                series.setdefault(metric, {})[step] = float(value)
+    return {metric: dict(sorted(points.items())) for metric, points in series.items()}, unreadable
+
+
+def read_json(path: Path, why: list[str]) -> dict:
+    if not path.is_file():
+        why.append(f"There is no {path.name} in the run folder.")
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        why.append(f"{path.name} cannot be read ({error}).")
+        return {}
+    if not isinstance(value, dict):
+        why.append(f"{path.name} holds no JSON object.")
+        return {}
+    return value
+
+
+def read_pictures(path: Path, why: list[str]) -> dict[str, np.ndarray]:
+    """The arrays of pictures.npz that have the shape they should have."""
+    if not path.is_file():
+        why.append("There is no pictures.npz in the run folder.")
+        return {}
+    good = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for name in file.files:
+                array = file[name]
+                matrix = name.startswith("c_") and array.ndim == 2 and array.shape[0] == array.shape[1] > 1
+                images = array.ndim == 4 and array.shape[-1] == 3 and array.dtype == np.uint8 and array.size
+                if matrix and array.dtype.kind == "f" or images:
+                    good[name] = array
+                else:
+                    why.append(f"{name} of pictures.npz has shape {array.shape} and type {array.dtype}: not drawn.")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        why.append(f"pictures.npz cannot be read ({error}).")
+    return good
+
+
+def flat(tree, prefix: str = "") -> dict[str, str]:
+    """{"optim.lr_weights": "0.2"}: the dotted keys that --config.KEY=VALUE takes."""
+    if isinstance(tree, dict) and tree:
+        return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+    return {prefix: tree if isinstance(tree, str) else json.dumps(tree)} if prefix else {}
+
+
+def off_diagonal(c: np.ndarray) -> np.ndarray:
+    values = c[~np.eye(len(c), dtype=bool)].astype(np.float64)
+    return values[np.isfinite(values)]

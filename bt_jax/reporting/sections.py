@@ -1,0 +1,188 @@
+"""The sections of the page, from top to bottom; a part without its input says so in a sentence."""
+
+import math
+
+import numpy as np
+
+from bt_jax.reporting.formats import duration, number, percent, short
+from bt_jax.reporting.page import COLOURS, bar, esc, figure, section, swatch, table
+from bt_jax.reporting.plots import HISTOGRAM, Panel, draw_histogram, draw_panel, heat_map, photograph, svg
+from bt_jax.reporting.runs import Run, flat
+from bt_jax.reporting.words import ROWS, in_words, knn_name, verdict
+
+SCORES = (("knn_top1", "nearest neighbours"), ("linear_top1", "linear probe"))
+FILES = {
+    "metrics.jsonl": "every logged step, one JSON object a line",
+    "summary.json": "the final table",
+    "config.json": "the resolved config",
+    "environment.json": "versions, devices, commit and command",
+    "pictures.npz": "the arrays behind the pictures",
+    "checkpoints": "the trained parameters, to resume from or to load",
+    "tensorboard": "the same metrics for TensorBoard",
+}
+
+
+def head_section(runs: list[Run]) -> str:
+    run = runs[0]
+    (tone, first), *others = verdict(run)
+    notes = "".join(f'<p class="note {t}">{esc(text)}</p>' for t, text in others)
+    against = " compared with " + ", ".join(esc(other.name) for other in runs[1:]) if len(runs) > 1 else ""
+    facts = [
+        ("steps", f"{run.steps:,.0f}"),
+        ("epochs", short(run.last("epoch"))),
+        ("time", duration(number(run.summary.get("seconds")))),
+        ("pairs per second", short(median(run, "perf/pairs_per_sec"))),
+        ("waiting for data", percent(median(run, "perf/data_wait"))),
+    ]
+    tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts if value != "–")
+    return (
+        f'<header><p class="kind">Barlow Twins pretraining{against}</p><h1>{esc(run.name)}</h1>'
+        f'<p class="verdict {tone}">{esc(first)}</p>{notes}<dl class="facts">{tiles}</dl></header>'
+    )
+
+
+def median(run: Run, metric: str) -> float | None:
+    values = [value for value in run.series.get(metric, {}).values() if math.isfinite(value)]
+    return float(np.median(values)) if values else None
+
+
+def summary_section(run: Run) -> str:
+    scores = [(name, title) for name, title in SCORES if isinstance(run.summary.get(name), dict)]
+    if not scores:
+        return section("Result", "<p>No final table: summary.json has no kNN and no linear-probe accuracy.</p>")
+    rows = [[label, *(bar(run.score(name, row), row) for name, _ in scores)] for row, label in ROWS]
+    lead = (
+        "Top-1 accuracy on images never trained on. The trained encoder should be well above both others;"
+        " level with them, it has learned nothing of use."
+    )
+    heads = [f"{title} ({esc(knn_name(run))})" if name == "knn_top1" else title for name, title in scores]
+    return section("Result", table(["", *heads], rows, "even"), lead)
+
+
+def comparison_section(runs: list[Run]) -> str:
+    def row(i: int, run: Run) -> list[str]:
+        knn = [run.score("knn_top1", "trained"), run.last("val/knn_top1")]
+        linear = [run.score("linear_top1", "trained"), run.last("val/linear_top1")]
+        best = [percent(next((value for value in values if value is not None), None)) for values in (knn, linear)]
+        return [
+            swatch(i) + esc(run.name),
+            *best,
+            short(run.last("train/loss")),
+            f"{run.steps:,.0f}",
+            duration(number(run.summary.get("seconds"))),
+        ]
+
+    rows = [row(i, run) for i, run in enumerate(runs)]
+    body = table(["run", "kNN top-1", "linear top-1", "last loss", "steps", "time"], rows)
+    configs = [flat(run.config) for run in runs]
+    keys = [
+        key
+        for key in dict.fromkeys(k for config in configs for k in config)
+        if len({config.get(key) for config in configs}) > 1
+    ]
+    if keys:
+        cells = [[esc(key), *(esc(config.get(key, "–")) for config in configs)] for key in keys]
+        heads = ["differs in the config", *(swatch(i) + esc(run.name) for i, run in enumerate(runs))]
+        body += table(heads, cells)
+    else:
+        body += "<p>The configs hold no difference.</p>"
+    return section("Runs side by side", body)
+
+
+def curves_section(title: str, panels: tuple[Panel, ...], runs: list[Run], kind: str = "") -> str:
+    """Plots of the panels that have data, a legend of the runs, and a sentence naming what was not logged."""
+    drawn, absent = [], []
+    for panel in panels:
+        known = tuple(curve for curve in panel.curves if any(run.last(curve[0]) is not None for run in runs))
+        absent += [metric for metric, _ in panel.curves if (metric, _) not in known]
+        if known:
+            drawn.append(plot(panel._replace(curves=known), runs, small=bool(kind)))
+    names = "".join(f"<li>{swatch(i)}{esc(run.name)}</li>" for i, run in enumerate(runs))
+    legend = f'<ul class="legend">{names}</ul>' if len(runs) > 1 and drawn else ""
+    missing = f'<p class="quiet">Not in metrics.jsonl, so not drawn: {esc(", ".join(absent))}.</p>' if absent else ""
+    return section(title, f'{legend}<div class="plots {kind}">{"".join(drawn)}</div>{missing}')
+
+
+def plot(panel: Panel, runs: list[Run], *, small: bool) -> str:
+    marks = ("— ", "– – ") if len(runs) > 1 else map(swatch, range(COLOURS))
+    legend = [mark + label for mark, (_, label) in zip(marks, panel.curves, strict=False)]
+    size = {"width": 260, "height": 165} if small else {}
+    drawing = svg(lambda axes: draw_panel(axes, panel, runs), panel.title, **size)
+    return figure(panel.title, drawing, panel.caption, legend if len(legend) > 1 else [])
+
+
+def correlation_section(run: Run) -> str:
+    named = {"before training": run.pictures.get("c_before"), "after training": run.pictures.get("c_after")}
+    matrices = {label: c for label, c in named.items() if c is not None}
+    title = "Cross-correlation of the two views"
+    if not matrices:
+        return section(title, "<p>Not drawn: pictures.npz holds no c_before and no c_after.</p>")
+    lead = (
+        "Row i, column j: how feature i of one view goes with feature j of the other, over a batch. Training pulls"
+        " this matrix towards the identity: a bright diagonal (the views agree) on an empty field (no feature"
+        " repeats another). Bad: blocks and stripes that stay, or a pale diagonal."
+    )
+    maps = "".join(
+        figure(label.capitalize(), f'<img class="map" src="{heat_map(c)}" alt="c {label}">', in_words(c))
+        for label, c in matrices.items()
+    )
+    scale = '<div class="scale"><span>−1</span><i></i><span>0</span><i class="up"></i><span>+1</span></div>'
+    drawing = svg(lambda axes: draw_histogram(axes, matrices), "Off-diagonal values", width=280, height=250)
+    histogram = figure(
+        "Off-diagonal values",
+        drawing,
+        "After training this should be one narrow peak at 0. Wide shoulders: features still repeat each other.",
+        [swatch(HISTOGRAM[label]) + label for label in matrices],
+    )
+    absent = "".join(f"<p>There is no matrix {label} in pictures.npz.</p>" for label in named if label not in matrices)
+    return section(title, f'{scale}<div class="plots three">{maps}{histogram}</div>{absent}', lead)
+
+
+def pairs_section(run: Run) -> str:
+    views = [
+        (name, label)
+        for name, label in (("originals", "original"), ("view1", "view 1"), ("view2", "view 2"))
+        if name in run.pictures
+    ]
+    if not {"view1", "view2"} <= {name for name, _ in views}:
+        return section("Augmented pairs", "<p>Not drawn: pictures.npz holds no view1 and view2.</p>")
+    count = min(32, *(len(run.pictures[name]) for name, _ in views))
+    rows = (
+        "".join(photograph(run.pictures[name][i], f"{label} of image {i}") for name, label in views)
+        for i in range(count)
+    )
+    cards = "".join(f'<div class="pair">{row}</div>' for row in rows)
+    lead = (
+        f"What the encoder is shown; left to right: {', '.join(label for _, label in views)}. A person should still"
+        " see that both views come from one image, and they should differ in crop and colour. Bad: views that are"
+        " equal, or that show nothing."
+    )
+    return section("Augmented pairs", f'<div class="pairs">{cards}</div>', lead)
+
+
+def details_section(run: Run) -> str:
+    def listing(title: str, tree: dict, name: str) -> str:
+        lines = "\n".join(f"{key} = {value}" for key, value in flat(tree).items()) or f"{name} holds nothing to show."
+        return f"<details><summary>{title}</summary><pre>{esc(lines)}</pre></details>"
+
+    command = run.environment.get("command")
+    command = " ".join(map(str, command)) if isinstance(command, list) else command
+    again = (
+        f"<p>The command that made this run:</p><pre>{esc(command)}</pre>"
+        if command
+        else "<p>The command that made this run is not known: environment.json does not name it.</p>"
+    )
+    entries = [path for path in sorted(run.path.iterdir()) if not path.name.startswith(".")]
+    size = {path: f"{path.stat().st_size / 1000:,.1f} kB" if path.is_file() else "folder" for path in entries}
+    rows = [
+        [f"<code>{esc(path.name)}</code>", size[path], FILES.get(path.name, "")]
+        for path in entries
+        if path.name != "report.html"
+    ]
+    again += f"<p>In <code>{esc(run.path.resolve())}</code>:</p>" + table(["file", "size", "what it holds"], rows)
+    again += f"<p>This report again:</p><pre>python -m bt_jax.report {esc(run.path)}</pre>"
+    missing = "".join(f'<p class="quiet">{esc(why)}</p>' for why in run.why)
+    return section(
+        "Config and environment",
+        listing("Config", run.config, "config.json") + listing("Environment", run.environment, "environment.json"),
+    ) + section("Files, and how to run it again", again + missing)

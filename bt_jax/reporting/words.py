@@ -1,0 +1,114 @@
+"""What the report says of a run: the verdict, the warnings, and the sentence under a matrix."""
+
+import math
+
+import numpy as np
+
+from bt_jax.reporting.formats import number, percent, plural, short
+from bt_jax.reporting.runs import Run, flat, off_diagonal
+
+ROWS = (("trained", "trained encoder"), ("untrained", "the same encoder untrained"), ("raw_pixels", "raw pixels"))
+
+
+def verdict(run: Run) -> list[tuple[str, str]]:
+    """[(tone, sentence)]; the first is the answer in one sentence, the others are warnings. Tone: good, warn or bad."""
+    after = f"After {plural(int(run.steps), 'step')}"
+    name = f"{knn_name(run)} top-1"
+    trained = run.score("knn_top1", "trained")
+    if trained is not None:
+        rivals = {words: run.score("knn_top1", row) for row, words in ROWS[1:]}
+        rivals = {words: value for words, value in rivals.items() if value is not None}
+        gaps = " and ".join(points_between(trained, value, words) for words, value in rivals.items())
+        learned = all(round(100 * (trained - value)) > 0 for value in rivals.values())
+        text = f"{after} the encoder reaches {percent(trained)} {name} on held-out images"
+        said = [("good" if learned else "warn", f"{text}, {gaps}." if gaps else f"{text}.")]
+    elif (value := run.last("val/knn_top1")) is not None:
+        said = [("good", f"{after} the last measured {name} on held-out images is {percent(value)}.")]
+    elif (value := run.last("train/loss")) is not None:
+        said = [("warn", f"{after} the loss is {short(value)}; how good the features are was not measured.")]
+    else:
+        said = [("warn", "No finite loss has been logged, so there is nothing to judge yet.")]
+    if lost := non_finite(run):
+        # Training skips a step that is not finite, so only a loss that ends so is the main news.
+        *_, ended = run.series.get("train/loss", {0: 0.0}).values()
+        said.insert(*((1, ("warn", lost)) if math.isfinite(ended) else (0, ("bad", lost))))
+    return said + hints(run)
+
+
+def points_between(trained: float, other: float, name: str) -> str:
+    points = round(100 * (trained - other))
+    return (
+        f"level with {name}"
+        if points == 0
+        else f"{plural(abs(points), 'point')} {'above' if points > 0 else 'below'} {name}"
+    )
+
+
+def knn_name(run: Run) -> str:
+    """Such as "200-NN", by the key evals.knn_k of the config; "kNN" where it is not known."""
+    return f"{k}-NN" if (k := flat(run.config).get("evals.knn_k")) else "kNN"
+
+
+def non_finite(run: Run) -> str:
+    """A sentence about the NaN and infinities among the logged values, or nothing."""
+    lost = {
+        metric: [step for step, value in points.items() if not math.isfinite(value)]
+        for metric, points in run.series.items()
+    }
+    lost = {metric: steps for metric, steps in lost.items() if steps}
+    if not lost:
+        return ""
+    parts = [
+        f"{metric} is not finite (NaN or infinite) at {plural(len(steps), 'logged step')}, first at step"
+        f" {steps[0]:,.0f}"
+        for metric, steps in lost.items()
+    ]
+    cure = " Lower the learning rate or lengthen the warm-up." if "train/loss" in lost else ""
+    return f"{'; '.join(parts)}.{cure}"
+
+
+def hints(run: Run) -> list[tuple[str, str]]:
+    """Warnings that can be read off the curves."""
+    said = []
+    spread = run.last("train/embedding_std")
+    if spread is not None and spread < 0.05:
+        said.append(
+            (
+                "bad",
+                f"The embedding has collapsed: its spread is {short(spread)}, where 1 is all directions and"
+                " 0 one point, so every image looks the same to the encoder.",
+            )
+        )
+    diagonal = run.last("train/diag_mean")
+    if diagonal is not None and diagonal < 0.2:
+        said.append(
+            (
+                "warn",
+                f"The two views of an image hardly agree: the mean diagonal is {diagonal:.2f}, and 1 is"
+                " full agreement.",
+            )
+        )
+    losses = [value for value in run.series.get("train/loss", {}).values() if math.isfinite(value)]
+    if len(losses) > 3 and losses[-1] >= losses[0]:
+        said.append(("warn", f"The loss did not fall: {short(losses[0])} at first, {short(losses[-1])} at the end."))
+    if not run.summary:
+        epoch, total = run.last("epoch"), number(run.config.get("total_epochs"))
+        where = f", epoch {epoch:.1f} of {total:g}" if epoch is not None and total else ""
+        said.append(
+            (
+                "warn",
+                "The run is still going or was stopped: the final table, summary.json, has not been"
+                f" written. Everything here is as of step {run.steps:,.0f}{where}.",
+            )
+        )
+    return said
+
+
+def in_words(c: np.ndarray) -> str:
+    diagonal, off = np.diag(c)[np.isfinite(np.diag(c))], off_diagonal(c)
+    lost = int((~np.isfinite(c)).sum())
+    if not diagonal.size or not off.size:
+        return "Not one finite value on the diagonal or off it."
+    typical = np.sqrt((off**2).mean())
+    text = f"Mean diagonal {diagonal.mean():.2f}; a typical off-diagonal value (root mean square) {typical:.2f}."
+    return text + (f" {plural(lost, 'value')} not finite, in magenta." if lost else "")

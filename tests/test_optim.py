@@ -1,0 +1,116 @@
+"""Schedule and LARS against the reference's numbers; the alternatives against hand-worked steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bt_jax import optim, train_step
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def stored(fixtures):
+    return np.load(fixtures / "optimizer.npz")
+
+
+def _schedules(stored, rates=(0.2, 0.0048)):
+    per_epoch, scale = int(stored["steps_per_epoch"]), int(stored["batch_size"]) / 256
+    steps = {"warmup_steps": 10 * per_epoch, "total_steps": int(stored["epochs"]) * per_epoch}
+    return [optim.warmup_cosine(rate * scale, **steps) for rate in rates]
+
+
+def test_schedule_equals_the_reference(stored, x64):
+    steps = jnp.arange(len(stored["lr"]))
+    found = np.stack([schedule(steps) for schedule in _schedules(stored)], axis=1)
+    np.testing.assert_allclose(found, stored["lr"], rtol=1e-14, atol=1e-16)
+
+
+def _names(stored):
+    return [key.removeprefix("init/") for key in stored.files if key.startswith("init/")]
+
+
+def _run(tx, stored, steps, transform=lambda g: g):
+    params = {name: jnp.asarray(stored[f"init/{name}"]) for name in _names(stored)}
+    state = tx.init(params)
+    for step in range(steps):
+        grads = {name: transform(jnp.asarray(stored[f"grads/{name}"][step])) for name in params}
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        yield params
+
+
+def _lars(stored, **changes):
+    options = {key: float(stored[key]) for key in ("weight_decay", "momentum", "trust_coefficient")}
+    return optim.lars(*_schedules(stored), **options | changes)
+
+
+def test_sixty_lars_steps_equal_the_reference(stored, x64):
+    """Among them a parameter that starts at zero and a gradient that is zero at step 5."""
+    for step, params in enumerate(_run(_lars(stored), stored, 60)):
+        for name, value in params.items():
+            # float64 on both sides; norms of up to 216 terms summed in another order
+            np.testing.assert_allclose(value, stored[f"params/{name}"][step], rtol=1e-12, atol=1e-15, err_msg=name)
+
+
+def test_optax_lars_is_another_optimizer(stored, x64):
+    """It multiplies the rate in before the momentum; with a changing rate the parameters part."""
+    *_, params = _run(optax.lars(_schedules(stored)[0], 1e-3, trust_coefficient=1e-3), stored, 60)
+    name = "conv.kernel_oihw"
+    assert np.abs(params[name] - stored[f"params/{name}"][59]).max() > 1e-6
+
+
+def test_grad_scale_is_hidden_from_matrices_only(stored, x64):
+    """The 1/W of the reference: without decay LARS matrices do not see it, one-dimensional parameters do."""
+    plain = train_step.make_optimizer(_lars(stored, weight_decay=0.0), optax.sgd(0.1))
+    scaled = train_step.make_optimizer(_lars(stored, weight_decay=0.0), optax.sgd(0.1), grad_scale=1 / 16)
+    grads = {
+        "backbone": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
+        "projector": {},
+        "probe": {"w": jnp.ones(2)},
+    }
+    params = jax.tree.map(lambda g: 2 * g, grads)
+
+    def second_update(tx):
+        state = tx.init(params)
+        _, state = tx.update(grads, state, params)  # the rate of step 0 is 0
+        return tx.update(grads, state, params)[0]
+
+    a, b = second_update(plain), second_update(scaled)
+    np.testing.assert_allclose(b["backbone"]["kernel"], a["backbone"]["kernel"], rtol=1e-12)
+    np.testing.assert_allclose(b["backbone"]["bias"], a["backbone"]["bias"] / 16, rtol=1e-12)
+    np.testing.assert_allclose(b["probe"]["w"], a["probe"]["w"], rtol=1e-12)
+
+
+def test_clipped_variant_by_hand(x64):
+    """solo-learn: ratio = min(eta |p| / (|g| + wd |p| + eps) / lr, 1), times g + wd p; then momentum, then lr."""
+    lr, wd, eta = 0.3, 0.1, 0.02
+    tx = optim.lars(lr, 0.5, weight_decay=wd, momentum=0.9, trust_coefficient=eta, clip=True)
+    params = {"w": jnp.array([[3.0, 4.0]]), "b": jnp.array([1.0])}
+    grads = {"w": jnp.array([[0.6, 0.8]]), "b": jnp.array([2.0])}
+    updates, state = tx.update(grads, tx.init(params), params)
+    ratio = min(eta * 5 / (1 + wd * 5 + 1e-8) / lr, 1)
+    first = ratio * (np.array([[0.6, 0.8]]) + wd * np.array([[3.0, 4.0]]))
+    np.testing.assert_allclose(updates["w"], -lr * first, rtol=1e-12)
+    np.testing.assert_allclose(updates["b"], [-0.5 * 2.0], rtol=1e-12)
+    updates, _ = tx.update(grads, state, params)
+    np.testing.assert_allclose(updates["w"], -lr * 1.9 * first, rtol=1e-12)
+    big = optim.lars(1e-4, 0.5, weight_decay=wd, trust_coefficient=eta, clip=True)
+    updates, _ = big.update(grads, big.init(params), params)
+    np.testing.assert_allclose(updates["w"], -1e-4 * first / ratio, rtol=1e-12)  # cut at 1
+
+
+def test_sgd_by_hand(x64):
+    tx = optim.sgd(0.1, 0.2, weight_decay=0.5, momentum=0.9)
+    params = {"w": jnp.ones((1, 1)), "b": jnp.ones(1)}
+    grads = {"w": jnp.full((1, 1), 2.0), "b": jnp.full(1, 2.0)}
+    updates, state = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose([updates["w"][0, 0], updates["b"][0]], [-0.25, -0.5], rtol=1e-12)
+    updates, _ = tx.update(grads, state, params)
+    np.testing.assert_allclose(updates["w"][0, 0], -0.1 * 1.9 * 2.5, rtol=1e-12)

@@ -1,0 +1,221 @@
+"""The program itself: pretrain, stop, go on, judge, report; and every mistake a user can make, in one line."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bt_jax
+from bt_jax import config as config_lib
+from bt_jax import main, pretrain, train_step
+from bt_jax.errors import UserError
+from configs import pretrain_cifar10_r18, pretrain_imagenet_r50, quickstart
+
+ROOT = Path(main.__file__).parents[1]
+
+
+def tiny(**changes):
+    """The quickstart, four steps an epoch for two epochs; dotted keys are overridden."""
+    config = quickstart.get_config("smoke")
+    config.data.train_split, config.data.val_split = "train[:64]", "test[:40]"
+    config.evals.knn_k = 5
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return pretrain.run(tiny(), str(tmp_path_factory.mktemp("run") / "whole"))
+
+
+def _lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_behind(finished):
+    for name in ("config.json", "environment.json", "metrics.jsonl", "summary.json", "report.html", "tensorboard"):
+        assert (finished / name).exists(), name
+    lines = _lines(finished)
+    trained = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in trained] == [2, 4, 6, 8]
+    for line in trained:
+        np.testing.assert_allclose(
+            line["train/loss"], line["train/on_diag"] + 0.0051 * line["train/off_diag"], rtol=1e-5
+        )
+        assert line["train/lr_weights"] >= 0 and line["perf/pairs_per_sec"] > 0 and 0 <= line["train/probe_top1"] <= 1
+    assert [line["step"] for line in lines if "val/knn_top1" in line] == [4, 8]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(summary["knn_top1"]) == set(summary["linear_top1"]) == {"trained", "untrained", "raw_pixels"}
+    assert all(0 <= v <= 1 for table in ("knn_top1", "linear_top1") for v in summary[table].values())
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["versions"]["jax"] == jax.__version__ and len(environment["devices"]) == 8
+
+
+def test_stopped_and_continued_is_the_same_run(finished, tmp_path):
+    """Bit-equal: all randomness and the order of the data are functions of the step."""
+    folder = str(tmp_path / "halves")
+    pretrain.run(tiny(stop_after_steps=3), folder)
+    assert not (tmp_path / "halves" / "summary.json").exists()
+    pretrain.run(tiny(), folder)
+    whole, halves = (bt_jax.load_encoder(path)[1] for path in (finished, folder))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(halves), strict=True):
+        np.testing.assert_array_equal(a, b)
+    at_three = bt_jax.load_encoder(Path(folder) / "checkpoints" / "4")[1]
+    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(at_three), strict=True))
+    steps = [line["step"] for line in _lines(Path(folder)) if "train/loss" in line]
+    assert steps == sorted(set(steps)) and steps[-1] == 8
+
+
+def test_finished_run_is_not_trained_again(finished):
+    before = _lines(finished)
+    assert pretrain.run(tiny(), str(finished)) == finished
+    assert [l["step"] for l in _lines(finished)] == [l["step"] for l in before]
+
+
+def test_encoder_alone(finished):
+    net, variables = bt_jax.load_encoder(finished)
+    images = np.random.default_rng(0).standard_normal((3, 20, 20, 3)).astype(np.float32)
+    h = net.apply(variables, images, train=False)
+    assert h.shape == (3, net.feature_dim) and np.isfinite(h).all() and np.std(h) > 0
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
+    with pytest.raises(UserError, match="No checkpoint"):
+        bt_jax.load_encoder(finished / "tensorboard")
+
+
+def test_same_seed_same_run_other_seed_other_run(finished, tmp_path):
+    loss = _lines(finished)[0]["train/loss"]
+    other = _lines(pretrain.run(tiny(seed=1, stop_after_steps=2), str(tmp_path / "other")))[0]["train/loss"]
+    assert other != loss
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def refused(match, folder, **changes):
+    with pytest.raises(UserError, match=match):
+        pretrain.run(tiny(**changes), str(folder))
+
+
+def test_another_config_in_the_folder(finished):
+    before = (finished / "config.json").read_text()
+    refused(r"another config \(optim.lr_weights: 0.004 -> 0.5\)", finished, **{"optim.lr_weights": 0.5})
+    assert (finished / "config.json").read_text() == before
+    changed = tiny(**{"log.tensorboard": False})
+    assert not config_lib.differences(json.loads(before), config_lib.to_dict(changed))
+
+
+def test_batch_that_does_not_divide(tmp_path):
+    refused("batch of 12 does not divide by 8 devices. Set --config.batch_size=16", tmp_path / "run", batch_size=12)
+    assert not (tmp_path / "run").exists()  # refused before anything is written
+
+
+def test_accelerator_that_is_absent(tmp_path):
+    refused("config.platform='gpu', but JAX runs on 'cpu'", tmp_path / "run", platform="gpu")
+    refused("config.devices=4, but there are 8", tmp_path / "run", devices=4)
+
+
+def test_unknown_data_set_and_missing_folder(tmp_path):
+    refused("nonesuch", tmp_path / "run", **{"data.name": "nonesuch", "data.dir": str(tmp_path)})
+    refused("absent.npz", tmp_path / "run", **{"data.npz": str(tmp_path / "absent.npz")})
+
+
+def test_data_set_smaller_than_a_batch(tmp_path):
+    refused("do not fill one batch of 128", tmp_path / "run", batch_size=128)
+
+
+@pytest.mark.parametrize("key, value", [("optim.name", "adam"), ("loss.form", "dual"), ("model.arch", "resnet19")])
+def test_values_that_do_not_exist(key, value, tmp_path):
+    refused(value, tmp_path / "run", **{key: value})
+
+
+def test_workdir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused("cannot be made", tmp_path / "file" / "run")
+
+
+def test_nonfinite_loss_stops_saves_and_names_the_step(tmp_path):
+    changes = {"optim.lr_weights": 1e30, "optim.warmup_epochs": 0.0, "nonfinite_limit": 2, "evals.every_epochs": 0.0}
+    refused(r"not finite in the last \d+ steps before step \d+ \(learning rates: weights", tmp_path / "run", **changes)
+    net, variables = bt_jax.load_encoder(tmp_path / "run")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    """The save fails as it does on a full disk; what was there before stays."""
+    import orbax.checkpoint as ocp
+
+    def no_space(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", no_space)
+    refused("The disk is full while writing checkpoint", tmp_path / "run", stop_after_steps=2)
+    assert _lines(tmp_path / "run")[-1]["step"] == 2
+
+
+def command(*arguments):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "bt_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--config=configs/quickstart.py", "--config.optim.lr_weigths=1"], "Did you mean optim.lr_weights?"),
+        (["--config=configs/quickstart.py:smoke,bach=3"], "Unknown config argument 'bach'"),
+        (["--config=configs/quickstart.py", "--config.batch_size=many"], "batch_size=many"),
+        (["--config=configs/absent.py"], "absent.py"),
+        (["--config=configs/quickstart.py"], "No --workdir is given"),
+    ],
+)
+def test_wrong_command_line(arguments, said):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------- the configs
+
+
+def test_imagenet_config_is_the_papers():
+    config = pretrain_imagenet_r50.get_config()
+    assert (config.batch_size, config.total_epochs, config.model.arch) == (2048, 1000, "resnet50")
+    assert tuple(config.model.projector) == (8192, 8192, 8192) and not config.model.projector_bias
+    optimizer = config.optim
+    assert (optimizer.lr_weights, optimizer.lr_biases, optimizer.weight_decay) == (0.2, 0.0048, 1.5e-6)
+    assert pretrain_imagenet_r50.get_config("batch=256").optim.lr_weights == 0.4
+
+
+def test_batch_outside_the_authors_table_warns(caplog):
+    assert pretrain_imagenet_r50.get_config("batch=16").optim.lr_weights == 0.7
+    assert "not in the authors' table" in caplog.text
+
+
+def test_cifar_recipes():
+    assert pretrain_cifar10_r18.get_config().optim.clip
+    assert pretrain_cifar10_r18.get_config("recipe=lightly").batch_size == 128
+    with pytest.raises(UserError, match="recipe='swav'"):
+        pretrain_cifar10_r18.get_config("recipe=swav")
+
+
+def test_cifar_smoke(tfds_dir, tmp_path):
+    config = pretrain_cifar10_r18.get_config("smoke")
+    config.data.dir, config.stop_after_steps = str(tfds_dir), 2
+    assert _lines(pretrain.run(config, str(tmp_path / "run")))[-1]["step"] == 2
+
+
+def test_imagenet_smoke_streams(tfds_dir, tmp_path):
+    config = pretrain_imagenet_r50.get_config("smoke")
+    config.data.dir, config.model.arch = str(tfds_dir), "resnet18"  # the same program, a quicker compile
+    config.total_epochs, config.evals.every_epochs = 0.5, 0.5
+    folder = pretrain.run(config, str(tmp_path / "run"))
+    assert "val/knn_top1" in _lines(folder)[-1] and (folder / "report.html").exists()
