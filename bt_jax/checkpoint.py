@@ -141,7 +141,7 @@ class _Explained:
         if error is not None and is_disk_full(error):
             raise UserError(
                 f"The disk is full while writing {self._what}",
-                "Free some space and give the same command again: earlier checkpoints are whole, the run goes on from the newest.",
+                "Free some space and give the same command again: earlier checkpoints are whole.",
             ) from error
 
 

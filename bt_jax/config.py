@@ -5,6 +5,7 @@ carry their unit (`_epochs`, `_steps`); learning rates are per 256 images and ar
 """
 
 import difflib
+import inspect
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -172,6 +173,17 @@ def differences(old: dict, new: dict) -> list[str]:
         for key in keys
         if old.get(key, missing) != new.get(key, missing)
     ]
+
+
+def describe() -> str:
+    """Every key with its default and the comment beside it in `pretrain`, one a line."""
+    lines = []
+    for line in inspect.getsource(pretrain).splitlines():
+        key, equals, rest = line.strip().partition(" = ")
+        if equals and key.startswith("config.") and "ConfigDict()" not in rest:
+            default, _, comment = rest.partition("  # ")
+            lines.append(f"  --{key}={default}".ljust(44) + comment)
+    return "\n".join(lines)
 
 
 def check(config: ConfigDict) -> None:

@@ -84,6 +84,10 @@ def _unknown_key(argv: list[str], text: str) -> UserError:
 
 def run(argv: list[str] | None = None) -> None:
     """Entry point: exit status 0, or 2 with one line on stderr for anything the user can mend."""
+    if any(argument.startswith("--help") for argument in argv or sys.argv):
+        from bt_jax import config as config_lib
+
+        sys.modules["__main__"].__doc__ = f"{__doc__}\nKeys of a config and their defaults:\n{config_lib.describe()}\n"
     logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
     try:
         app.run(main, argv=argv, flags_parser=_parse)

@@ -105,7 +105,7 @@ RECIPE = augment.cifar(16)
 
 
 def _tiny():
-    # Without zero-init: behind a branch that starts at zero gradients are rounding noise, which LARS scales up to full size.
+    # Without zero-init: behind a branch that starts at zero the gradients are rounding noise, which LARS scales up.
     nets = Nets(
         models.build("resnet18", width=0.125, small_images=True, zero_init_residual=False),
         models.build_projector(64, (48, 48), bias=True),
@@ -157,7 +157,7 @@ def test_nonfinite_step_changes_nothing_but_the_count(on_one_device):
     views = [jnp.full((8, 16, 16, 3), jnp.nan)] * 2
     new, shown = update(state, views, jnp.zeros(8, jnp.int32))
     assert (int(new.step), int(new.bad_steps)) == (1, 1) and shown["train/bad_steps"] == 1
-    for a, b in zip(jax.tree.leaves((new.params, new.batch_stats)), jax.tree.leaves((state.params, state.batch_stats))):
+    for a, b in zip(jax.tree.leaves((new.params, new.batch_stats)), jax.tree.leaves((state.params, state.batch_stats)), strict=True):
         np.testing.assert_array_equal(a, b)
     rng = np.random.default_rng(0)
     good = [jnp.asarray(rng.standard_normal((8, 16, 16, 3)), jnp.float32) for _ in range(2)]
