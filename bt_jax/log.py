@@ -79,7 +79,7 @@ class Progress:
         self._time, self._waited = time.monotonic(), 0.0
 
     def measure(self, step: int, *, waited: float = 0.0) -> dict[str, float]:
-        """perf/pairs_per_sec and perf/data_wait (share of the time) since the last call; `waited` counts from the start."""
+        """perf/pairs_per_sec and perf/data_wait (a share) since the last call; `waited` counts from the start."""
         now = time.monotonic()
         seconds = max(now - self._time, 1e-9)
         values = {

@@ -1,7 +1,7 @@
 """The program: `python -m bt_jax.main --config=configs/FILE.py[:args] --workdir=DIR [--config.KEY=VALUE ...]`.
 
-Trains what the config describes and writes everything to the work folder. Given again, the same command goes on from the
-newest checkpoint. A config file opens with its command, its hardware and the number it must reach.
+Trains what the config describes and writes everything to the work folder. Given again, the same command goes on from
+the newest checkpoint. A config file opens with its command, its hardware and the number it must reach.
 """
 
 import os

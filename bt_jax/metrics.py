@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def embedding_std(z: jax.Array) -> jax.Array:
-    """Spread of the L2-normalised embeddings z (n, d): about 1 when they fill the sphere, 0 when they collapse to a point."""
+    """Spread of the L2-normalised embeddings z (n, d): about 1 when they fill the sphere, 0 when they collapse."""
     z = z.astype(jnp.float32)
     z = z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     return z.std(axis=0).mean() * jnp.sqrt(z.shape[1])

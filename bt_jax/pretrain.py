@@ -124,7 +124,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
 
 
 def _train(this: Run, state: TrainState) -> TrainState:
-    """Windows of steps until the schedule, or `stop_after_steps`, ends; the host looks at a window while the next one runs."""
+    """Windows of steps to the end of the schedule; the host looks at one while the next runs."""
     config, plan = this.config, this.plan
     at = int(state.step)
     last = min(config.stop_after_steps or plan.total_steps, plan.total_steps)

@@ -5,9 +5,9 @@
 Arguments, after a colon: recipe=solo (default) | lightly, epochs=1000, batch=256, smoke.
 Without TensorFlow: --config.data.npz=FILE, written by `python -m bt_jax.prepare --data=cifar10 --npz=FILE`.
 
-recipe=solo: solo-learn @9187ea3, scripts/pretrain/cifar/barlow.yaml; quoted: online probe 92.10 after 1000 epochs, one GPU.
-recipe=lightly: lightly @e8d317f, cifar10_benchmark.py with a two-layer projector; quoted: 200-NN 84.2 after 200 epochs at
-batch 128 in 376 minutes on one A6000.
+recipe=solo: solo-learn @9187ea3, scripts/pretrain/cifar/barlow.yaml; quoted: online 92.10 after 1000 epochs, one GPU.
+recipe=lightly: lightly @e8d317f, cifar10_benchmark.py with a two-layer projector; quoted: 200-NN 84.2 after 200 epochs
+at batch 128 in 376 minutes on one A6000.
 """
 
 from bt_jax import config as config_lib

@@ -3,8 +3,8 @@
     python -m bt_jax.main --config=configs/pretrain_imagenet_r50.py --workdir=runs/imagenet
 
 Arguments, after a colon: batch=2048, epochs=1000, smoke. The rate follows the batch by the authors' table below.
-Quoted: 73.2 / 91.0 linear top-1 / top-5 after 1000 epochs on 32 V100 in 124 hours (paper, Table 1 and section 2.2); 71.4
-after 300 epochs (section 4). Needs ImageNet as TFDS writes it: $TFDS_DATA_DIR or --config.data.dir.
+Quoted: 73.2 / 91.0 linear top-1 / top-5 after 1000 epochs on 32 V100 in 124 hours (paper, Table 1 and section 2.2);
+71.4 after 300 epochs (section 4). Needs ImageNet as TFDS writes it: $TFDS_DATA_DIR or --config.data.dir.
 """
 
 from absl import logging
@@ -40,9 +40,9 @@ def get_config(arg=None):
     config.optim.trust_coefficient = 0.001
     config.optim.warmup_epochs = 10.0
     config.optim.end_factor = 0.001
-    # The reference's all-reduce of c is outside autograd, so with W GPUs its gradient is the true one over W. LARS hides
-    # that for matrices, but biases, batch-norm parameters and weight decay see it. W = 16 in its README, whose checkpoint
-    # reaches 73.5 with the rates above; 1.0 is the true gradient.
+    # The reference's all-reduce of c is outside autograd, so with W GPUs its gradient is the true one over W. LARS
+    # hides that for matrices, but biases, batch-norm parameters and weight decay see it. W = 16 in its README, whose
+    # checkpoint reaches 73.5 with the rates above; 1.0 is the true gradient.
     config.optim.grad_scale = 1 / 16
 
     config.evals.resize = 256
@@ -62,7 +62,7 @@ def nearest_rate(batch):
     if batch not in LR_WEIGHTS:
         nearest = min(LR_WEIGHTS, key=lambda size: abs(size - batch))
         logging.warning(
-            "batch=%d is not in the authors' table (%s); taking the rate of %d, %g per 256: tune --config.optim.lr_weights",
+            "batch=%d is not in the authors' table (%s); taking the rate of %d, %g per 256: tune optim.lr_weights",
             batch,
             ", ".join(map(str, LR_WEIGHTS)),
             nearest,

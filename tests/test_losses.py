@@ -86,7 +86,9 @@ def test_any_number_of_devices(form, count, x64):
     found = jax.jit(grad)(*split)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(np.asarray(b)).max())
-    local = np.mean([losses.barlow_twins(*pair, form=form)[0] for pair in zip(np.split(z1, 4), np.split(z2, 4), strict=True)])
+    local = np.mean(
+        [losses.barlow_twins(*pair, form=form)[0] for pair in zip(np.split(z1, 4), np.split(z2, 4), strict=True)]
+    )
     assert abs(local / wanted[0] - 1) > 0.02  # what the peers compute on four devices is another number
 
 

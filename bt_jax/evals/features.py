@@ -14,7 +14,7 @@ Embed = Callable[[dict, dict], jax.Array]
 
 
 def make_embed(net: Net, recipe: augment.Recipe, mesh: Mesh, *, resize: int = 0) -> Embed:
-    """embed(variables, batch) -> float32 (n, feature_dim): the evaluation view through the net with running statistics."""
+    """embed(variables, batch) -> float32 (n, feature_dim): the evaluation view, by running statistics."""
 
     def embed(variables, batch):
         images = augment.evaluation_view(batch["image"], recipe, sizes=batch.get("size"), resize=resize or None)

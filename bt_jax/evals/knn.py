@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification on frozen features (Wu et al. 2018; lightly's benchmark: k 200, T 0.1)."""
+"""Weighted k-nearest-neighbour classification on frozen features, as in lightly's benchmark (k 200, T 0.1)."""
 
 from functools import partial
 
