@@ -35,9 +35,15 @@ def main(argv: list[str]) -> None:
     _compile_cache(config.compile_cache)
     if config.task != "pretrain":
         raise UserError(f"config.task={config.task!r} is unknown", "Choose from pretrain.")
-    from bt_jax import pretrain
+    from bt_jax import checkpoint, pretrain
 
-    pretrain.run(config, WORKDIR.value, started=STARTED)
+    try:
+        pretrain.run(config, WORKDIR.value, started=STARTED)
+    except OSError as error:
+        if not checkpoint.is_disk_full(error):
+            raise
+        cure = "Free some space and give the same command again: it goes on from the newest whole checkpoint."
+        raise UserError(f"The disk is full while writing to {WORKDIR.value}", cure) from error
 
 
 def _compile_cache(folder: str) -> None:

@@ -289,7 +289,9 @@ def _pictures(this: Run, before: TrainState, after: TrainState) -> dict[str, np.
     shown = jax.jit(views)(*(None if a is None else a[:PICTURE_PAIRS] for a in arrays))
     mean, std = np.asarray(this.recipe.mean), np.asarray(this.recipe.std)
     view1, view2 = (np.uint8(np.clip(255 * (np.asarray(v) * std + mean), 0, 255)) for v in shown)
-    return {
+    # Padded canvases are left out: an image there is smaller than its frame.
+    originals = {} if "size" in batch else {"originals": batch["image"][:PICTURE_PAIRS]}
+    return originals | {
         "c_before": heldout.correlation_picture(cross(before, *arrays)),
         "c_after": heldout.correlation_picture(cross(after, *arrays)),
         "view1": view1,

@@ -54,7 +54,7 @@ QUALITY = (
     ),
     Panel(
         "Linear probe",
-        (("val/linear_top1", "held-out images"), ("train/probe_top1", "training batches")),
+        (("val/online_top1", "held-out images"), ("train/probe_top1", "training batches")),
         "A linear classifier on frozen features; it never changes the encoder. Training far above held-out: the"
         " probe overfits.",
         percent=True,

@@ -1,6 +1,9 @@
 """The first run: Barlow Twins on ten families of drawn patterns (embedded), in minutes on a CPU.
 
-python -m bt_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m bt_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Two minutes of training on 2 CPU cores. Must reach 200-NN top-1 on held-out images 15 points above raw pixels and above the
+same encoder untrained; measured, mean of 3 seeds: README.md.
 """
 
 from bt_jax import config as config_lib
@@ -16,15 +19,8 @@ def get_config(arg=None):
     config.views.size = 20
     # Colour says nothing about the family, so it is opened wide: two views then share the pattern alone. No flip, which
     # would hide the tilt.
-    view = {
-        "jitter": 1.0,
-        "saturation": 0.8,
-        "hue": 0.5,
-        "grayscale": 0.5,
-        "crop_scale": (0.3, 1.0),
-        "flip": 0.0,
-        "solarize": 0.0,
-    }
+    view = {"jitter": 1.0, "saturation": 0.8, "hue": 0.5, "grayscale": 0.5, "solarize": 0.0}
+    view |= {"crop_scale": (0.3, 1.0), "flip": 0.0}
     config.views.overrides = {"view1": view, "view2": view}
     config.model.width = 0.25
     config.model.zero_init_residual = False

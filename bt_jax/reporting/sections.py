@@ -62,7 +62,7 @@ def summary_section(run: Run) -> str:
 def comparison_section(runs: list[Run]) -> str:
     def row(i: int, run: Run) -> list[str]:
         knn = [run.score("knn_top1", "trained"), run.last("val/knn_top1")]
-        linear = [run.score("linear_top1", "trained"), run.last("val/linear_top1")]
+        linear = [run.score("linear_top1", "trained"), run.last("val/online_top1")]
         best = [percent(next((value for value in values if value is not None), None)) for values in (knn, linear)]
         return [
             swatch(i) + esc(run.name),
