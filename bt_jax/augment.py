@@ -337,33 +337,26 @@ def _draw_crop(u_area, u_ratio, u_top, u_left, view: View, height, width):
 
 
 def _jitter(rgb, drawn: Draw, view: View):
-    """Brightness, contrast, saturation and hue in the order drawn, without each of the four in each of four places.
+    """Brightness, contrast, saturation and hue in the order drawn: four places, each with one blend and one hue.
 
-    Only contrast needs a sum over the image, so it stands in one place and costs one pass over memory. Hue stands once
-    before and once after it; brightness and saturation, a few operations each, in the gaps. Whatever is out of its turn
-    has a factor of 1 or a turn of 0.
+    Brightness, contrast and saturation are the same blend, with black, the mean grey or the grey image, so a place needs
+    one of them; what is not drawn for it has a factor of 1 or a turn of 0. The places are a loop, not a chain: every
+    channel of a hue or a saturation reads all three, and a chain of them that is fused into one expression may be
+    computed over and over (10 s instead of 1 ms for 16 images of 16 pixels on XLA's CPU backend of JAX 0.10).
     """
-    t_brightness, t_contrast, t_saturation, t_hue = drawn.order
-    early, late = jnp.minimum(t_contrast, t_hue), jnp.maximum(t_contrast, t_hue)
-    brightness_first = t_brightness < t_saturation
+    factors = jnp.stack([drawn.brightness, drawn.contrast, drawn.saturation, jnp.ones_like(drawn.hue)])
 
-    def between(rgb, start, stop):
-        for saturates in (~brightness_first, brightness_first):
-            moment = jnp.where(saturates, t_saturation, t_brightness)
-            factor = jnp.where(saturates, drawn.saturation, drawn.brightness)
-            factor = jnp.where((start <= moment) & (moment < stop), factor, 1.0)
-            rgb = _blend(rgb, jnp.where(saturates, _luma(rgb), 0.0), factor)
-        return rgb
+    def place(rgb, turn):
+        luma = _luma(rgb)
+        other = jnp.where(turn == 0, 0.0, jnp.where(turn == 1, luma.mean(), luma))
+        rgb = _blend(rgb, other, factors[turn])
+        if view.hue > 0:
+            rgb = _hue(rgb, jnp.where(turn == 3, drawn.hue, 0.0))
+        return tuple(rgb), None
 
-    if view.hue == 0:
-        return between(_contrast(between(rgb, 0.0, t_contrast), drawn.contrast), t_contrast, 1.0)
-    rgb = between(rgb, 0.0, early)
-    rgb = _hue(rgb, jnp.where(t_hue < t_contrast, drawn.hue, 0.0))
-    rgb = between(rgb, early, t_contrast)
-    rgb = _contrast(rgb, drawn.contrast)
-    rgb = between(rgb, t_contrast, late)
-    rgb = _hue(rgb, jnp.where(t_hue < t_contrast, 0.0, drawn.hue))
-    return between(rgb, late, 1.0)
+    order = jnp.argsort(jnp.stack(drawn.order))
+    rgb, _ = jax.lax.scan(place, tuple(rgb), order)
+    return list(rgb)
 
 
 def _one_view(key, image, size, view: View, recipe: Recipe, dtype):

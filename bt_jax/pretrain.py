@@ -163,7 +163,8 @@ def _train(this: Run, state: TrainState) -> TrainState:
             unseen = (at, shown)
             saving = at == last or _due(at, save_every)
             judging = this.judge and (at == last or _due(at, judge_every)) and judge_every
-            if saving or judging:
+            # On a CPU the steps run while they are dispatched: looking later would time the wrong window.
+            if saving or judging or jax.default_backend() == "cpu":
                 look(unseen)
                 unseen = None
             if judging:
@@ -172,7 +173,8 @@ def _train(this: Run, state: TrainState) -> TrainState:
                 log.say("  ".join(f"{name} {100 * value:.1f} %" for name, value in values.items()))
             if saving:
                 this.checkpoints.save(state)
-            progress.skip()
+            if saving or judging:
+                progress.skip()
         if unseen:
             look(unseen)
         if interrupted:
