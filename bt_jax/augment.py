@@ -337,10 +337,10 @@ def _draw_crop(u_area, u_ratio, u_top, u_left, view: View, height, width):
 
 
 def _jitter(rgb, drawn: Draw, view: View):
-    """Brightness, contrast, saturation and hue in the order drawn: four places, each with one blend and one hue.
+    """Brightness, contrast, saturation and hue in the order drawn: four places, each one blend and one hue.
 
-    Brightness, contrast and saturation are the same blend, with black, the mean grey or the grey image, so a place needs
-    one of them; what is not drawn for it has a factor of 1 or a turn of 0. The places are a loop, not a chain: every
+    Brightness, contrast and saturation are the same blend, with black, the mean grey or the grey image, so a place
+    needs one of them; what is not drawn for it has a factor of 1 or a turn of 0. The places are a loop, not a chain: every
     channel of a hue or a saturation reads all three, and a chain of them that is fused into one expression may be
     computed over and over (10 s instead of 1 ms for 16 images of 16 pixels on XLA's CPU backend of JAX 0.10).
     """

@@ -42,9 +42,11 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
     if config.platform not in ("any", platform):
         raise UserError(
             f"config.platform={config.platform!r}, but JAX runs on {platform!r}",
-            f"Install JAX for it (pip install 'bt_jax[{ {'gpu': 'cuda', 'tpu': 'tpu'}.get(config.platform, 'cpu') }]'),"
-            " check that no other process holds the device (lsof /dev/accel* /dev/nvidia*) and that JAX_PLATFORMS is"
-            " unset, or set --config.platform=any.",
+            "Set JAX_PLATFORMS=cpu."
+            if config.platform == "cpu"
+            else f"Install JAX for it (pip install -e '.[{'cuda' if config.platform == 'gpu' else 'tpu'}]'), check that no"
+            " other process holds the device (lsof /dev/accel* /dev/nvidia*) and that JAX_PLATFORMS is unset, or set"
+            " --config.platform=any.",
         )
     if config.devices and config.devices != mesh.devices.size:
         raise UserError(

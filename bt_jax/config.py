@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from bt_jax.errors import UserError
 
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
-FREE_KEYS = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "data.workers", "log", "stop_after_steps")
+FREE_KEYS = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "log", "stop_after_steps")
 
 
 def pretrain() -> ConfigDict:
@@ -39,8 +39,7 @@ def pretrain() -> ConfigDict:
     config.data.val_split = "test"  # "": no held-out images, no monitors
     config.data.on_device = True  # the whole set on the device as uint8; False: streamed by tf.data
     config.data.canvas = 512  # streamed images are decoded onto a square of so many pixels
-    config.data.shuffle_buffer = 16384  # images; streamed only
-    config.data.workers = 0  # decoding threads; 0: chosen by tf.data
+    config.data.shuffle_buffer = 0  # streamed only: 0: a permutation where storage allows; else a window of images
 
     config.views = ConfigDict()
     config.views.name = "cifar"  # a recipe of bt_jax.augment.RECIPES
@@ -207,7 +206,6 @@ def shrink(config: ConfigDict, *, train_split: str, val_split: str) -> ConfigDic
     config.batch_size = 16
     config.total_epochs = 2.0
     config.data.train_split, config.data.val_split = train_split, val_split
-    config.data.shuffle_buffer = 64
     config.model.width = 0.125
     config.model.projector = (64, 64, 64)
     config.model.dtype = "float32"

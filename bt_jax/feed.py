@@ -52,7 +52,8 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
 
     def begin(step, at_step):
         data = device.put_arrays(images, labels, mesh)
-        dispatch = device.make_dispatch(step, batch_size=config.batch_size, mesh=mesh)
+        first_id = source.span(config.data.train_split).start
+        dispatch = device.make_dispatch(step, batch_size=config.batch_size, mesh=mesh, first_id=first_id)
         order_key = sharding.put_replicated(train_step.stream(config.seed, train_step.ORDER), mesh)
         epoch, order = -1, None
 
@@ -103,7 +104,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
             canvas=canvas,
             seed=config.seed,
             start_step=at_step,
-            shuffle_buffer=config.data.shuffle_buffer,
+            shuffle_buffer=config.data.shuffle_buffer or None,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -113,8 +114,13 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
         def advance(state, steps):
             shown = []
             for _ in range(steps):
-                state, metrics = jitted(state, next(ahead))
+                batch = next(ahead)
+                if not source.num_classes:
+                    batch = {name: values for name, values in batch.items() if name != "label"}
+                state, metrics = jitted(state, batch)
                 shown.append(metrics)
+                # Steps that are queued hold their batches: without this the host could run dozens ahead.
+                jax.block_until_ready(shown[-3:-2])
             return state, shown
 
         return advance, lambda: ahead.wait_seconds, ahead.close

@@ -63,7 +63,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
         state = this.checkpoints.restore(state, newest)
         log.say(f"going on from step {newest} of {this.plan.total_steps}")
     state = _train(this, state)
-    if int(state.step) == this.plan.total_steps:
+    if int(state.step) == this.plan.total_steps and not (this.folder / "summary.json").exists():
         _finish(this, state)
     this.checkpoints.close()
     return this.folder
@@ -76,10 +76,6 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     sharding.check_batch(config.batch_size, mesh)
     source = source_lib.open_source(config.data.name, data_dir=config.data.dir or None, npz=config.data.npz or None)
     recipe = build.build_recipe(config)
-    folder = run_folder.open_folder(workdir, config_lib.to_dict(config))
-    devices = jax.devices()
-    log.say(f"{folder}: {config.data.name} on {len(devices)} x {devices[0].device_kind}")
-
     feed = feed_lib.make_feed(config, source, mesh)
     plan = build.make_plan(config, feed.images)
     nets = build.build_nets(config, channels=len(recipe.mean))
@@ -108,6 +104,10 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
             temperature=config.evals.knn_temperature,
             every_steps=plan.steps(config.evals.every_epochs),
         )
+    # Only now, when the config is known to make sense: a folder holds one config for good.
+    folder = run_folder.open_folder(workdir, config_lib.to_dict(config))
+    devices = jax.devices()
+    log.say(f"{folder}: {config.data.name} on {len(devices)} x {devices[0].device_kind}")
     checkpoints = checkpoint.Checkpoints(
         folder,
         model={"build": build.backbone_options(config, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std},
@@ -129,7 +129,7 @@ def _train(this: Run, state: TrainState) -> TrainState:
     at = int(state.step)
     last = min(config.stop_after_steps or plan.total_steps, plan.total_steps)
     if at >= last:
-        log.say(f"nothing to train: step {at} of {last} is reached")
+        log.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
         return state
     save_every = plan.steps(config.checkpoint.every_epochs)
     judge_every = this.judge.every_steps if this.judge else 0
@@ -151,7 +151,7 @@ def _train(this: Run, state: TrainState) -> TrainState:
             log.say(f"first window of steps done {time.monotonic() - this.started:.0f} s after the start")
             first = False
         log.say(progress.line(step, values))
-        _stop_if_bad(this, state, values)
+        _stop_if_bad(this, state, step, values)
 
     try:
         while at < last and not interrupted:
@@ -193,19 +193,19 @@ def _due(at: int, every: int) -> bool:
 
 
 def _means(shown: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Means over a window; of a count of bad steps the last value."""
+    """Means over a window; of a count of bad steps the largest."""
     fetched = jax.device_get(shown)
     values = {name: np.concatenate([np.atleast_1d(m[name]) for m in fetched]) for name in fetched[0]}
-    return {name: float(v[-1] if name == "train/bad_steps" else v.mean()) for name, v in values.items()}
+    return {name: float(v.max() if name == "train/bad_steps" else v.mean()) for name, v in values.items()}
 
 
-def _stop_if_bad(this: Run, state: TrainState, values: dict[str, float]) -> None:
+def _stop_if_bad(this: Run, state: TrainState, step: int, values: dict[str, float]) -> None:
     bad, limit = values["train/bad_steps"], this.config.nonfinite_limit
     if bad < limit:
         return
     this.checkpoints.save(state)
     raise UserError(
-        f"Loss or gradient not finite in the last {bad:.0f} steps before step {int(state.step)}"
+        f"Loss or gradient not finite in {bad:.0f} steps in a row before step {step}"
         f" (learning rates: weights {values['train/lr_weights']:.3g}, biases {values['train/lr_biases']:.3g})",
         "Those steps changed nothing and the state is saved. Lower --config.optim.lr_weights or lr_biases, or try"
         " --config.model.dtype=float32, in a new --workdir.",

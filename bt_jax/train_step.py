@@ -94,7 +94,9 @@ def make_update(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         taken = TrainState(state.step + 1, params, batch_stats, opt_state, jnp.zeros_like(state.bad_steps))
-        skipped = TrainState(state.step + 1, state.params, state.batch_stats, state.opt_state, state.bad_steps + 1)
+        # The counters inside the optimizer go on with the step, so that the rate applied stays the schedule's.
+        kept = jax.tree.map(lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b, opt_state, state.opt_state)
+        skipped = TrainState(state.step + 1, state.params, state.batch_stats, kept, state.bad_steps + 1)
         finite = jnp.isfinite(shown["loss"]) & jnp.isfinite(norm)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), taken, skipped)
         shown |= {"grad_norm": norm, "bad_steps": new.bad_steps}

@@ -8,7 +8,7 @@ environment() {
     echo "bt_jax needs Python 3.11 or newer; $python is $("$python" --version 2>&1). Set PYTHON=/path/to/python3.12." >&2
     return 2
   fi
-  stamp="$folder/.installed-$(cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)-${extras//[^a-z]/}"
+  stamp="$folder/.installed-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-$(cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)-${extras//[^a-z]/}"
   [ -e "$stamp" ] && return 0
   echo "installing into $folder (once; a few minutes) ..."
   "$python" -m venv "$folder" || return

@@ -74,8 +74,9 @@ def test_stopped_and_continued_is_the_same_run(finished, tmp_path):
 
 
 def test_finished_run_is_not_trained_again(finished):
-    before = _lines(finished)
+    before, summary = _lines(finished), (finished / "summary.json").read_text()
     assert pretrain.run(tiny(), str(finished)) == finished
+    assert (finished / "summary.json").read_text() == summary
     assert _lines(finished) == before
 
 
@@ -128,6 +129,7 @@ def test_unknown_data_set_and_missing_folder(tmp_path):
 
 def test_data_set_smaller_than_a_batch(tmp_path):
     refused("do not fill one batch of 128", tmp_path / "run", batch_size=128)
+    assert not (tmp_path / "run").exists()  # so that the cure is not refused as another config
 
 
 @pytest.mark.parametrize("key, value", [("optim.name", "adam"), ("loss.form", "dual"), ("model.arch", "resnet19")])
@@ -142,7 +144,7 @@ def test_workdir_that_cannot_be_made(tmp_path):
 
 def test_nonfinite_loss_stops_saves_and_names_the_step(tmp_path):
     changes = {"optim.lr_weights": 1e30, "optim.warmup_epochs": 0.0, "nonfinite_limit": 2, "evals.every_epochs": 0.0}
-    refused(r"not finite in the last \d+ steps before step \d+ \(learning rates: weights", tmp_path / "run", **changes)
+    refused(r"not finite in \d+ steps in a row before step \d+ \(learning rates: weights", tmp_path / "run", **changes)
     net, variables = bt_jax.load_encoder(tmp_path / "run")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
 

@@ -163,6 +163,8 @@ def test_nonfinite_step_changes_nothing_but_the_count(on_one_device):
         np.testing.assert_array_equal(a, b)
     rng = np.random.default_rng(0)
     good = [jnp.asarray(rng.standard_normal((8, 16, 16, 3)), jnp.float32) for _ in range(2)]
+    counters = [leaf for leaf in jax.tree.leaves(new.opt_state) if jnp.issubdtype(leaf.dtype, jnp.integer)]
+    assert counters and all(int(counter) == 1 for counter in counters)  # the schedule goes on
     new, _ = update(new, good, jnp.zeros(8, jnp.int32))
     assert int(new.bad_steps) == 0
     assert not np.array_equal(new.params["backbone"]["conv1"]["kernel"], state.params["backbone"]["conv1"]["kernel"])

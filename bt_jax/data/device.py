@@ -22,10 +22,13 @@ def epoch_order(key: jax.Array, epoch: int, n: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), n)
 
 
-def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh) -> Callable:
+def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh, first_id: int = 0) -> Callable:
     """Builds run(state, data, order, *, steps) -> (state, metrics): `steps` training steps within one epoch.
 
     An epoch is n // batch_size steps; the rest of the permutation is left out, as in the reference (drop_last).
+
+    Args:
+      first_id: id of the first image, where the data is a cut of a larger split.
 
     Returns:
       run, jitted, its state donated. order: of `epoch_order` for the state's epoch. metrics: every value of the step,
@@ -38,7 +41,7 @@ def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh) -> Callable:
         def body(state, _):
             start = state.step % steps_per_epoch * batch_size
             ids = jax.lax.dynamic_slice(order, (start,), (batch_size,))
-            batch = {name: values[ids] for name, values in data.items()} | {"id": ids}
+            batch = {name: values[ids] for name, values in data.items()} | {"id": ids + first_id}
             batch = jax.lax.with_sharding_constraint(batch, sharding.batch_sharding(mesh))
             return step(state, batch)
 
