@@ -340,8 +340,8 @@ def _jitter(rgb, drawn: Draw, view: View):
     """Brightness, contrast, saturation and hue in the order drawn: four places, each one blend and one hue.
 
     Brightness, contrast and saturation are the same blend, with black, the mean grey or the grey image, so a place
-    needs one of them; what is not drawn for it has a factor of 1 or a turn of 0. The places are a loop, not a chain: every
-    channel of a hue or a saturation reads all three, and a chain of them that is fused into one expression may be
+    needs one of them; what is not drawn for it has a factor of 1 or a turn of 0. The places are a loop, not a chain:
+    every channel of a hue or a saturation reads all three, and a chain of them that is fused into one expression may be
     computed over and over (10 s instead of 1 ms for 16 images of 16 pixels on XLA's CPU backend of JAX 0.10).
     """
     factors = jnp.stack([drawn.brightness, drawn.contrast, drawn.saturation, jnp.ones_like(drawn.hue)])

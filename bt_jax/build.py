@@ -39,12 +39,13 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
 def check_devices(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses the wrong kind or number of devices; says so where an accelerator of this machine is not used."""
     platform = jax.default_backend()
+    extra = "cuda" if config.platform == "gpu" else config.platform
     if config.platform not in ("any", platform):
         raise UserError(
             f"config.platform={config.platform!r}, but JAX runs on {platform!r}",
             "Set JAX_PLATFORMS=cpu."
             if config.platform == "cpu"
-            else f"Install JAX for it (pip install -e '.[{'cuda' if config.platform == 'gpu' else 'tpu'}]'), check that no"
+            else f"Install JAX for it (pip install -e '.[{extra}]'), check that no"
             " other process holds the device (lsof /dev/accel* /dev/nvidia*) and that JAX_PLATFORMS is unset, or set"
             " --config.platform=any.",
         )

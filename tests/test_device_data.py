@@ -1,0 +1,39 @@
+"""Several steps in one dispatch: what an accelerator runs is the same as one step at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bt_jax import sharding
+from bt_jax.data import device
+
+
+def _step(state, batch):
+    """A stand-in for training that remembers the order and the content of its batches."""
+    seen = jnp.sum(batch["image"].astype(jnp.int32).sum((1, 2, 3)) * (1 + jnp.arange(16)))
+    state = state | {"step": state["step"] + 1, "sum": 3 * state["sum"] + seen}
+    return state, {"ids": batch["id"], "label": batch["label"], "at": state["step"]}
+
+
+@pytest.mark.parametrize("devices", (1, 8))
+def test_scan_equals_single_steps(devices):
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (70, 4, 4, 3), np.uint8), np.arange(70)
+    data = device.put_arrays(images, labels, mesh)
+    order = device.epoch_order(jax.random.key(0), 0, 70)
+    run = device.make_dispatch(_step, batch_size=16, mesh=mesh, first_id=1000)
+
+    def fresh():
+        return sharding.put_replicated({"step": jnp.int32(0), "sum": jnp.int32(0)}, mesh)
+
+    together, shown = run(fresh(), data, order, steps=4)
+    state, ids = fresh(), []
+    for _ in range(4):
+        state, one = run(state, data, order, steps=1)
+        ids.append(np.asarray(one["ids"]))
+        np.testing.assert_array_equal(one["label"], ids[-1] - 1000)  # ids are positions in the whole split
+    assert int(together["sum"]) == int(state["sum"]) and int(together["step"]) == 4
+    np.testing.assert_array_equal(shown["ids"], ids)
+    np.testing.assert_array_equal(np.concatenate(ids) - 1000, np.asarray(order)[:64])
