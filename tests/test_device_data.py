@@ -1,5 +1,7 @@
 """Several steps in one dispatch: what an accelerator runs is the same as one step at a time."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +11,15 @@ from bt_jax import sharding
 from bt_jax.data import device
 
 
+class Seen(NamedTuple):
+    step: jax.Array
+    sum: jax.Array
+
+
 def _step(state, batch):
     """A stand-in for training that remembers the order and the content of its batches."""
     seen = jnp.sum(batch["image"].astype(jnp.int32).sum((1, 2, 3)) * (1 + jnp.arange(16)))
-    state = state | {"step": state["step"] + 1, "sum": 3 * state["sum"] + seen}
-    return state, {"ids": batch["id"], "label": batch["label"], "at": state["step"]}
+    return Seen(state.step + 1, 3 * state.sum + seen), {"ids": batch["id"], "label": batch["label"]}
 
 
 @pytest.mark.parametrize("devices", (1, 8))
@@ -26,7 +32,7 @@ def test_scan_equals_single_steps(devices):
     run = device.make_dispatch(_step, batch_size=16, mesh=mesh, first_id=1000)
 
     def fresh():
-        return sharding.put_replicated({"step": jnp.int32(0), "sum": jnp.int32(0)}, mesh)
+        return sharding.put_replicated(Seen(jnp.int32(0), jnp.int32(0)), mesh)
 
     together, shown = run(fresh(), data, order, steps=4)
     state, ids = fresh(), []
@@ -34,6 +40,6 @@ def test_scan_equals_single_steps(devices):
         state, one = run(state, data, order, steps=1)
         ids.append(np.asarray(one["ids"]))
         np.testing.assert_array_equal(one["label"], ids[-1] - 1000)  # ids are positions in the whole split
-    assert int(together["sum"]) == int(state["sum"]) and int(together["step"]) == 4
+    assert int(together.sum) == int(state.sum) and int(together.step) == 4
     np.testing.assert_array_equal(shown["ids"], ids)
     np.testing.assert_array_equal(np.concatenate(ids) - 1000, np.asarray(order)[:64])
