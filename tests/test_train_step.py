@@ -151,7 +151,9 @@ def test_devices_change_nothing(devices, on_one_device):
 
 
 def test_nonfinite_step_changes_nothing_but_the_count(on_one_device):
-    nets, tx = _tiny()
+    nets, _ = _tiny()
+    rate = optim.warmup_cosine(0.3, warmup_steps=0, total_steps=10)
+    tx = train_step.make_optimizer(optim.lars(rate, 1e-5), optax.sgd(0.1))
     update = jax.jit(train_step.make_update(nets, tx, lambd=0.0051))
     state = state_lib.create(jax.random.key(0), nets, tx, 10)
     views = [jnp.full((8, 16, 16, 3), jnp.nan)] * 2
