@@ -84,7 +84,7 @@ def _unknown_key(argv: list[str], text: str) -> UserError:
     unknown = [key for key in given if key not in valid]
     if not unknown:
         return UserError(" ".join(text.split())[:300], "See --help and the head of the config file.")
-    nearest = ", ".join(config_lib.suggestions(unknown[0], valid).split(", ")[:1])
+    nearest = config_lib.suggestions(unknown[0], valid).split(", ")[0]
     return UserError(f"Unknown config key {unknown[0]!r}", f"Did you mean {nearest}? bt_jax/config.py lists them all.")
 
 

@@ -252,7 +252,7 @@ def _finish(this: Run, state: TrainState) -> None:
     pictures = _pictures(this, before, state)
     summary: dict[str, Any] = {"steps": int(state.step), "seconds": round(time.monotonic() - this.started, 1)}
     if this.judge and this.config.evals.final:
-        embed = features.make_embed(this.nets.backbone, this.recipe, this.mesh, resize=this.config.evals.resize)
+        embed = this.judge.embed
         compared = {"trained": (embed, state.encoder()), "untrained": (embed, before.encoder())}
         if this.config.data.on_device:
             pixels = features.raw_pixels(this.recipe, this.mesh, resize=this.config.evals.resize)
@@ -302,9 +302,9 @@ def _pictures(this: Run, before: TrainState, after: TrainState) -> dict[str, np.
 
 
 def _table(summary: dict) -> str:
-    k_names = {"trained": "trained encoder", "untrained": "same encoder, untrained", "raw_pixels": "raw pixels"}
+    titles = {"trained": "trained encoder", "untrained": "same encoder, untrained", "raw_pixels": "raw pixels"}
     lines = [f"\n{'top-1 on held-out images':28}{'kNN':>10}{'linear probe':>15}"]
     for name in summary["knn_top1"]:
         knn, linear = 100 * summary["knn_top1"][name], 100 * summary["linear_top1"][name]
-        lines.append(f"{k_names[name]:28}{knn:8.1f} %{linear:13.1f} %")
+        lines.append(f"{titles[name]:28}{knn:8.1f} %{linear:13.1f} %")
     return "\n".join(lines) + "\n"

@@ -90,7 +90,7 @@ def test_encoder_alone(finished):
         bt_jax.load_encoder(finished / "tensorboard")
 
 
-def test_same_seed_same_run_other_seed_other_run(finished, tmp_path):
+def test_another_seed_is_another_run(finished, tmp_path):
     loss = _lines(finished)[0]["train/loss"]
     other = _lines(pretrain.run(tiny(seed=1, stop_after_steps=2), str(tmp_path / "other")))[0]["train/loss"]
     assert other != loss

@@ -38,13 +38,13 @@ class HeldOut:
         temperature: float,
         every_steps: int,
     ):
-        self._embed, self._train, self._val, self._mesh = embed, train, val, mesh
+        self.embed, self._train, self._val, self._mesh = embed, train, val, mesh
         self._knn = {"k": k, "temperature": temperature, "num_classes": num_classes}
         self.every_steps = every_steps
 
     def run(self, state: TrainState) -> dict[str, float]:
         """{"val/knn_top1", "val/online_top1"}, fractions."""
-        bank, queries = self._features(self._embed, state.encoder())
+        bank, queries = self._features(self.embed, state.encoder())
         logits = queries[0] @ np.asarray(state.params["probe"]["kernel"]) + np.asarray(state.params["probe"]["bias"])
         return {
             "val/knn_top1": knn.top1(*bank, *queries, **self._knn),
