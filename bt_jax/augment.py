@@ -53,6 +53,7 @@ __all__ = [
     "horizontal_flip",
     "imagenet",
     "lightly_cifar",
+    "normalise",
     "recipe_from_config",
     "resized_crop",
     "solarize",
@@ -382,7 +383,7 @@ def _one_view(key, image, size, view: View, recipe: Recipe, dtype):
         image = product(blur, image, blur)
     if view.solarize > 0:
         image = solarize(image, jnp.where(drawn.solarize, view.solarize_threshold, 2.0))
-    return _normalise(_swap(image), recipe).astype(dtype)
+    return normalise(_swap(image), recipe).astype(dtype)
 
 
 def two_views(key, images, recipe: Recipe, *, ids=None, sizes=None, dtype=jnp.float32):
@@ -420,17 +421,18 @@ def evaluation_view(images, recipe: Recipe, *, sizes=None, resize: int | None = 
     n, h, w, _ = images.shape
     _check_channels(images, recipe)
     if resize is None and sizes is None and (h, w) == (recipe.size, recipe.size):
-        return _normalise(images.astype(jnp.float32) / 255, recipe)
+        return normalise(images.astype(jnp.float32) / 255, recipe)
     sizes = jnp.broadcast_to(jnp.array([h, w], jnp.int32), (n, 2)) if sizes is None else sizes
 
     def view(image, size):
         image = image.astype(jnp.float32) / 255
         return center_crop_of_resize(image, resize or recipe.size, recipe.size, size[0], size[1])
 
-    return _normalise(jax.vmap(view)(images, sizes), recipe)
+    return normalise(jax.vmap(view)(images, sizes), recipe)
 
 
-def _normalise(image, recipe: Recipe):
+def normalise(image, recipe: Recipe):
+    """(image - mean) / std of the recipe, per channel; image float32 in [0, 1], channels last."""
     return (image - jnp.array(recipe.mean, jnp.float32)) / jnp.array(recipe.std, jnp.float32)
 
 

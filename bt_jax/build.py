@@ -36,6 +36,15 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
     return Plan(steps_per_epoch, max(round(config.total_epochs * steps_per_epoch), 1))
 
 
+def check_rate(config: ConfigDict) -> None:
+    """Says so where the batch was changed and the learning rates, which the config file chose for another, were not."""
+    if config.tuned_batch_size not in (0, config.batch_size):
+        log.say(
+            f"WARNING: the learning rates are tuned for a batch of {config.tuned_batch_size}, not {config.batch_size}:"
+            f" write --config=FILE.py:batch={config.batch_size} to take the config's rate for it"
+        )
+
+
 def check_devices(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses the wrong kind or number of devices; says so where an accelerator of this machine is not used."""
     platform = jax.default_backend()
@@ -63,7 +72,11 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
 
 def build_recipe(config: ConfigDict) -> augment.Recipe:
     """The two views of the config."""
-    return augment.recipe_from_config({"name": config.views.name, "size": config.views.size, **config.views.overrides})
+    changed = {
+        view: {name: value for name, value in config.views[view].items() if value is not None}
+        for view in ("view1", "view2")
+    }
+    return augment.recipe_from_config({"name": config.views.name, "size": config.views.size, **changed})
 
 
 def backbone_options(config: ConfigDict, channels: int) -> dict[str, Any]:

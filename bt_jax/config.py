@@ -4,6 +4,7 @@ A config file is a program: `get_config(arg)` starts from `pretrain()`, sets wha
 carry their unit (`_epochs`, `_steps`); learning rates are per 256 images and are multiplied by batch_size / 256.
 """
 
+import dataclasses
 import difflib
 import inspect
 import json
@@ -11,7 +12,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
+from bt_jax import recipes
 from bt_jax.errors import UserError
 
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
@@ -24,6 +27,7 @@ def pretrain() -> ConfigDict:
     config.task = "pretrain"
     config.seed = 0
     config.batch_size = 256  # global: over all devices of all processes
+    config.tuned_batch_size = 0  # > 0: the learning rates are for this batch; another one gets a warning
     config.total_epochs = 100.0
     config.stop_after_steps = 0  # > 0: end here, with the schedule of the whole run; the same command goes on
     config.nonfinite_limit = 10  # stop after so many steps in a row whose loss or gradient is not finite
@@ -44,7 +48,8 @@ def pretrain() -> ConfigDict:
     config.views = ConfigDict()
     config.views.name = "cifar"  # a recipe of bt_jax.augment.RECIPES
     config.views.size = 32  # pixels
-    config.views.overrides = ConfigDict()  # keys of the recipe to replace, set by the config file
+    config.views.view1 = _view()  # what differs from the recipe, such as --config.views.view1.blur=0.5; see recipes.View
+    config.views.view2 = _view()
 
     config.model = ConfigDict()
     config.model.arch = "resnet18"
@@ -98,6 +103,11 @@ def pretrain() -> ConfigDict:
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_every_epochs = 0.0  # > 0: these stay for good
     return config
+
+
+def _view() -> ConfigDict:
+    """Every field of a view, unset."""
+    return ConfigDict({field.name: placeholder(type(field.default)) for field in dataclasses.fields(recipes.View)})
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
@@ -181,6 +191,8 @@ def describe() -> str:
         key, equals, rest = line.strip().partition(" = ")
         if equals and key.startswith("config.") and "ConfigDict()" not in rest:
             default, _, comment = rest.partition("  # ")
+            if default == "_view()":
+                key, default = f"{key}.FIELD", "(the recipe's)"
             lines.append(f"  --{key}={default}".ljust(44) + comment)
     return "\n".join(lines)
 
@@ -203,7 +215,7 @@ def check(config: ConfigDict) -> None:
 
 def shrink(config: ConfigDict, *, train_split: str, val_split: str) -> ConfigDict:
     """The `:smoke` form of a config: the same program on few images with a narrow net, in seconds on a CPU."""
-    config.batch_size = 16
+    config.batch_size, config.tuned_batch_size = 16, 0
     config.total_epochs = 2.0
     config.data.train_split, config.data.val_split = train_split, val_split
     config.model.width = 0.125

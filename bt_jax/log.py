@@ -2,17 +2,16 @@
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
 import jax
 
 
-def say(text: str, *, stream=sys.stdout) -> None:
+def say(text: str) -> None:
     """One line on the terminal, from the first process only."""
     if jax.process_index() == 0:
-        print(text, file=stream, flush=True)
+        print(text, flush=True)
 
 
 class RunLog:

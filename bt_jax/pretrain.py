@@ -73,6 +73,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     config_lib.check(config)
     mesh = sharding.make_mesh()
     build.check_devices(config, mesh)
+    build.check_rate(config)
     sharding.check_batch(config.batch_size, mesh)
     source = source_lib.open_source(config.data.name, data_dir=config.data.dir or None, npz=config.data.npz or None)
     recipe = build.build_recipe(config)
@@ -255,8 +256,7 @@ def _finish(this: Run, state: TrainState) -> None:
         embed = this.judge.embed
         compared = {"trained": (embed, state.encoder()), "untrained": (embed, before.encoder())}
         if this.config.data.on_device:
-            pixels = features.raw_pixels(this.recipe, this.mesh, resize=this.config.evals.resize)
-            compared["raw_pixels"] = (pixels, {})
+            compared["raw_pixels"] = (features.raw_pixels(this.recipe, this.mesh), {})
         summary |= this.judge.table(compared)
         summary["seconds"] = round(time.monotonic() - this.started, 1)
         log.say(_table(summary))

@@ -21,7 +21,8 @@ def get_config(arg=None):
     # would hide the tilt.
     view = {"jitter": 1.0, "saturation": 0.8, "hue": 0.5, "grayscale": 0.5, "solarize": 0.0}
     view |= {"crop_scale": (0.3, 1.0), "flip": 0.0}
-    config.views.overrides = {"view1": view, "view2": dict(view)}
+    config.views.view1.update(view)
+    config.views.view2.update(view)
     config.model.width = 0.25
     config.model.zero_init_residual = False
     config.model.projector = (512, 512, 512)

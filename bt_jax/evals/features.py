@@ -23,12 +23,12 @@ def make_embed(net: Net, recipe: augment.Recipe, mesh: Mesh, *, resize: int = 0)
     return jax.jit(embed, out_shardings=sharding.replicated(mesh))
 
 
-def raw_pixels(recipe: augment.Recipe, mesh: Mesh, *, resize: int = 0) -> Embed:
-    """The same for a net that does nothing: the normalised pixels, flattened."""
+def raw_pixels(recipe: augment.Recipe, mesh: Mesh) -> Embed:
+    """The same for no net at all: the normalised pixels of the stored images, whatever the views' size, flattened."""
 
     def embed(variables, batch):
         del variables
-        images = augment.evaluation_view(batch["image"], recipe, sizes=batch.get("size"), resize=resize or None)
+        images = augment.normalise(batch["image"].astype(jnp.float32) / 255, recipe)
         return images.reshape(len(images), -1)
 
     return jax.jit(embed, out_shardings=sharding.replicated(mesh))
