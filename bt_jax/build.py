@@ -1,6 +1,7 @@
 """From a config to the objects of a run: devices, steps, views, networks, optimizer."""
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +10,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, log, models, optim, train_step
+from bt_jax import augment, log, models, optim, sharding, train_step
+from bt_jax import state as state_lib
 from bt_jax.errors import UserError
-from bt_jax.state import Nets
+from bt_jax.state import Nets, TrainState
 
 
 class Plan(NamedTuple):
@@ -100,6 +102,18 @@ def build_nets(config: ConfigDict, channels: int) -> Nets:
         backbone.feature_dim, tuple(config.model.projector), bias=config.model.projector_bias, dtype=dtype
     )
     return Nets(backbone, projector)
+
+
+def build_create(
+    config: ConfigDict, nets: Nets, tx: optax.GradientTransformation, num_classes: int, mesh: Mesh
+) -> Callable[[jax.Array], TrainState]:
+    """create(key) -> the state at step 0, where the config's head says that it lies."""
+
+    def create(key):
+        return state_lib.create(key, nets, tx, num_classes)
+
+    shapes = jax.eval_shape(create, jax.random.key(0))
+    return jax.jit(create, out_shardings=sharding.state_sharding(shapes, mesh, config.model.head))
 
 
 def build_optimizer(config: ConfigDict, plan: Plan) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:

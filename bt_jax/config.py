@@ -18,7 +18,7 @@ from bt_jax import recipes
 from bt_jax.errors import UserError
 
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
-FREE_KEYS = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "log", "stop_after_steps")
+FREE_KEYS = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log", "stop_after_steps")
 
 
 def pretrain() -> ConfigDict:
@@ -59,12 +59,14 @@ def pretrain() -> ConfigDict:
     config.model.zero_init_residual = True
     config.model.projector = (2048, 2048, 2048)
     config.model.projector_bias = False
+    config.model.head = "replicated"  # or "sharded": the projector split over the devices by feature
     config.model.dtype = "bfloat16"  # of the convolutions; parameters, statistics and loss are float32
     config.model.two_passes = True  # each view its own batch statistics, as in the reference; False: both at once
 
     config.loss = ConfigDict()
     config.loss.lambd = 0.0051
-    config.loss.form = "auto"
+    config.loss.form = "auto"  # "covariance", "gram": the same number; "auto" takes the cheaper
+    config.loss.gather_dtype = "float32"  # "bfloat16": the covariance form sends half the bytes between devices
 
     config.optim = ConfigDict()
     config.optim.name = "lars"  # "lars", "sgd", "adamw"
@@ -203,7 +205,9 @@ def check(config: ConfigDict) -> None:
         "platform": ("any", "cpu", "gpu", "tpu"),
         "loss.form": ("auto", "covariance", "gram"),
         "optim.name": ("lars", "sgd", "adamw"),
+        "loss.gather_dtype": ("bfloat16", "float32"),
         "model.dtype": ("bfloat16", "float32"),
+        "model.head": ("replicated", "sharded"),
     }
     flat = flatten(to_dict(config))
     for key, valid in one_of.items():

@@ -22,7 +22,7 @@ class Feed(NamedTuple):
 
     Attributes:
       images: how many training images there are.
-      begin: begin(step, at_step) -> (advance, waited, close). advance(state, n) takes n steps and returns the state and
+      begin: begin(step, state) -> (advance, waited, close), from the state's step on. advance(state, n) takes n steps and returns the state and
         a list of their metrics on the device; waited() is the seconds spent waiting for data so far.
       window: window(at_step) -> steps until the next good place to look up.
       sample: sample(n) -> a batch of n training images, as numpy.
@@ -50,10 +50,13 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
     # Inside a loop XLA's CPU backend runs convolutions four times slower, so there a dispatch is one step.
     a_dispatch = 1 if jax.default_backend() == "cpu" else size
 
-    def begin(step, at_step):
+    def begin(step, state):
+        at_step, layout = int(state.step), jax.tree.map(lambda leaf: leaf.sharding, state)
         data = device.put_arrays(images, labels, mesh)
         first_id = source.span(config.data.train_split).start
-        dispatch = device.make_dispatch(step, batch_size=config.batch_size, mesh=mesh, first_id=first_id)
+        dispatch = device.make_dispatch(
+            step, batch_size=config.batch_size, mesh=mesh, first_id=first_id, layout=layout
+        )
         order_key = sharding.put_replicated(train_step.stream(config.seed, train_step.ORDER), mesh)
         epoch, order = -1, None
 
@@ -96,20 +99,21 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
     batch_size, canvas = sharding.round_up(config.evals.batch_size, mesh), config.data.canvas
     train_images = source.span(config.data.train_split)
 
-    def begin(step, at_step):
+    def begin(step, state):
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
         batches = pipeline.train_batches(
             source,
             config.data.train_split,
             batch_size=config.batch_size,
             canvas=canvas,
             seed=config.seed,
-            start_step=at_step,
+            start_step=int(state.step),
             shuffle_buffer=config.data.shuffle_buffer or None,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         ahead = prefetch(batches, lambda batch: sharding.put_batch(batch, mesh))
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
 
         def advance(state, steps):
             shown = []

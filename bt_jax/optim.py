@@ -100,7 +100,8 @@ def _clipped_trust_ratio(lr: Rate, weight_decay: float, trust_coefficient: float
     rate: Callable = lr if callable(lr) else lambda count: lr
 
     def adapt(gradient, parameter, lr_now):
-        p, g = jnp.linalg.norm(parameter.ravel()), jnp.linalg.norm(gradient.ravel())
+        # Not norm(x.ravel()): of an array split by its last axis, that would gather the whole.
+        p, g = (jnp.sqrt(jnp.square(x).sum()) for x in (parameter, gradient))
         ratio = trust_coefficient * p / (g + weight_decay * p + CLIPPED_EPS)
         # A zero rate (step 0 of a warm-up from 0) makes the cut infinite, hence 1.
         ratio = jnp.minimum(ratio / jnp.maximum(lr_now, jnp.finfo(p.dtype).tiny), 1)

@@ -88,11 +88,12 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         form=config.loss.form,
         two_passes=config.model.two_passes,
         rates=rates,
+        mesh=mesh,
+        head=config.model.head,
+        gather_dtype=config.loss.gather_dtype,
     )
     step = train_step.make_pretrain_step(update, recipe, seed=config.seed)
-    create = jax.jit(
-        lambda key: state_lib.create(key, nets, tx, source.num_classes), out_shardings=sharding.replicated(mesh)
-    )
+    create = build.build_create(config, nets, tx, source.num_classes, mesh)
     judge = None
     if source.num_classes and feed.val_batches:
         judge = heldout.HeldOut(
@@ -138,7 +139,7 @@ def _train(this: Run, state: TrainState) -> TrainState:
     progress = log.Progress(
         first_step=at, total_steps=last, batch_size=config.batch_size, steps_per_epoch=plan.steps_per_epoch
     )
-    advance, waited, close = this.feed.begin(this.step, at)
+    advance, waited, close = this.feed.begin(this.step, state)
     interrupted = _Interruption()
     unseen = None  # the newest window's metrics, still on their way from the device
     first = True

@@ -33,6 +33,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def state_sharding(shapes, mesh: Mesh, head: str):
+    """Where every array of a `TrainState` lies, as a pytree of its structure.
+
+    Args:
+      shapes: the state, or its shapes from `jax.eval_shape`.
+      head: "replicated": every array on every device. "sharded": whatever belongs to the projector (parameters, batch
+        statistics and the optimizer's arrays for them) is split by its last axis, the features.
+    """
+
+    def place(path, leaf):
+        mine = any(getattr(entry, "key", None) == "projector" for entry in path)
+        if head == "replicated" or not mine or not leaf.ndim:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), AXIS))
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
 def put_batch(batch, mesh: Mesh):
     """Global arrays from each process's own rows (a pytree of numpy arrays, first axis the local batch)."""
     sharding = batch_sharding(mesh)

@@ -8,8 +8,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from bt_jax import augment, losses, metrics
+from bt_jax.head import SplitProjector
 from bt_jax.state import Nets, TrainState
 
 Batch = dict[str, jax.Array]
@@ -48,6 +50,9 @@ def make_update(
     form: losses.Form = "auto",
     two_passes: bool = True,
     rates: dict[str, optax.Schedule] | None = None,
+    mesh: Mesh | None = None,
+    head: str = "replicated",
+    gather_dtype: str | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds update(state, views, labels) -> (state, metrics).
 
@@ -56,11 +61,16 @@ def make_update(
       two_passes: the views go through the networks one after the other, each normalised by its own batch statistics,
         as in the reference; False concatenates them.
       rates: name -> schedule, shown among the metrics.
+      mesh: over whose devices the batch is split; the loss then splits the embeddings by feature.
+      head: "sharded" splits the projector as well; the state must lie as `sharding.state_sharding` says.
+      gather_dtype: see `losses.barlow_twins`.
 
     Returns:
       The update. views: two float arrays (n, h, w, c); labels: int32 (n,) or None. metrics: float32 scalars under the
       names of the log. A loss or gradient that is not finite changes nothing but the counters.
     """
+
+    projector = SplitProjector(nets.projector, mesh) if head == "sharded" else nets.projector
 
     def forward(net, params, stats, inputs):
         """[view, ...] -> [output, ...] and the new running statistics."""
@@ -75,8 +85,8 @@ def make_update(
 
     def loss_fn(params, batch_stats, views, labels):
         h, backbone_stats = forward(nets.backbone, params["backbone"], batch_stats["backbone"], views)
-        z, projector_stats = forward(nets.projector, params["projector"], batch_stats["projector"], h)
-        loss, parts = losses.barlow_twins(*z, lambd=lambd, form=form)
+        z, projector_stats = forward(projector, params["projector"], batch_stats["projector"], h)
+        loss, parts = losses.barlow_twins(*z, lambd=lambd, form=form, mesh=mesh, gather_dtype=gather_dtype)
         shown = {"loss": loss, **parts, "embedding_std": metrics.embedding_std(z[0])}
         total = loss
         if labels is not None:

@@ -1,11 +1,15 @@
 """The loss and its gradient against the reference, in float64, and the properties the peers' versions lack."""
 
+import re
+
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from bt_jax import losses, sharding
+from bt_jax import losses, optim, sharding, train_step
 
 CASES = ("n64_d32", "n32_d128", "n48_d48", "n8_d256")
 FORMS = ("covariance", "gram")
@@ -79,17 +83,132 @@ def test_off_diagonal_floor(x64):
 def test_any_number_of_devices(form, count, x64):
     """Different rows on every device; local statistics averaged over devices would be off by per cents."""
     z1, z2 = _random(64, 96)
-    grad = jax.value_and_grad(lambda a, b: losses.barlow_twins(a, b, form=form)[0], (0, 1))
-    wanted = grad(z1, z2)
+
+    def grad(mesh):
+        return jax.value_and_grad(lambda a, b: losses.barlow_twins(a, b, form=form, mesh=mesh)[0], (0, 1))
+
+    wanted = grad(None)(z1, z2)
     mesh = sharding.make_mesh(jax.devices()[:count])
     split = jax.device_put((z1, z2), sharding.batch_sharding(mesh))
-    found = jax.jit(grad)(*split)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(np.asarray(b)).max())
+    for found in (jax.jit(grad(mesh))(*split), jax.jit(grad(None))(*split)):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(np.asarray(b)).max())
     local = np.mean(
         [losses.barlow_twins(*pair, form=form)[0] for pair in zip(np.split(z1, 4), np.split(z2, 4), strict=True)]
     )
     assert abs(local / wanted[0] - 1) > 0.02  # what the peers compute on four devices is another number
+
+
+def _compiled(form, n, d, *, mesh):
+    """Elements of every array in the compiled loss and gradient on eight devices, the batch split."""
+    grad = jax.value_and_grad(lambda a, b: losses.barlow_twins(a, b, form=form, mesh=on if mesh else None)[0], (0, 1))
+    on = sharding.make_mesh(jax.devices()[:8])
+    rows = sharding.batch_sharding(on)
+    z = jax.ShapeDtypeStruct((n, d), jnp.float32, sharding=rows)
+    return hlo.buffer_elements(jax.jit(grad, out_shardings=(None, (rows, rows))).lower(z, z).compile().as_text())
+
+
+def test_no_device_holds_a_d_by_d_matrix():
+    n, d = 64, 512
+    assert max(_compiled("covariance", n, d, mesh=False)) >= d * d  # left to the compiler, every device has all of c
+    assert max(_compiled("covariance", n, d, mesh=True)) == d * d // 8  # its rows of c
+    assert max(_compiled("gram", n, d, mesh=True)) <= max(n * n, n * d)
+
+
+def test_covariance_in_blocks(x64, monkeypatch):
+    """Blocks of a few rows of c give the same numbers, and no larger array is ever made."""
+    z1, z2 = _random(16, 48)
+
+    def grad(a, b):
+        return jax.value_and_grad(lambda a, b: losses.barlow_twins(a, b, form="covariance")[0], (0, 1))(a, b)
+
+    wanted = grad(z1, z2)
+    assert max(hlo.buffer_elements(jax.jit(grad).lower(z1, z2).compile().as_text())) == 48 * 48
+    monkeypatch.setattr(losses, "BLOCK", 48 * 5)  # 5 rows; the largest divisor of 48 below is 4
+    for found in (grad(z1, z2), jax.jit(grad)(z1, z2)):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(np.asarray(b)).max())
+    assert max(hlo.buffer_elements(jax.jit(lambda a, b: grad(a, b)).lower(z1, z2).compile().as_text())) == 16 * 48
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_of_the_parts(form, x64):
+    """The two terms can be differentiated by themselves, and equal plain automatic differentiation."""
+    z1, z2 = _random(12, 20)
+
+    def plain(a, b, name):
+        c = losses.cross_correlation(a, b)
+        on, squares = jnp.square(1 - jnp.diag(c)).sum(), jnp.square(c).sum()
+        return on if name == "on_diag" else squares - jnp.square(jnp.diag(c)).sum()
+
+    for name in ("on_diag", "off_diag"):
+        found = jax.grad(lambda a, b, name=name: losses.barlow_twins(a, b, form=form)[1][name], (0, 1))(z1, z2)
+        for a, b in zip(found, jax.grad(plain, (0, 1))(z1, z2, name), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(np.asarray(b)).max())
+
+
+def test_gather_in_bfloat16():
+    """Half the bytes of the covariance form for a relative error of 1e-4 in the loss and 1e-2 in a gradient's element."""
+    z1, z2 = (jnp.asarray(z, jnp.float32) for z in _random(64, 96))
+    mesh = sharding.make_mesh(jax.devices()[:8])
+
+    def grad(gather_dtype):
+        def loss(a, b):
+            return losses.barlow_twins(a, b, form="covariance", mesh=mesh, gather_dtype=gather_dtype)[0]
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+    (exact, by_exact), (rounded, by_rounded) = grad(None)(z1, z2), grad("bfloat16")(z1, z2)
+    assert 0 < abs(rounded / exact - 1) < 1e-4
+    for a, b in zip(by_rounded, by_exact, strict=True):
+        assert 0 < np.abs(a - b).max() < 1e-2 * np.abs(b).max()
+
+
+def test_gradient_of_w_reference_gpus(x64):
+    """`grad_scale = 1 / W`, derived with the four shards' own arithmetic.
+
+    Reference main.py: every GPU r makes c_r from its rows of batch-normalised z (statistics shared by SyncBatchNorm) and
+    all-reduces c outside of autograd, so that its loss has the value for the sum but a gradient for its own c_r alone.
+    SyncBatchNorm's backward pass adds up what the GPUs send through the shared statistics; DDP averages over them:
+        1/W sum_r dL/dc : dc_r/dp = 1/W dL/dc : dc/dp,    the true gradient over W.
+    """
+    shards, rate = 4, 0.0048
+    rng = np.random.default_rng(0)
+    h1, h2 = rng.standard_normal((2, 32, 6))
+    params = {"kernel": rng.standard_normal((6, 10)), "hidden_bias": rng.standard_normal(10), "last": np.eye(10)}
+
+    def embed(params, h):
+        return jnp.tanh(h @ params["kernel"] + params["hidden_bias"]) @ params["last"]
+
+    def reference(params):
+        z1, z2 = (losses.standardise(embed(params, h)) for h in (h1, h2))
+        own = [a.T @ b / 32 for a, b in zip(jnp.split(z1, shards), jnp.split(z2, shards), strict=True)]
+        total = 0
+        for c_r in own:
+            c = jax.lax.stop_gradient(sum(own) - c_r) + c_r
+            on = jnp.square(jnp.diag(c) - 1).sum()
+            total += on + losses.LAMBD * (jnp.square(c).sum() - jnp.square(jnp.diag(c)).sum())
+        return total / shards  # DDP's mean
+
+    def ours(params):
+        return losses.barlow_twins(embed(params, h1), embed(params, h2))[0]
+
+    theirs, true = jax.grad(reference)(params), jax.grad(ours)(params)
+    for name in params:
+        np.testing.assert_allclose(theirs[name], true[name] / shards, rtol=0, atol=1e-13 * np.abs(true[name]).max())
+
+    def step(gradient, scale):
+        tx = train_step.make_optimizer(optim.lars(0.2, rate, weight_decay=1.5e-6), optax.sgd(0.0), grad_scale=scale)
+        tree = {"backbone": params, "projector": {}, "probe": {}}
+        updates, _ = tx.update({**tree, "backbone": gradient}, tx.init(tree), tree)
+        return updates["backbone"]
+
+    wanted, found, unscaled = step(theirs, 1.0), step(true, 1 / shards), step(true, 1.0)
+    for name in params:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-10)
+    np.testing.assert_allclose(unscaled["hidden_bias"], shards * wanted["hidden_bias"], rtol=1e-10)
+    # LARS hides the factor for matrices, but for the weight decay: here 2e-5 of the update
+    np.testing.assert_allclose(unscaled["kernel"], wanted["kernel"], rtol=0, atol=1e-4 * np.abs(wanted["kernel"]).max())
 
 
 def test_bfloat16_embeddings_accumulate_in_float32():
@@ -100,14 +219,17 @@ def test_bfloat16_embeddings_accumulate_in_float32():
     assert loss == wanted
 
 
-def test_form_is_chosen_by_shape():
-    def biggest(n, d):
-        z = jnp.zeros((n, d))
-        jaxpr = jax.make_jaxpr(lambda a, b: losses.barlow_twins(a, b)[0])(z, z)
-        return {v.aval.shape for e in jaxpr.eqns for v in e.outvars}
+def test_form_is_chosen_by_shape(x64):
+    """The automatic form makes the matrix of the cheaper one: (n, n), or a block of (d, d)."""
 
-    assert (32, 32) in biggest(32, 64) and (64, 64) not in biggest(32, 64)
-    assert (32, 32) in biggest(64, 32) and (64, 64) not in biggest(64, 32)
+    def made(n, d):
+        z = jnp.zeros((n, d))
+        grad = jax.jit(jax.grad(lambda a, b: losses.barlow_twins(a, b)[0]))
+        return set(re.findall(r"tensor<(\d+x\d+)xf64>", grad.lower(z, z).as_text()))
+
+    assert "32x32" in made(32, 64) and "64x64" not in made(32, 64)
+    assert "32x32" in made(64, 32) and "64x64" not in made(64, 32)
+    assert [losses.choose_form(n, 8192) for n in (256, 2048, 6144, 6145, 16384)] == 3 * ["gram"] + 2 * ["covariance"]
 
 
 def test_wrong_input_is_refused():

@@ -22,13 +22,14 @@ def epoch_order(key: jax.Array, epoch: int, n: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), n)
 
 
-def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh, first_id: int = 0) -> Callable:
+def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh, first_id: int = 0, layout=None) -> Callable:
     """Builds run(state, data, order, *, steps) -> (state, metrics): `steps` training steps within one epoch.
 
     An epoch is n // batch_size steps; the rest of the permutation is left out, as in the reference (drop_last).
 
     Args:
       first_id: id of the first image, where the data is a cut of a larger split.
+      layout: shardings of the state, a pytree of its structure; None: a copy on every device.
 
     Returns:
       run, jitted, its state donated. order: of `epoch_order` for the state's epoch. metrics: every value of the step,
@@ -49,7 +50,8 @@ def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh, first_id: int 
             return body(state, None)
         return jax.lax.scan(body, state, length=steps)
 
-    return jax.jit(run, static_argnames="steps", donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(run, static_argnames="steps", donate_argnums=0, out_shardings=(layout or everywhere, everywhere))
 
 
 def dispatch_size(steps_per_epoch: int, limit: int) -> int:

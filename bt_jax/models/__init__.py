@@ -58,14 +58,14 @@ class Net:
         outputs = self.stages(variables, x, train=train)
         return (outputs[0]["features"], outputs[1]) if train else outputs["features"]
 
-    def stages(self, variables: Mapping[str, Any], x: jax.Array, *, train: bool):
+    def stages(self, variables: Mapping[str, Any], x: jax.Array, *, train: bool, **options):
         """As `apply`, with a dict of every stage's output in place of the features alone.
 
         A ResNet's stages are "maxpool" and "layer1" to "layer4", (n, h, w, c) in the compute dtype, then "features".
-        The dict is in the network's order; `jax.jit` returns it sorted by name.
+        The dict is in the network's order; `jax.jit` returns it sorted by name. `options` go to the module's `stages`.
         """
         module = nnx.merge(self._graph, variables["params"], variables["batch_stats"])
-        outputs = module.stages(x, train=train)
+        outputs = module.stages(x, train=train, **options)
         return (outputs, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))) if train else outputs
 
 

@@ -3,7 +3,7 @@
 The paper's is 8192-8192-8192 without biases; solo-learn's CIFAR recipe is 2048-2048-2048 with them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +49,15 @@ class Projector(nnx.Module):
                 setattr(self, f"bn{index}", BatchNorm(out_dim))
             in_dim = out_dim
 
-    def stages(self, h: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """h: (n, in_dim) -> "hidden0", ...: (n, width) in the compute dtype; "features": (n, widths[-1]), float32+."""
+    def stages(self, h: jax.Array, *, train: bool, gather: Callable = lambda x: x) -> dict[str, jax.Array]:
+        """h: (n, in_dim) -> "hidden0", ...: (n, width) in the compute dtype; "features": (n, widths[-1]), float32+.
+
+        Where the parameters are some columns of every layer, `gather` makes a whole hidden output of those columns'.
+        """
         x, outputs = h.astype(self.dtype), {}
         for index in range(self.hidden):
             x = getattr(self, f"fc{index}")(x)
-            x = outputs[f"hidden{index}"] = nnx.relu(getattr(self, f"bn{index}")(x, train=train))
+            x = outputs[f"hidden{index}"] = gather(nnx.relu(getattr(self, f"bn{index}")(x, train=train)))
         x = getattr(self, f"fc{self.hidden}")(x)
         outputs["features"] = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return outputs

@@ -1,0 +1,121 @@
+"""The same five steps on any devices: what `test_train_step.py` compares, and what each of two processes runs.
+
+As a program, `python invariance.py ADDRESS PROCESS OUT.npz`, it is one of two processes with four devices each.
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from bt_jax import augment, losses, models, optim, sharding, train_step
+from bt_jax import state as state_lib
+from bt_jax.models.batch_norm import BatchNorm
+from bt_jax.state import Nets
+
+RECIPE = augment.cifar(16)
+CASES = [(head, form) for head in ("replicated", "sharded") for form in losses.FORMS]
+BATCH = 32
+
+
+class OneConv:
+    """A backbone that compiles in a second: convolution, batch norm, ReLU, mean."""
+
+    feature_dim = 24
+
+    def __init__(self):
+        def make(key):
+            rngs = nnx.Rngs(key)
+            return nnx.Dict(conv=nnx.Conv(3, self.feature_dim, (3, 3), rngs=rngs), bn=BatchNorm(self.feature_dim))
+
+        self._make, self._graph = make, nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0))))
+
+    def init(self, key):
+        _, params, stats = nnx.split(self._make(key), nnx.Param, nnx.BatchStat)
+        return {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
+
+    def apply(self, variables, x, *, train):
+        module = nnx.merge(self._graph, variables["params"], variables["batch_stats"])
+        x = nnx.relu(module.bn(module.conv(x), train=train)).mean((1, 2))
+        return (x, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))) if train else x
+
+
+def nets():
+    return Nets(OneConv(), models.build_projector(OneConv.feature_dim, (48, 48, 64), bias=True))
+
+
+def five_steps(mesh, head, form, networks=None, loss=None):
+    """Losses (5,), views of the first batch and the last state, numpy and whole, of five steps from the same start.
+
+    Every step has other images, and every device other ones of them. `loss` replaces `losses.barlow_twins`.
+    """
+    networks = networks or nets()
+    tx = train_step.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
+
+    def create(key):
+        return state_lib.create(key, networks, tx, 10)
+
+    layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, head)
+    state = jax.jit(create, out_shardings=layout)(train_step.stream(0, train_step.INIT))
+    kept = losses.barlow_twins
+    losses.barlow_twins = loss or kept
+    try:
+        update = train_step.make_update(networks, tx, lambd=0.0051, form=form, mesh=mesh, head=head)
+        step = train_step.make_pretrain_step(update, RECIPE, seed=0)
+        step = jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)))
+        rng, found = np.random.default_rng(0), []
+        for _ in range(5):
+            batch = {
+                "image": rng.integers(0, 256, (BATCH, 16, 16, 3), np.uint8),
+                "id": rng.permutation(1000)[:BATCH].astype(np.int32),
+                "label": rng.integers(0, 10, BATCH).astype(np.int32),
+            }
+            state, shown = step(state, sharding.put_global(batch, mesh))
+            found.append(float(shown["train/loss"]))
+    finally:
+        losses.barlow_twins = kept
+    return np.array(found), jax.tree.map(_whole(mesh), state)
+
+
+def views(mesh):
+    """Both views of the first batch, float32 (2, n, h, w, c)."""
+    rng = np.random.default_rng(0)
+    images = sharding.put_global(
+        (rng.integers(0, 256, (BATCH, 16, 16, 3), np.uint8), rng.permutation(1000)[:BATCH].astype(np.int32)), mesh
+    )
+    make = jax.jit(lambda image, ids: jnp.stack(augment.two_views(jax.random.key(7), image, RECIPE, ids=ids)))
+    return _whole(mesh)(make(*images))
+
+
+def _whole(mesh):
+    gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+    return lambda x: np.asarray(gather(x).addressable_data(0))
+
+
+def flat(result):
+    """Arrays by name, for a file."""
+    found, state = result
+    named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {"losses": found} | named
+
+
+def main(address, process, out):
+    jax.distributed.initialize(address, num_processes=2, process_id=int(process))
+    mesh = sharding.make_mesh()
+    assert mesh.devices.size == 8 and len(jax.local_devices()) == 4
+    arrays = {"views": views(mesh)}
+    for head, form in CASES:
+        arrays |= {f"{head}/{form}/{name}": leaf for name, leaf in flat(five_steps(mesh, head, form)).items()}
+    np.savez(out, **arrays)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
