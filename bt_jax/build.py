@@ -104,18 +104,6 @@ def build_nets(config: ConfigDict, channels: int) -> Nets:
     return Nets(backbone, projector)
 
 
-def build_create(
-    config: ConfigDict, nets: Nets, tx: optax.GradientTransformation, num_classes: int, mesh: Mesh
-) -> Callable[[jax.Array], TrainState]:
-    """create(key) -> the state at step 0, where the config's head says that it lies."""
-
-    def create(key):
-        return state_lib.create(key, nets, tx, num_classes)
-
-    shapes = jax.eval_shape(create, jax.random.key(0))
-    return jax.jit(create, out_shardings=sharding.state_sharding(shapes, mesh, config.model.head))
-
-
 def build_optimizer(config: ConfigDict, plan: Plan) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
     """The optimizer of the whole params, and the two rates that the log shows."""
     options, scale = config.optim, config.batch_size / 256
@@ -146,3 +134,43 @@ def build_optimizer(config: ConfigDict, plan: Plan) -> tuple[optax.GradientTrans
     probe = optim.sgd(probe_rate, probe_rate, weight_decay=config.probe.weight_decay, momentum=config.probe.momentum)
     tx = train_step.make_optimizer(ssl, probe, grad_scale=options.grad_scale)
     return tx, {"lr_weights": weights, "lr_biases": biases}
+
+
+class Training(NamedTuple):
+    """What is trained, and how.
+
+    Attributes:
+      nets: backbone and projector.
+      step: step(state, batch) -> (state, metrics), not yet jitted.
+      layout: where the state's arrays lie, shardings in its structure.
+      create: create(key) -> the state at step 0, jitted, laid out so.
+    """
+
+    nets: Nets
+    step: Callable
+    layout: TrainState
+    create: Callable[[jax.Array], TrainState]
+
+
+def build_training(config: ConfigDict, plan: Plan, recipe: augment.Recipe, num_classes: int, mesh: Mesh) -> Training:
+    """Everything between a batch of images and the next state."""
+    nets = build_nets(config, channels=len(recipe.mean))
+    tx, rates = build_optimizer(config, plan)
+    update = train_step.make_update(
+        nets,
+        tx,
+        lambd=config.loss.lambd,
+        form=config.loss.form,
+        two_passes=config.model.two_passes,
+        rates=rates,
+        mesh=mesh,
+        head=config.model.head,
+        gather_dtype=config.loss.gather_dtype,
+    )
+
+    def create(key):
+        return state_lib.create(key, nets, tx, num_classes)
+
+    layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, config.model.head)
+    step = train_step.make_pretrain_step(update, recipe, seed=config.seed)
+    return Training(nets, step, layout, jax.jit(create, out_shardings=layout))

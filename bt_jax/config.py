@@ -48,7 +48,7 @@ def pretrain() -> ConfigDict:
     config.views = ConfigDict()
     config.views.name = "cifar"  # a recipe of bt_jax.augment.RECIPES
     config.views.size = 32  # pixels
-    config.views.view1 = _view()  # what differs from the recipe, such as --config.views.view1.blur=0.5; see recipes.View
+    config.views.view1 = _view()  # what differs from the recipe, e.g. --config.views.view1.blur=0.5; see recipes.View
     config.views.view2 = _view()
 
     config.model = ConfigDict()

@@ -22,8 +22,9 @@ class Feed(NamedTuple):
 
     Attributes:
       images: how many training images there are.
-      begin: begin(step, state) -> (advance, waited, close), from the state's step on. advance(state, n) takes n steps and returns the state and
-        a list of their metrics on the device; waited() is the seconds spent waiting for data so far.
+      begin: begin(step, state) -> (advance, waited, close), from the state's step on. advance(state, n) takes n steps
+        and returns the state and a list of their metrics on the device; waited() is the seconds spent waiting for data
+        so far.
       window: window(at_step) -> steps until the next good place to look up.
       sample: sample(n) -> a batch of n training images, as numpy.
       train_batches, val_batches: functions that start a pass for evaluation.

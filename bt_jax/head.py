@@ -1,4 +1,4 @@
-"""The projector split over devices by feature: no device holds its 151 million parameters (at 8192^3), nor their gradient.
+"""The projector split over devices by feature: no device holds its 151 million parameters (8192^3), or their gradient.
 
 Every device has all rows of its own columns: of each kernel, of the LARS momentum, of the hidden batch statistics and
 of z, which is the layout that the loss works in. What travels is activations: the whole input of every layer is

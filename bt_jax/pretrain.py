@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from bt_jax import augment, build, checkpoint, log, losses, report, run_folder, sharding, train_step
 from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
-from bt_jax import state as state_lib
 from bt_jax.data import source as source_lib
 from bt_jax.errors import UserError
 from bt_jax.evals import features, heldout
@@ -79,21 +78,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     recipe = build.build_recipe(config)
     feed = feed_lib.make_feed(config, source, mesh)
     plan = build.make_plan(config, feed.images)
-    nets = build.build_nets(config, channels=len(recipe.mean))
-    tx, rates = build.build_optimizer(config, plan)
-    update = train_step.make_update(
-        nets,
-        tx,
-        lambd=config.loss.lambd,
-        form=config.loss.form,
-        two_passes=config.model.two_passes,
-        rates=rates,
-        mesh=mesh,
-        head=config.model.head,
-        gather_dtype=config.loss.gather_dtype,
-    )
-    step = train_step.make_pretrain_step(update, recipe, seed=config.seed)
-    create = build.build_create(config, nets, tx, source.num_classes, mesh)
+    nets, step, _, create = build.build_training(config, plan, recipe, source.num_classes, mesh)
     judge = None
     if source.num_classes and feed.val_batches:
         judge = heldout.HeldOut(

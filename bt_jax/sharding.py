@@ -39,14 +39,17 @@ def state_sharding(shapes, mesh: Mesh, head: str):
     Args:
       shapes: the state, or its shapes from `jax.eval_shape`.
       head: "replicated": every array on every device. "sharded": whatever belongs to the projector (parameters, batch
-        statistics and the optimizer's arrays for them) is split by its last axis, the features.
+        statistics and the optimizer's arrays for them) is split by its last axis, the features; the probe's matrix
+        (ImageNet's is 3.5 times a 256th of the paper's projector) by its rows, where they divide.
     """
 
     def place(path, leaf):
-        mine = any(getattr(entry, "key", None) == "projector" for entry in path)
-        if head == "replicated" or not mine or not leaf.ndim:
-            return replicated(mesh)
-        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), AXIS))
+        keys = {getattr(entry, "key", None) for entry in path}
+        if head == "sharded" and "projector" in keys and leaf.ndim:
+            return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), AXIS))
+        if head == "sharded" and "probe" in keys and leaf.ndim == 2 and leaf.shape[0] % mesh.devices.size == 0:
+            return batch_sharding(mesh)
+        return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, shapes)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bt_jax import augment, losses, metrics
+from bt_jax import augment, losses, metrics, sharding
 from bt_jax.head import SplitProjector
 from bt_jax.state import Nets, TrainState
 
@@ -90,7 +90,10 @@ def make_update(
         shown = {"loss": loss, **parts, "embedding_std": metrics.embedding_std(z[0])}
         total = loss
         if labels is not None:
-            logits = jax.lax.stop_gradient(jnp.concatenate(h)) @ params["probe"]["kernel"] + params["probe"]["bias"]
+            kernel = params["probe"]["kernel"]
+            if mesh is not None:  # gathered where it is stored in parts: smaller than the features of all devices
+                kernel = jax.lax.with_sharding_constraint(kernel, sharding.replicated(mesh))
+            logits = jax.lax.stop_gradient(jnp.concatenate(h)) @ kernel + params["probe"]["bias"]
             twice = jnp.concatenate([labels, labels])
             probe_loss = metrics.cross_entropy(logits, twice)
             total = total + probe_loss  # no parameter is in both terms

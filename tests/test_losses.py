@@ -148,7 +148,7 @@ def test_gradient_of_the_parts(form, x64):
 
 
 def test_gather_in_bfloat16():
-    """Half the bytes of the covariance form for a relative error of 1e-4 in the loss and 1e-2 in a gradient's element."""
+    """Half the bytes of the covariance form; the loss moves by less than 1e-4, a gradient's element by less than 1e-2."""
     z1, z2 = (jnp.asarray(z, jnp.float32) for z in _random(64, 96))
     mesh = sharding.make_mesh(jax.devices()[:8])
 
@@ -167,8 +167,8 @@ def test_gather_in_bfloat16():
 def test_gradient_of_w_reference_gpus(x64):
     """`grad_scale = 1 / W`, derived with the four shards' own arithmetic.
 
-    Reference main.py: every GPU r makes c_r from its rows of batch-normalised z (statistics shared by SyncBatchNorm) and
-    all-reduces c outside of autograd, so that its loss has the value for the sum but a gradient for its own c_r alone.
+    Reference main.py: every GPU r makes c_r from its rows of batch-normalised z (statistics shared by SyncBatchNorm)
+    and all-reduces c outside of autograd, so that its loss has the value for the sum but a gradient for its c_r alone.
     SyncBatchNorm's backward pass adds up what the GPUs send through the shared statistics; DDP averages over them:
         1/W sum_r dL/dc : dc_r/dp = 1/W dL/dc : dc/dp,    the true gradient over W.
     """

@@ -210,12 +210,13 @@ def test_two_processes_of_four_devices(on_one_device, tmp_path):
         assert_same_views(stored.pop("views"), wanted_views)
         for head, form in invariance.CASES:
             prefix = f"{head}/{form}/"
-            assert_same_run({k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}, on_one_device)
+            found = {name.removeprefix(prefix): v for name, v in stored.items() if name.startswith(prefix)}
+            assert_same_run(found, on_one_device)
 
 
 @pytest.mark.parametrize("clip", (False, True))
 def test_sharded_head_holds_no_whole_matrix(clip):
-    """Of the projector's (256, 512) kernels no device has the whole: not as parameter, gradient, momentum or scratch."""
+    """Of the projector's (256, 512) kernel no device has the whole: not as parameter, gradient, momentum or scratch."""
     mesh = sharding.make_mesh(jax.devices()[:8])
     nets = Nets(invariance.OneConv(), models.build_projector(24, (256, 512), bias=True))
     whole = 256 * 512

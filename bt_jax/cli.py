@@ -1,0 +1,66 @@
+"""What the programs that take a config share: the --config flag, and every mistake in one line.
+
+A program is `main(argv)` under absl's flags; `run(main, doc)` gives it exit status 0, or 2 with one line on stderr.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from bt_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file, with arguments after a colon: configs/pretrain_cifar10_r18.py:smoke. Every key can be"
+    " overridden: --config.optim.lr_weights=0.3",
+    lock_config=True,
+)
+
+
+def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = None) -> None:
+    """Parses the command line and calls main(argv) with what is not a flag; `doc` heads the help."""
+    if any(argument.startswith("--help") for argument in argv or sys.argv):
+        from bt_jax import config as config_lib
+
+        sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{config_lib.describe()}\n"
+    logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
+    try:
+        app.run(main, argv=argv, flags_parser=_parse)
+    except UserError as error:
+        print(f"bt_jax: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's flags, with every mistake in one line."""
+    try:
+        rest = flags.FLAGS(argv)
+    except UserError:
+        raise
+    except (AttributeError, KeyError) as error:
+        raise _unknown_key(argv, str(error)) from None
+    except Exception as error:
+        raise UserError(" ".join(str(error).split()), "See --help and the head of the config file.") from None
+    given = config_flags.get_config_filename(flags.FLAGS["config"]) if flags.FLAGS["config"].present else ""
+    if not given:
+        raise UserError("No --config is given", "Name a file of configs/, such as --config=configs/quickstart.py.")
+    if not os.path.isfile(given.split(":")[0]):  # ml_collections would say so only when the config is first read
+        raise UserError(f"There is no config file {given.split(':')[0]}", "Name a file of configs/.")
+    return rest
+
+
+def _unknown_key(argv: list[str], text: str) -> UserError:
+    """ml_collections names the key and the whole config; the person wants the key and its neighbours."""
+    from bt_jax import config as config_lib
+
+    valid = config_lib.flatten(config_lib.to_dict(config_lib.pretrain()))
+    given = [a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")]
+    unknown = [key for key in given if key not in valid]
+    if not unknown:
+        return UserError(" ".join(text.split())[:300], "See --help and the head of the config file.")
+    nearest = config_lib.suggestions(unknown[0], valid).split(", ")[0]
+    return UserError(f"Unknown config key {unknown[0]!r}", f"Did you mean {nearest}? bt_jax/config.py lists them all.")

@@ -1,0 +1,181 @@
+"""What a training step needs on a TPU slice, found by compiling it for that slice on a machine without one.
+
+    python -m bt_jax.plan --config=configs/pretrain_imagenet_r50.py --topology=v5e:16x16 [--config.model.head=sharded]
+
+The real step of any config, with the real sharding, is compiled ahead of time by libtpu (pip install -e '.[tpu]'). Per
+chip: the state, the compiler's memory and whether it fits, FLOPs, bytes of memory traffic, every kind of collective, and
+the time that each of arithmetic, memory and interconnect would take at the chip's published rates. No step is run and
+no data set is opened; nothing overlaps in these times, so the largest is a floor, not a forecast.
+"""
+
+import importlib.util
+import json
+import os
+import time
+from typing import Any, NamedTuple
+
+# The compiler needs no chip: nobody is asked for one, and a process that holds one is not in the way.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+for name in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
+    os.environ.setdefault(name, "3")
+
+import jax  # noqa: E402  (after its environment)
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from absl import flags  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+from bt_jax import build, cli, collectives, sharding  # noqa: E402
+from bt_jax import config as config_lib  # noqa: E402
+from bt_jax.errors import UserError  # noqa: E402
+
+# ImageNet's, so that nothing needs to be opened: they enter the schedule and the probe alone.
+IMAGES, CLASSES = 1_281_167, 1000
+
+
+class Chip(NamedTuple):
+    """Published figures of a chip, per second where they are rates.
+
+    Source: "System architecture" of each version in the Cloud TPU documentation (cloud.google.com/tpu/docs/v4, v5e, v5p,
+    v6e). `link_bytes` is one direction of all of the chip's interconnect links, half of the published bidirectional rate.
+    """
+
+    flops: float  # bfloat16
+    memory: float  # bytes
+    memory_bytes: float
+    link_bytes: float
+    slices: tuple[str, ...]
+
+
+FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, CUBES),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, FLAT),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, CUBES),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, FLAT),
+}
+
+
+def topology_mesh(name: str) -> tuple[Mesh, Chip]:
+    """A mesh over the chips of a slice such as "v5e:16x16", and the chip.
+
+    Raises:
+      UserError: an unknown name, or no libtpu.
+    """
+    version, _, shape = name.partition(":")
+    if version not in CHIPS:
+        raise UserError(f"Topology {name!r} is unknown", f"Write VERSION:SHAPE with a version of {', '.join(CHIPS)}.")
+    chip = CHIPS[version]
+    if shape not in chip.slices:
+        raise UserError(f"There is no {version} slice {shape!r}", f"Choose from {', '.join(chip.slices)}.")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("The compiler for TPUs, libtpu, is not installed", "Run pip install -e '.[tpu]'.")
+    described = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    # A v4 chip has two cores; on a TPU VM they are one device.
+    devices = [device for device in described.devices if device.core_on_chip == 0]
+    return sharding.make_mesh(devices), chip
+
+
+def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
+    """Compiles the config's training step for the mesh and counts.
+
+    Returns:
+      Per chip, bytes, FLOPs and seconds; see `table` for the words. Plain JSON types.
+    """
+    config_lib.check(config)
+    sharding.check_batch(config.batch_size, mesh)
+    recipe = build.build_recipe(config)
+    steps = build.make_plan(config, IMAGES)
+    training = build.build_training(config, steps, recipe, CLASSES, mesh)
+
+    rows = sharding.batch_sharding(mesh)
+    shapes = jax.eval_shape(training.create, jax.random.key(0))
+    state = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, training.layout)
+    side = config.views.size if config.data.on_device else config.data.canvas
+    n, channels = config.batch_size, len(recipe.mean)
+    batch = {"image": ((n, side, side, channels), jnp.uint8), "id": ((n,), jnp.int32), "label": ((n,), jnp.int32)}
+    if not config.data.on_device:
+        batch["size"] = ((n, 2), jnp.int32)
+    batch = {name: jax.ShapeDtypeStruct(*spec, sharding=rows) for name, spec in batch.items()}
+
+    jitted = jax.jit(training.step, donate_argnums=0, out_shardings=(training.layout, sharding.replicated(mesh)))
+    started = time.monotonic()
+    compiled = jitted.lower(state, batch).compile()
+    seconds = time.monotonic() - started
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    found = collectives.count(compiled.as_text(), mesh.devices.size)
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak += memory.temp_size_in_bytes
+    link = sum(kind["link_bytes"] for kind in found.values())
+    times = {
+        "arithmetic": cost["flops"] / chip.flops,
+        "memory": cost["bytes accessed"] / chip.memory_bytes,
+        "interconnect": link / chip.link_bytes,
+    }
+    return {
+        "chips": mesh.devices.size,
+        "batch_size": n,
+        "state_bytes": _bytes_per_chip(state),
+        "batch_bytes": _bytes_per_chip(batch),
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": peak,
+        "memory_bytes": chip.memory,
+        "fits": bool(peak <= chip.memory),
+        "flops": cost["flops"],
+        "bytes_accessed": cost["bytes accessed"],
+        "collectives": found,
+        "collective_bytes": sum(kind["bytes"] for kind in found.values()),
+        "link_bytes": link,
+        "seconds": times,
+        "limit": max(times, key=times.__getitem__),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def _bytes_per_chip(tree) -> int:
+    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree))
+    return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shards)
+
+
+def table(name: str, plan: dict[str, Any]) -> str:
+    """The plan in words."""
+    lines = [f"{name}: {plan['chips']} chips, global batch {plan['batch_size']}; per chip and step"]
+
+    def line(title, value, unit, note=""):
+        lines.append(f"  {title:24}{value:10.3f} {unit:8}{note}".rstrip())
+
+    giga = 1e9
+    line("state", plan["state_bytes"] / giga, "GB", "parameters, optimizer, statistics")
+    line("temporary", plan["temporary_bytes"] / giga, "GB", "the compiler's: activations and scratch")
+    verdict = "fits in" if plan["fits"] else "DOES NOT FIT in"
+    line("peak", plan["peak_bytes"] / giga, "GB", f"{verdict} the chip's {plan['memory_bytes'] / giga:.1f} GB")
+    line("arithmetic", plan["flops"] / 1e12, "TFLOP")
+    line("memory traffic", plan["bytes_accessed"] / giga, "GB")
+    for kind, found in plan["collectives"].items():
+        line(kind, found["bytes"] / giga, "GB", f"{found['count']} of them, {found['link_bytes'] / giga:.3f} GB sent")
+    line("collectives, all", plan["collective_bytes"] / giga, "GB", f"{plan['link_bytes'] / giga:.3f} GB sent")
+    for limit, seconds in plan["seconds"].items():
+        line(f"time of {limit}", 1e3 * seconds, "ms", "<- limits" if limit == plan["limit"] else "")
+    lines.append(f"  compiled in {plan['compile_seconds']:.0f} s; the times are at the chip's published rates")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Prints the plan of --config for --topology."""
+    del argv
+    name = TOPOLOGY.value
+    if name is None:
+        raise UserError("No --topology is given", "Name a slice, such as --topology=v5e:16x16.")
+    plan = make_plan(cli.CONFIG.value, *topology_mesh(name))
+    print(json.dumps({"topology": name} | plan, indent=2) if AS_JSON.value else table(name, plan))
+
+
+if __name__ == "__main__":
+    TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, VERSION:SHAPE: v5e:16x16, v6e:4x4, v4:4x4x4, ...")
+    AS_JSON = flags.DEFINE_bool("json", False, "Print JSON.")
+    cli.run(main, __doc__)
