@@ -1,4 +1,4 @@
-"""Collectives of a compiled program, read from its text: how many of each kind, and how many bytes a device has in them."""
+"""Collectives of a compiled program, read from its text: how many of each kind, and a device's bytes in them."""
 
 import math
 import re
@@ -17,8 +17,8 @@ def count(text: str, devices: int) -> dict[str, dict[str, Any]]:
     """{"all-reduce": {"count", "bytes", "link_bytes"}, …} of an optimised HLO module, per device.
 
     bytes: of the whole array that a collective makes or takes apart (an all-gather's result, a reduce-scatter's
-    operand), once. link_bytes: what a device sends in the bandwidth-optimal algorithm: (p - 1) / p of that, twice for an
-    all-reduce, which is a reduce-scatter and an all-gather; p is the size of the group.
+    operand), once. link_bytes: what a device sends in the bandwidth-optimal algorithm: (p - 1) / p of that, twice for
+    an all-reduce, which is a reduce-scatter and an all-gather; p is the size of the group.
     """
     found: dict[str, dict[str, Any]] = {}
     chains = set()

@@ -55,9 +55,7 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
         at_step, layout = int(state.step), jax.tree.map(lambda leaf: leaf.sharding, state)
         data = device.put_arrays(images, labels, mesh)
         first_id = source.span(config.data.train_split).start
-        dispatch = device.make_dispatch(
-            step, batch_size=config.batch_size, mesh=mesh, first_id=first_id, layout=layout
-        )
+        dispatch = device.make_dispatch(step, batch_size=config.batch_size, mesh=mesh, first_id=first_id, layout=layout)
         order_key = sharding.put_replicated(train_step.stream(config.seed, train_step.ORDER), mesh)
         epoch, order = -1, None
 

@@ -3,9 +3,9 @@
     python -m bt_jax.plan --config=configs/pretrain_imagenet_r50.py --topology=v5e:16x16 [--config.model.head=sharded]
 
 The real step of any config, with the real sharding, is compiled ahead of time by libtpu (pip install -e '.[tpu]'). Per
-chip: the state, the compiler's memory and whether it fits, FLOPs, bytes of memory traffic, every kind of collective, and
-the time that each of arithmetic, memory and interconnect would take at the chip's published rates. No step is run and
-no data set is opened; nothing overlaps in these times, so the largest is a floor, not a forecast.
+chip: the state, the compiler's memory and whether it fits, FLOPs, bytes of memory traffic (the compiler's count, with
+what stays in on-chip memory: an upper bound), every kind of collective, and the time that each of arithmetic, memory and
+interconnect would take at the chip's published rates. No step is run and no data set is opened.
 """
 
 import importlib.util
@@ -14,24 +14,30 @@ import os
 import time
 from typing import Any, NamedTuple
 
-# The compiler needs no chip: nobody is asked for one, and a process that holds one is not in the way.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-for name in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
-    os.environ.setdefault(name, "3")
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-import jax  # noqa: E402  (after its environment)
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import flags  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-from jax.sharding import Mesh  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
+from bt_jax import build, cli, collectives, sharding
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
 
-from bt_jax import build, cli, collectives, sharding  # noqa: E402
-from bt_jax import config as config_lib  # noqa: E402
-from bt_jax.errors import UserError  # noqa: E402
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, VERSION:SHAPE: v5e:16x16, v6e:4x4, v4:4x4x4, ...")
+AS_JSON = flags.DEFINE_bool("json", False, "Print JSON.")
+
+# libtpu compiles here without a chip: it neither asks the cloud where it is nor minds who else has it loaded.
+COMPILER_ONLY = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
 
 # ImageNet's, so that nothing needs to be opened: they enter the schedule and the probe alone.
 IMAGES, CLASSES = 1_281_167, 1000
@@ -40,8 +46,9 @@ IMAGES, CLASSES = 1_281_167, 1000
 class Chip(NamedTuple):
     """Published figures of a chip, per second where they are rates.
 
-    Source: "System architecture" of each version in the Cloud TPU documentation (cloud.google.com/tpu/docs/v4, v5e, v5p,
-    v6e). `link_bytes` is one direction of all of the chip's interconnect links, half of the published bidirectional rate.
+    Source: "System architecture" of each version in the Cloud TPU documentation (cloud.google.com/tpu/docs/v4, v5e,
+    v5p, v6e). `link_bytes` is one direction of all of a chip's interconnect links, half of the published bidirectional
+    rate.
     """
 
     flops: float  # bfloat16
@@ -75,6 +82,7 @@ def topology_mesh(name: str) -> tuple[Mesh, Chip]:
         raise UserError(f"There is no {version} slice {shape!r}", f"Choose from {', '.join(chip.slices)}.")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("The compiler for TPUs, libtpu, is not installed", "Run pip install -e '.[tpu]'.")
+    os.environ.update(COMPILER_ONLY | os.environ)
     described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     # A v4 chip has two cores; on a TPU VM they are one device.
     devices = [device for device in described.devices if device.core_on_chip == 0]
@@ -167,7 +175,9 @@ def table(name: str, plan: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Prints the plan of --config for --topology."""
-    del argv
+    if len(argv) > 1:
+        raise UserError(f"Unknown argument {argv[1]!r}", "Options are written --name=value; see --help.")
+    jax.config.update("jax_platforms", "cpu")  # where there is a TPU it is left alone
     name = TOPOLOGY.value
     if name is None:
         raise UserError("No --topology is given", "Name a slice, such as --topology=v5e:16x16.")
@@ -176,6 +186,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, VERSION:SHAPE: v5e:16x16, v6e:4x4, v4:4x4x4, ...")
-    AS_JSON = flags.DEFINE_bool("json", False, "Print JSON.")
     cli.run(main, __doc__)

@@ -148,7 +148,7 @@ def test_gradient_of_the_parts(form, x64):
 
 
 def test_gather_in_bfloat16():
-    """Half the bytes of the covariance form; the loss moves by less than 1e-4, a gradient's element by less than 1e-2."""
+    """Half the bytes of the covariance form; the loss moves by less than 1e-4, the gradient by less than 1e-2."""
     z1, z2 = (jnp.asarray(z, jnp.float32) for z in _random(64, 96))
     mesh = sharding.make_mesh(jax.devices()[:8])
 

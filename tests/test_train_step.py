@@ -110,6 +110,7 @@ def _norms(state):
 
 # ------------------------------------------------------------------------------------- any number of devices, same run
 
+
 @pytest.fixture(scope="module")
 def on_one_device():
     return invariance.flat(invariance.five_steps(sharding.make_mesh(jax.devices()[:1]), "replicated", "covariance"))
