@@ -1,5 +1,6 @@
 """From a config to the objects of a run: devices, steps, views, networks, optimizer."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -79,6 +80,12 @@ def build_recipe(config: ConfigDict) -> augment.Recipe:
         for view in ("view1", "view2")
     }
     return augment.recipe_from_config({"name": config.views.name, "size": config.views.size, **changed})
+
+
+def evaluation_recipe(config: ConfigDict) -> augment.Recipe:
+    """The recipe at the size that is evaluated."""
+    recipe = build_recipe(config)
+    return dataclasses.replace(recipe, size=config.evals.size or recipe.size)
 
 
 def backbone_options(config: ConfigDict, channels: int) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def pretrain() -> ConfigDict:
     config.evals = ConfigDict()
     config.evals.every_epochs = 10.0  # kNN and the online probe on held-out images; 0: never
     config.evals.batch_size = 500
+    config.evals.size = 0  # pixels of the view that is evaluated; 0: views.size
     config.evals.resize = 0  # > 0: shorter side to this, then a centre crop, as for ImageNet
     config.evals.train_images = 0  # so many training images are the neighbours; 0: all
     config.evals.val_images = 0  # so many held-out images are classified; 0: all

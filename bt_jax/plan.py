@@ -4,8 +4,8 @@
 
 The real step of any config, with the real sharding, is compiled ahead of time by libtpu (pip install -e '.[tpu]'). Per
 chip: the state, the compiler's memory and whether it fits, FLOPs, bytes of memory traffic (the compiler's count, with
-what stays in on-chip memory: an upper bound), every kind of collective, and the time that each of arithmetic, memory and
-interconnect would take at the chip's published rates. No step is run and no data set is opened.
+what stays in on-chip memory: an upper bound), every kind of collective, and the time that each of arithmetic, memory
+and interconnect would take at the chip's published rates. No step is run and no data set is opened.
 """
 
 import importlib.util

@@ -82,7 +82,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     judge = None
     if source.num_classes and feed.val_batches:
         judge = heldout.HeldOut(
-            features.make_embed(nets.backbone, recipe, mesh, resize=config.evals.resize),
+            features.make_embed(nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize),
             feed.train_batches,
             feed.val_batches,
             mesh=mesh,
