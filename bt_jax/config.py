@@ -38,7 +38,9 @@ def pretrain() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "patterns"  # "patterns" (embedded) or a TFDS name
     config.data.dir = ""  # TFDS folder; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.data.folder = ""  # a folder of images instead, labelled by sub-folder or not at all; the name is then free
     config.data.npz = ""  # read this cache, written by `python -m bt_jax.prepare`, and no TensorFlow
+    config.data.broken_limit = 0.01  # share of unreadable images up to which a run goes on; they are named and listed
     config.data.train_split = "train"
     config.data.val_split = "test"  # "": no held-out images, no monitors
     config.data.on_device = True  # the whole set on the device as uint8; False: streamed by tf.data

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from bt_jax import sharding, train_step
 from bt_jax.data import device
 from bt_jax.data.prefetch import prefetch
-from bt_jax.data.source import Source
+from bt_jax.data.source import Broken, Source
 
 
 class Feed(NamedTuple):
@@ -38,13 +38,13 @@ class Feed(NamedTuple):
     val_batches: Callable
 
 
-def make_feed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
-    """On the device or streamed, as the config says."""
-    return _resident(config, source, mesh) if config.data.on_device else _streamed(config, source, mesh)
+def make_feed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) -> Feed:
+    """On the device or streamed, as the config says; `broken` is told of unreadable images."""
+    return (_resident if config.data.on_device else _streamed)(config, source, mesh, broken)
 
 
-def _resident(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
-    images, labels = source.arrays(config.data.train_split)
+def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) -> Feed:
+    images, labels = source.arrays(config.data.train_split, broken)
     steps_per_epoch = max(len(images) // config.batch_size, 1)
     size = device.dispatch_size(steps_per_epoch, config.log.every_steps)
 
@@ -79,7 +79,7 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
         return min(size - within % size, steps_per_epoch - within)
 
     def passes(split, limit):
-        arrays = (images, labels) if split == config.data.train_split else source.arrays(split)
+        arrays = (images, labels) if split == config.data.train_split else source.arrays(split, broken)
         keep = evenly(len(arrays[0]), limit)
         chosen = [None if a is None else a[keep] for a in arrays]
         return lambda: device.eval_batches(*chosen, batch_size=sharding.round_up(config.evals.batch_size, mesh))
@@ -92,7 +92,7 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
     return Feed(len(images), begin, window, sample, passes(config.data.train_split, config.evals.train_images), val)
 
 
-def _streamed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
+def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) -> Feed:
     from bt_jax.data import pipeline  # imported here: it needs TensorFlow
 
     batch_size, canvas = sharding.round_up(config.evals.batch_size, mesh), config.data.canvas
@@ -110,6 +110,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
             shuffle_buffer=config.data.shuffle_buffer or None,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            broken=broken,
         )
         ahead = prefetch(batches, lambda batch: sharding.put_batch(batch, mesh))
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
@@ -131,7 +132,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
     def passes(split, limit):
         def start():
             seen = 0
-            for batch in pipeline.eval_batches(source, split, batch_size=batch_size, canvas=canvas):
+            for batch in pipeline.eval_batches(source, split, batch_size=batch_size, canvas=canvas, broken=broken):
                 if limit and seen >= limit:
                     return
                 seen += batch_size
@@ -140,7 +141,8 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh) -> Feed:
         return start
 
     def sample(n):
-        batch = next(iter(pipeline.eval_batches(source, config.data.train_split, batch_size=n, canvas=canvas)))
+        split = config.data.train_split
+        batch = next(iter(pipeline.eval_batches(source, split, batch_size=n, canvas=canvas, broken=broken)))
         return {name: batch[name][batch["mask"]] for name in ("image", "size", "id") if name in batch}
 
     every = config.log.every_steps

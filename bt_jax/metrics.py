@@ -12,11 +12,15 @@ def embedding_std(z: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy of logits (n, classes) and int labels (n,), in nats."""
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), labels[:, None], axis=1)
-    return -picked.mean()
+    """Mean cross-entropy of logits (n, classes) and int labels (n,), in nats; rows of label -1 do not count."""
+    known = labels >= 0
+    picked = jnp.take_along_axis(
+        jax.nn.log_softmax(logits.astype(jnp.float32)), jnp.where(known, labels, 0)[:, None], 1
+    )
+    return -jnp.where(known, picked[:, 0], 0).sum() / jnp.maximum(known.sum(), 1)
 
 
 def top1(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Share of rows whose largest logit is the label's."""
-    return (logits.argmax(axis=1) == labels).mean(dtype=jnp.float32)
+    """Share of rows whose largest logit is the label's, among those with a label (not -1)."""
+    right = (logits.argmax(axis=1) == labels).sum(dtype=jnp.float32)
+    return right / jnp.maximum((labels >= 0).sum(), 1)

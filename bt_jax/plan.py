@@ -115,33 +115,39 @@ def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     started = time.monotonic()
     compiled = jitted.lower(state, batch).compile()
     seconds = time.monotonic() - started
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    found = collectives.count(compiled.as_text(), mesh.devices.size)
-    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak += memory.temp_size_in_bytes
-    link = sum(kind["link_bytes"] for kind in found.values())
+    need = measure(compiled, mesh)
     times = {
-        "arithmetic": cost["flops"] / chip.flops,
-        "memory": cost["bytes accessed"] / chip.memory_bytes,
-        "interconnect": link / chip.link_bytes,
+        "arithmetic": need["flops"] / chip.flops,
+        "memory": need["bytes_accessed"] / chip.memory_bytes,
+        "interconnect": need["link_bytes"] / chip.link_bytes,
     }
     return {
         "chips": mesh.devices.size,
         "batch_size": n,
         "state_bytes": _bytes_per_chip(state),
         "batch_bytes": _bytes_per_chip(batch),
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": peak,
         "memory_bytes": chip.memory,
-        "fits": bool(peak <= chip.memory),
+        "fits": bool(need["peak_bytes"] <= chip.memory),
+        **need,
+        "seconds": times,
+        "limit": max(times, key=times.__getitem__),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def measure(compiled: jax.stages.Compiled, mesh: Mesh) -> dict[str, Any]:
+    """Memory, FLOPs and collectives of a compiled program, per chip."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    found = collectives.count(compiled.as_text(), mesh.devices.size)
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": kept + memory.temp_size_in_bytes,
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
         "collectives": found,
         "collective_bytes": sum(kind["bytes"] for kind in found.values()),
-        "link_bytes": link,
-        "seconds": times,
-        "limit": max(times, key=times.__getitem__),
-        "compile_seconds": round(seconds, 1),
+        "link_bytes": sum(kind["link_bytes"] for kind in found.values()),
     }
 
 

@@ -3,9 +3,10 @@
     python -m bt_jax.prepare --data=cifar10 --data_dir=DIR                       # check only
     python -m bt_jax.prepare --data=cifar10 --data_dir=DIR --npz=cifar10.npz     # check, then write
     python -m bt_jax.prepare --npz_in=cifar10.npz                                # check a cache file
+    python -m bt_jax.prepare --folder=DIR                                        # check a folder of images
 
-Reads every image of every split: counts, sizes, classes, unreadable images by their ids. Exit status 0: all is well; 2:
-it is not, with one line on stderr. Nothing is written from a data set with unreadable images.
+Reads every image of every split: counts, sizes, classes, unreadable images by file or id. Exit status 0: all is well;
+2: it is not, with one line on stderr. Nothing is written from a data set with unreadable images.
 """
 
 import argparse
@@ -24,16 +25,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     options = parser().parse_args(arguments)
     try:
-        if (options.data is None) == (options.npz_in is None):
-            raise UserError("one data set is needed", "Give either --data=NAME or --npz_in=FILE")
-        source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in)
+        if sum(given is not None for given in (options.data, options.npz_in, options.folder)) != 1:
+            raise UserError("one data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE")
+        source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in, folder=options.folder)
         splits = options.splits.split(",") if options.splits else list(source.splits)
         unreadable = {split: check(source, split) for split in splits}
         count = sum(map(len, unreadable.values()))
         if count:
-            lists = "; ".join(f"{split}: {', '.join(map(str, ids[:20]))}" for split, ids in unreadable.items() if ids)
+            for split, ids in unreadable.items():
+                for number in ids:
+                    print(f"unreadable: {source.where(split, number)}")
             raise UserError(
-                f"{source.name} has {count} unreadable images, by id: {lists}", "Restore them from their origin"
+                f"{source.name} has {count} unreadable images, listed above", "Restore them from their origin"
             )
         if options.npz:
             write_npz(source, options.npz, splits)
@@ -56,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of TFDS data sets (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
+    parser.add_argument("--folder", metavar="DIR", help="check this folder of images instead of a named data set")
     parser.add_argument("--npz_in", metavar="FILE", help="check this cache file instead of a named data set")
     parser.add_argument("--npz", metavar="FILE", help="write the splits to this cache file")
     parser.add_argument("--splits", metavar="A,B", help="the splits to check and write (default: all)")

@@ -74,9 +74,15 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     build.check_devices(config, mesh)
     build.check_rate(config)
     sharding.check_batch(config.batch_size, mesh)
-    source = source_lib.open_source(config.data.name, data_dir=config.data.dir or None, npz=config.data.npz or None)
+    source = source_lib.open_source(
+        config.data.name,
+        data_dir=config.data.dir or None,
+        npz=config.data.npz or None,
+        folder=config.data.folder or None,
+    )
+    broken = source_lib.Broken(source, limit=config.data.broken_limit, say=log.say)
     recipe = build.build_recipe(config)
-    feed = feed_lib.make_feed(config, source, mesh)
+    feed = feed_lib.make_feed(config, source, mesh, broken)
     plan = build.make_plan(config, feed.images)
     nets, step, _, create = build.build_training(config, plan, recipe, source.num_classes, mesh)
     judge = None
@@ -93,8 +99,9 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         )
     # Only now, when the config is known to make sense: a folder holds one config for good.
     folder = run_folder.open_folder(workdir, config_lib.to_dict(config))
+    broken.list_in(folder / "broken.txt")
     devices = jax.devices()
-    log.say(f"{folder}: {config.data.name} on {len(devices)} x {devices[0].device_kind}")
+    log.say(f"{folder}: {source.name} on {len(devices)} x {devices[0].device_kind}")
     checkpoints = checkpoint.Checkpoints(
         folder,
         model={"build": build.backbone_options(config, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std},

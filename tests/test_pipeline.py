@@ -13,7 +13,7 @@ from bt_jax.data.npz import write_npz
 from bt_jax.data.pipeline import eval_batches, permutation, train_batches
 from bt_jax.data.prefetch import prefetch
 from bt_jax.data.records import decode
-from bt_jax.data.source import open_source
+from bt_jax.data.source import Broken, open_source
 from bt_jax.errors import UserError
 
 COUNT, CANVAS = 22, 16
@@ -204,18 +204,64 @@ def test_a_broken_image_is_named(images, damage):
     order = list(permutation(COUNT, 3, 0))
     good = list(itertools.islice(batches, order.index(17) // 4))  # those before it arrive
     assert [i for b in good for i in b["id"]] == order[: len(good) * 4]
-    with pytest.raises(UserError, match="listed, split 'train', id 17: the image cannot be decoded") as caught:
+    with pytest.raises(UserError, match="listed, split 'train', id 17: the image cannot be read") as caught:
         next(batches)
     assert "\n" not in str(caught.value) and "node" not in str(caught.value)
 
 
-def test_an_error_while_reading_surfaces_as_it_is(images):
-    class Vanished(Listed):
-        def read(self, base, ids):
-            raise UserError("the file is gone", "Restore it")
+class Vanishing(Listed):
+    """Images 5 and 9 are gone."""
 
-    with pytest.raises(UserError, match="the file is gone"):
-        take(1, Vanished([(encode(im), 0) for im in images]), "train")
+    def read(self, base, ids):
+        if {5, 9} & {int(i) for i in ids}:
+            raise UserError("the file is gone", "Restore it")
+        return super().read(base, ids)
+
+
+def test_an_unreadable_file_is_named(images):
+    with pytest.raises(UserError, match="id [59]: the image cannot be read .the file is gone"):
+        take(4, Vanishing([(encode(im), 0) for im in images]), "train")
+
+
+def test_an_error_of_the_program_surfaces_as_it_is(images):
+    class Wrong(Listed):
+        def read(self, base, ids):
+            raise ZeroDivisionError("a mistake of ours")
+
+    with pytest.raises(ZeroDivisionError, match="a mistake of ours"):
+        take(1, Wrong([(encode(im), 0) for im in images]), "train")
+
+
+def test_training_goes_on_past_broken_images(images, tmp_path):
+    """Black pixels without a label stand in for them; each is named once; everything else is where it would be."""
+    records = [(encode(im, "JPEG"), i % 4) for i, im in enumerate(images)]
+    whole = take(11, Listed(records), "train")
+    damaged = list(records)
+    damaged[17], damaged[3] = (records[17][0][:-30], 1), (b"", 1)
+    source, said = Vanishing(damaged), []
+    broken = Broken(source, limit=0.2, say=said.append)
+    batches = take(11, source, "train", broken=broken)
+    for found, wanted in zip(batches, whole, strict=True):
+        bad = np.isin(wanted["id"], [3, 5, 9, 17])
+        np.testing.assert_array_equal(found["id"], wanted["id"])
+        np.testing.assert_array_equal(found["label"], np.where(bad, -1, wanted["label"]))
+        np.testing.assert_array_equal(found["size"], np.where(bad[:, None], 1, wanted["size"]))
+        np.testing.assert_array_equal(found["image"], np.where(bad[:, None, None, None], 0, wanted["image"]))
+        assert found.keys() == wanted.keys()
+    assert len(said) == 4 and sum("id 17" in line for line in said) == 1, said  # two epochs, one line
+    broken.list_in(tmp_path / "broken.txt")
+    assert len((tmp_path / "broken.txt").read_text().splitlines()) == 4
+    with pytest.raises(
+        UserError, match=r"3 of the 22 images of listed, split 'train', cannot be read; the last: listed"
+    ):
+        take(11, source, "train", broken=Broken(source, limit=0.1, say=said.append))
+
+
+def test_evaluation_leaves_broken_images_out(images):
+    source = Vanishing([(encode(im), 0) for im in images])
+    batches = list(eval_batches(source, "train", batch_size=8, canvas=CANVAS, broken=Broken(source, limit=1)))
+    mask, ids = (np.concatenate([batch[name] for batch in batches]) for name in ("mask", "id"))
+    assert sorted(ids[mask]) == [i for i in range(COUNT) if i not in (5, 9)]
 
 
 @pytest.mark.parametrize(
@@ -408,10 +454,20 @@ def test_window_of_a_slice(split_in_files):
 def test_damage_is_named_in_a_window_too(squares, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     source = write_tfds(tmp_path, squares[:61] + [squares[61][:40]] + squares[62:])
-    with pytest.raises(UserError, match="many, split 'train', id 61: the image cannot be decoded"):
+    with pytest.raises(UserError, match="many, split 'train', id 61: the image cannot be read"):
         window(9, source)  # an epoch leaves out 4 of 100, and with this seed not this one
-    source = write_tfds(tmp_path / "cut", squares)
-    file = tmp_path / "cut" / "many" / "1.0.0" / "many-train.tfrecord-00007-of-00020"
+
+
+def test_a_cut_file_loses_its_last_record_alone(squares, tmp_path):
+    """In a window and in a permutation: the other records come as they would, and the one that is gone is named."""
+    source = write_tfds(tmp_path, squares)
+    wanted = {buffer: window(9, source, shuffle_buffer=buffer) for buffer in (0, 30)}
+    file = tmp_path / "many" / "1.0.0" / "many-train.tfrecord-00007-of-00020"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(UserError, match="many, split 'train', is damaged: truncated record"):
-        window(9, source)
+    for buffer in (0, 30):
+        said, source = [], open_source("many", data_dir=tmp_path)
+        found = window(9, source, shuffle_buffer=buffer, broken=Broken(source, limit=0.02, say=said.append))
+        assert len(said) == 1 and "id 39" in said[0] and "ends before" in said[0], said
+        for a, b in zip(found, wanted[buffer], strict=True):
+            np.testing.assert_array_equal(a["id"], b["id"])
+            np.testing.assert_array_equal(a["label"], np.where(b["id"] == 39, -1, b["label"]))

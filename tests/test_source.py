@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from bt_jax import prepare
+from bt_jax.data import device
 from bt_jax.data.npz import write_npz
-from bt_jax.data.records import Source
+from bt_jax.data.records import Broken, Source, decode
 from bt_jax.data.source import open_source
 from bt_jax.errors import UserError
 
@@ -108,6 +109,17 @@ def test_broken_image_is_named(images, tmp_path):
         Listed(records).arrays("train[15:]")
 
 
+def test_broken_images_are_black_without_a_label(images):
+    records = [(encode(im, "JPEG"), 1) for im in images]
+    records[0], records[17] = (b"text", 1), (records[17][0][:-40], 1)
+    source, said = Listed(records), []
+    whole, labels = source.arrays("train", Broken(source, limit=0.2, say=said.append))
+    assert [i for i, label in enumerate(labels) if label == -1] == [0, 17] and len(said) == 2
+    assert not whole[[0, 17]].any() and np.array_equal(whole[1], decode(records[1][0]))
+    masks = [batch["mask"] for batch in device.eval_batches(whole, labels, batch_size=10)]
+    assert np.flatnonzero(~np.concatenate(masks)[: len(images)]).tolist() == [0, 17]
+
+
 def test_images_of_several_sizes_do_not_become_an_array(images):
     records = [(encode(images[0]), 0), (encode(images[1][:5]), 0)]
     with pytest.raises(UserError, match=r"id 0 is 6x8, id 1 is 6x5.*Stream"):
@@ -195,8 +207,10 @@ def test_prepare_lists_unreadable_images(images, tmp_path, capsys):
     records[3] = records[20] = (b"\xff\xd8\xff", 0)
     write_npz(Listed(records), tmp_path / "bad.npz", ["train"])
     assert prepare.main([f"--npz_in={tmp_path / 'bad.npz'}", f"--npz={tmp_path / 'out.npz'}"]) == 2
-    error = capsys.readouterr().err
-    assert "2 unreadable" in error and "train: 3, 20" in error and len(error.splitlines()) == 1
+    said, error = capsys.readouterr()
+    assert "2 unreadable" in error and len(error.splitlines()) == 1
+    named = [line for line in said.splitlines() if line.startswith("unreadable: ")]
+    assert named == [f"unreadable: listed, split 'train', id {i}" for i in (3, 20)]
     assert not (tmp_path / "out.npz").exists()
 
 
@@ -281,8 +295,9 @@ def test_damaged_tfrecord_is_named(tfds_dir, tmp_path):
     target.unlink()
     target.write_bytes(data[: len(data) - 1000])
     source = open_source("imagenet2012", data_dir=tmp_path)
-    with pytest.raises(UserError, match="holds 49 whole records.*counts 50"):
-        source.read("validation", [0])
+    assert source.read("validation", [0])
+    with pytest.raises(UserError, match="ends before this record"):
+        source.read("validation", [49])
     with pytest.raises(UserError, match="'validation', is damaged"):
         list(source.encoded("validation"))
     data[12] ^= 255  # the first byte of the first record

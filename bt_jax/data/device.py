@@ -74,7 +74,8 @@ def eval_batches(images: np.ndarray, labels: np.ndarray | None, *, batch_size: i
             rows["label"] = labels[start : start + batch_size].astype(np.int32)
         count = len(rows["image"])
         padded = {name: _pad(values, batch_size) for name, values in rows.items()}
-        yield padded | {"mask": np.arange(batch_size) < count}
+        readable = padded["label"] >= 0 if labels is not None else True  # those that were not have no label
+        yield padded | {"mask": (np.arange(batch_size) < count) & readable}
 
 
 def _pad(values: np.ndarray, rows: int) -> np.ndarray:

@@ -105,6 +105,8 @@ def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) ->
             )
         encoded, labels = [], []
         for data, label in progress(source.encoded(split), f"reading {split}", source.splits[split]):
+            if isinstance(data, UserError):
+                raise data
             encoded.append(data)
             labels.append(label)
         contents[f"{split}/bytes"] = np.frombuffer(b"".join(encoded), np.uint8)

@@ -15,14 +15,13 @@ Two kinds of shuffle:
   reads up to it.
 """
 
-import itertools
 import os
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 
-from bt_jax.data.records import Source, Span, broken_image
+from bt_jax.data.records import Broken, Source, Span
 from bt_jax.data.tfds import tensorflow
 from bt_jax.errors import UserError
 
@@ -40,6 +39,7 @@ def train_batches(
     shuffle_buffer: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    broken: Broken | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches of this process, from step `start_step` on, exactly as an uninterrupted run would see them.
 
@@ -49,6 +49,8 @@ def train_batches(
       canvas: side of the canvas in pixels. An image with a longer side is shrunk to fit, a smaller one is not enlarged.
       shuffle_buffer: None: a permutation where the source allows it, else a window of WINDOW; 0: a permutation; more: a
         window of so many records (a cache file is permuted all the same).
+      broken: is told of images that cannot be read, in whose place one black pixel arrives, without a label; by default
+        the first one is an error.
       process_index, process_count: this process takes rows [index * b, (index + 1) * b) of each global batch.
 
     Yields:
@@ -84,19 +86,26 @@ def train_batches(
         records = _Windowed(source, span, batch_size, rows, seed, shuffle_buffer)
     else:
         records = _Permuted(source, span, batch_size, rows, seed)
-    return _decoded(records, start_step, canvas, source, split)
+    return (_without(batch, "broken") for batch in _decoded(records, start_step, canvas, broken or Broken(source)))
 
 
-def eval_batches(source: Source, split: str, *, batch_size: int, canvas: int) -> Iterator[dict[str, np.ndarray]]:
-    """The split once, in order: as `train_batches` with "mask" bool (b,), False where the last batch is filled up."""
+def eval_batches(
+    source: Source, split: str, *, batch_size: int, canvas: int, broken: Broken | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The split once, in order: as `train_batches` with "mask" bool (b,), False where the last batch is filled up, and
+    for images that cannot be read."""
     if batch_size < 1 or canvas < 1:
         raise UserError(f"batch size {batch_size}, canvas {canvas}", "Both must be positive")
-    batches = _decoded(_Ordered(source, source.span(split), batch_size), 0, canvas, source, split)
+    batches = _decoded(_Ordered(source, source.span(split), batch_size), 0, canvas, broken or Broken(source))
     return (_fill(batch, batch_size) for batch in batches)
 
 
+def _without(batch: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
+    return {name: values for name, values in batch.items() if name != key}
+
+
 def _fill(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-    batch = batch | {"mask": np.ones(len(batch["id"]), bool)}
+    batch = _without(batch, "broken") | {"mask": ~batch["broken"]}
     missing = rows - len(batch["id"])
     return {key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()}
 
@@ -133,7 +142,8 @@ class _Permuted:
     def _read(self, step):
         try:
             ids = self.ids(int(step))
-            images, labels = zip(*self.source.read(self.span.base, ids), strict=True)
+            images, labels = zip(*self.source.try_read(self.span.base, ids), strict=True)
+            images = [b"" if isinstance(image, UserError) else image for image in images]
         except Exception as error:
             self.failure = error  # tf.data would turn it into an error of its own
             raise
@@ -179,7 +189,8 @@ class _Windowed:
         self.steps_per_epoch = (span.stop - span.start) // batch_size
         files = source.files(span.base)
         ends = [first for _, first in files[1:]] + [source.splits[span.base]]
-        self.files = [file for file, end in zip(files, ends, strict=True) if file[1] < span.stop and end > span.start]
+        files = [(path, np.int64(first), np.int64(end)) for (path, first), end in zip(files, ends, strict=True)]
+        self.files = [(path, first, end) for path, first, end in files if first < span.stop and end > span.start]
 
     def from_step(self, start: int):
         import tensorflow as tf
@@ -193,14 +204,17 @@ class _Windowed:
         import tensorflow as tf
 
         count = len(self.files)
+
+        def one_file(path, first, end):
+            # A file that is cut or damaged ends early: empty records stand for those that it lacks.
+            records = tf.data.TFRecordDataset(path).ignore_errors()
+            return tf.data.Dataset.zip(tf.data.Dataset.range(first, end), records.concatenate(_endless("")))
+
         order = tf.numpy_function(lambda e: permutation(count, self.seed, int(e)), [epoch], tf.int64, stateful=False)
         order = _shaped(order, [count])
-        paths, firsts = (tf.constant(column) for column in zip(*self.files, strict=True))
-        files = tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(firsts, order)))
-        records = files.interleave(
-            lambda path, first: tf.data.TFRecordDataset(path).enumerate(tf.cast(first, tf.int64)),
-            cycle_length=16, num_parallel_calls=16, deterministic=True,
-        )  # fmt: skip
+        columns = (tf.constant(np.array(column)) for column in zip(*self.files, strict=True))
+        files = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(column, order) for column in columns))
+        records = files.interleave(one_file, cycle_length=16, num_parallel_calls=16, deterministic=True)
         records = records.filter(lambda number, _: (number >= self.span.start) & (number < self.span.stop))
         records = records.shuffle(self.window, seed=self.seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
         return records.batch(self.batch_size, drop_remainder=True).take(self.steps_per_epoch)
@@ -221,31 +235,63 @@ def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 # Decoding ------------------------------------------------------------------------------------------------------------
 
 
-def _decoded(records, start: int, canvas: int, source: Source, split: str) -> Iterator[dict[str, np.ndarray]]:
-    """Decodes in parallel and in order, so that what is wrong with batch k surfaces at batch k, to be looked into."""
+def _decoded(records, start: int, canvas: int, broken: Broken) -> Iterator[dict[str, np.ndarray]]:
+    """Decodes in parallel and in order. Batches have "broken", bool (b,): images that are one black pixel instead."""
     tf = tensorflow()
 
     def decode(record):
         image, size = fit(record["image"], canvas)
-        return {"image": image, "size": size, "label": record["label"], "id": tf.cast(record["id"], tf.int32)}
+        return {"image": image, "size": size, "label": record["label"], "broken": False}
 
-    rows = records.rows.stop - records.rows.start
+    def decode_or_black(record):
+        """A data set of one: the image, or where decoding fails what comes next, the black one."""
+        number = tf.cast(record["id"], tf.int32)
+        black = {"image": tf.zeros([1, 1, 3], tf.uint8), "size": tf.ones([2], tf.int32), "label": -1, "broken": True}
+        image = tf.data.Dataset.from_tensors(record).map(_plain(decode)).ignore_errors()
+        first = image.concatenate(tf.data.Dataset.from_tensors(black)).take(1)
+        return first.map(_plain(lambda found: found | {"id": number}))
+
+    rows, cores = records.rows.stop - records.rows.start, os.cpu_count()
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False  # it would widen buffers of whole canvases until the memory is full
     encoded = records.from_step(start).unbatch()
-    images = encoded.map(_plain(decode), num_parallel_calls=os.cpu_count(), deterministic=True)
+    images = encoded.interleave(
+        _plain(decode_or_black), cycle_length=cores, block_length=1, num_parallel_calls=cores, deterministic=True
+    )
     # The batch is the canvas: padding each image first would write every pixel once more (0.3 ms of 1.7 ms an image).
-    shapes = {"image": [canvas, canvas, 3], "size": [2], "label": [], "id": []}
+    shapes = {"image": [canvas, canvas, 3], "size": [2], "label": [], "id": [], "broken": []}
     batches = iter(images.padded_batch(rows, shapes).prefetch(1).with_options(options))
-    for step in itertools.count(start):
+    while True:
         try:
-            batch = next(batches)
+            batch = {key: value.numpy() for key, value in next(batches).items()}
         except StopIteration:
             return
         except tf.errors.OpError as error:
-            raise _explained(error, records, step, canvas, source, split) from None
-        yield {key: value.numpy() for key, value in batch.items()}
+            raise records.failure or error from None
+        for number in batch["id"][batch["broken"]]:
+            broken.add(records.span.base, int(number), _why(records, int(number), canvas))
+        yield batch
+
+
+def _why(records, number: int, canvas: int) -> object:
+    """What is wrong with an image: it is read and decoded once more, by itself."""
+    import tensorflow as tf
+
+    ((data, _),) = records.source.try_read(records.span.base, [number])
+    if isinstance(data, UserError):
+        return data.cause
+    try:
+        fit(data, canvas)
+    except tf.errors.OpError as error:
+        return str(error.message).partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
+    return "it could not be read before"
+
+
+def _endless(value):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensors(value).repeat()
 
 
 def fit(data, canvas: int):
@@ -302,25 +348,3 @@ def _plain(function):
 def _shaped(tensor, shape):
     tensor.set_shape(shape)  # the graph cannot know it: a Python function or a decoder made it
     return tensor
-
-
-def _explained(error, records, step: int, canvas: int, source: Source, split: str) -> Exception:
-    """What a user can do something about, in place of a TensorFlow error about batch `step`."""
-    import tensorflow as tf
-
-    if records.failure is not None:
-        return records.failure
-    try:
-        batch = next(iter(records.from_step(step)))
-    except tf.errors.OpError:
-        reason = str(error.message).partition("\n")[0].split("} ")[-1]
-        return UserError(
-            f"{source.name}, split {split!r}, is damaged: {reason}", "Check it with `python -m bt_jax.prepare`"
-        )
-    for data, number in zip(batch["image"], batch["id"], strict=True):
-        try:
-            fit(data, canvas)
-        except tf.errors.OpError as broken:
-            reason = str(broken.message).partition("\n")[0].split("} ")[-1]
-            return broken_image(source, split, int(number), reason)
-    return error

@@ -10,9 +10,10 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,55 @@ class Span(NamedTuple):
     base: str
     start: int
     stop: int
+
+
+class Broken:
+    """Images that cannot be read: each is named once, and too many of them end the run.
+
+    Args:
+      source: theirs.
+      limit: share of a split's images that may be unreadable; 0: the first one is an error.
+      say: prints a line.
+    """
+
+    NAMED = 20  # on the terminal; the file names all
+
+    def __init__(self, source: "Source", *, limit: float = 0.0, say: Callable[[str], None] = print):
+        self._source, self._limit, self._say = source, limit, say
+        self._found: dict[str, set[int]] = {}
+        self._lines: list[str] = []
+        self._file: Path | None = None
+
+    def list_in(self, file: Path) -> None:
+        """From now on all of them stand in this file, a line each, also those found before."""
+        self._file = file
+        if self._lines:
+            self._file.write_text("".join(f"{line}\n" for line in self._lines))
+
+    def add(self, base: str, number: int, reason: object) -> None:
+        """Notes one. UserError past the limit, or at once without one."""
+        found = self._found.setdefault(base, set())
+        if number in found:
+            return
+        found.add(number)
+        reason = str(reason).partition("\n")[0].split("<_io")[0].strip()
+        line = f"{self._source.where(base, number)}: the image cannot be read ({reason})"
+        self._lines.append(line)
+        if self._file:
+            self.list_in(self._file)
+        if len(found) > self._limit * self._source.splits[base]:
+            cure = "Restore it from its origin; `python -m bt_jax.prepare` lists every unreadable image"
+            if not self._limit:
+                raise UserError(line, cure)
+            listed = f", listed in {self._file}" if self._file else ""
+            raise UserError(
+                f"{len(found)} of the {self._source.splits[base]} images of {self._source.name}, split {base!r}, cannot"
+                f" be read{listed}; the last: {line}",
+                "Restore them, or allow more with --config.data.broken_limit",
+            )
+        if len(found) <= self.NAMED:
+            rest = "; further ones are only listed" if len(found) == self.NAMED else ""
+            self._say(f"WARNING: {line}; a black one stands in for it{rest}")
 
 
 class Source:
@@ -67,11 +117,11 @@ class Source:
             raise UserError(f"split {split!r} of {self.name} is empty: {base!r} has {count} images", "Widen the slice")
         return span
 
-    def encoded(self, split: str) -> Iterator[tuple[bytes, int | None]]:
-        """Yields (encoded image, label or None) in the order of ids."""
+    def encoded(self, split: str) -> Iterator[tuple[bytes | UserError, int | None]]:
+        """Yields (encoded image, label or None) in the order of ids; an error in the place of an unreadable one."""
         span = self.span(split)
         for first in range(span.start, span.stop, 1024):
-            yield from self.read(span.base, range(first, min(first + 1024, span.stop)))
+            yield from self.try_read(span.base, range(first, min(first + 1024, span.stop)))
 
     def random_access(self, base: str) -> bool:
         """Whether `read` is cheap in any order."""
@@ -81,13 +131,42 @@ class Source:
         """(encoded image, label or None) of these ids of the whole split `base`, in the order asked. Thread-safe."""
         raise NotImplementedError
 
-    def arrays(self, split: str) -> Arrays:
-        """Decodes a whole split into memory. UserError for an unreadable image, or for several sizes."""
+    def try_read(self, base: str, ids: Sequence[int]) -> list[tuple[bytes | UserError, int | None]]:
+        """As `read`, with the error in the place of an image that cannot be read; its label is None."""
+        try:
+            return self.read(base, ids)
+        except UserError:
+            found = []
+            for number in ids:
+                try:
+                    found += self.read(base, [number])
+                except UserError as error:
+                    found.append((error, None))
+            return found
+
+    def where(self, base: str, number: int) -> str:
+        """What to call an image in a message: its file, where it has one."""
+        return f"{self.name}, split {base!r}, id {number}"
+
+    def arrays(self, split: str, broken: Broken | None = None) -> Arrays:
+        """Decodes a whole split into memory.
+
+        Args:
+          broken: is told of unreadable images, which become black and lose their label (-1); by default the first one
+            is an error.
+
+        Raises:
+          UserError: images of several sizes.
+        """
         span = self.span(split)
-        images, labels = None, np.zeros(span.stop - span.start, np.int32)
+        broken = broken or Broken(self)
+        images, labels = None, np.full(span.stop - span.start, -1, np.int32)
         for position, (image, label) in enumerate(self._decoded(span, split)):
+            if isinstance(image, Exception):
+                broken.add(span.base, span.start + position, image)
+                continue
             if images is None:
-                images = np.empty((len(labels), *image.shape), np.uint8)
+                images = np.zeros((len(labels), *image.shape), np.uint8)
             if image.shape != images.shape[1:]:
                 (h, w, _), (h0, w0, _) = image.shape, images.shape[1:]
                 raise UserError(
@@ -97,21 +176,21 @@ class Source:
                 )
             images[position] = image
             labels[position] = -1 if label is None else label
+        if images is None:
+            raise UserError(f"No image of {self.name}, split {split!r}, can be read", "Check it: bt_jax.prepare")
         return Arrays(images, labels if self.num_classes else None)
 
-    def _decoded(self, span: Span, split: str) -> Iterator[tuple[np.ndarray, int | None]]:
+    def _decoded(self, span: Span, split: str) -> Iterator[tuple[np.ndarray | Exception, int | None]]:
         """Decodes a chunk at a time, so that a data set that does not fit one array fails before it is all read."""
-        records, first = self.encoded(split), span.start
+        records = self.encoded(split)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             while chunk := list(islice(records, 1024)):
                 # Threads pass the interpreter lock around: for 32x32 images that costs more (93 us) than decoding (57
                 # us).
-                large = sum(len(data) for data, _ in chunk) > 8192 * len(chunk)
-                for offset, result in enumerate((pool.map if large else map)(try_decode, [data for data, _ in chunk])):
-                    if isinstance(result, Exception):
-                        raise broken_image(self, split, first + offset, result)
-                    yield result, chunk[offset][1]
-                first += len(chunk)
+                large = sum(len(data) for data, _ in chunk if isinstance(data, bytes)) > 8192 * len(chunk)
+                results = (pool.map if large else map)(try_decode, [data for data, _ in chunk])
+                for result, (_, label) in zip(results, chunk, strict=True):
+                    yield result, label
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -120,21 +199,14 @@ def decode(data: bytes) -> np.ndarray:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def try_decode(data: bytes) -> np.ndarray | Exception:
+def try_decode(data: bytes | Exception) -> np.ndarray | Exception:
     """As `decode`, but hands an exception back, so that a pool of threads can go on."""
+    if isinstance(data, Exception):
+        return data
     try:
         return decode(data)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, its own ...
         return error
-
-
-def broken_image(source: Source, split: str, number: int, reason: object) -> UserError:
-    """The error for an image that cannot be decoded: names the data set, the split and the id."""
-    reason = str(reason).partition("\n")[0].split("<_io")[0].strip()
-    return UserError(
-        f"{source.name}, split {split!r}, id {number}: the image cannot be decoded ({reason})",
-        "Restore that file from its origin; `python -m bt_jax.prepare` lists every unreadable image",
-    )
 
 
 def _boundary(text: str, count: int) -> int:

@@ -10,19 +10,21 @@ import os
 import numpy as np
 from PIL import Image
 
+from bt_jax.data.folder import FolderSource
 from bt_jax.data.npz import NpzSource, write_npz
-from bt_jax.data.records import Arrays, Source, Span, broken_image, decode, progress, try_decode
+from bt_jax.data.records import Arrays, Broken, Source, Span, decode, progress, try_decode
 from bt_jax.data.tfds import TfdsSource
 from bt_jax.errors import UserError
 
 __all__ = [
     "Arrays",
+    "Broken",
+    "FolderSource",
     "NpzSource",
     "PatternsSource",
     "Source",
     "Span",
     "TfdsSource",
-    "broken_image",
     "decode",
     "open_source",
     "progress",
@@ -31,7 +33,13 @@ __all__ = [
 ]
 
 
-def open_source(name: str | None, *, data_dir: str | os.PathLike | None = None, npz: str | os.PathLike | None = None):
+def open_source(
+    name: str | None,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    npz: str | os.PathLike | None = None,
+    folder: str | os.PathLike | None = None,
+) -> Source:
     """Opens a data set for reading; reads no image yet.
 
     Args:
@@ -39,10 +47,13 @@ def open_source(name: str | None, *, data_dir: str | os.PathLike | None = None, 
         it may be None; otherwise it must be the name that the file carries.
       data_dir: folder of TFDS data sets; $TFDS_DATA_DIR, else ~/tensorflow_datasets, where None.
       npz: a cache file of `python -m bt_jax.prepare`; needs no TensorFlow.
+      folder: a folder of images, see `folder.FolderSource`; the name is then not looked at.
 
     Raises:
       UserError: unknown name, missing folder, damaged file.
     """
+    if folder is not None:
+        return FolderSource(folder)
     if npz is not None:
         source = NpzSource(npz)
         if name is not None and name.split(":")[0] != source.name.split(":")[0]:
@@ -71,7 +82,7 @@ class PatternsSource(Source):
         images, labels = self._arrays[base]
         return [(_png(images[i]), int(labels[i])) for i in ids]
 
-    def arrays(self, split):
+    def arrays(self, split, broken=None):
         span = self.span(split)
         images, labels = self._arrays[span.base]
         return Arrays(images[span.start : span.stop], labels[span.start : span.stop].astype(np.int32))

@@ -117,9 +117,10 @@ class TfdsSource(Source):
         none).
         """
         tf = self._tf
-        wanted = {self._image: tf.io.FixedLenFeature([], tf.string)}
+        # A record that is missing is an empty one, and has no image to decode.
+        wanted = {self._image: tf.io.FixedLenFeature([], tf.string, default_value="")}
         if self._label:
-            wanted[self._label] = tf.io.FixedLenFeature([], tf.int64)
+            wanted[self._label] = tf.io.FixedLenFeature([], tf.int64, default_value=-1)
         parsed = tf.io.parse_example(records, wanted)
         images = parsed[self._image]
         labels = tf.cast(parsed[self._label], tf.int32) if self._label else tf.fill(tf.shape(images), -1)
@@ -224,12 +225,14 @@ def _index_records(source: TfdsSource, base: str):
     paths = [path for path, _ in files]
     with ThreadPoolExecutor(16) as pool:  # files lie on slow disks too, and a thread that waits costs nothing
         tables = list(pool.map(_record_table, paths))
-    for (path, first), end, table in zip(files, ends, tables, strict=True):
-        if len(table) != end - first:
+    for place, ((path, first), end, table) in enumerate(zip(files, ends, tables, strict=True)):
+        missing = end - first - len(table)
+        if missing < 0:
             raise UserError(
                 f"{path} holds {len(table)} whole records where its description counts {end - first}",
                 "Prepare it again with `tfds build`",
             )
+        tables[place] = np.concatenate([table, np.full((missing, 2), -1)])  # a file that was cut: see `_read_at`
     numbers = np.repeat(np.arange(len(paths)), [len(table) for table in tables])
     offsets, lengths = np.concatenate(tables).T
     return paths, numbers, offsets, lengths
@@ -255,6 +258,8 @@ def _record_table(path: str) -> np.ndarray:
 
 
 def _read_at(path: str, offset: int, length: int) -> bytes:
+    if offset < 0:
+        raise UserError(f"{path} ends before this record", "Prepare it again with `tfds build`")
     # Opened anew each time: 1,024 shards held open would meet the usual limit on open files.
     try:
         with open(path, "rb", buffering=0) as file:

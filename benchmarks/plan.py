@@ -1,0 +1,72 @@
+"""What training needs on TPU slices: the table of the README, and how the cost grows with the embedding.
+
+    python -m benchmarks.plan slices      # ImageNet, ResNet-50, batch 2048, two forms; half an hour
+    python -m benchmarks.plan growth      # projector and loss alone, D = 2,048 ... 65,536; a few minutes
+
+Both compile for the slice and run nothing; they need libtpu (pip install -e '.[tpu]'). Markdown on stdout.
+"""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from bt_jax import losses, models, plan, sharding
+from bt_jax.head import SplitProjector
+
+SLICES = ("v5e:4x4", "v5e:16x16", "v4:4x4x4", "v6e:16x16")
+FORMS = {"plain": ("replicated", "covariance"), "best": ("sharded", "auto")}
+BATCH, FEATURES = 2048, 2048
+
+
+def slices() -> None:
+    """One line a slice and form."""
+    print(
+        "| slice | head, loss | state | temporary | peak | collectives | sent | TFLOP | arithmetic | memory | links |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|"
+    )
+    for topology in SLICES:
+        for head, form in FORMS.values():
+            command = [sys.executable, "-m", "bt_jax.plan", "--json", f"--topology={topology}"]
+            command += ["--config=configs/pretrain_imagenet_r50.py"]
+            command += [f"--config.model.head={head}", f"--config.loss.form={form}"]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            giga = [found[f"{name}_bytes"] / 1e9 for name in ("state", "temporary", "peak", "collective", "link")]
+            times = [1e3 * found["seconds"][name] for name in ("arithmetic", "memory", "interconnect")]
+            cells = [topology, f"{head}, {form}"] + [f"{x:.2f} GB" for x in giga]
+            cells += [f"{found['flops'] / 1e12:.2f}"] + [f"{x:.1f} ms" for x in times]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def growth(topology: str = "v5e:16x16") -> None:
+    """Projector (D, D, D), split, and loss, forward and backward."""
+    jax.config.update("jax_platforms", "cpu")
+    mesh, _ = plan.topology_mesh(topology)
+    print("| D | form | parameters a chip | temporary | GFLOP | collectives |\n|---|---|---|---|---|---|")
+    for d in (2048, 4096, 8192, 16384, 32768, 65536):
+        net = models.build_projector(FEATURES, (d, d, d), dtype=jnp.bfloat16)
+        shapes = {"projector": jax.eval_shape(net.init, jax.random.key(0))}
+        layout = sharding.state_sharding(shapes, mesh, "sharded")
+        variables = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, layout)
+        variables = variables["projector"]
+        h = jax.ShapeDtypeStruct((BATCH, FEATURES), jnp.float32, sharding=sharding.batch_sharding(mesh))
+        split = SplitProjector(net, mesh)
+        for form in losses.FORMS:
+
+            def loss(params, stats, h1, h2, split=split, form=form):
+                z1, stats = split.apply({"params": params, "batch_stats": stats}, h1, train=True)
+                z2, stats = split.apply({"params": params, "batch_stats": stats}, h2, train=True)
+                return losses.barlow_twins(z1, z2, form=form, mesh=mesh)[0], stats
+
+            gradient = jax.jit(jax.value_and_grad(loss, (0, 2, 3), has_aux=True))
+            need = plan.measure(gradient.lower(variables["params"], variables["batch_stats"], h, h).compile(), mesh)
+            parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) * 4 / mesh.devices.size / 1e9
+            cells = [f"{d:,}", form, f"{parameters:.3f} GB", f"{need['temporary_bytes'] / 1e9:.2f} GB"]
+            cells += [f"{need['flops'] / 1e9:.0f}", f"{need['collective_bytes'] / 1e9:.2f} GB"]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    {"slices": slices, "growth": growth}[sys.argv[1]](*sys.argv[2:])

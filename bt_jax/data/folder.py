@@ -1,0 +1,216 @@
+"""A folder of images as it lies on the disk: labelled by sub-folder, or not labelled at all.
+
+    ROOT/train/CLASS/*.jpg, ROOT/val/CLASS/*.jpg     splits "train" and "val" with classes, as torchvision's ImageFolder
+    ROOT/train/*.png                                 a split without labels
+    ROOT/CLASS/*.jpg  or  ROOT/*.png                 one split, "train"
+
+The files are listed once, sorted by path, and the list is kept in the user's cache folder with the modification times
+of all folders: while none has changed, opening a million files again costs one `stat` a folder.
+"""
+
+import contextlib
+import hashlib
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bt_jax.data.records import Source
+from bt_jax.errors import UserError
+
+SPLITS = ("train", "val", "validation", "test")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+CACHE_FORMAT = 1
+
+
+class Listing(NamedTuple):
+    """What lies below a folder.
+
+    Attributes:
+      folders: relative paths, "" the root itself.
+      times: int64, modification time in ns of each.
+      files: relative paths of images, sorted.
+    """
+
+    folders: list[str]
+    times: np.ndarray
+    files: list[str]
+
+
+class FolderSource(Source):
+    """Images below a folder; the id of an image is its place in the sorted list of its split.
+
+    Args:
+      root: the folder.
+      cache: where the list is kept; None: $XDG_CACHE_HOME/bt_jax/folders. An unwritable one is done without.
+
+    Raises:
+      UserError: no such folder, a folder that cannot be read, no image.
+    """
+
+    def __init__(self, root: str | os.PathLike, *, cache: str | os.PathLike | None = None):
+        self.root = Path(root).expanduser().absolute()
+        self.name = self.root.name
+        if not self.root.is_dir():
+            raise UserError(f"There is no folder {self.root}", "Name the folder that holds the images.")
+        files = _listed(self.root, _cache_file(self.root, cache)).files
+        if not files:
+            raise UserError(
+                f"There is no image below {self.root}", f"It needs files ending in {', '.join(SUFFIXES)}, in any case."
+            )
+        by_split = _splits(files)
+        self._files = by_split
+        self.splits = {split: len(paths) for split, (_, paths) in by_split.items()}
+        classes = {split: _classes(paths) for split, (_, paths) in by_split.items()}
+        names = sorted({name for found in classes.values() if found for name in found})
+        self.class_names = names if all(classes.values()) and len(names) > 1 else []
+        self.num_classes = len(self.class_names)
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        self._labels = {
+            split: np.array([numbers[path.partition("/")[0]] for path in paths], np.int32) if numbers else None
+            for split, (_, paths) in by_split.items()
+        }
+
+    def path(self, base: str, number: int) -> Path:
+        """The file of an id."""
+        prefix, paths = self._files[base]
+        return self.root / prefix / paths[number]
+
+    def where(self, base, number):
+        return str(self.path(base, number))
+
+    def read(self, base, ids):
+        labels = self._labels[base]
+        return [(_bytes(self.path(base, int(i))), None if labels is None else int(labels[i])) for i in ids]
+
+
+def _splits(files: list[str]) -> dict[str, tuple[str, list[str]]]:
+    """{split: (its folder, paths below it)}; one split "train" where no top folder is named like a split."""
+    tops = {path.partition("/")[0] for path in files if "/" in path}
+    named = [split for split in SPLITS if split in tops]
+    if "train" not in named:
+        return {"train": ("", files)}
+    return {
+        split: (split, [path.removeprefix(f"{split}/") for path in files if path.startswith(f"{split}/")])
+        for split in named
+    }
+
+
+def _classes(paths: list[str]) -> set[str]:
+    """Names of the top folders, or none where an image lies in no folder."""
+    if any("/" not in path for path in paths):
+        return set()
+    return {path.partition("/")[0] for path in paths}
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {path}: {error.strerror}", "Restore the file, or list the folder again."
+        ) from None
+
+
+# The list of files ----------------------------------------------------------------------------------------------------
+
+
+def _listed(root: Path, cache: Path) -> Listing:
+    """From the cache where no folder has changed since, else from the disk."""
+    known = _read_cache(cache)
+    if known is not None and _times(root, known.folders) == known.times.tolist():
+        return known
+    listing = _walk(root)
+    _write_cache(cache, listing)
+    return listing
+
+
+def _walk(root: Path) -> Listing:
+    """Folders level by level, 16 at a time: on a network disk it is the waiting that costs."""
+    folders, files, level = [], [], [""]
+    with ThreadPoolExecutor(16) as pool:
+        while level:
+            folders += level
+            deeper = []
+            for found, below in pool.map(lambda folder: _scan(root, folder), level):
+                files += found
+                deeper += below
+            level = sorted(deeper)
+            if sys.stderr.isatty():
+                print(f"\rlisting {root}: {len(files)} images", end="" if level else "\n", file=sys.stderr, flush=True)
+    return Listing(folders, np.array(_times(root, folders), np.int64), sorted(files))
+
+
+def _scan(root: Path, folder: str) -> tuple[list[str], list[str]]:
+    """Relative paths of the images and of the folders in one folder; hidden ones are left out."""
+    prefix, images, below = f"{folder}/" if folder else "", [], []
+    try:
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.lower().endswith(SUFFIXES):
+                    images.append(prefix + entry.name)
+                elif entry.is_dir() and not (entry.is_symlink() and _leads_back(root / folder, entry.path)):
+                    below.append(prefix + entry.name)
+    except OSError as error:
+        raise UserError(
+            f"Cannot list {root / folder}: {error.strerror}", "Make it readable, or move it out of the folder."
+        ) from None
+    return images, below
+
+
+def _leads_back(folder: Path, link: str) -> bool:
+    """Whether a link points to a folder that holds it, which would be listed for ever."""
+    return folder.resolve().is_relative_to(Path(link).resolve())
+
+
+def _times(root: Path, folders: list[str]) -> list[int]:
+    """Modification times in ns; -1 for a folder that is gone."""
+
+    def time(folder):
+        try:
+            return os.stat(root / folder).st_mtime_ns
+        except OSError:
+            return -1
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(time, folders))
+
+
+def _cache_file(root: Path, cache: str | os.PathLike | None) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(cache) if cache else Path(base) / "bt_jax" / "folders"
+    return folder / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:24]}.npz"
+
+
+def _read_cache(file: Path) -> Listing | None:
+    """None where there is none, or it is damaged or of another version: it is only a cache."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            if int(stored["format"]) != CACHE_FORMAT:
+                return None
+            folders, files = (os.fsdecode(stored[name].tobytes()).split("\0") for name in ("folders", "files"))
+            return Listing(folders, stored["times"], [path for path in files if path])
+    except Exception:  # whatever NumPy, zipfile or the decoder raise on a damaged file
+        return None
+
+
+def _write_cache(file: Path, listing: Listing) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}.npz")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            partial,
+            format=np.int64(CACHE_FORMAT),
+            folders=np.frombuffer(os.fsencode("\0".join(listing.folders)), np.uint8),
+            times=listing.times,
+            files=np.frombuffer(os.fsencode("\0".join(listing.files)), np.uint8),
+        )
+        os.replace(partial, file)
+    except OSError:  # listed again the next time
+        with contextlib.suppress(OSError):
+            partial.unlink()

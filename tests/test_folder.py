@@ -1,0 +1,140 @@
+"""A folder of images: what is a split, what is a class, what is kept, and what can be wrong with it."""
+
+import os
+
+import numpy as np
+import pytest
+from test_source import encode
+
+from bt_jax.data import folder
+from bt_jax.data.folder import FolderSource
+from bt_jax.data.pipeline import train_batches
+from bt_jax.data.records import Broken
+from bt_jax.data.source import open_source
+from bt_jax.errors import UserError
+
+
+def write(root, *paths, value=None):
+    """Images of 8 pixels at these paths, the i-th filled with i (or `value`)."""
+    for i, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(encode(np.full((8, 8, 3), i if value is None else value, np.uint8)))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bt_jax" / "folders"
+
+
+@pytest.fixture
+def root(tmp_path, cache):
+    return tmp_path / "images"
+
+
+def test_splits_and_classes_as_imagefolder_has_them(root):
+    write(root, "train/dog/b.PNG", "train/cat/deep/a.png", "train/dog/a.png", "val/dog/c.png", "notes.txt.png")
+    (root / "train" / "cat" / "readme.txt").write_text("no image")
+    (root / "train" / ".hidden").mkdir()
+    write(root, "train/.hidden/x.png")
+    source = open_source(None, folder=root)
+    assert source.splits == {"train": 3, "val": 1} and source.class_names == ["cat", "dog"]
+    assert [label for _, label in source.encoded("train")] == [0, 1, 1]
+    assert source.path("train", 2) == root / "train" / "dog" / "b.PNG"
+    images, labels = source.arrays("train")
+    assert images[:, 0, 0, 0].tolist() == [1, 2, 0] and labels.tolist() == [0, 1, 1]
+    assert source.arrays("val").labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "paths, classes",
+    [
+        (("b/1.jpg", "a/2.jpg"), ["a", "b"]),
+        (("1.jpg", "2.jpg"), []),  # no folders, no labels
+        (("a/1.jpg", "b/2.jpg", "3.jpg"), []),  # an image that would have no label
+        (("only/1.jpg", "only/2.jpg"), []),  # one class says nothing
+        (("val/1.jpg", "a/2.jpg"), ["a", "val"]),  # a split needs a "train" beside it
+    ],
+)
+def test_one_split_without_a_train_folder(root, paths, classes):
+    write(root, *paths)
+    source = FolderSource(root)
+    assert source.splits == {"train": len(paths)} and source.class_names == classes
+    assert (source.arrays("train").labels is None) == (not classes)
+
+
+def test_listed_once(root, cache, monkeypatch):
+    write(root, *(f"{i % 3}/{i}.png" for i in range(30)), "3/ü\udcff.png")
+    first = FolderSource(root)
+    assert len(list(cache.iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_scan", lambda *_: pytest.fail("listed again"))
+        again = FolderSource(root)
+    assert again.splits == {"train": 31} and list(again.encoded("train")) == list(first.encoded("train"))
+    write(root, "1/new.png")
+    assert FolderSource(root).splits == {"train": 32}
+    (root / "1" / "new.png").unlink()
+    assert FolderSource(root).splits == {"train": 31}
+    os.rename(root / "2", root / "7")
+    assert FolderSource(root).class_names == ["0", "1", "3", "7"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK nonsense", None])
+def test_a_damaged_list_is_made_anew(root, cache, damage):
+    write(root, "a.png", "b.png")
+    FolderSource(root)
+    (file,) = cache.iterdir()
+    file.write_bytes(file.read_bytes()[:-40] if damage is None else damage)
+    assert FolderSource(root).splits == {"train": 2}
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(root, tmp_path):
+    write(root, "a.png")
+    (tmp_path / "file").write_text("")
+    assert FolderSource(root, cache=tmp_path / "file" / "below").splits == {"train": 1}
+
+
+def test_a_link_that_leads_back_is_not_followed(root, tmp_path):
+    write(root, "a/1.png")
+    write(tmp_path / "elsewhere", "2.png")
+    (root / "a" / "loop").symlink_to(root)
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    assert FolderSource(root).class_names == ["a", "b"] and FolderSource(root).splits == {"train": 2}
+
+
+def test_wrong_folders(root, tmp_path):
+    with pytest.raises(UserError, match="There is no folder"):
+        FolderSource(root)
+    root.mkdir()
+    with pytest.raises(UserError, match="There is no image below"):
+        FolderSource(root)
+
+
+def test_a_folder_that_cannot_be_listed(root, monkeypatch):
+    write(root, "a/1.png", "b/2.png")
+    scan = os.scandir
+
+    def refused(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match="Cannot list .*/b: Permission denied"):
+        FolderSource(root)
+
+
+def test_damaged_and_vanished_files_are_named_by_their_path(root):
+    pytest.importorskip("tensorflow")
+    write(root, *(f"{i}.png" for i in range(8)))
+    source, said = FolderSource(root), []
+    (root / "3.png").write_text("a text file")
+    (root / "6.png").unlink()
+    batches = train_batches(
+        source, "train", batch_size=8, canvas=8, seed=0, broken=Broken(source, limit=0.5, say=said.append)
+    )
+    batch = next(batches)
+    assert dict(zip(batch["id"].tolist(), batch["image"][:, 0, 0, 0].tolist(), strict=True)) == {
+        i: 0 if i in (3, 6) else i for i in range(8)
+    }
+    assert sorted(line.split(":")[1].split("/")[-1] for line in said) == ["3.png", "6.png"]
