@@ -461,12 +461,12 @@ def test_damage_is_named_in_a_window_too(squares, tmp_path):
 def test_a_cut_file_loses_its_last_record_alone(squares, tmp_path):
     """In a window and in a permutation: the other records come as they would, and the one that is gone is named."""
     source = write_tfds(tmp_path, squares)
-    wanted = {buffer: window(9, source, shuffle_buffer=buffer) for buffer in (0, 30)}
+    wanted = {buffer: window(17, source, shuffle_buffer=buffer) for buffer in (0, 30)}
     file = tmp_path / "many" / "1.0.0" / "many-train.tfrecord-00007-of-00020"
     file.write_bytes(file.read_bytes()[:-10])
     for buffer in (0, 30):
         said, source = [], open_source("many", data_dir=tmp_path)
-        found = window(9, source, shuffle_buffer=buffer, broken=Broken(source, limit=0.02, say=said.append))
+        found = window(17, source, shuffle_buffer=buffer, broken=Broken(source, limit=0.02, say=said.append))
         assert len(said) == 1 and "id 39" in said[0] and "ends before" in said[0], said
         for a, b in zip(found, wanted[buffer], strict=True):
             np.testing.assert_array_equal(a["id"], b["id"])
