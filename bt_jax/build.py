@@ -79,7 +79,14 @@ def build_recipe(config: ConfigDict) -> augment.Recipe:
         view: {name: value for name, value in config.views[view].items() if value is not None}
         for view in ("view1", "view2")
     }
-    return augment.recipe_from_config({"name": config.views.name, "size": config.views.size, **changed})
+    changed |= {name: config.views[name] for name in ("mean", "std") if config.views[name] is not None}
+    recipe = augment.recipe_from_config({"name": config.views.name, "size": config.views.size, **changed})
+    if len(recipe.mean) not in (1, 3):
+        raise UserError(
+            f"config.views.mean has {len(recipe.mean)} numbers, but images are decoded to 1 or 3 channels",
+            "Give as many of --config.views.mean and --config.views.std.",
+        )
+    return recipe
 
 
 def evaluation_recipe(config: ConfigDict) -> augment.Recipe:

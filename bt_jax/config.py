@@ -50,6 +50,8 @@ def pretrain() -> ConfigDict:
     config.views = ConfigDict()
     config.views.name = "cifar"  # a recipe of bt_jax.augment.RECIPES
     config.views.size = 32  # pixels
+    config.views.mean = placeholder(tuple)  # per channel, of pixels in [0, 1]; one number: images of one channel
+    config.views.std = placeholder(tuple)
     config.views.view1 = _view()  # what differs from the recipe, e.g. --config.views.view1.blur=0.5; see recipes.View
     config.views.view2 = _view()
 
@@ -196,6 +198,8 @@ def describe() -> str:
         key, equals, rest = line.strip().partition(" = ")
         if equals and key.startswith("config.") and "ConfigDict()" not in rest:
             default, _, comment = rest.partition("  # ")
+            if default == "placeholder(tuple)":
+                default = "(the recipe's)"
             if default == "_view()":
                 key, default = f"{key}.FIELD", "(the recipe's)"
             lines.append(f"  --{key}={default}".ljust(44) + comment)

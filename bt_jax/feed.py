@@ -38,13 +38,13 @@ class Feed(NamedTuple):
     val_batches: Callable
 
 
-def make_feed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) -> Feed:
+def make_feed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int) -> Feed:
     """On the device or streamed, as the config says; `broken` is told of unreadable images."""
-    return (_resident if config.data.on_device else _streamed)(config, source, mesh, broken)
+    return (_resident if config.data.on_device else _streamed)(config, source, mesh, broken, channels)
 
 
-def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) -> Feed:
-    images, labels = source.arrays(config.data.train_split, broken)
+def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int) -> Feed:
+    images, labels = source.arrays(config.data.train_split, broken, channels=channels)
     steps_per_epoch = max(len(images) // config.batch_size, 1)
     size = device.dispatch_size(steps_per_epoch, config.log.every_steps)
 
@@ -79,7 +79,9 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) ->
         return min(size - within % size, steps_per_epoch - within)
 
     def passes(split, limit):
-        arrays = (images, labels) if split == config.data.train_split else source.arrays(split, broken)
+        arrays = (
+            (images, labels) if split == config.data.train_split else source.arrays(split, broken, channels=channels)
+        )
         keep = evenly(len(arrays[0]), limit)
         chosen = [None if a is None else a[keep] for a in arrays]
         return lambda: device.eval_batches(*chosen, batch_size=sharding.round_up(config.evals.batch_size, mesh))
@@ -92,10 +94,11 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) ->
     return Feed(len(images), begin, window, sample, passes(config.data.train_split, config.evals.train_images), val)
 
 
-def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) -> Feed:
+def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int) -> Feed:
     from bt_jax.data import pipeline  # imported here: it needs TensorFlow
 
-    batch_size, canvas = sharding.round_up(config.evals.batch_size, mesh), config.data.canvas
+    batch_size = sharding.round_up(config.evals.batch_size, mesh)
+    decoding = {"canvas": config.data.canvas, "channels": channels, "broken": broken}
     train_images = source.span(config.data.train_split)
 
     def begin(step, state):
@@ -104,13 +107,12 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) ->
             source,
             config.data.train_split,
             batch_size=config.batch_size,
-            canvas=canvas,
             seed=config.seed,
             start_step=int(state.step),
             shuffle_buffer=config.data.shuffle_buffer or None,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            broken=broken,
+            **decoding,
         )
         ahead = prefetch(batches, lambda batch: sharding.put_batch(batch, mesh))
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
@@ -132,7 +134,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) ->
     def passes(split, limit):
         def start():
             seen = 0
-            for batch in pipeline.eval_batches(source, split, batch_size=batch_size, canvas=canvas, broken=broken):
+            for batch in pipeline.eval_batches(source, split, batch_size=batch_size, **decoding):
                 if limit and seen >= limit:
                     return
                 seen += batch_size
@@ -142,7 +144,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken) ->
 
     def sample(n):
         split = config.data.train_split
-        batch = next(iter(pipeline.eval_batches(source, split, batch_size=n, canvas=canvas, broken=broken)))
+        batch = next(iter(pipeline.eval_batches(source, split, batch_size=n, **decoding)))
         return {name: batch[name][batch["mask"]] for name in ("image", "size", "id") if name in batch}
 
     every = config.log.every_steps

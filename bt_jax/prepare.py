@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+from bt_jax.data.records import cores
 from bt_jax.data.source import Source, open_source, progress, try_decode, write_npz
 from bt_jax.errors import UserError
 
@@ -71,7 +72,7 @@ def check(source: Source, split: str) -> list[int]:
     span = source.span(split)
     records = progress(source.encoded(split), f"checking {split}", span.stop - span.start)
     number, unreadable, sizes, labels = span.start, [], Counter(), Counter()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         while chunk := list(islice(records, 256)):
             for result, (_, label) in zip(pool.map(try_decode, [data for data, _ in chunk]), chunk, strict=True):
                 if isinstance(result, Exception):

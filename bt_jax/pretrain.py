@@ -82,7 +82,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     )
     broken = source_lib.Broken(source, limit=config.data.broken_limit, say=log.say)
     recipe = build.build_recipe(config)
-    feed = feed_lib.make_feed(config, source, mesh, broken)
+    feed = feed_lib.make_feed(config, source, mesh, broken, len(recipe.mean))
     plan = build.make_plan(config, feed.images)
     nets, step, _, create = build.build_training(config, plan, recipe, source.num_classes, mesh)
     judge = None

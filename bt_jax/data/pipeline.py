@@ -15,13 +15,13 @@ Two kinds of shuffle:
   reads up to it.
 """
 
-import os
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 
-from bt_jax.data.records import Broken, Source, Span
+from bt_jax.data import records as records_lib
+from bt_jax.data.records import Broken, Source, Span, cores
 from bt_jax.data.tfds import tensorflow
 from bt_jax.errors import UserError
 
@@ -40,6 +40,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     broken: Broken | None = None,
+    channels: int = 3,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches of this process, from step `start_step` on, exactly as an uninterrupted run would see them.
 
@@ -51,6 +52,7 @@ def train_batches(
         window of so many records (a cache file is permuted all the same).
       broken: is told of images that cannot be read, in whose place one black pixel arrives, without a label; by default
         the first one is an error.
+      channels: 3 or 1, of the decoded images.
       process_index, process_count: this process takes rows [index * b, (index + 1) * b) of each global batch.
 
     Yields:
@@ -86,17 +88,19 @@ def train_batches(
         records = _Windowed(source, span, batch_size, rows, seed, shuffle_buffer)
     else:
         records = _Permuted(source, span, batch_size, rows, seed)
-    return (_without(batch, "broken") for batch in _decoded(records, start_step, canvas, broken or Broken(source)))
+    return (
+        _without(batch, "broken") for batch in _decoded(records, start_step, canvas, channels, broken or Broken(source))
+    )
 
 
 def eval_batches(
-    source: Source, split: str, *, batch_size: int, canvas: int, broken: Broken | None = None
+    source: Source, split: str, *, batch_size: int, canvas: int, broken: Broken | None = None, channels: int = 3
 ) -> Iterator[dict[str, np.ndarray]]:
     """The split once, in order: as `train_batches` with "mask" bool (b,), False where the last batch is filled up, and
     for images that cannot be read."""
     if batch_size < 1 or canvas < 1:
         raise UserError(f"batch size {batch_size}, canvas {canvas}", "Both must be positive")
-    batches = _decoded(_Ordered(source, source.span(split), batch_size), 0, canvas, broken or Broken(source))
+    batches = _decoded(_Ordered(source, source.span(split), batch_size), 0, canvas, channels, broken or Broken(source))
     return (_fill(batch, batch_size) for batch in batches)
 
 
@@ -235,32 +239,33 @@ def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 # Decoding ------------------------------------------------------------------------------------------------------------
 
 
-def _decoded(records, start: int, canvas: int, broken: Broken) -> Iterator[dict[str, np.ndarray]]:
+def _decoded(records, start: int, canvas: int, channels: int, broken: Broken) -> Iterator[dict[str, np.ndarray]]:
     """Decodes in parallel and in order. Batches have "broken", bool (b,): images that are one black pixel instead."""
     tf = tensorflow()
 
     def decode(record):
-        image, size = fit(record["image"], canvas)
+        image, size = fit(record["image"], canvas, channels)
         return {"image": image, "size": size, "label": record["label"], "broken": False}
 
     def decode_or_black(record):
         """A data set of one: the image, or where decoding fails what comes next, the black one."""
         number = tf.cast(record["id"], tf.int32)
-        black = {"image": tf.zeros([1, 1, 3], tf.uint8), "size": tf.ones([2], tf.int32), "label": -1, "broken": True}
+        black = {"image": tf.zeros([1, 1, channels], tf.uint8), "size": tf.ones([2], tf.int32)}
+        black |= {"label": -1, "broken": True}
         image = tf.data.Dataset.from_tensors(record).map(_plain(decode)).ignore_errors()
         first = image.concatenate(tf.data.Dataset.from_tensors(black)).take(1)
         return first.map(_plain(lambda found: found | {"id": number}))
 
-    rows, cores = records.rows.stop - records.rows.start, os.cpu_count()
+    rows, threads = records.rows.stop - records.rows.start, cores()
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False  # it would widen buffers of whole canvases until the memory is full
     encoded = records.from_step(start).unbatch()
     images = encoded.interleave(
-        _plain(decode_or_black), cycle_length=cores, block_length=1, num_parallel_calls=cores, deterministic=True
+        _plain(decode_or_black), cycle_length=threads, block_length=1, num_parallel_calls=threads, deterministic=True
     )
     # The batch is the canvas: padding each image first would write every pixel once more (0.3 ms of 1.7 ms an image).
-    shapes = {"image": [canvas, canvas, 3], "size": [2], "label": [], "id": [], "broken": []}
+    shapes = {"image": [canvas, canvas, channels], "size": [2], "label": [], "id": [], "broken": []}
     batches = iter(images.padded_batch(rows, shapes).prefetch(1).with_options(options))
     while True:
         try:
@@ -270,11 +275,11 @@ def _decoded(records, start: int, canvas: int, broken: Broken) -> Iterator[dict[
         except tf.errors.OpError as error:
             raise records.failure or error from None
         for number in batch["id"][batch["broken"]]:
-            broken.add(records.span.base, int(number), _why(records, int(number), canvas))
+            broken.add(records.span.base, int(number), _why(records, int(number), canvas, channels))
         yield batch
 
 
-def _why(records, number: int, canvas: int) -> object:
+def _why(records, number: int, canvas: int, channels: int) -> object:
     """What is wrong with an image: it is read and decoded once more, by itself."""
     import tensorflow as tf
 
@@ -282,7 +287,7 @@ def _why(records, number: int, canvas: int) -> object:
     if isinstance(data, UserError):
         return data.cause
     try:
-        fit(data, canvas)
+        fit(data, canvas, channels)
     except tf.errors.OpError as error:
         return str(error.message).partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
     return "it could not be read before"
@@ -294,11 +299,16 @@ def _endless(value):
     return tf.data.Dataset.from_tensors(value).repeat()
 
 
-def fit(data, canvas: int):
-    """Encoded image, a string tensor -> (uint8 (h, w, 3) with no side over `canvas`, int32 (2,): h and w)."""
+def fit(data, canvas: int, channels: int = 3):
+    """Encoded image, a string tensor -> (uint8 (h, w, channels), no side over `canvas`; int32 (2,): h and w)."""
     import tensorflow as tf
 
-    image, size = tf.cond(tf.io.is_jpeg(data), lambda: _decode_jpeg(data, canvas), lambda: _decode_other(data))
+    is_png = tf.strings.substr(data, 0, 4) == b"\x89PNG"
+    image, size = tf.cond(
+        tf.io.is_jpeg(data),
+        lambda: _decode_jpeg(data, canvas, channels),
+        lambda: tf.cond(is_png, lambda: _decode_png(data, channels), lambda: _decode_other(data, channels)),
+    )
     longest = tf.reduce_max(size)
     size = tf.cond(
         longest > canvas,
@@ -306,10 +316,10 @@ def fit(data, canvas: int):
         lambda: size,
     )
     image = tf.cond(tf.reduce_all(tf.shape(image)[:2] == size), lambda: image, lambda: _shrink(image, size))
-    return _shaped(image, [None, None, 3]), _shaped(size, [2])
+    return _shaped(image, [None, None, channels]), _shaped(size, [2])
 
 
-def _decode_jpeg(data, canvas: int):
+def _decode_jpeg(data, canvas: int, channels: int):
     """Image and its full size. Decodes at 1/2, 1/4 or 1/8 of the size (fewer coefficients, so faster) where that still
     covers the canvas; grayscale and CMYK become RGB."""
     import tensorflow as tf
@@ -319,16 +329,32 @@ def _decode_jpeg(data, canvas: int):
 
     def decoder(ratio):
         # The accurate transform costs nothing measurable, and gives Pillow's pixels to the bit.
-        return lambda: tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+        return lambda: tf.io.decode_jpeg(data, channels=channels, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
-    return _shaped(tf.switch_case(index, [decoder(ratio) for ratio in (1, 2, 4, 8)]), [None, None, 3]), size
+    return _shaped(tf.switch_case(index, [decoder(ratio) for ratio in (1, 2, 4, 8)]), [None, None, channels]), size
 
 
-def _decode_other(data):
+def _decode_png(data, channels: int):
     import tensorflow as tf
 
-    image = _shaped(tf.io.decode_image(data, channels=3, expand_animations=False), [None, None, 3])
+    # Colour to one channel by Pillow's weights, as on the array path; TensorFlow's decoder has others.
+    image = tf.io.decode_png(data, channels=3) if channels == 3 else _pillow(data, channels)
+    return _shaped(image, [None, None, channels]), tf.shape(image)[:2]
+
+
+def _decode_other(data, channels: int):
+    import tensorflow as tf
+
+    image = _pillow(data, channels)
     return image, tf.shape(image)[:2]
+
+
+def _pillow(data, channels: int):
+    """Whatever else Pillow reads: WebP, TIFF, GIF, BMP, PPM ..."""
+    import tensorflow as tf
+
+    image = tf.numpy_function(lambda data: records_lib.decode(data, channels), [data], tf.uint8, stateful=False)
+    return _shaped(image, [None, None, channels])
 
 
 def _shrink(image, size):

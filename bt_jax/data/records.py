@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -148,8 +149,8 @@ class Source:
         """What to call an image in a message: its file, where it has one."""
         return f"{self.name}, split {base!r}, id {number}"
 
-    def arrays(self, split: str, broken: Broken | None = None) -> Arrays:
-        """Decodes a whole split into memory.
+    def arrays(self, split: str, broken: Broken | None = None, *, channels: int = 3) -> Arrays:
+        """Decodes a whole split into memory, with 3 or 1 channels.
 
         Args:
           broken: is told of unreadable images, which become black and lose their label (-1); by default the first one
@@ -161,7 +162,7 @@ class Source:
         span = self.span(split)
         broken = broken or Broken(self)
         images, labels = None, np.full(span.stop - span.start, -1, np.int32)
-        for position, (image, label) in enumerate(self._decoded(span, split)):
+        for position, (image, label) in enumerate(self._decoded(split, channels)):
             if isinstance(image, Exception):
                 broken.add(span.base, span.start + position, image)
                 continue
@@ -180,33 +181,49 @@ class Source:
             raise UserError(f"No image of {self.name}, split {split!r}, can be read", "Check it: bt_jax.prepare")
         return Arrays(images, labels if self.num_classes else None)
 
-    def _decoded(self, span: Span, split: str) -> Iterator[tuple[np.ndarray | Exception, int | None]]:
+    def _decoded(self, split: str, channels: int) -> Iterator[tuple[np.ndarray | Exception, int | None]]:
         """Decodes a chunk at a time, so that a data set that does not fit one array fails before it is all read."""
         records = self.encoded(split)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             while chunk := list(islice(records, 1024)):
                 # Threads pass the interpreter lock around: for 32x32 images that costs more (93 us) than decoding (57
                 # us).
                 large = sum(len(data) for data, _ in chunk if isinstance(data, bytes)) > 8192 * len(chunk)
-                results = (pool.map if large else map)(try_decode, [data for data, _ in chunk])
+                decoder = partial(try_decode, channels=channels)
+                results = (pool.map if large else map)(decoder, [data for data, _ in chunk])
                 for result, (_, label) in zip(results, chunk, strict=True):
                     yield result, label
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Encoded image -> uint8 (h, w, 3): the one decoder of the array path."""
+MODES = {1: "L", 3: "RGB"}  # Pillow's names of what a decoded image may be
+
+
+def decode(data: bytes, channels: int = 3) -> np.ndarray:
+    """Encoded image -> uint8 (h, w, channels): the one decoder of the array path, for whatever Pillow reads.
+
+    Colour becomes luma where one channel is asked for, and gray three equal ones where three are. Of 16 bits the upper
+    eight stay; an alpha channel is dropped; of an animation, the first picture.
+    """
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        if image.mode.startswith("I"):  # 16 bits; convert() would cut at 255
+            image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        pixels = np.asarray(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def try_decode(data: bytes | Exception) -> np.ndarray | Exception:
+def try_decode(data: bytes | Exception, channels: int = 3) -> np.ndarray | Exception:
     """As `decode`, but hands an exception back, so that a pool of threads can go on."""
     if isinstance(data, Exception):
         return data
     try:
-        return decode(data)
+        return decode(data, channels)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, its own ...
         return error
+
+
+def cores() -> int:
+    """CPU cores that this process may use, which on a shared node are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _boundary(text: str, count: int) -> int:

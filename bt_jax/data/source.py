@@ -82,7 +82,9 @@ class PatternsSource(Source):
         images, labels = self._arrays[base]
         return [(_png(images[i]), int(labels[i])) for i in ids]
 
-    def arrays(self, split, broken=None):
+    def arrays(self, split, broken=None, *, channels=3):
+        if channels != 3:
+            return super().arrays(split, broken, channels=channels)
         span = self.span(split)
         images, labels = self._arrays[span.base]
         return Arrays(images[span.start : span.stop], labels[span.start : span.stop].astype(np.int32))
