@@ -74,7 +74,7 @@ def measure(road, encoded: list[bytes]) -> float:
 
 
 def stream(source, images: int, device: bool) -> float:
-    """Images a second, all cores, once the pipeline runs: the first batches, which build and fill it, are not counted."""
+    """Images a second, all cores, once the pipeline runs: the first batches build and fill it, and do not count."""
     from bt_jax.data.pipeline import train_batches
 
     batches = train_batches(source, "train", batch_size=BATCH, canvas=CANVAS, seed=0)

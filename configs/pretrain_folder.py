@@ -5,8 +5,8 @@
 Arguments, after a colon: batch=256, epochs=300, size=224, arch=resnet50, gray=False, val= (a split that is held out,
 such as val), smoke. Check the images first: python -m bt_jax.prepare --folder=IMAGES.
 
-The paper's recipe with the authors' rates for the batch (see pretrain_imagenet_r50.py). Views of up to 64 pixels get the
-small-image stem and no blur. It must reach what your data allow: with sub-folders as labels and `val=`, kNN and the
+The paper's recipe with the authors' rates for the batch (see pretrain_imagenet_r50.py). Views of up to 64 pixels get
+the small-image stem and no blur. It must reach what your data allow: with sub-folders as labels and `val=`, kNN and the
 online probe say how far it is; without labels the report's diagonal and spread do.
 """
 

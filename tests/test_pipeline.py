@@ -1,5 +1,6 @@
 """Streaming: the order is a function of (seed, step) on any number of processes, and no pixel goes astray."""
 
+import io
 import itertools
 import threading
 import time
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from test_source import Listed, encode
 
+from benchmarks import fuzz_input
 from bt_jax.data.npz import write_npz
 from bt_jax.data.pipeline import eval_batches, permutation, train_batches
 from bt_jax.data.prefetch import prefetch
@@ -230,6 +232,50 @@ def test_an_error_of_the_program_surfaces_as_it_is(images):
 
     with pytest.raises(ZeroDivisionError, match="a mistake of ours"):
         take(1, Wrong([(encode(im), 0) for im in images]), "train")
+
+
+FORMATS = ["PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM"]
+
+
+def of_every_format() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    picture = np.kron(rng.integers(0, 256, (4, 3, 3)), np.ones((3, 4, 1))).astype(np.uint8)
+    deep = io.BytesIO()
+    Image.fromarray((picture[..., 0].astype(np.uint16) << 8) + 17).save(deep, "PNG")
+    gray = [encode(picture, kind, "L") for kind in ("PNG", "TIFF", "JPEG")]
+    alpha = [encode(picture, "PNG", mode) for mode in ("RGBA", "LA", "P", "1")]
+    return [encode(picture, kind) for kind in FORMATS] + gray + alpha + [deep.getvalue()]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_format_gives_the_pixels_of_the_array_path(channels):
+    pytest.importorskip("tensorflow")
+    encoded = of_every_format()
+    batches = eval_batches(
+        Listed([(data, 0) for data in encoded]), "train", batch_size=len(encoded), canvas=16, channels=channels
+    )
+    batch = next(batches)
+    assert batch["mask"].all() and batch["image"].shape[-1] == channels
+    for image, data in zip(batch["image"], encoded, strict=True):
+        np.testing.assert_array_equal(image[:12, :12], decode(data, channels))
+    assert decode(encoded[-1], channels).std() > 30  # 16 bits are brought to 8, not cut off at 255
+
+
+def test_images_of_no_and_of_enormous_size():
+    """One pixel, and 108 million of them as JPEG, decoded at an eighth of its size."""
+    pytest.importorskip("tensorflow")
+    huge = np.zeros((9000, 12000, 3), np.uint8)
+    huge[:, 6000:] = 200
+    records = [(encode(np.full((1, 1, 3), 7, np.uint8)), 0), (encode(huge, "JPEG"), 0)]
+    batch = next(eval_batches(Listed(records), "train", batch_size=2, canvas=64))
+    assert batch["size"].tolist() == [[1, 1], [48, 64]] and batch["image"][0, 0, 0].tolist() == [7, 7, 7]
+    np.testing.assert_allclose(batch["image"][1, :48, [10, 50], 0], [[0] * 48, [200] * 48], atol=3)
+
+
+def test_damaged_files_of_every_kind():
+    """A short form of `benchmarks/fuzz_input.py`: nothing crashes, every id comes once, whole images are untouched."""
+    pytest.importorskip("tensorflow")
+    fuzz_input.check(files=300, seed=0)
 
 
 def test_training_goes_on_past_broken_images(images, tmp_path):

@@ -45,6 +45,9 @@ class Broken:
       source: theirs.
       limit: share of a split's images that may be unreadable; 0: the first one is an error.
       say: prints a line.
+
+    Attributes:
+      lines: list of str, one for each image found so far.
     """
 
     NAMED = 20  # on the terminal; the file names all
@@ -52,14 +55,14 @@ class Broken:
     def __init__(self, source: "Source", *, limit: float = 0.0, say: Callable[[str], None] = print):
         self._source, self._limit, self._say = source, limit, say
         self._found: dict[str, set[int]] = {}
-        self._lines: list[str] = []
+        self.lines: list[str] = []
         self._file: Path | None = None
 
     def list_in(self, file: Path) -> None:
         """From now on all of them stand in this file, a line each, also those found before."""
         self._file = file
-        if self._lines:
-            self._file.write_text("".join(f"{line}\n" for line in self._lines))
+        if self.lines:
+            self._file.write_text("".join(f"{line}\n" for line in self.lines))
 
     def add(self, base: str, number: int, reason: object) -> None:
         """Notes one. UserError past the limit, or at once without one."""
@@ -69,7 +72,7 @@ class Broken:
         found.add(number)
         reason = str(reason).partition("\n")[0].split("<_io")[0].strip()
         line = f"{self._source.where(base, number)}: the image cannot be read ({reason})"
-        self._lines.append(line)
+        self.lines.append(line)
         if self._file:
             self.list_in(self._file)
         if len(found) > self._limit * self._source.splits[base]:
