@@ -77,7 +77,7 @@ def damage(rng: np.random.Generator, data: bytes) -> bytes:
     if way == 0:
         return bytes(found[:place])
     if way == 1:
-        found[rng.integers(0, len(found), 1 + length % 8)] ^= 1 << rng.integers(0, 8)
+        found[rng.integers(0, len(found), 1 + length % 8)] ^= np.uint8(1 << rng.integers(0, 8))
     elif way == 2:
         found[place : place + length] = rng.integers(0, 256, len(found[place : place + length]))
     elif way == 3:

@@ -4,6 +4,7 @@
     python -m bt_jax.prepare --data=cifar10 --data_dir=DIR --npz=cifar10.npz     # check, then write
     python -m bt_jax.prepare --npz_in=cifar10.npz                                # check a cache file
     python -m bt_jax.prepare --folder=DIR                                        # check a folder of images
+    python -m bt_jax.prepare --folder=DIR --shards=OUT/NAME                      # and write it as TFRecord shards
 
 Reads every image of every split: counts, sizes, classes, unreadable images by file or id. Exit status 0: all is well;
 2: it is not, with one line on stderr. Nothing is written from a data set with unreadable images.
@@ -42,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.npz:
             write_npz(source, options.npz, splits)
             print(f"wrote {options.npz}: {os.path.getsize(options.npz) / 1e6:.1f} MB")
+        if options.shards:
+            from bt_jax.data.shards import write_shards  # imported here: it needs TensorFlow
+
+            data_dir, name = os.path.split(os.path.abspath(options.shards))
+            print(f"wrote {write_shards(source, data_dir, name, splits)}")
+            print(f"train with --config.data.name={name} --config.data.dir={data_dir}")
     except UserError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2
@@ -63,6 +70,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", metavar="DIR", help="check this folder of images instead of a named data set")
     parser.add_argument("--npz_in", metavar="FILE", help="check this cache file instead of a named data set")
     parser.add_argument("--npz", metavar="FILE", help="write the splits to this cache file")
+    parser.add_argument(
+        "--shards", metavar="DIR/NAME", help="write the splits as TFRecord shards, the TFDS data set NAME in DIR"
+    )
     parser.add_argument("--splits", metavar="A,B", help="the splits to check and write (default: all)")
     return parser
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_source import encode
 
+from bt_jax import prepare
 from bt_jax.data import folder
 from bt_jax.data.folder import FolderSource
 from bt_jax.data.pipeline import train_batches
@@ -122,6 +123,28 @@ def test_a_folder_that_cannot_be_listed(root, monkeypatch):
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(UserError, match="Cannot list .*/b: Permission denied"):
         FolderSource(root)
+
+
+def test_written_as_shards(root, tmp_path, capsys, monkeypatch):
+    """Checked, written in mixed order, and read again by its TFDS name; an interrupted write leaves nothing behind."""
+    pytest.importorskip("tensorflow_datasets")
+    from bt_jax.data import shards
+
+    monkeypatch.setattr(shards, "RECORDS", 8)
+    write(root, *(f"train/{'ab'[i // 10]}/{i:02d}.png" for i in range(20)), "val/b/x.png")
+    assert prepare.main([f"--folder={root}", f"--shards={tmp_path}/out/mine"]) == 0
+    assert "--config.data.name=mine" in capsys.readouterr().out
+    stored, source = open_source("mine", data_dir=tmp_path / "out"), FolderSource(root)
+    assert stored.splits == source.splits and list(stored.class_names) == ["a", "b"]
+    assert len(stored.files("train")) == 3
+    found = list(stored.encoded("train"))
+    assert sorted(found) == sorted(source.encoded("train")) and found != list(source.encoded("train"))
+    assert prepare.main([f"--folder={root}", f"--shards={tmp_path}/out/mine"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    monkeypatch.setattr(FolderSource, "read", lambda *_: (_ for _ in ()).throw(UserError("gone", "")))
+    with pytest.raises(UserError, match="gone"):
+        shards.write_shards(source, tmp_path / "out", "other", ["train"])
+    assert list((tmp_path / "out" / "other").iterdir()) == []
 
 
 def test_damaged_and_vanished_files_are_named_by_their_path(root):

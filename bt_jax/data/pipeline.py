@@ -281,15 +281,15 @@ def _decoded(records, start: int, canvas: int, channels: int, broken: Broken) ->
 
 def _why(records, number: int, canvas: int, channels: int) -> object:
     """What is wrong with an image: it is read and decoded once more, by itself."""
-    import tensorflow as tf
 
     ((data, _),) = records.source.try_read(records.span.base, [number])
     if isinstance(data, UserError):
         return data.cause
     try:
         fit(data, canvas, channels)
-    except tf.errors.OpError as error:
-        return str(error.message).partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
+    except Exception as error:  # TensorFlow's, or through it Pillow's, as they come
+        reason = str(getattr(error, "message", error))
+        return reason.partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
     return "it could not be read before"
 
 

@@ -22,7 +22,7 @@ class TfdsSource(Source):
     def __init__(self, name: str, data_dir: str | os.PathLike | None = None):
         self.name = name
         folder = _tfds_folder(name, data_dir)
-        self._tf, tfds = tensorflow(), _tensorflow_datasets()
+        self._tf, tfds = tensorflow(), tensorflow_datasets()
         try:
             self._builder = tfds.builder_from_directory(folder)
             info = self._builder.info
@@ -146,7 +146,8 @@ def tensorflow():
     return tf
 
 
-def _tensorflow_datasets():
+def tensorflow_datasets():
+    """Imports TFDS, or says how to get it."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

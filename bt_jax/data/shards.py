@@ -1,0 +1,89 @@
+"""TFRecord shards in TFDS form: for storage that reads well only in sequence, such as gs:// and network disks."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bt_jax.data.pipeline import permutation
+from bt_jax.data.records import Source, progress
+from bt_jax.data.tfds import tensorflow, tensorflow_datasets
+from bt_jax.errors import UserError
+
+RECORDS = 1024  # a shard: about 110 MB of ImageNet JPEGs; TFDS aims at 150 MB
+VERSION = "1.0.0"
+
+
+def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits: Sequence[str]) -> Path:
+    """Writes whole splits, encoded as they are, as a data set of a TFDS folder; it appears whole or not at all.
+
+    The records are in a random order, a function of the split's size alone, so that reading shards in sequence mixes
+    the classes of a folder that is sorted by class.
+
+    Returns:
+      DATA_DIR/NAME/1.0.0.
+
+    Raises:
+      UserError: no TensorFlow, an unreadable image, a data set of that name, a folder that cannot be written.
+    """
+    tf, tfds = tensorflow(), tensorflow_datasets()
+    final = Path(data_dir).expanduser().absolute() / name / VERSION
+    if final.exists():
+        raise UserError(f"{final} exists already", "Choose another name, or delete it.")
+    partial = final.with_name(f".{VERSION}.{os.getpid()}.tmp")
+    labels = tfds.features.ClassLabel(names=source.class_names or [str(i) for i in range(source.num_classes)])
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image()} | ({"label": labels} if source.num_classes else {})
+    )
+    try:
+        partial.mkdir(parents=True)
+        infos = []
+        for split in splits:
+            lengths = _write_split(tf, source, split, partial, name)
+            template = tfds.core.ShardedFileTemplate(
+                dataset_name=name, data_dir=partial, split=split, filetype_suffix="tfrecord"
+            )
+            size = sum(file.stat().st_size for file in partial.glob(f"{name}-{split}.tfrecord-*"))
+            infos.append(
+                tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
+            )
+        tfds.folder_dataset.write_metadata(
+            data_dir=partial, features=features, split_infos=infos, version=VERSION, check_data=False
+        )
+        partial.rename(final)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {final}: {error.strerror}", "Choose a folder with room that you may write to"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def _write_split(tf, source: Source, split: str, folder: Path, name: str) -> list[int]:
+    """Records in each shard."""
+    if split not in source.splits:
+        raise UserError(
+            f"{source.name} has no split {split!r}", f"Name whole splits: {', '.join(sorted(source.splits))}"
+        )
+    count = source.splits[split]
+    order = permutation(count, 0, 0)
+    shards = [order[first : first + RECORDS] for first in range(0, count, RECORDS)]
+    records = progress(_records(source, split, shards), f"writing {split}", count)
+    for number, shard in enumerate(shards):
+        path = folder / f"{name}-{split}.tfrecord-{number:05d}-of-{len(shards):05d}"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for _ in shard:
+                data, label = next(records)
+                example = tf.train.Example()
+                example.features.feature["image"].bytes_list.value.append(data)
+                if label is not None:
+                    example.features.feature["label"].int64_list.value.append(label)
+                writer.write(example.SerializeToString())
+    return [len(shard) for shard in shards]
+
+
+def _records(source: Source, split: str, shards: list) -> Iterable[tuple[bytes, int | None]]:
+    for shard in shards:
+        for first in range(0, len(shard), 64):
+            yield from source.read(split, [int(i) for i in shard[first : first + 64]])
