@@ -6,7 +6,6 @@ train      {"step", "probe", "opt_state", "bad_steps"}: what only a resumed run 
 model      JSON: how to build the backbone, and its recipe for pixels
 """
 
-import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from bt_jax import models
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, is_disk_full
 from bt_jax.state import TrainState
 
 
@@ -143,12 +142,3 @@ class _Explained:
                 f"The disk is full while writing {self._what}",
                 "Free some space and give the same command again: earlier checkpoints are whole.",
             ) from error
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether the error, or one that caused it, says that there is no space left."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "no space left" in str(error).lower():
-            return True
-        error = error.__cause__ or error.__context__
-    return False

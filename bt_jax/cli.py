@@ -10,7 +10,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, is_disk_full
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -28,6 +28,10 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
 
         sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{config_lib.describe()}\n"
     logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
+    # A full disk is told of in one line by whoever waits for the save; Orbax's threads log their tracebacks as well.
+    logging.get_absl_handler().addFilter(
+        lambda record: not is_disk_full(record.exc_info[1] if record.exc_info else None)
+    )
     try:
         app.run(main, argv=argv, flags_parser=_parse)
     except UserError as error:

@@ -1,5 +1,7 @@
 """The one exception for everything a user can mend: a wrong key, a missing folder, a batch that does not divide."""
 
+import errno
+
 
 class UserError(Exception):
     """One line with the cause and the cure. `main` prints it without a traceback and exits with status 2.
@@ -13,3 +15,12 @@ class UserError(Exception):
         super().__init__(f"{cause}. {cure}" if cure else cause)
         self.cause = cause
         self.cure = cure
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether the error, or one that caused it, says that there is no space left."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "no space left" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,7 +1,9 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard under the same names, and lines on the terminal."""
 
+import contextlib
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -30,11 +32,7 @@ class RunLog:
         if path.exists():
             _drop_after(path, first_step)
         self._file = path.open("a")
-        self._board = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter  # imported here: a run without it needs neither package nor time
-
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._board = _Board(folder / "tensorboard", first_step + 1) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line {"step": …, name: value, …}. Values that are not finite are written as null."""
@@ -44,15 +42,42 @@ class RunLog:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.write(step, values)
 
     def close(self) -> None:
         """Flushes and closes what was opened."""
         if self._writes:
-            self._file.close()
-            if self._board:
-                self._board.close()
+            for file in filter(None, (self._file, self._board)):
+                with contextlib.suppress(OSError):  # a full disk, of which the write has told
+                    file.close()
+
+
+class _Board:
+    """An event file for TensorBoard, written at once.
+
+    Not tensorboardX's SummaryWriter: its thread dies of a full disk, and then its queue fills and the run hangs.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        # imported here: a run without it needs neither package nor time
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        folder.mkdir(exist_ok=True)
+        self._event, self._scalar = event_pb2.Event, summary.scalar
+        self._file = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        # Steps from here on, of a run that got further than its last checkpoint, are no longer shown.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._file.write_event(event_pb2.Event(step=first_step, session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            event = self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
+            self._file.write_event(event)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -12,7 +12,7 @@ STARTED = time.monotonic()
 from absl import flags  # noqa: E402  (the clock starts before the imports, which take seconds)
 
 from bt_jax import cli  # noqa: E402
-from bt_jax.errors import UserError  # noqa: E402
+from bt_jax.errors import UserError, is_disk_full  # noqa: E402
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if absent, continued if it holds the same run.")
 
@@ -27,12 +27,12 @@ def main(argv: list[str]) -> None:
     _compile_cache(config.compile_cache)
     if config.task != "pretrain":
         raise UserError(f"config.task={config.task!r} is unknown", "Choose from pretrain.")
-    from bt_jax import checkpoint, pretrain
+    from bt_jax import pretrain
 
     try:
         pretrain.run(config, WORKDIR.value, started=STARTED)
     except OSError as error:
-        if not checkpoint.is_disk_full(error):
+        if not is_disk_full(error):
             raise
         cure = "Free some space and give the same command again: it goes on from the newest whole checkpoint."
         raise UserError(f"The disk is full while writing to {WORKDIR.value}", cure) from error

@@ -176,6 +176,21 @@ def test_full_disk(tmp_path, monkeypatch):
     assert _lines(tmp_path / "run")[-1]["step"] == 2
 
 
+def test_disk_that_fills_while_metrics_are_written(tmp_path, monkeypatch):
+    from tensorboardX import event_file_writer
+
+    written = event_file_writer.EventsWriter.write_event
+
+    def no_space(self, event):
+        if event.step >= 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(self, event)
+
+    monkeypatch.setattr(event_file_writer.EventsWriter, "write_event", no_space)
+    with pytest.raises(OSError, match="No space left"):  # which the program turns into a line; nothing hangs
+        pretrain.run(tiny(), str(tmp_path / "run"))
+
+
 def command(*arguments):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return subprocess.run(

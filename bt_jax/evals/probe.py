@@ -68,17 +68,20 @@ def _fit(key, x, labels, *, num_classes: int, epochs: int):
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradient)
         return jax.tree.map(lambda p, v: p - rate * v, head, velocity), velocity
 
-    def step(carry, i):
-        heads, velocity = carry
-        order = jax.random.permutation(jax.random.fold_in(key, i // steps_per_epoch), n)
-        index = jax.lax.dynamic_slice(order, (i % steps_per_epoch * batch,), (batch,))
+    def step(carry, now):
+        (heads, velocity), (i, index) = carry, now
         xb, yb = x[index], labels[index]
         gradients = jax.vmap(jax.grad(loss), (0, None, None))(heads, xb, yb)
         # divided by the features' number: the logits' first step is then of one size for 3,072 pixels and 512 features
-        now = rates * 0.5 * (1 + jnp.cos(jnp.pi * i / total)) * jnp.minimum(1.0, 512 / d)
-        return jax.vmap(update)(heads, velocity, gradients, now, decays), None
+        rate = rates * 0.5 * (1 + jnp.cos(jnp.pi * i / total)) * jnp.minimum(1.0, 512 / d)
+        return jax.vmap(update)(heads, velocity, gradients, rate, decays), None
 
-    (heads, _), _ = jax.lax.scan(step, (heads, jax.tree.map(jnp.zeros_like, heads)), jnp.arange(total))
+    def one_epoch(carry, epoch):
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), n)[: steps_per_epoch * batch]
+        steps = epoch * steps_per_epoch + jnp.arange(steps_per_epoch)
+        return jax.lax.scan(step, carry, (steps, order.reshape(steps_per_epoch, batch)))
+
+    (heads, _), _ = jax.lax.scan(one_epoch, (heads, jax.tree.map(jnp.zeros_like, heads)), jnp.arange(epochs))
     return heads
 
 
