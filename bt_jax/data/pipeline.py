@@ -130,10 +130,10 @@ class _Permuted:
         self.failure = None
         self._epoch, self._order, self._lock = -1, None, threading.Lock()
 
-    def from_step(self, start: int):
+    def from_step(self, start: int, stop: int = np.iinfo(np.int64).max):
         import tensorflow as tf
 
-        steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
+        steps = tf.data.Dataset.range(start, stop)
         # Two at a time: one waits for the disk while the other is unpacked.
         return steps.map(_plain(self._fetch), num_parallel_calls=2, deterministic=True)
 
@@ -175,7 +175,7 @@ class _Ordered(_Permuted):
         if not self.source.random_access(self.span.base):
             return self.source.tf_dataset(f"{self.span.base}[{first}:{self.span.stop}]").batch(self.batch_size)
         steps = -(-(self.span.stop - self.span.start) // self.batch_size)
-        return super().from_step(start).take(steps - start)
+        return super().from_step(start, steps)
 
     def ids(self, step):
         first = self.span.start + step * self.batch_size
@@ -285,6 +285,9 @@ def _why(records, number: int, canvas: int, channels: int) -> object:
     ((data, _),) = records.source.try_read(records.span.base, [number])
     if isinstance(data, UserError):
         return data.cause
+    by_pillow = records_lib.try_decode(data, channels)
+    if isinstance(by_pillow, Exception):
+        return by_pillow
     try:
         fit(data, canvas, channels)
     except Exception as error:  # TensorFlow's, or through it Pillow's, as they come
@@ -353,8 +356,14 @@ def _pillow(data, channels: int):
     """Whatever else Pillow reads: WebP, TIFF, GIF, BMP, PPM ..."""
     import tensorflow as tf
 
-    image = tf.numpy_function(lambda data: records_lib.decode(data, channels), [data], tf.uint8, stateful=False)
-    return _shaped(image, [None, None, channels])
+    def pixels(data):
+        image = records_lib.try_decode(data, channels)
+        return np.zeros((0, 0, channels), np.uint8) if isinstance(image, Exception) else image
+
+    image = tf.numpy_function(pixels, [data], tf.uint8, stateful=False)
+    # Raised here: TensorFlow prints the traceback of an exception in Python.
+    with tf.control_dependencies([tf.debugging.assert_greater(tf.size(image), 0, "Pillow cannot read it")]):
+        return _shaped(tf.identity(image), [None, None, channels])
 
 
 def _shrink(image, size):
