@@ -1,6 +1,6 @@
 """How many pairs of views a CPU core prepares: bt_jax's host path beside the reference's recipe and bare decoding.
 
-    TFDS_DATA_DIR=DIR python -m benchmarks.input [--cores=1] [--passes=4] [--json=FILE]
+    TFDS_DATA_DIR=DIR python -m benchmarks.input [--cores=1] [--passes=4] [--memory=0] [--json=FILE]
 
 ImageNet JPEGs through TFDS. The process is pinned to `--cores` cores before TensorFlow starts. Every road is run
 `--passes` times over all images, in turns, and the medians are compared:
@@ -10,6 +10,8 @@ ImageNet JPEGs through TFDS. The process is pinned to `--cores` cores before Ten
     decode + crop     decode, then two bicubic random resized crops on the host; the rest would be the device's
     host path         bt_jax.data.pipeline: decode into a canvas, everything else is the device's
     host to device    the same, put on the device by the prefetcher
+
+--memory=N streams N images afterwards and prints the process's memory ten times on the way.
 """
 
 import argparse
@@ -30,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--passes", type=int, default=4)
+    parser.add_argument("--memory", type=int, default=0, metavar="N")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
@@ -51,6 +54,8 @@ def main() -> None:
             rates[name].append(stream(source, 2 * len(encoded), device) / args.cores)
     per_core = {name: statistics.median(found) for name, found in rates.items()}
     report(per_core, len(encoded), args)
+    if args.memory:
+        watch_memory(source, args.memory)
 
 
 def report(per_core: dict[str, float], images: int, args) -> None:
@@ -63,6 +68,18 @@ def report(per_core: dict[str, float], images: int, args) -> None:
     if args.json:
         with open(args.json, "w") as file:
             json.dump({"cores": args.cores, "pairs_per_second_per_core": per_core, "peak_gb": peak}, file, indent=2)
+
+
+def watch_memory(source, images: int) -> None:
+    from bt_jax.data.pipeline import train_batches
+
+    batches = train_batches(source, "train", batch_size=BATCH, canvas=CANVAS, seed=0)
+    for step in range(1, images // BATCH + 1):
+        next(batches)
+        if step % max(images // BATCH // 10, 1) == 0:
+            with open("/proc/self/statm") as file:
+                resident = int(file.read().split()[1]) * resource.getpagesize()
+            print(f"{step * BATCH} images: {resident / 1e9:.3f} GB", flush=True)
 
 
 def measure(road, encoded: list[bytes]) -> float:

@@ -54,6 +54,7 @@ def get_config(arg=None):
     config.checkpoint.keep_every_epochs = 100.0
     if args.smoke:
         config_lib.shrink(config, train_split="train[:64]", val_split="validation[:32]")
+        config.model.arch = "resnet18"  # a ResNet-50 compiles for a minute on a CPU
         config.views.size, config.evals.resize, config.data.canvas = 64, 72, 256
     return config
 

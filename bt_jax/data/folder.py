@@ -43,12 +43,14 @@ class Listing(NamedTuple):
 class FolderSource(Source):
     """Images below a folder; the id of an image is its place in the sorted list of its split.
 
+    A sub-folder that cannot be read is left out and named on stderr, at every start until it can be.
+
     Args:
       root: the folder.
       cache: where the list is kept; None: $XDG_CACHE_HOME/bt_jax/folders. An unwritable one is done without.
 
     Raises:
-      UserError: no such folder, a folder that cannot be read, no image.
+      UserError: no such folder, one that cannot be read, no image.
     """
 
     def __init__(self, root: str | os.PathLike, *, cache: str | os.PathLike | None = None):
@@ -123,43 +125,54 @@ def _listed(root: Path, cache: Path) -> Listing:
     known = _read_cache(cache)
     if known is not None and _times(root, known.folders) == known.times.tolist():
         return known
-    listing = _walk(root)
-    _write_cache(cache, listing)
+    listing, whole = _walk(root)
+    if whole:
+        _write_cache(cache, listing)
     return listing
 
 
-def _walk(root: Path) -> Listing:
-    """Folders level by level, 16 at a time: on a network disk it is the waiting that costs."""
-    folders, files, level = [], [], [""]
+def _walk(root: Path) -> tuple[Listing, bool]:
+    """The listing, and whether all folders could be read. Folders level by level, 16 at a time: on a network disk it is
+    the waiting that costs."""
+    folders, files, level, whole = [], [], [""], True
     with ThreadPoolExecutor(16) as pool:
         while level:
             folders += level
             deeper = []
-            for found, below in pool.map(lambda folder: _scan(root, folder), level):
-                files += found
-                deeper += below
+            for folder, found in zip(level, pool.map(lambda folder: _try_scan(root, folder), level), strict=True):
+                if isinstance(found, OSError):
+                    cause = f"Cannot list {root / folder}: {found.strerror}"
+                    if not folder:
+                        raise UserError(cause, "Make it readable.")
+                    print(f"WARNING: {cause}; its images are left out", file=sys.stderr)
+                    whole = False
+                    continue
+                files += found[0]
+                deeper += found[1]
             level = sorted(deeper)
             if sys.stderr.isatty():
                 print(f"\rlisting {root}: {len(files)} images", end="" if level else "\n", file=sys.stderr, flush=True)
-    return Listing(folders, np.array(_times(root, folders), np.int64), sorted(files))
+    return Listing(folders, np.array(_times(root, folders), np.int64), sorted(files)), whole
+
+
+def _try_scan(root: Path, folder: str) -> tuple[list[str], list[str]] | OSError:
+    try:
+        return _scan(root, folder)
+    except OSError as error:
+        return error
 
 
 def _scan(root: Path, folder: str) -> tuple[list[str], list[str]]:
     """Relative paths of the images and of the folders in one folder; hidden ones are left out."""
     prefix, images, below = f"{folder}/" if folder else "", [], []
-    try:
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.lower().endswith(SUFFIXES):
-                    images.append(prefix + entry.name)
-                elif entry.is_dir() and not (entry.is_symlink() and _leads_back(root / folder, entry.path)):
-                    below.append(prefix + entry.name)
-    except OSError as error:
-        raise UserError(
-            f"Cannot list {root / folder}: {error.strerror}", "Make it readable, or move it out of the folder."
-        ) from None
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(SUFFIXES):
+                images.append(prefix + entry.name)
+            elif entry.is_dir() and not (entry.is_symlink() and _leads_back(root / folder, entry.path)):
+                below.append(prefix + entry.name)
     return images, below
 
 

@@ -281,7 +281,6 @@ def _decoded(records, start: int, canvas: int, channels: int, broken: Broken) ->
 
 def _why(records, number: int, canvas: int, channels: int) -> object:
     """What is wrong with an image: it is read and decoded once more, by itself."""
-
     ((data, _),) = records.source.try_read(records.span.base, [number])
     if isinstance(data, UserError):
         return data.cause
