@@ -11,13 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import bt_jax
 from bt_jax import build, main, pretrain
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.recipes import View
-from configs import pretrain_cifar10_r18, pretrain_imagenet_r50, quickstart
+from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50, quickstart
 
 ROOT = Path(main.__file__).parents[1]
 
@@ -351,6 +352,25 @@ def test_cifar_smoke(tfds_dir, tmp_path):
     config = pretrain_cifar10_r18.get_config("smoke")
     config.data.dir, config.stop_after_steps = str(tfds_dir), 2
     assert _lines(pretrain.run(config, str(tmp_path / "run")))[-1]["step"] == 2
+
+
+def test_own_gray_images_without_labels(tmp_path, monkeypatch):
+    """A folder of 16-bit PNGs of several sizes, one of them no image: streamed, one channel, no monitors."""
+    pytest.importorskip("tensorflow")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images, rng = tmp_path / "images" / "scan", np.random.default_rng(0)
+    images.mkdir(parents=True)
+    for i in range(65):
+        Image.fromarray(rng.integers(0, 2**16, (12 + i % 9, 20), np.uint16)).save(images / f"{i:03d}.png")
+    (images / "040.png").write_text("no image")
+    config = pretrain_folder.get_config("smoke,size=16,gray")
+    config.data.folder, config.total_epochs, config.data.broken_limit = str(tmp_path / "images"), 1.0, 0.05
+    run = pretrain.run(config, str(tmp_path / "run"))
+    assert _lines(run)[-1]["step"] == 4 and "val/knn_top1" not in _lines(run)[-1]
+    (line,) = (run / "broken.txt").read_text().splitlines()
+    assert line.startswith(f"{images / '040.png'}: the image cannot be read (cannot identify image file")
+    net, variables = bt_jax.load_encoder(run)
+    assert variables["params"]["conv1"]["kernel"].shape[2] == 1 and (run / "report.html").exists()
 
 
 def test_imagenet_smoke_streams(tfds_dir, tmp_path):
