@@ -227,7 +227,8 @@ def science(config):
 
 
 def unset_views():
-    return {f"views.{view}.{field.name}": None for view in ("view1", "view2") for field in dataclasses.fields(View)}
+    fields = {f"views.{view}.{field.name}": None for view in ("view1", "view2") for field in dataclasses.fields(View)}
+    return fields | {"views.mean": None, "views.std": None}
 
 
 PAPER = {
