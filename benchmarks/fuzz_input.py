@@ -53,7 +53,9 @@ def check(*, files: int, seed: int) -> dict[str, int]:
                 black.append(int(number))
                 assert (h, w) == (1, 1) and not image.any()
                 assert damaged[number], f"whole file {number} was refused"
-            elif not damaged[number]:
+            else:
+                assert label == damaged[number], "another image's label"
+            if not damaged[number]:
                 np.testing.assert_array_equal(image[:h, :w], decode(encoded[number]))
     assert len(set(seen)) == len(seen) == files // BATCH * BATCH, "an image is missing or came twice"
     assert len(broken.lines) == len(black)

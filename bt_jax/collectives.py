@@ -34,9 +34,12 @@ def count(text: str, devices: int) -> dict[str, dict[str, Any]]:
             chains.add((match["kind"], chain[1]))
         kind, p = match["kind"], _group_size(line, devices)
         arrays = [_nbytes(*array) for array in _ARRAY.findall(match["shape"])]
-        # An asynchronous start gives (operands, results, …).
-        size = max(arrays, default=0) if match["start"] and kind != "all-reduce" else sum(arrays)
-        if kind == "reduce-scatter" and not match["start"]:
+        if match["start"] and kind == "collective-permute":
+            arrays = arrays[:1]  # (operand, result, context)
+        elif match["start"] and kind != "all-reduce":
+            arrays = arrays[len(arrays) // 2 :]  # (operands, results)
+        size = sum(arrays)
+        if kind == "reduce-scatter":
             size *= p
         sent = size if kind == "collective-permute" else size * (p - 1) / p * (2 if kind == "all-reduce" else 1)
         total = found.setdefault(kind, {"count": 0, "bytes": 0, "link_bytes": 0.0})

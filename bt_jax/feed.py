@@ -121,7 +121,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
             shown = []
             for _ in range(steps):
                 batch = next(ahead)
-                if not source.num_classes:
+                if not source.labelled(train_images.base):
                     batch = {name: values for name, values in batch.items() if name != "label"}
                 state, metrics = jitted(state, batch)
                 shown.append(metrics)

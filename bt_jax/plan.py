@@ -5,7 +5,8 @@
 The real step of any config, with the real sharding, is compiled ahead of time by libtpu (pip install -e '.[tpu]'). Per
 chip: the state, the compiler's memory and whether it fits, FLOPs, bytes of memory traffic (the compiler's count, with
 what stays in on-chip memory: an upper bound), every kind of collective, and the time that each of arithmetic, memory
-and interconnect would take at the chip's published rates. No step is run and no data set is opened.
+and interconnect would take at the chip's published rates, all of its links busy (a slice of few chips has fewer
+neighbours). No step is run and no data set is opened.
 """
 
 import importlib.util
@@ -136,7 +137,11 @@ def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
 
 
 def measure(compiled: jax.stages.Compiled, mesh: Mesh) -> dict[str, Any]:
-    """Memory, FLOPs and collectives of a compiled program, per chip."""
+    """Memory, FLOPs and collectives of a compiled program, per chip.
+
+    XLA counts the body of a loop once: the covariance form is short of FLOPs where its rows of c do not fit one block
+    (losses.BLOCK), which takes D^2 / chips above 2^24.
+    """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     found = collectives.count(compiled.as_text(), mesh.devices.size)
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

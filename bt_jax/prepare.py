@@ -89,9 +89,9 @@ def check(source: Source, split: str) -> list[int]:
                     unreadable.append(number)
                 else:
                     sizes[result.shape[1::-1]] += 1
-                labels[label] += 1
+                labels.update([] if label is None else [label])
                 number += 1
-    print(f"{split}: {_summary(source, sizes, labels)}, {len(unreadable)} unreadable")
+    print(f"{split}: {number - span.start} images, {_summary(source, sizes, labels)}, {len(unreadable)} unreadable")
     return unreadable
 
 
@@ -101,12 +101,12 @@ def _summary(source: Source, sizes: Counter, labels: Counter) -> str:
         size = f"all {widths[0]}x{heights[0]}"
     else:
         size = f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)}"
-    if source.num_classes:
+    if labels:
         counts = labels.values()
         classes = f"{len(labels)} of {source.num_classes} classes, {min(counts)} to {max(counts)} each"
     else:
         classes = "no labels"
-    return f"{sum(labels.values())} images, {size}, {classes}"
+    return f"{size}, {classes}"
 
 
 if __name__ == "__main__":

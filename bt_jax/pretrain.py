@@ -86,7 +86,8 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     plan = build.make_plan(config, feed.images)
     nets, step, _, create = build.build_training(config, plan, recipe, source.num_classes, mesh)
     judge = None
-    if source.num_classes and feed.val_batches:
+    splits = [split for split in (config.data.train_split, config.data.val_split) if split]
+    if len(splits) == 2 and all(source.labelled(source.span(split).base) for split in splits):
         judge = heldout.HeldOut(
             features.make_embed(nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize),
             feed.train_batches,
@@ -99,7 +100,8 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         )
     # Only now, when the config is known to make sense: a folder holds one config for good.
     folder = run_folder.open_folder(workdir, config_lib.to_dict(config))
-    broken.list_in(folder / "broken.txt")
+    mine = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
+    broken.list_in(folder / f"broken{mine}.txt")
     devices = jax.devices()
     log.say(f"{folder}: {source.name} on {len(devices)} x {devices[0].device_kind}")
     checkpoints = checkpoint.Checkpoints(

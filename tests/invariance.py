@@ -52,8 +52,8 @@ def nets():
     return Nets(OneConv(), models.build_projector(OneConv.feature_dim, (48, 48, 64), bias=True))
 
 
-def five_steps(mesh, head, form, networks=None, loss=None):
-    """Losses (5,), views of the first batch and the last state, numpy and whole, of five steps from the same start.
+def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
+    """Losses (5,) and the last state, numpy and whole, of five steps (or `steps`) from the same start.
 
     Every step has other images, and every device other ones of them. `loss` replaces `losses.barlow_twins`.
     """
@@ -72,7 +72,7 @@ def five_steps(mesh, head, form, networks=None, loss=None):
         step = train_step.make_pretrain_step(update, RECIPE, seed=0)
         step = jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)))
         rng, found = np.random.default_rng(0), []
-        for _ in range(5):
+        for _ in range(steps):
             batch = {
                 "image": rng.integers(0, 256, (BATCH, 16, 16, 3), np.uint8),
                 "id": rng.permutation(1000)[:BATCH].astype(np.int32),

@@ -1,6 +1,7 @@
 """A folder of images: what is a split, what is a class, what is kept, and what can be wrong with it."""
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +21,12 @@ def write(root, *paths, value=None):
     for i, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(encode(np.full((8, 8, 3), i if value is None else value, np.uint8)))
+
+
+def settle(root):
+    """All folders as if left alone for a minute."""
+    for path in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+        os.utime(path, ns=(time.time_ns() - 60_000_000_000,) * 2)
 
 
 @pytest.fixture
@@ -66,6 +73,7 @@ def test_one_split_without_a_train_folder(root, paths, classes):
 
 def test_listed_once(root, cache, monkeypatch):
     write(root, *(f"{i % 3}/{i}.png" for i in range(30)), "3/ü\udcff.png")
+    settle(root)
     first = FolderSource(root)
     assert len(list(cache.iterdir())) == 1
     with monkeypatch.context() as patch:
@@ -83,10 +91,63 @@ def test_listed_once(root, cache, monkeypatch):
 @pytest.mark.parametrize("damage", [b"", b"PK nonsense", None])
 def test_a_damaged_list_is_made_anew(root, cache, damage):
     write(root, "a.png", "b.png")
+    settle(root)
     FolderSource(root)
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:-40] if damage is None else damage)
     assert FolderSource(root).splits == {"train": 2}
+
+
+def test_a_list_of_another_version_is_made_anew(root, cache, monkeypatch):
+    write(root, "a.png", "b.png")
+    settle(root)
+    FolderSource(root)
+    monkeypatch.setattr(folder, "CACHE_FORMAT", 2)
+    monkeypatch.setattr(folder, "_scan", lambda *_: (["other.png"], []))
+    assert FolderSource(root).splits == {"train": 1}
+
+
+def test_a_file_that_arrives_while_listing_is_found_the_next_time(root, monkeypatch):
+    write(root, "a/1.png", "b/2.png")
+    settle(root)
+    scan = folder._scan
+
+    def slow(base, name):
+        found = scan(base, name)
+        if name == "a":
+            write(root, "a/late.png")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_scan", slow)
+        assert FolderSource(root).splits == {"train": 2}
+    assert FolderSource(root).splits == {"train": 3}
+
+
+def test_a_folder_that_is_being_written_is_not_remembered(root, cache):
+    write(root, "a/1.png")
+    FolderSource(root)
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_links_between_folders(root):
+    write(root, "a/1.png", "b/2.png")
+    (root / "a" / "to_b").symlink_to(root / "b")
+    (root / "b" / "to_a").symlink_to(root / "a")
+    assert FolderSource(root).splits == {"train": 4}  # each once, and once through the other's link
+
+
+def test_a_flat_split_beside_a_labelled_one(root, capsys):
+    """As ILSVRC's test set: the labelled split keeps its labels."""
+    write(root, "train/a/1.png", "train/b/2.png", "test/3.png")
+    source = FolderSource(root)
+    assert source.num_classes == 2 and source.labelled("train") and not source.labelled("test")
+    assert source.arrays("train").labels.tolist() == [0, 1] and source.arrays("test").labels is None
+    assert prepare.main([f"--folder={root}"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "train: 2 images, all 8x8, 2 of 2 classes, 1 to 1 each" in said and "test: 1 images, all 8x8, no labels" in said
+    )
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(root, tmp_path):
@@ -148,10 +209,14 @@ def test_written_as_shards(root, tmp_path, capsys, monkeypatch):
     assert sorted(found) == sorted(source.encoded("train")) and found != list(source.encoded("train"))
     assert prepare.main([f"--folder={root}", f"--shards={tmp_path}/out/mine"]) == 2
     assert "exists already" in capsys.readouterr().err
-    monkeypatch.setattr(FolderSource, "read", lambda *_: (_ for _ in ()).throw(UserError("gone", "")))
-    with pytest.raises(UserError, match="gone"):
-        shards.write_shards(source, tmp_path / "out", "other", ["train"])
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderSource, "read", lambda *_: (_ for _ in ()).throw(UserError("gone", "")))
+        with pytest.raises(UserError, match="gone"):
+            shards.write_shards(source, tmp_path / "out", "other", ["train"])
     assert list((tmp_path / "out" / "other").iterdir()) == []
+    for name in ("My-Data", "patterns"):
+        assert prepare.main([f"--folder={root}", f"--shards={tmp_path}/out/{name}"]) == 2
+        assert "is no name for a data set" in capsys.readouterr().err
 
 
 def test_damaged_and_vanished_files_are_named_by_their_path(root):

@@ -115,6 +115,21 @@ def test_no_device_holds_a_d_by_d_matrix():
     assert max(_compiled("gram", n, d, mesh=True)) <= max(n * n, n * d)
 
 
+def test_covariance_in_blocks_on_devices(x64, monkeypatch):
+    z1, z2 = _random(16, 48)
+    mesh = sharding.make_mesh(jax.devices()[:4])
+
+    def grad(mesh):
+        return jax.value_and_grad(lambda a, b: losses.barlow_twins(a, b, form="covariance", mesh=mesh)[0], (0, 1))
+
+    wanted = grad(None)(z1, z2)
+    monkeypatch.setattr(losses, "BLOCK", 48 * 5)  # a device's 12 rows, 4 at a time
+    program = jax.jit(grad(mesh)).lower(z1, z2).compile()
+    for a, b in zip(jax.tree.leaves(program(z1, z2)), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(np.asarray(b)).max())
+    assert 12 * 48 not in hlo.buffer_elements(program.as_text()) and 4 * 48 in hlo.buffer_elements(program.as_text())
+
+
 def test_covariance_in_blocks(x64, monkeypatch):
     """Blocks of a few rows of c give the same numbers, and no larger array is ever made."""
     z1, z2 = _random(16, 48)

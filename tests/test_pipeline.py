@@ -504,6 +504,31 @@ def test_damage_is_named_in_a_window_too(squares, tmp_path):
         window(9, source)  # an epoch leaves out 4 of 100, and with this seed not this one
 
 
+@pytest.mark.parametrize("buffer", [0, 30])
+def test_a_missing_file_loses_its_records_alone(squares, tmp_path, buffer):
+    source, said = write_tfds(tmp_path, squares), []
+    (tmp_path / "many" / "1.0.0" / "many-train.tfrecord-00007-of-00020").unlink()
+    batches = window(8, source, shuffle_buffer=buffer, broken=Broken(source, limit=0.05, say=said.append))
+    for batch in batches:
+        gone = (batch["id"] >= 35) & (batch["id"] < 40)
+        np.testing.assert_array_equal(batch["label"], np.where(gone, -1, batch["id"]))
+    assert 4 <= len(said) <= 5 and all("No such file" in line for line in said), said
+
+
+def test_both_shuffles_of_a_window_change_with_the_epoch(squares, tmp_path):
+    source = write_tfds(tmp_path, squares)
+
+    def order(split, **kwargs):
+        epochs = take(4, source, split, **kwargs)
+        half = len(epochs) // 2
+        return [np.concatenate([b["id"] for b in part]).tolist() for part in (epochs[:half], epochs[half:])]
+
+    files = order("train", batch_size=50, shuffle_buffer=1)  # a buffer of one moves nothing
+    assert files[0] != files[1] and sorted(files[0]) == sorted(files[1])
+    within = order("train[:5]", batch_size=2, shuffle_buffer=5)  # one file
+    assert within[0] != within[1]
+
+
 def test_a_cut_file_loses_its_last_record_alone(squares, tmp_path):
     """In a window and in a permutation: the other records come as they would, and the one that is gone is named."""
     source = write_tfds(tmp_path, squares)

@@ -63,11 +63,19 @@ def test_collectives_of_a_tpu_program():
       %c = f32[64]{0} all-gather-done(%b)
       %d = bf16[128]{0} all-gather(%p.1), channel_id=1, frontend_attributes={chain_id="0"}
       %e = bf16[128]{0} all-gather(%p.2), channel_id=1, frontend_attributes={chain_id="0"}
+      %g = ((f32[16]{0}, f32[16]{0}), (f32[32]{0}, f32[32]{0})) all-gather-start(%p, %q), replica_groups={{0,1}}
+      %h = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}
+      %i = (f32[64]{0}, f32[16]{0}) reduce-scatter-start(%p), replica_groups={{0,1,2,3}}
+      %j = f32[8]{0} all-to-all(%p), replica_groups={{0,1}}
       %f = f32[8]{0} fusion(%p.3), calls=%all-reduce.clone
     """
     found = collectives.count(text, 8)
     assert found["all-reduce"] == {"count": 1, "bytes": 64 + 64, "link_bytes": 2 * 128 * 3 / 4}
-    assert found["all-gather"] == {"count": 2, "bytes": 256 + 256, "link_bytes": 256 * 3 / 4 + 256 * 7 / 8}
+    gathered = 256 * 3 / 4 + 256 * 7 / 8 + 256 / 2
+    assert found["all-gather"] == {"count": 3, "bytes": 256 + 256 + 256, "link_bytes": gathered}
+    assert found["collective-permute"] == {"count": 1, "bytes": 32, "link_bytes": 32}
+    assert found["reduce-scatter"] == {"count": 1, "bytes": 256, "link_bytes": 192}
+    assert found["all-to-all"] == {"count": 1, "bytes": 32, "link_bytes": 16}
 
 
 def tiny(head):

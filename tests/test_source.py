@@ -277,11 +277,16 @@ def test_slices_as_tfds_cuts_them(cifar, split):
 def test_random_access_reads_what_sequential_reading_reads(tfds_dir):
     source = open_source("imagenet2012", data_dir=tfds_dir)
     assert source.splits == {"train": 450, "validation": 50} and source.num_classes == 1000
-    records = list(source.encoded("train"))
+    records = [(r["image"], int(r["label"])) for r in source.tf_dataset("train").as_numpy_iterator()]
+    assert list(source.encoded("train")) == records
     ids = np.random.default_rng(0).permutation(450)[:100]
     assert source.read("train", ids) == [records[i] for i in ids]
     with pytest.raises(UserError, match="differ in size.*Stream"):
         source.arrays("train")
+
+
+def unreadable(source) -> list[int]:
+    return [i for i, (data, _) in enumerate(source.encoded("validation")) if isinstance(data, UserError)]
 
 
 def test_damaged_tfrecord_is_named(tfds_dir, tmp_path):
@@ -298,15 +303,15 @@ def test_damaged_tfrecord_is_named(tfds_dir, tmp_path):
     assert source.read("validation", [0])
     with pytest.raises(UserError, match="ends before this record"):
         source.read("validation", [49])
-    with pytest.raises(UserError, match="'validation', is damaged"):
-        list(source.encoded("validation"))
+    assert unreadable(source) == [49]
     data[12] ^= 255  # the first byte of the first record
     target.write_bytes(data)
+    source = open_source("imagenet2012", data_dir=tmp_path)
     with pytest.raises(UserError, match="id 0: the record is damaged"):
-        open_source("imagenet2012", data_dir=tmp_path).read("validation", [0])
-    with pytest.raises(UserError, match="'validation', is damaged"):
-        list(source.encoded("validation"))
+        source.read("validation", [0])
+    assert unreadable(source) == [0]
     target.unlink()
+    assert unreadable(open_source("imagenet2012", data_dir=tmp_path)) == list(range(50))
     with pytest.raises(UserError, match="No such file"):
         open_source("imagenet2012", data_dir=tmp_path).read("validation", [0])
 

@@ -5,13 +5,15 @@
     ROOT/CLASS/*.jpg  or  ROOT/*.png                 one split, "train"
 
 The files are listed once, sorted by path, and the list is kept in the user's cache folder with the modification times
-of all folders: while none has changed, opening a million files again costs one `stat` a folder.
+of all folders: while none has changed, opening a million files again costs one `stat` a folder. A split has labels
+where all of its images lie in sub-folders.
 """
 
 import contextlib
 import hashlib
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,7 @@ from bt_jax.errors import UserError
 SPLITS = ("train", "val", "validation", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 CACHE_FORMAT = 1
+SETTLED = 2_000_000_000  # ns that every folder must have been left alone before its listing is kept
 
 
 class Listing(NamedTuple):
@@ -67,14 +70,18 @@ class FolderSource(Source):
         self._files = by_split
         self.splits = {split: len(paths) for split, (_, paths) in by_split.items()}
         classes = {split: _classes(paths) for split, (_, paths) in by_split.items()}
-        names = sorted({name for found in classes.values() if found for name in found})
-        self.class_names = names if all(classes.values()) and len(names) > 1 else []
+        names = sorted({name for found in classes.values() for name in found})
+        self.class_names = names if len(names) > 1 else []
         self.num_classes = len(self.class_names)
         numbers = {name: number for number, name in enumerate(self.class_names)}
         self._labels = {
-            split: np.array([numbers[path.partition("/")[0]] for path in paths], np.int32) if numbers else None
+            split: np.array([numbers[path.partition("/")[0]] for path in paths], np.int32)
             for split, (_, paths) in by_split.items()
+            if numbers and classes[split]
         }
+
+    def labelled(self, base):
+        return base in self._labels
 
     def path(self, base: str, number: int) -> Path:
         """The file of an id."""
@@ -85,7 +92,7 @@ class FolderSource(Source):
         return str(self.path(base, number))
 
     def read(self, base, ids):
-        labels = self._labels[base]
+        labels = self._labels.get(base)
         return [(_bytes(self.path(base, int(i))), None if labels is None else int(labels[i])) for i in ids]
 
 
@@ -102,10 +109,12 @@ def _splits(files: list[str]) -> dict[str, tuple[str, list[str]]]:
 
 
 def _classes(paths: list[str]) -> set[str]:
-    """Names of the top folders, or none where an image lies in no folder."""
-    if any("/" not in path for path in paths):
-        return set()
-    return {path.partition("/")[0] for path in paths}
+    """Names of the top folders, or none where an image lies in no folder; said where only some do."""
+    loose = [path for path in paths if "/" not in path]
+    if loose and len(loose) < len(paths):
+        told = f"{len(loose)} of {len(paths)} images lie in no sub-folder ({loose[0]} ...)"
+        print(f"WARNING: {told}, so sub-folders are not taken as labels", file=sys.stderr)
+    return set() if loose else {path.partition("/")[0] for path in paths}
 
 
 def _bytes(path: Path) -> bytes:
@@ -132,12 +141,13 @@ def _listed(root: Path, cache: Path) -> Listing:
 
 
 def _walk(root: Path) -> tuple[Listing, bool]:
-    """The listing, and whether all folders could be read. Folders level by level, 16 at a time: on a network disk it is
+    """The listing, and whether it may be kept. Folders level by level, 16 at a time: on a network disk it is
     the waiting that costs."""
-    folders, files, level, whole = [], [], [""], True
+    folders, times, files, level, whole = [], [], [], [""], True
     with ThreadPoolExecutor(16) as pool:
         while level:
             folders += level
+            times += _times(root, level)  # before they are listed: what comes later shows
             deeper = []
             for folder, found in zip(level, pool.map(lambda folder: _try_scan(root, folder), level), strict=True):
                 if isinstance(found, OSError):
@@ -152,7 +162,9 @@ def _walk(root: Path) -> tuple[Listing, bool]:
             level = sorted(deeper)
             if sys.stderr.isatty():
                 print(f"\rlisting {root}: {len(files)} images", end="" if level else "\n", file=sys.stderr, flush=True)
-    return Listing(folders, np.array(_times(root, folders), np.int64), sorted(files)), whole
+    # A folder that has just changed may change again within the same tick of its clock.
+    whole = whole and max(times) < time.time_ns() - SETTLED
+    return Listing(folders, np.array(times, np.int64), sorted(files)), whole
 
 
 def _try_scan(root: Path, folder: str) -> tuple[list[str], list[str]] | OSError:
@@ -171,27 +183,28 @@ def _scan(root: Path, folder: str) -> tuple[list[str], list[str]]:
                 continue
             if entry.name.lower().endswith(SUFFIXES):
                 images.append(prefix + entry.name)
-            elif entry.is_dir() and not (entry.is_symlink() and _leads_back(root / folder, entry.path)):
+            elif entry.is_dir() and not (entry.is_symlink() and _leads_back(root, folder, entry.path)):
                 below.append(prefix + entry.name)
     return images, below
 
 
-def _leads_back(folder: Path, link: str) -> bool:
-    """Whether a link points to a folder that holds it, which would be listed for ever."""
-    return folder.resolve().is_relative_to(Path(link).resolve())
+def _leads_back(root: Path, folder: str, link: str) -> bool:
+    """Whether a link in a folder points to one that is being listed above it, and so would be listed for ever."""
+    above = [root / folder, *(root / folder).parents][: len(Path(folder).parts) + 1]
+    return os.path.realpath(link) in {os.path.realpath(path) for path in above}
 
 
 def _times(root: Path, folders: list[str]) -> list[int]:
     """Modification times in ns; -1 for a folder that is gone."""
 
-    def time(folder):
+    def modified(folder):
         try:
             return os.stat(root / folder).st_mtime_ns
         except OSError:
             return -1
 
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(time, folders))
+        return list(pool.map(modified, folders))
 
 
 def _cache_file(root: Path, cache: str | os.PathLike | None) -> Path:

@@ -17,6 +17,7 @@ Two kinds of shuffle:
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -210,18 +211,38 @@ class _Windowed:
         count = len(self.files)
 
         def one_file(path, first, end):
-            # A file that is cut or damaged ends early: empty records stand for those that it lacks.
-            records = tf.data.TFRecordDataset(path).ignore_errors()
+            # A file that is cut or damaged ends early: empty records stand for those that it lacks. Not in its place:
+            # for a file that cannot be opened, "", ignore_errors() would try for ever.
+            whole = tf.data.Dataset.from_tensors(path).filter(lambda path: path != "")
+            records = whole.flat_map(tf.data.TFRecordDataset).ignore_errors()
             return tf.data.Dataset.zip(tf.data.Dataset.range(first, end), records.concatenate(_endless("")))
 
         order = tf.numpy_function(lambda e: permutation(count, self.seed, int(e)), [epoch], tf.int64, stateful=False)
         order = _shaped(order, [count])
-        columns = (tf.constant(np.array(column)) for column in zip(*self.files, strict=True))
+        paths = tf.numpy_function(self._openable, [epoch], tf.string)
+        columns = [_shaped(paths, [count])] + [np.array(column) for column in list(zip(*self.files, strict=True))[1:]]
         files = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(column, order) for column in columns))
         records = files.interleave(one_file, cycle_length=16, num_parallel_calls=16, deterministic=True)
         records = records.filter(lambda number, _: (number >= self.span.start) & (number < self.span.stop))
         records = records.shuffle(self.window, seed=self.seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
         return records.batch(self.batch_size, drop_remainder=True).take(self.steps_per_epoch)
+
+    def _openable(self, epoch):
+        """The paths, "" for files that cannot be opened; looked at in every epoch."""
+        import tensorflow as tf
+
+        del epoch
+
+        def path_or_nothing(path):
+            try:
+                with tf.io.gfile.GFile(path, "rb") as file:
+                    file.read(1)
+                return path
+            except tf.errors.OpError:
+                return ""
+
+        with ThreadPoolExecutor(16) as pool:
+            return np.array(list(pool.map(path_or_nothing, [path for path, _, _ in self.files])), object)
 
     def _own_rows(self, numbers, records):
         import tensorflow as tf
@@ -292,7 +313,7 @@ def _why(records, number: int, canvas: int, channels: int) -> object:
     except Exception as error:  # TensorFlow's, or through it Pillow's, as they come
         reason = str(getattr(error, "message", error))
         return reason.partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
-    return "it could not be read before"
+    return "its file is damaged before it"
 
 
 def _endless(value):

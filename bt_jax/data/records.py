@@ -74,7 +74,8 @@ class Broken:
         line = f"{self._source.where(base, number)}: the image cannot be read ({reason})"
         self.lines.append(line)
         if self._file:
-            self.list_in(self._file)
+            with self._file.open("a") as file:
+                file.write(f"{line}\n")
         if len(found) > self._limit * self._source.splits[base]:
             cure = "Restore it from its origin; `python -m bt_jax.prepare` lists every unreadable image"
             if not self._limit:
@@ -126,6 +127,10 @@ class Source:
         span = self.span(split)
         for first in range(span.start, span.stop, 1024):
             yield from self.try_read(span.base, range(first, min(first + 1024, span.stop)))
+
+    def labelled(self, base: str) -> bool:
+        """Whether the images of a split carry labels."""
+        return self.num_classes > 0
 
     def random_access(self, base: str) -> bool:
         """Whether `read` is cheap in any order."""
@@ -182,7 +187,7 @@ class Source:
             labels[position] = -1 if label is None else label
         if images is None:
             raise UserError(f"No image of {self.name}, split {split!r}, can be read", "Check it: bt_jax.prepare")
-        return Arrays(images, labels if self.num_classes else None)
+        return Arrays(images, labels if self.labelled(span.base) else None)
 
     def _decoded(self, split: str, channels: int) -> Iterator[tuple[np.ndarray | Exception, int | None]]:
         """Decodes a chunk at a time, so that a data set that does not fit one array fails before it is all read."""
@@ -208,8 +213,10 @@ def decode(data: bytes, channels: int = 3) -> np.ndarray:
     eight stay; an alpha channel is dropped; of an animation, the first picture.
     """
     with Image.open(io.BytesIO(data)) as image:
-        if image.mode.startswith("I"):  # 16 bits; convert() would cut at 255
-            image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers, whose range is unknown")
+        if image.mode.startswith("I;16"):  # convert() would cut at 255
+            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
         pixels = np.asarray(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)
 

@@ -1,6 +1,7 @@
 """TFRecord shards in TFDS form: for storage that reads well only in sequence, such as gs:// and network disks."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits:
     Raises:
       UserError: no TensorFlow, an unreadable image, a data set of that name, a folder that cannot be written.
     """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "patterns":
+        raise UserError(f"{name!r} is no name for a data set", "Use small letters, digits and _, e.g. my_images.")
     tf, tfds = tensorflow(), tensorflow_datasets()
     final = Path(data_dir).expanduser().absolute() / name / VERSION
     if final.exists():
@@ -51,10 +54,9 @@ def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits:
             data_dir=partial, features=features, split_infos=infos, version=VERSION, check_data=False
         )
         partial.rename(final)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {final}: {error.strerror}", "Choose a folder with room that you may write to"
-        ) from None
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise UserError(f"cannot write {final}: {reason}", "Choose a folder with room that you may write to") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final

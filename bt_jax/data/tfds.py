@@ -3,6 +3,7 @@
 TensorFlow is imported when a data set is opened, not with this module. Nothing here ever downloads.
 """
 
+import contextlib
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,9 @@ class TfdsSource(Source):
         return records.enumerate(span.start).map(tidy, num_parallel_calls=1, deterministic=True)
 
     def encoded(self, split):
+        if self._local:
+            yield from super().encoded(split)
+            return
         span, read = self.span(split), 0
         try:
             for batch in self.tf_dataset(split).batch(256).as_numpy_iterator():
@@ -73,17 +77,11 @@ class TfdsSource(Source):
                     yield data, int(label) if self._label else None
                 read += len(batch["image"])
         except self._tf.errors.OpError as error:
-            reason = str(error.message).partition("\n")[0].split("} ")[-1]
+            reason = str(error.message).partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
             raise UserError(
-                f"{self.name}, split {split!r}, is damaged near id {span.start + read} ({reason})",
+                f"{self.name}, split {split!r}, is damaged after id {span.start + read} ({reason})",
                 "Prepare it again with `tfds build`",
             ) from None
-        if read != span.stop - span.start:
-            raise UserError(
-                f"{self.name}, split {split!r}, holds {read} records where its description counts "
-                f"{span.stop - span.start}",
-                "Prepare it again with `tfds build`",
-            )
 
     def files(self, base: str) -> list[tuple[str, int]]:
         """(path, id of the first record) of each TFRecord file of a split that holds any."""
@@ -95,7 +93,12 @@ class TfdsSource(Source):
 
     def read(self, base, ids):
         if base not in self._index:
-            self._index[base] = _index_records(self, base)
+            try:
+                self._index[base] = _index_records(self, base)
+            except UserError as error:  # kept: making the index again would fail again, for every record
+                self._index[base] = error
+        if isinstance(self._index[base], UserError):
+            raise self._index[base]
         paths, numbers, offsets, lengths = self._index[base]
         records = (_read_at(paths[numbers[i]], int(offsets[i]), int(lengths[i])) for i in ids)
         return [self._parse(record, base, i) for i, record in zip(ids, records, strict=True)]
@@ -240,26 +243,22 @@ def _index_records(source: TfdsSource, base: str):
 
 
 def _record_table(path: str) -> np.ndarray:
-    """int64 (records, 2): offset and length of the payload of each whole record of a TFRecord file."""
+    """int64 (records, 2): offset and length of the payload of each whole record of a TFRecord file; none of a file that
+    cannot be opened."""
     rows, position = [], 0
-    try:
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            while position + 12 <= size:
-                length = int.from_bytes(os.pread(file.fileno(), 8, position), "little")
-                if position + 12 + length + 4 > size:
-                    break
-                rows.append((position + 12, length))
-                position += 12 + length + 4
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}", "Restore the file or prepare the data set again"
-        ) from None
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while position + 12 <= size:
+            length = int.from_bytes(os.pread(file.fileno(), 8, position), "little")
+            if position + 12 + length + 4 > size:
+                break
+            rows.append((position + 12, length))
+            position += 12 + length + 4
     return np.array(rows, np.int64).reshape(-1, 2)
 
 
 def _read_at(path: str, offset: int, length: int) -> bytes:
-    if offset < 0:
+    if offset < 0 and os.access(path, os.R_OK):
         raise UserError(f"{path} ends before this record", "Prepare it again with `tfds build`")
     # Opened anew each time: 1,024 shards held open would meet the usual limit on open files.
     try:
