@@ -86,6 +86,9 @@ def make_update(
     def loss_fn(params, batch_stats, views, labels):
         h, backbone_stats = forward(nets.backbone, params["backbone"], batch_stats["backbone"], views)
         z, projector_stats = forward(projector, params["projector"], batch_stats["projector"], h)
+        if mesh is not None and head == "replicated":
+            # Else the compiler splits the last layer by feature as the loss does, and gathers its whole input.
+            z = [jax.lax.with_sharding_constraint(each, sharding.batch_sharding(mesh)) for each in z]
         loss, parts = losses.barlow_twins(*z, lambd=lambd, form=form, mesh=mesh, gather_dtype=gather_dtype)
         shown = {"loss": loss, **parts, "embedding_std": metrics.embedding_std(z[0])}
         total = loss
