@@ -12,8 +12,7 @@ import time
 import jax
 import numpy as np
 
-from bt_jax import build, sharding, train_step
-from bt_jax import state as state_lib
+from bt_jax import build, sharding
 from bt_jax.data import device
 from configs import pretrain_cifar10_r18
 
@@ -29,17 +28,12 @@ def main() -> None:
         config.model.dtype = "float32"
 
     mesh, plan = sharding.make_mesh(), build.Plan(steps_per_epoch=50_000 // args.batch, total_steps=10_000)
-    nets, recipe = build.build_nets(config, channels=3), build.build_recipe(config)
-    tx, rates = build.build_optimizer(config, plan)
-    update = train_step.make_update(nets, tx, lambd=config.loss.lambd, rates=rates)
-    step = train_step.make_pretrain_step(update, recipe, seed=0)
+    training = build.build_training(config, plan, build.build_recipe(config), 10, mesh)
     rng = np.random.default_rng(0)
     data = device.put_arrays(rng.integers(0, 256, (5000, 32, 32, 3), np.uint8), np.zeros(5000, np.int32), mesh)
     order = device.epoch_order(jax.random.key(0), 0, 5000)
-    run = device.make_dispatch(step, batch_size=args.batch, mesh=mesh)
-    state = jax.jit(lambda key: state_lib.create(key, nets, tx, 10), out_shardings=sharding.replicated(mesh))(
-        jax.random.key(0)
-    )
+    run = device.make_dispatch(training.step, batch_size=args.batch, mesh=mesh, layout=training.layout)
+    state = training.create(jax.random.key(0))
     started = time.perf_counter()
     state, _ = jax.block_until_ready(run(state, data, order, steps=args.scan))
     print(f"compile and first dispatch {time.perf_counter() - started:.1f} s")

@@ -48,9 +48,7 @@ def growth(topology: str = "v5e:16x16") -> None:
     for d in (2048, 4096, 8192, 16384, 32768, 65536):
         net = models.build_projector(FEATURES, (d, d, d), dtype=jnp.bfloat16)
         shapes = {"projector": jax.eval_shape(net.init, jax.random.key(0))}
-        layout = sharding.state_sharding(shapes, mesh, "sharded")
-        variables = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, layout)
-        variables = variables["projector"]
+        variables = sharding.abstract(shapes, sharding.state_sharding(shapes, mesh, "sharded"))["projector"]
         h = jax.ShapeDtypeStruct((BATCH, FEATURES), jnp.float32, sharding=sharding.batch_sharding(mesh))
         split = SplitProjector(net, mesh)
         for form in losses.FORMS:

@@ -4,7 +4,6 @@ Trains what the config describes and writes everything to the work folder. Given
 the newest checkpoint. A config file opens with its command, its hardware and the number it must reach.
 """
 
-import os
 import time
 
 STARTED = time.monotonic()
@@ -42,8 +41,10 @@ def _compile_cache(folder: str) -> None:
     """Keeps compiled programs, so that a restart does not wait for the compiler again."""
     import jax
 
+    from bt_jax.config import user_cache
+
     if folder == "auto":
-        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "bt_jax", "xla")
+        folder = str(user_cache() / "xla")
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)

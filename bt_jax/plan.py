@@ -104,7 +104,7 @@ def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
 
     rows = sharding.batch_sharding(mesh)
     shapes = jax.eval_shape(training.create, jax.random.key(0))
-    state = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, training.layout)
+    state = sharding.abstract(shapes, training.layout)
     side = config.views.size if config.data.on_device else config.data.canvas
     n, channels = config.batch_size, len(recipe.mean)
     batch = {"image": ((n, side, side, channels), jnp.uint8), "id": ((n,), jnp.int32), "label": ((n,), jnp.int32)}

@@ -54,6 +54,11 @@ def state_sharding(shapes, mesh: Mesh, head: str):
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
+def abstract(shapes, layout):
+    """A pytree of shapes with the shardings of `layout`, for programs that are compiled without any array."""
+    return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, layout)
+
+
 def put_batch(batch, mesh: Mesh):
     """Global arrays from each process's own rows (a pytree of numpy arrays, first axis the local batch)."""
     sharding = batch_sharding(mesh)

@@ -238,7 +238,7 @@ def buffers(nets, mesh, head, clip):
     layout = sharding.state_sharding(shapes, mesh, head)
     update = train_step.make_update(nets, tx, lambd=0.0051, mesh=mesh, head=head)
     views = [jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.float32, sharding=sharding.batch_sharding(mesh))] * 2
-    state = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, layout)
+    state = sharding.abstract(shapes, layout)
     jitted = jax.jit(lambda state, views: update(state, views, None), out_shardings=(layout, sharding.replicated(mesh)))
     return hlo.buffer_elements(jitted.lower(state, views).compile().as_text())
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bt_jax.config import user_cache
 from bt_jax.data.records import Source
 from bt_jax.errors import UserError
 
@@ -208,8 +209,7 @@ def _times(root: Path, folders: list[str]) -> list[int]:
 
 
 def _cache_file(root: Path, cache: str | os.PathLike | None) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(cache) if cache else Path(base) / "bt_jax" / "folders"
+    folder = Path(cache) if cache else user_cache() / "folders"
     return folder / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:24]}.npz"
 
 

@@ -211,8 +211,8 @@ class _Windowed:
         count = len(self.files)
 
         def one_file(path, first, end):
-            # A file that is cut or damaged ends early: empty records stand for those that it lacks. Not in its place:
-            # for a file that cannot be opened, "", ignore_errors() would try for ever.
+            # A file that is cut or damaged ends early, and one that cannot be opened, whose path is "" here, at once:
+            # empty records stand for those that it lacks. (ignore_errors() would try for ever to open it.)
             whole = tf.data.Dataset.from_tensors(path).filter(lambda path: path != "")
             records = whole.flat_map(tf.data.TFRecordDataset).ignore_errors()
             return tf.data.Dataset.zip(tf.data.Dataset.range(first, end), records.concatenate(_endless("")))

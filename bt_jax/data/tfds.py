@@ -82,6 +82,12 @@ class TfdsSource(Source):
                 f"{self.name}, split {split!r}, is damaged after id {span.start + read} ({reason})",
                 "Prepare it again with `tfds build`",
             ) from None
+        if read != span.stop - span.start:
+            raise UserError(
+                f"{self.name}, split {split!r}, holds {read} records where its description counts "
+                f"{span.stop - span.start}",
+                "Prepare it again with `tfds build`",
+            )
 
     def files(self, base: str) -> list[tuple[str, int]]:
         """(path, id of the first record) of each TFRecord file of a split that holds any."""
