@@ -1,6 +1,6 @@
 """How many pairs of views a CPU core prepares: bt_jax's host path beside the reference's recipe and bare decoding.
 
-    TFDS_DATA_DIR=DIR python -m benchmarks.input [--cores=1] [--passes=4] [--memory=0] [--json=FILE]
+    TFDS_DATA_DIR=DIR python -m benchmarks.input [--cores=1] [--passes=4] [--memory=N] [--listing=N] [--json=FILE]
 
 ImageNet JPEGs through TFDS. The process is pinned to `--cores` cores before TensorFlow starts. Every road is run
 `--passes` times over all images, in turns, and the medians are compared:
@@ -11,7 +11,9 @@ ImageNet JPEGs through TFDS. The process is pinned to `--cores` cores before Ten
     host path         bt_jax.data.pipeline: decode into a canvas, everything else is the device's
     host to device    the same, put on the device by the prefetcher
 
---memory=N streams N images afterwards and prints the process's memory ten times on the way.
+--memory=N streams N images afterwards and prints the process's memory ten times on the way. --listing=N does nothing
+else: it makes a folder of N empty files, 1,000 to a sub-folder, and times how long it takes to open as a data set, from
+the disk and then from the list that was kept.
 """
 
 import argparse
@@ -23,9 +25,11 @@ import random
 import resource
 import statistics
 import sys
+import tempfile
 import time
+from pathlib import Path
 
-SIZE, CANVAS, BATCH = 224, 512, 50
+SIZE, CANVAS, BATCH = 224, 512, 128
 
 
 def main() -> None:
@@ -33,8 +37,12 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--passes", type=int, default=4)
     parser.add_argument("--memory", type=int, default=0, metavar="N")
+    parser.add_argument("--listing", type=int, default=0, metavar="N")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
+    if args.listing:
+        list_folder(args.listing)
+        return
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
 
     from bt_jax.data.source import open_source
@@ -80,6 +88,24 @@ def watch_memory(source, images: int) -> None:
             with open("/proc/self/statm") as file:
                 resident = int(file.read().split()[1]) * resource.getpagesize()
             print(f"{step * BATCH} images: {resident / 1e9:.3f} GB", flush=True)
+
+
+def list_folder(files: int) -> None:
+    from bt_jax.data import folder
+
+    with tempfile.TemporaryDirectory() as root:
+        images = Path(root, "images")
+        for number in range(files):
+            if number % 1000 == 0:
+                below = images / f"{number // 1000:04d}"
+                below.mkdir(parents=True)
+            (below / f"{number:07d}.png").touch()
+        time.sleep(2 * folder.SETTLED / 1e9)  # a folder that has just changed is not remembered
+        for what in ("from the disk", "from the kept list"):
+            started = time.perf_counter()
+            source = folder.FolderSource(images, cache=Path(root, "cache"))
+            print(f"{sum(source.splits.values())} files {what}: {time.perf_counter() - started:.1f} s", flush=True)
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 
 def measure(road, encoded: list[bytes]) -> float:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.plan slices      # ImageNet, ResNet-50, batch 2048, two forms; half an hour
     python -m benchmarks.plan growth      # projector and loss alone, D = 2,048 ... 65,536; a few minutes
+    python -m benchmarks.plan views       # the views' share of the ImageNet step; a few minutes
 
-Both compile for the slice and run nothing; they need libtpu (pip install -e '.[tpu]'). Markdown on stdout.
+All compile for the slice and run nothing; they need libtpu (pip install -e '.[tpu]'). Markdown on stdout.
 """
 
 import json
@@ -13,8 +14,9 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from bt_jax import losses, models, plan, sharding
+from bt_jax import augment, build, losses, models, plan, sharding
 from bt_jax.head import SplitProjector
+from configs import pretrain_imagenet_r50
 
 SLICES = ("v5e:4x4", "v5e:16x16", "v4:4x4x4", "v6e:16x16")
 FORMS = {"plain": ("replicated", "covariance"), "best": ("sharded", "auto")}
@@ -66,5 +68,26 @@ def growth(topology: str = "v5e:16x16") -> None:
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def views(topology: str = "v5e:2x2", batch: str = "512") -> None:
+    """FLOPs and bytes of the two views alone, out of the canvas, and of the whole step of the ImageNet config."""
+    jax.config.update("jax_platforms", "cpu")
+    mesh, chip = plan.topology_mesh(topology)
+    config = pretrain_imagenet_r50.get_config(f"batch={batch}")
+    whole = plan.make_plan(config, mesh, chip)
+    recipe, n, side = build.build_recipe(config), config.batch_size, config.data.canvas
+
+    def alone(key, images, ids, sizes):
+        return augment.two_views(key, images, recipe, ids=ids, sizes=sizes)
+
+    shapes = {"image": ((n, side, side, 3), jnp.uint8), "id": ((n,), jnp.int32), "size": ((n, 2), jnp.int32)}
+    arrays = [jax.ShapeDtypeStruct(*spec, sharding=sharding.batch_sharding(mesh)) for spec in shapes.values()]
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding.replicated(mesh))
+    need = plan.measure(jax.jit(alone).lower(key, *arrays).compile(), mesh)
+    print(f"{topology}, {n // mesh.devices.size} pairs a chip\n\n| | views | step | share |\n|---|---|---|---|")
+    for what, unit, scale in (("flops", "TFLOP", 1e12), ("bytes_accessed", "GB", 1e9)):
+        part, total = need[what] / scale, whole[what] / scale
+        print(f"| {what.replace('_', ' ')} | {part:.3f} {unit} | {total:.2f} {unit} | {part / total:.1%} |")
+
+
 if __name__ == "__main__":
-    {"slices": slices, "growth": growth}[sys.argv[1]](*sys.argv[2:])
+    {"slices": slices, "growth": growth, "views": views}[sys.argv[1]](*sys.argv[2:])

@@ -45,6 +45,7 @@ def test_splits_and_classes_as_imagefolder_has_them(root):
     (root / "train" / "cat" / "readme.txt").write_text("no image")
     (root / "train" / ".hidden").mkdir()
     write(root, "train/.hidden/x.png")
+    (root / "train" / "dog" / "folder.png").mkdir()
     source = open_source(None, folder=root)
     assert source.splits == {"train": 3, "val": 1} and source.class_names == ["cat", "dog"]
     assert [label for _, label in source.encoded("train")] == [0, 1, 1]

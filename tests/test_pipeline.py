@@ -11,6 +11,7 @@ from PIL import Image
 from test_source import Listed, encode
 
 from benchmarks import fuzz_input
+from bt_jax.data import records as records_lib
 from bt_jax.data.npz import write_npz
 from bt_jax.data.pipeline import eval_batches, permutation, train_batches
 from bt_jax.data.prefetch import prefetch
@@ -301,6 +302,25 @@ def test_training_goes_on_past_broken_images(images, tmp_path):
         UserError, match=r"3 of the 22 images of listed, split 'train', cannot be read; the last: listed"
     ):
         take(11, source, "train", broken=Broken(source, limit=0.1, say=said.append))
+
+
+def test_a_limit_counts_within_the_slice(images):
+    source = Vanishing([(encode(im), 0) for im in images])  # 2 of 22 are 0.09, 2 of 10 are 0.2
+    take(6, source, "train", broken=Broken(source, limit=0.15, say=list))
+    with pytest.raises(UserError, match="2 of the 10 images"):
+        take(6, source, "train[:10]", broken=Broken(source, limit=0.15, say=list))
+
+
+def test_a_broken_image_is_not_decoded_in_every_epoch(images, monkeypatch):
+    records = [(encode(im, "WEBP"), 0) for im in images]
+    records[4] = (records[4][0][:-30], 0)
+    decoded, decoder = [], records_lib.try_decode
+    monkeypatch.setattr(records_lib, "try_decode", lambda *args: decoded.append(args[0]) or decoder(*args))
+    source = Listed(records)
+    batches = take(30, source, "train", broken=Broken(source, limit=0.1, say=list))
+    assert sum(4 in batch["id"] for batch in batches) >= 4  # of six epochs, each of which leaves two images out
+    # With its batch and alone, perhaps once more for the batches that were under way, and to say why; else 9 or more.
+    assert decoded.count(records[4][0]) <= 5
 
 
 def test_evaluation_leaves_broken_images_out(images):

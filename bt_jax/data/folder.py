@@ -182,10 +182,11 @@ def _scan(root: Path, folder: str) -> tuple[list[str], list[str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.name.lower().endswith(SUFFIXES):
+            if entry.is_dir():
+                if not (entry.is_symlink() and _leads_back(root, folder, entry.path)):
+                    below.append(prefix + entry.name)
+            elif entry.name.lower().endswith(SUFFIXES):
                 images.append(prefix + entry.name)
-            elif entry.is_dir() and not (entry.is_symlink() and _leads_back(root, folder, entry.path)):
-                below.append(prefix + entry.name)
     return images, below
 
 

@@ -15,9 +15,11 @@ Two kinds of shuffle:
   reads up to it.
 """
 
+import atexit
+import contextlib
 import threading
+import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -211,44 +213,39 @@ class _Windowed:
         count = len(self.files)
 
         def one_file(path, first, end):
-            # A file that is cut or damaged ends early, and one that cannot be opened, whose path is "" here, at once:
-            # empty records stand for those that it lacks. (ignore_errors() would try for ever to open it.)
-            whole = tf.data.Dataset.from_tensors(path).filter(lambda path: path != "")
-            records = whole.flat_map(tf.data.TFRecordDataset).ignore_errors()
+            # A file that is cut or damaged ends early, and one that cannot be opened at once: empty records stand for
+            # those that it lacks. It is looked at just before, because ignore_errors() would try to open it for ever.
+            there = tf.data.Dataset.from_tensors(path).filter(
+                _plain(lambda path: _shaped(tf.numpy_function(_can_be_opened, [path], tf.bool), []))
+            )
+            records = there.flat_map(tf.data.TFRecordDataset).ignore_errors()
             return tf.data.Dataset.zip(tf.data.Dataset.range(first, end), records.concatenate(_endless("")))
 
         order = tf.numpy_function(lambda e: permutation(count, self.seed, int(e)), [epoch], tf.int64, stateful=False)
         order = _shaped(order, [count])
-        paths = tf.numpy_function(self._openable, [epoch], tf.string)
-        columns = [_shaped(paths, [count])] + [np.array(column) for column in list(zip(*self.files, strict=True))[1:]]
+        columns = [np.array(column) for column in zip(*self.files, strict=True)]
         files = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(column, order) for column in columns))
         records = files.interleave(one_file, cycle_length=16, num_parallel_calls=16, deterministic=True)
         records = records.filter(lambda number, _: (number >= self.span.start) & (number < self.span.stop))
         records = records.shuffle(self.window, seed=self.seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
         return records.batch(self.batch_size, drop_remainder=True).take(self.steps_per_epoch)
 
-    def _openable(self, epoch):
-        """The paths, "" for files that cannot be opened; looked at in every epoch."""
-        import tensorflow as tf
-
-        del epoch
-
-        def path_or_nothing(path):
-            try:
-                with tf.io.gfile.GFile(path, "rb") as file:
-                    file.read(1)
-                return path
-            except tf.errors.OpError:
-                return ""
-
-        with ThreadPoolExecutor(16) as pool:
-            return np.array(list(pool.map(path_or_nothing, [path for path, _, _ in self.files])), object)
-
     def _own_rows(self, numbers, records):
         import tensorflow as tf
 
         image, label = self.source.parse_in_graph(records[self.rows])
         return {"image": image, "label": label, "id": tf.cast(numbers[self.rows], tf.int64)}
+
+
+def _can_be_opened(path: bytes) -> bool:
+    import tensorflow as tf
+
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            file.read(1)
+        return True
+    except tf.errors.OpError:
+        return False
 
 
 def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -264,45 +261,84 @@ def _decoded(records, start: int, canvas: int, channels: int, broken: Broken) ->
     """Decodes in parallel and in order. Batches have "broken", bool (b,): images that are one black pixel instead."""
     tf = tensorflow()
 
+    def black():
+        return tf.zeros([1, 1, channels], tf.uint8), tf.ones([2], tf.int32)
+
     def decode(record):
-        image, size = fit(record["image"], canvas, channels)
-        return {"image": image, "size": size, "label": record["label"], "broken": False}
+        """An empty record is black: there was nothing to read, or it is known not to decode."""
+        empty = tf.equal(record["image"], "")
+        image, size = tf.cond(empty, black, lambda: fit(record["image"], canvas, channels))
+        number, label = tf.cast(record["id"], tf.int32), tf.where(empty, -1, record["label"])
+        return {"image": image, "size": size, "label": label, "id": number, "broken": empty}
 
     def decode_or_black(record):
         """A data set of one: the image, or where decoding fails what comes next, the black one."""
-        number = tf.cast(record["id"], tf.int32)
-        black = {"image": tf.zeros([1, 1, channels], tf.uint8), "size": tf.ones([2], tf.int32)}
-        black |= {"label": -1, "broken": True}
         image = tf.data.Dataset.from_tensors(record).map(_plain(decode)).ignore_errors()
-        first = image.concatenate(tf.data.Dataset.from_tensors(black)).take(1)
-        return first.map(_plain(lambda found: found | {"id": number}))
+        empty = tf.data.Dataset.from_tensors(record | {"image": ""}).map(_plain(decode))
+        return image.concatenate(empty).take(1)
 
     rows, threads = records.rows.stop - records.rows.start, cores()
+    shapes = {"image": [canvas, canvas, channels], "size": [2], "label": [], "id": [], "broken": []}
+
+    def canvases(batch):
+        """A data set of one batch. To look after each image by itself costs 0.15 ms an image, so it comes second, where
+        one fails; the next epoch knows which."""
+        known = tf.numpy_function(lambda ids: broken.known(records.span, ids), [batch["id"]], tf.bool)
+        batch |= {"image": tf.where(_shaped(known, [None]), "", batch["image"])}
+        encoded = tf.data.Dataset.from_tensor_slices(batch)
+        at_once = encoded.map(_plain(decode), num_parallel_calls=threads)
+        one_by_one = encoded.interleave(_plain(decode_or_black), cycle_length=threads, num_parallel_calls=threads)
+        # The batch is the canvas: padding each image first would write every pixel once more (0.3 of 1.7 ms an image).
+        at_once, one_by_one = (images.padded_batch(rows, shapes) for images in (at_once, one_by_one))
+        # After an error comes a batch of what is left.
+        whole = at_once.ignore_errors().filter(_plain(lambda found: tf.size(found["id"]) == tf.size(batch["id"])))
+        return whole.concatenate(one_by_one).take(1)
+
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False  # it would widen buffers of whole canvases until the memory is full
-    encoded = records.from_step(start).unbatch()
-    images = encoded.interleave(
-        _plain(decode_or_black), cycle_length=threads, block_length=1, num_parallel_calls=threads, deterministic=True
-    )
-    # The batch is the canvas: padding each image first would write every pixel once more (0.3 ms of 1.7 ms an image).
-    shapes = {"image": [canvas, canvas, channels], "size": [2], "label": [], "id": [], "broken": []}
-    batches = iter(images.padded_batch(rows, shapes).prefetch(1).with_options(options))
+    batches = records.from_step(start).interleave(_plain(canvases), cycle_length=2, num_parallel_calls=2)
+    batches = batches.prefetch(1).with_options(options).as_numpy_iterator()  # tensor.numpy() would copy the canvases
+    found = _named(batches, records, canvas, channels, broken)
+    _UNTIL_EXIT.add(found)
+    return found
+
+
+def _named(batches, records, canvas: int, channels: int, broken: Broken):
+    """Passes batches on; tells of what is broken in them."""
+    import tensorflow as tf
+
     while True:
         try:
-            batch = {key: value.numpy() for key, value in next(batches).items()}
+            batch = next(batches)
         except StopIteration:
             return
         except tf.errors.OpError as error:
             raise records.failure or error from None
-        for number in batch["id"][batch["broken"]]:
-            broken.add(records.span.base, int(number), _why(records, int(number), canvas, channels))
+        numbers = batch["id"][batch["broken"]]
+        for number in numbers[~broken.known(records.span, numbers)]:
+            broken.add(records.span, int(number), _why(records, int(number), canvas, channels))
         yield batch
+
+
+_UNTIL_EXIT = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Ends whatever is still being read. tf.data would do it while Python shuts down, and wait for ever for threads of
+    its own that wait for Python."""
+    for batches in list(_UNTIL_EXIT):
+        with contextlib.suppress(ValueError):  # a thread is in it, which keeps it until the process is gone
+            batches.close()
 
 
 def _why(records, number: int, canvas: int, channels: int) -> object:
     """What is wrong with an image: it is read and decoded once more, by itself."""
-    ((data, _),) = records.source.try_read(records.span.base, [number])
+    try:
+        ((data, _),) = records.source.encoded(f"{records.span.base}[{number}:{number + 1}]")
+    except UserError as error:
+        data = error
     if isinstance(data, UserError):
         return data.cause
     by_pillow = records_lib.try_decode(data, channels)

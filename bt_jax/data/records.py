@@ -43,7 +43,8 @@ class Broken:
 
     Args:
       source: theirs.
-      limit: share of a split's images that may be unreadable; 0: the first one is an error.
+      limit: share of the images of a split, or of the slice in use, that may be unreadable; 0: the first one is an
+        error.
       say: prints a line.
 
     Attributes:
@@ -64,26 +65,31 @@ class Broken:
         if self.lines:
             self._file.write_text("".join(f"{line}\n" for line in self.lines))
 
-    def add(self, base: str, number: int, reason: object) -> None:
-        """Notes one. UserError past the limit, or at once without one."""
-        found = self._found.setdefault(base, set())
+    def known(self, span: Span, ids: np.ndarray) -> np.ndarray:
+        """bool, shaped as `ids`: those that have been added."""
+        return np.isin(ids, list(self._found.get(span.base, ())))
+
+    def add(self, span: Span, number: int, reason: object) -> None:
+        """Notes one image of a span. UserError past the limit, or at once without one."""
+        found, count = self._found.setdefault(span.base, set()), span.stop - span.start
         if number in found:
             return
         found.add(number)
         reason = str(reason).partition("\n")[0].split("<_io")[0].strip()
-        line = f"{self._source.where(base, number)}: the image cannot be read ({reason})"
+        line = f"{self._source.where(span.base, number)}: the image cannot be read ({reason})"
         self.lines.append(line)
         if self._file:
             with self._file.open("a") as file:
                 file.write(f"{line}\n")
-        if len(found) > self._limit * self._source.splits[base]:
+        unreadable = sum(span.start <= number < span.stop for number in found)
+        if unreadable > self._limit * count:
             cure = "Restore it from its origin; `python -m bt_jax.prepare` lists every unreadable image"
             if not self._limit:
                 raise UserError(line, cure)
             listed = f", listed in {self._file}" if self._file else ""
             raise UserError(
-                f"{len(found)} of the {self._source.splits[base]} images of {self._source.name}, split {base!r}, cannot"
-                f" be read{listed}; the last: {line}",
+                f"{unreadable} of the {count} images of {self._source.name}, split {span.base!r}, cannot be read"
+                f"{listed}; the last: {line}",
                 "Restore them, or allow more with --config.data.broken_limit",
             )
         if len(found) <= self.NAMED:
@@ -172,7 +178,7 @@ class Source:
         images, labels = None, np.full(span.stop - span.start, -1, np.int32)
         for position, (image, label) in enumerate(self._decoded(split, channels)):
             if isinstance(image, Exception):
-                broken.add(span.base, span.start + position, image)
+                broken.add(span, span.start + position, image)
                 continue
             if images is None:
                 images = np.zeros((len(labels), *image.shape), np.uint8)

@@ -9,6 +9,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 
 from bt_jax.data.records import Source
@@ -269,8 +270,17 @@ def _read_at(path: str, offset: int, length: int) -> bytes:
     # Opened anew each time: 1,024 shards held open would meet the usual limit on open files.
     try:
         with open(path, "rb", buffering=0) as file:
-            return os.pread(file.fileno(), length, offset)
+            found = os.pread(file.fileno(), length + 4, offset)
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}", "Restore the file or prepare the data set again"
         ) from None
+    record, stored = found[:length], int.from_bytes(found[length:], "little")
+    if _masked(google_crc32c.value(record)) != stored:
+        raise UserError(f"{path} is damaged in this record: its checksum differs", "Prepare it again with `tfds build`")
+    return record
+
+
+def _masked(crc: int) -> int:
+    """The checksum of a TFRecord (tensorflow/core/lib/hash/crc32c.h): turned by 15 bits, plus a constant."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
