@@ -54,7 +54,7 @@ class Checkpoints:
             for name, tree in _items(state).items()
         }
         found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return _from_items(found)
+        return _from_items(found, state)
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises if a save failed."""
@@ -80,18 +80,24 @@ def load_encoder(path: str | Path):
     Raises:
       UserError: nothing there, or not a checkpoint of bt_jax.
     """
-    step_folder = _step_folder(Path(path).absolute())
-    model = json.loads((step_folder / "model" / "metadata").read_text())
-    net = models.build(**model["build"])
+    net = models.build(**read_model(path)["build"])
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=cpu), shapes)
     with ocp.StandardCheckpointer() as checkpointer:
-        variables = checkpointer.restore(step_folder / "encoder", target)
+        variables = checkpointer.restore(step_folder(path) / "encoder", target)
     return net, jax.tree.map(jax.device_get, variables)
 
 
-def _step_folder(path: Path) -> Path:
+def read_model(path: str | Path) -> dict[str, Any]:
+    """What stands beside the weights of an encoder: {"build": arguments of `models.build`, "mean", "std": per channel,
+    of pixels in [0, 1]}, plain JSON types. Paths and errors as for `load_encoder`."""
+    return json.loads((step_folder(path) / "model" / "metadata").read_text())
+
+
+def step_folder(path: str | Path) -> Path:
+    """RUN/checkpoints/STEP of a path as `load_encoder` takes it. UserError if there is none."""
+    path = Path(path).absolute()
     if (path / "encoder").is_dir():
         return path
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -104,24 +110,23 @@ def _step_folder(path: Path) -> Path:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    return {
-        "encoder": state.encoder(),
-        "projector": {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]},
-        "train": {
-            "step": state.step,
-            "probe": state.params["probe"],
-            "opt_state": state.opt_state,
-            "bad_steps": state.bad_steps,
-        },
-    }
+    """The encoder, the projector where there is one, and the rest, each to be read by itself."""
+    apart = ("backbone", "projector")
+    train = {"step": state.step, "opt_state": state.opt_state, "bad_steps": state.bad_steps}
+    train |= {name: tree for name, tree in state.params.items() if name not in apart}  # "probe" or "head"
+    items = {"encoder": state.encoder(), "train": train}
+    if "projector" in state.params:
+        items["projector"] = {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]}
+    return items
 
 
-def _from_items(items) -> TrainState:
-    encoder, projector, train = items["encoder"], items["projector"], items["train"]
+def _from_items(items, like: TrainState) -> TrainState:
+    train = items["train"]
+    nets = {"backbone": items["encoder"]} | ({"projector": items["projector"]} if "projector" in like.params else {})
     return TrainState(
         step=train["step"],
-        params={"backbone": encoder["params"], "projector": projector["params"], "probe": train["probe"]},
-        batch_stats={"backbone": encoder["batch_stats"], "projector": projector["batch_stats"]},
+        params={name: nets[name]["params"] if name in nets else train[name] for name in like.params},
+        batch_stats={name: nets[name]["batch_stats"] for name in like.batch_stats},
         opt_state=train["opt_state"],
         bad_steps=train["bad_steps"],
     )

@@ -61,7 +61,8 @@ def _unknown_key(argv: list[str], text: str) -> UserError:
     """ml_collections names the key and the whole config; the person wants the key and its neighbours."""
     from bt_jax import config as config_lib
 
-    valid = config_lib.flatten(config_lib.to_dict(config_lib.pretrain()))
+    tasks = (config_lib.pretrain, config_lib.evaluate, config_lib.finetune)
+    valid = {key for task in tasks for key in config_lib.flatten(config_lib.to_dict(task()))}
     given = [a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")]
     unknown = [key for key in given if key not in valid]
     if not unknown:

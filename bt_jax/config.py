@@ -23,13 +23,12 @@ from bt_jax.errors import UserError
 FREE_KEYS = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log", "stop_after_steps")
 
 
-def pretrain() -> ConfigDict:
-    """All keys of `task = "pretrain"`. The values are neutral defaults; recipes live in `configs/`."""
+def _run(task: str) -> ConfigDict:
+    """Keys that every task has."""
     config = ConfigDict()
-    config.task = "pretrain"
+    config.task = task
     config.seed = 0
     config.batch_size = 256  # global: over all devices of all processes
-    config.tuned_batch_size = 0  # > 0: the learning rates are for this batch; another one gets a warning
     config.total_epochs = 100.0
     config.stop_after_steps = 0  # > 0: end here, with the schedule of the whole run; the same command goes on
     config.nonfinite_limit = 10  # stop after so many steps in a row whose loss or gradient is not finite
@@ -48,6 +47,22 @@ def pretrain() -> ConfigDict:
     config.data.on_device = True  # the whole set on the device as uint8; False: streamed by tf.data
     config.data.canvas = 512  # streamed images are decoded onto a square of so many pixels
     config.data.shuffle_buffer = 0  # streamed only: 0: a permutation where storage allows; else a window of images
+
+    config.log = ConfigDict()
+    config.log.every_steps = 50  # also the steps a dispatch where the data is on the device
+    config.log.tensorboard = True
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 10.0  # 0: only at the end
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_every_epochs = 0.0  # > 0: these stay for good
+    return config
+
+
+def pretrain() -> ConfigDict:
+    """All keys of `task = "pretrain"`. The values are neutral defaults; recipes live in `configs/`."""
+    config = _run("pretrain")
+    config.tuned_batch_size = 0  # > 0: the learning rates are for this batch; another one gets a warning
 
     config.views = ConfigDict()
     config.views.name = "cifar"  # a recipe of bt_jax.augment.RECIPES
@@ -99,18 +114,69 @@ def pretrain() -> ConfigDict:
     config.evals.resize = 0  # > 0: shorter side to this, then a centre crop, as for ImageNet
     config.evals.train_images = 0  # so many training images are the neighbours; 0: all
     config.evals.val_images = 0  # so many held-out images are classified; 0: all
+    config.evals.spectrum_images = 2000  # so many images tell rank, spectrum, alignment, ... without labels; 0: none
     config.evals.knn_k = 200
     config.evals.knn_temperature = 0.1
     config.evals.final = True  # at the end: kNN and linear probe of trained, untrained and raw pixels; the report
+    return config
 
-    config.log = ConfigDict()
-    config.log.every_steps = 50  # also the steps a dispatch where the data is on the device
-    config.log.tensorboard = True
 
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 10.0  # 0: only at the end
-    config.checkpoint.keep_last = 2
-    config.checkpoint.keep_every_epochs = 0.0  # > 0: these stay for good
+def _encoder_task(task: str) -> ConfigDict:
+    """Keys of the tasks that start from an encoder."""
+    config = _run(task)
+    config.encoder = ""  # a run folder, one of its checkpoints/STEP, or an exported file
+    config.scratch = False  # its architecture with new weights instead: what it is to be compared with
+    config.arch = ""  # refuse an encoder of any other architecture, e.g. "resnet50"
+    config.data.name = ""  # "": with the rest of the data and of the views, as in the encoder's run folder
+
+    config.views = ConfigDict()
+    config.views.size = 0  # pixels; 0: as in the encoder's run folder, or 224
+    config.views.mean = placeholder(
+        tuple
+    )  # per channel, of pixels in [0, 1]; by default what the encoder was trained with
+    config.views.std = placeholder(tuple)
+
+    config.evals = ConfigDict()
+    config.evals.batch_size = 500
+    config.evals.resize = 0  # > 0: shorter side to this, then a centre crop of views.size, as for ImageNet
+    config.evals.train_images = 0  # of so many training images the features are taken; 0: all
+    config.evals.val_images = 0  # so many held-out images are classified; 0: all
+    return config
+
+
+def evaluate() -> ConfigDict:
+    """All keys of `task = "evaluate"`: protocols on frozen features."""
+    config = _encoder_task("evaluate")
+    config.protocols = ("knn", "linear", "spectrum")  # of these, and "svm" for images with several labels
+    config.evals.knn_k = (200, 20)  # the first is the headline
+    config.evals.knn_temperature = (0.1, 0.07)
+    config.evals.linear_epochs = 30
+    config.evals.spectrum_images = 10_000  # 0: all
+    return config
+
+
+def finetune() -> ConfigDict:
+    """All keys of `task = "finetune"`: a linear classifier on top, alone or with the encoder, by gradient descent."""
+    config = _encoder_task("finetune")
+    config.train = "head"  # "all", or parts of the backbone such as "layer4" or "layer3,layer4"
+    config.batch_norm = "auto"  # "train": batch statistics; "eval": running ones; "auto": "train" for "all" alone
+    config.data.fraction = 1.0  # share of the training images, of each class the same, e.g. 0.01
+    config.views.crop_scale = (0.08, 1.0)  # share of an image's area in a training crop
+    config.views.flip = 0.5  # probability
+    config.model = ConfigDict()
+    config.model.dtype = "bfloat16"  # of the convolutions; parameters, statistics and loss are float32
+
+    config.optim = ConfigDict()  # SGD; rates are not scaled by the batch, as in the reference's evaluate.py
+    config.optim.lr_head = 0.3
+    config.optim.lr_backbone = 0.0
+    config.optim.momentum = 0.9
+    config.optim.nesterov = False
+    config.optim.weight_decay = 1e-6
+    config.optim.schedule = "cosine"  # once an epoch, to zero; "drops": by drop_factor after each of drop_epochs
+    config.optim.drop_epochs = ()
+    config.optim.drop_factor = 0.1
+
+    config.evals.every_epochs = 10.0  # held-out accuracy while it trains; at the end always
     return config
 
 
@@ -201,7 +267,11 @@ def differences(old: dict, new: dict) -> list[str]:
 def describe() -> str:
     """Every key with its default and the comment beside it in `pretrain`, one a line."""
     lines = []
-    for line in inspect.getsource(pretrain).splitlines():
+    source = "".join(map(inspect.getsource, (_run, pretrain, _encoder_task, evaluate, finetune)))
+    for line in source.splitlines():
+        if line.startswith("def ") and not line.startswith("def _run"):
+            name = line.removeprefix("def ").partition("(")[0]
+            lines.append(f"\n  {'tasks that start from an encoder' if name == '_encoder_task' else f'task {name}'}:")
         key, equals, rest = line.strip().partition(" = ")
         if equals and key.startswith("config.") and "ConfigDict()" not in rest:
             default, _, comment = rest.partition("  # ")
@@ -219,15 +289,20 @@ def check(config: ConfigDict) -> None:
         "platform": ("any", "cpu", "gpu", "tpu"),
         "loss.form": ("auto", "covariance", "gram"),
         "optim.name": ("lars", "sgd", "adamw"),
+        "optim.schedule": ("cosine", "drops"),
+        "batch_norm": ("auto", "train", "eval"),
         "loss.gather_dtype": ("bfloat16", "float32"),
         "model.dtype": ("bfloat16", "float32"),
         "model.head": ("replicated", "sharded"),
     }
     flat = flatten(to_dict(config))
-    for key, valid in one_of.items():
-        choose(f"config.{key}", flat[key], valid)
-    for key in ("batch_size", "total_epochs", "views.size", "evals.batch_size", "log.every_steps", "evals.knn_k"):
+    for key in one_of.keys() & flat.keys():
+        choose(f"config.{key}", flat[key], one_of[key])
+    for key in ("batch_size", "total_epochs", "evals.batch_size", "log.every_steps"):
         if flat[key] <= 0:
+            raise UserError(f"config.{key}={flat[key]} must be positive", f"Set --config.{key} to a positive number.")
+    for key in ("views.size", "evals.knn_k"):
+        if config.task == "pretrain" and flat[key] <= 0:
             raise UserError(f"config.{key}={flat[key]} must be positive", f"Set --config.{key} to a positive number.")
 
 
@@ -245,4 +320,15 @@ def shrink(config: ConfigDict, *, train_split: str, val_split: str) -> ConfigDic
     config.evals.knn_k = 20
     config.log.every_steps = 2
     config.checkpoint.every_epochs = 1.0
+    return config
+
+
+def shrink_finetune(config: ConfigDict) -> ConfigDict:
+    """The `:smoke` form of a config that fine-tunes."""
+    config.batch_size, config.total_epochs = 16, 2.0
+    config.data.fraction = 0.01
+    config.model.dtype = "float32"
+    config.evals.every_epochs = 1.0
+    config.evals.batch_size = 32
+    config.evals.val_images = 64
     return config

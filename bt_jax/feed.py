@@ -3,6 +3,7 @@
 Both give the loop the same few functions, so that it need not know which one it has.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import sharding, train_step
+from bt_jax import log, sharding, train_step
 from bt_jax.data import device
 from bt_jax.data.prefetch import prefetch
-from bt_jax.data.source import Broken, Source
+from bt_jax.data.source import Broken, Source, evenly, open_source
 
 
 class Feed(NamedTuple):
@@ -27,15 +28,26 @@ class Feed(NamedTuple):
         so far.
       window: window(at_step) -> steps until the next good place to look up.
       sample: sample(n) -> a batch of n training images, as numpy.
-      train_batches, val_batches: functions that start a pass for evaluation.
+      passes: passes(split, limit) -> a function that starts a pass over a split for evaluation: padded batches of
+        numpy arrays with a "mask", of `limit` images, or of all where it is 0.
     """
 
     images: int
     begin: Callable
     window: Callable[[int], int]
     sample: Callable[[int], dict[str, np.ndarray]]
-    train_batches: Callable
-    val_batches: Callable
+    passes: Callable[[str, int], Callable]
+
+
+def open_data(config: ConfigDict) -> tuple[Source, Broken]:
+    """The data set of `config.data`, and what is told of its unreadable images."""
+    source = open_source(
+        config.data.name or None,
+        data_dir=config.data.dir or None,
+        npz=config.data.npz or None,
+        folder=config.data.folder or None,
+    )
+    return source, Broken(source, limit=config.data.broken_limit, say=log.say)
 
 
 def make_feed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int) -> Feed:
@@ -44,7 +56,8 @@ def make_feed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
 
 
 def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int) -> Feed:
-    images, labels = source.arrays(config.data.train_split, broken, channels=channels)
+    arrays = functools.cache(lambda split: source.arrays(split, broken, channels=channels))
+    images, labels = arrays(config.data.train_split)
     steps_per_epoch = max(len(images) // config.batch_size, 1)
     size = device.dispatch_size(steps_per_epoch, config.log.every_steps)
 
@@ -79,19 +92,15 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
         return min(size - within % size, steps_per_epoch - within)
 
     def passes(split, limit):
-        arrays = (
-            (images, labels) if split == config.data.train_split else source.arrays(split, broken, channels=channels)
-        )
-        keep = evenly(len(arrays[0]), limit)
-        chosen = [None if a is None else a[keep] for a in arrays]
+        keep = evenly(len(arrays(split).images), limit)
+        chosen = [None if a is None else a[keep] for a in arrays(split)]
         return lambda: device.eval_batches(*chosen, batch_size=sharding.round_up(config.evals.batch_size, mesh))
 
     def sample(n):
         keep = evenly(len(images), n)
         return {"image": images[keep], "id": keep.astype(np.int32)}
 
-    val = passes(config.data.val_split, config.evals.val_images) if config.data.val_split else None
-    return Feed(len(images), begin, window, sample, passes(config.data.train_split, config.evals.train_images), val)
+    return Feed(len(images), begin, window, sample, passes)
 
 
 def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int) -> Feed:
@@ -132,15 +141,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
         return advance, lambda: ahead.wait_seconds, ahead.close
 
     def passes(split, limit):
-        def start():
-            seen = 0
-            for batch in pipeline.eval_batches(source, split, batch_size=batch_size, **decoding):
-                if limit and seen >= limit:
-                    return
-                seen += batch_size
-                yield batch
-
-        return start
+        return lambda: pipeline.eval_batches(source, split, batch_size=batch_size, limit=limit, **decoding)
 
     def sample(n):
         split = config.data.train_split
@@ -148,17 +149,5 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
         return {name: batch[name][batch["mask"]] for name in ("image", "size", "id") if name in batch}
 
     every = config.log.every_steps
-    val = passes(config.data.val_split, config.evals.val_images) if config.data.val_split else None
-    return Feed(
-        train_images.stop - train_images.start,
-        begin,
-        lambda at_step: every - at_step % every,
-        sample,
-        passes(config.data.train_split, config.evals.train_images),
-        val,
-    )
-
-
-def evenly(n: int, limit: int) -> np.ndarray:
-    """`limit` indices spread over 0..n-1, or all of them where limit is 0 or too large."""
-    return np.arange(n) if not limit or limit >= n else np.linspace(0, n - 1, limit).astype(np.int64)
+    images = train_images.stop - train_images.start
+    return Feed(images, begin, lambda at_step: every - at_step % every, sample, passes)

@@ -1,9 +1,10 @@
 """The program: `python -m bt_jax.main --config=configs/FILE.py[:args] --workdir=DIR [--config.KEY=VALUE ...]`.
 
-Trains what the config describes and writes everything to the work folder. Given again, the same command goes on from
-the newest checkpoint. A config file opens with its command, its hardware and the number it must reach.
+Trains or evaluates what the config describes and writes everything to the work folder. Given again, the same command
+goes on from the newest checkpoint. A config file opens with its command, its hardware and the number it must reach.
 """
 
+import importlib
 import time
 
 STARTED = time.monotonic()
@@ -11,8 +12,10 @@ STARTED = time.monotonic()
 from absl import flags  # noqa: E402  (the clock starts before the imports, which take seconds)
 
 from bt_jax import cli  # noqa: E402
+from bt_jax.config import choose, user_cache  # noqa: E402
 from bt_jax.errors import UserError, is_disk_full  # noqa: E402
 
+TASKS = ("pretrain", "evaluate", "finetune")  # modules of this package
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if absent, continued if it holds the same run.")
 
 
@@ -24,12 +27,9 @@ def main(argv: list[str]) -> None:
         raise UserError("No --workdir is given", "Name the folder the run is written to.")
     config = cli.CONFIG.value
     _compile_cache(config.compile_cache)
-    if config.task != "pretrain":
-        raise UserError(f"config.task={config.task!r} is unknown", "Choose from pretrain.")
-    from bt_jax import pretrain
-
+    task = importlib.import_module(f"bt_jax.{choose('config.task', config.task, TASKS)}")
     try:
-        pretrain.run(config, WORKDIR.value, started=STARTED)
+        task.run(config, WORKDIR.value, started=STARTED)
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -40,8 +40,6 @@ def main(argv: list[str]) -> None:
 def _compile_cache(folder: str) -> None:
     """Keeps compiled programs, so that a restart does not wait for the compiler again."""
     import jax
-
-    from bt_jax.config import user_cache
 
     if folder == "auto":
         folder = str(user_cache() / "xla")

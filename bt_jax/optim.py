@@ -44,6 +44,16 @@ def warmup_cosine(
     return schedule
 
 
+def cosine_by_epoch(peak: float, *, steps_per_epoch: int, epochs: float) -> optax.Schedule:
+    """Half a cosine to zero that moves once an epoch: torch's CosineAnnealingLR as in the reference's evaluate.py."""
+
+    def schedule(step):
+        epoch = jnp.floor(jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch)
+        return peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(epoch / epochs, 0, 1)))
+
+    return schedule
+
+
 def lars(
     lr_weights: Rate,
     lr_biases: Rate,

@@ -1,44 +1,40 @@
-"""Pretraining: from images to an encoder. `run` prepares, `_train` is the loop, `_finish` judges what came out."""
+"""Pretraining: from images to an encoder. `run` prepares and trains, `_finish` judges what came out."""
 
+import functools
 import json
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, build, checkpoint, log, losses, report, run_folder, sharding, train_step
+from bt_jax import augment, build, checkpoint, log, loop, report, run_folder, sharding, train_step
 from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
-from bt_jax.data import source as source_lib
-from bt_jax.errors import UserError
-from bt_jax.evals import features, heldout
-from bt_jax.state import Nets, TrainState
+from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
+from bt_jax.state import TrainState
 
-PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
+PICTURE_IMAGES, PICTURE_PAIRS, MAP_IMAGES = 512, 16, 600
 
 
 class Run(NamedTuple):
-    """All that does not change while a run trains."""
+    """What is pretrained, and what judges it."""
 
-    config: ConfigDict
-    folder: Path
+    loop: loop.Loop
     mesh: Mesh
-    plan: build.Plan
     recipe: augment.Recipe
-    nets: Nets
-    step: Callable
-    feed: feed_lib.Feed
-    judge: heldout.HeldOut | None
-    checkpoints: checkpoint.Checkpoints
+    embed: features.Embed
+    frozen: Callable[[features.Embed], protocols.Frozen] | None
+    spectrum: spectrum.Spectrum
+    correlation: correlation.CrossCorrelation
+    sample: dict[str, np.ndarray]
+    shown_split: str
+    class_names: list[str]
     fresh: Callable[[], TrainState]
-    started: float
 
 
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
@@ -56,16 +52,12 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
       UserError: anything the user can mend.
     """
     this = _prepare(config, workdir, time.monotonic() if started is None else started)
-    state = this.fresh()
-    newest = this.checkpoints.latest()
-    if newest is not None:
-        state = this.checkpoints.restore(state, newest)
-        log.say(f"going on from step {newest} of {this.plan.total_steps}")
-    state = _train(this, state)
-    if int(state.step) == this.plan.total_steps and not (this.folder / "summary.json").exists():
+    state = loop.train(this.loop, loop.resume_or(this.loop, this.fresh()))
+    folder = this.loop.folder
+    if int(state.step) == this.loop.plan.total_steps and not (folder / "summary.json").exists():
         _finish(this, state)
-    this.checkpoints.close()
-    return this.folder
+    this.loop.checkpoints.close()
+    return folder
 
 
 def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
@@ -74,36 +66,35 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     build.check_devices(config, mesh)
     build.check_rate(config)
     sharding.check_batch(config.batch_size, mesh)
-    source = source_lib.open_source(
-        config.data.name,
-        data_dir=config.data.dir or None,
-        npz=config.data.npz or None,
-        folder=config.data.folder or None,
-    )
-    broken = source_lib.Broken(source, limit=config.data.broken_limit, say=log.say)
+    source, broken = feed_lib.open_data(config)
     recipe = build.build_recipe(config)
     feed = feed_lib.make_feed(config, source, mesh, broken, len(recipe.mean))
     plan = build.make_plan(config, feed.images)
     nets, step, _, create = build.build_training(config, plan, recipe, source.num_classes, mesh)
-    judge = None
+    every_steps = plan.steps(config.evals.every_epochs)
+    embed = features.make_embed(nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize)
     splits = [split for split in (config.data.train_split, config.data.val_split) if split]
+    evaluators, frozen = [], None
     if len(splits) == 2 and all(source.labelled(source.span(split).base) for split in splits):
-        judge = heldout.HeldOut(
-            features.make_embed(nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize),
-            feed.train_batches,
-            feed.val_batches,
-            mesh=mesh,
-            num_classes=source.num_classes,
-            k=config.evals.knn_k,
-            temperature=config.evals.knn_temperature,
-            every_steps=plan.steps(config.evals.every_epochs),
-        )
+        train = feed.passes(config.data.train_split, config.evals.train_images)
+        val = feed.passes(config.data.val_split, config.evals.val_images)
+        frozen = functools.partial(protocols.Frozen, train=train, val=val, mesh=mesh, num_classes=source.num_classes)
+        shared = frozen(embed)
+        evaluators.append(protocols.KNN(shared, **_neighbours(config, feed), every_steps=every_steps))
+        evaluators.append(protocols.OnlineProbe(shared, every_steps=every_steps))
+    unlabelled = spectrum.Spectrum(
+        nets.backbone,
+        recipe,
+        feed.passes(splits[-1], config.evals.spectrum_images),
+        mesh=mesh,
+        key=train_step.stream(config.seed, train_step.MONITOR),
+        every_steps=every_steps if config.evals.spectrum_images else 0,
+    )
+    sample = feed.sample(PICTURE_IMAGES)
     # Only now, when the config is known to make sense: a folder holds one config for good.
     folder = run_folder.open_folder(workdir, config_lib.to_dict(config))
-    mine = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
-    broken.list_in(folder / f"broken{mine}.txt")
-    devices = jax.devices()
-    log.say(f"{folder}: {source.name} on {len(devices)} x {devices[0].device_kind}")
+    broken.list_in(run_folder.own(folder, "broken.txt"))
+    log.say(f"{folder}: {source.name} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
     checkpoints = checkpoint.Checkpoints(
         folder,
         model={"build": build.backbone_options(config, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std},
@@ -111,132 +102,34 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         keep_every=plan.steps(config.checkpoint.keep_every_epochs),
     )
     init_key = train_step.stream(config.seed, train_step.INIT)
+    matrix = correlation.CrossCorrelation(
+        nets,
+        recipe,
+        sample,
+        key=train_step.stream(config.seed, train_step.VIEWS),
+        folder=folder / "correlation" if jax.process_index() == 0 else None,
+        every_steps=every_steps,
+    )
+    this = loop.Loop(config, folder, plan, step, feed, [*evaluators, unlabelled, matrix], checkpoints, started)
     return Run(
-        config, folder, mesh, plan, recipe, nets, step, feed, judge, checkpoints, lambda: create(init_key), started
+        this,
+        mesh,
+        recipe,
+        embed,
+        frozen,
+        unlabelled,
+        matrix,
+        sample,
+        splits[-1],
+        list(source.class_names),
+        lambda: create(init_key),
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- the loop
-
-
-def _train(this: Run, state: TrainState) -> TrainState:
-    """Windows of steps to the end of the schedule; the host looks at one while the next runs."""
-    config, plan = this.config, this.plan
-    at = int(state.step)
-    last = min(config.stop_after_steps or plan.total_steps, plan.total_steps)
-    if at >= last:
-        log.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
-        return state
-    save_every = plan.steps(config.checkpoint.every_epochs)
-    judge_every = this.judge.every_steps if this.judge else 0
-    written = log.RunLog(this.folder, first_step=at, tensorboard=config.log.tensorboard)
-    progress = log.Progress(
-        first_step=at, total_steps=last, batch_size=config.batch_size, steps_per_epoch=plan.steps_per_epoch
-    )
-    advance, waited, close = this.feed.begin(this.step, state)
-    interrupted = _Interruption()
-    unseen = None  # the newest window's metrics, still on their way from the device
-    first = True
-
-    def look(window):
-        nonlocal first
-        step, shown = window
-        values = _means(shown) | progress.measure(step, waited=waited())
-        written.write(step, values)
-        if first:
-            log.say(f"first window of steps done {time.monotonic() - this.started:.0f} s after the start")
-            first = False
-        log.say(progress.line(step, values))
-        _stop_if_bad(this, state, step, values)
-
-    try:
-        while at < last and not interrupted:
-            steps = min([this.feed.window(at), last - at] + [n - at % n for n in (save_every, judge_every) if n])
-            state, shown = advance(state, steps)
-            at += steps
-            if unseen:
-                look(unseen)
-            unseen = (at, shown)
-            saving = at == last or _due(at, save_every)
-            judging = this.judge and (at == last or _due(at, judge_every)) and judge_every
-            # On a CPU the steps run while they are dispatched: looking later would time the wrong window.
-            if saving or judging or jax.default_backend() == "cpu":
-                look(unseen)
-                unseen = None
-            if judging:
-                values = this.judge.run(state)
-                written.write(at, values | {"epoch": at / plan.steps_per_epoch})
-                log.say("  ".join(f"{name} {100 * value:.1f} %" for name, value in values.items()))
-            if saving:
-                this.checkpoints.save(state)
-            if saving or judging:
-                progress.skip()
-        if unseen:
-            look(unseen)
-        if interrupted:
-            this.checkpoints.save(state)
-    finally:
-        close()
-        written.close()
-        this.checkpoints.wait()
-        interrupted.restore()
-    interrupted.exit_if_set(f"stopped at step {at} of {last}, saved; the same command goes on from there")
-    return state
-
-
-def _due(at: int, every: int) -> bool:
-    return bool(every) and at % every == 0
-
-
-def _means(shown: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Means over a window; of a count of bad steps the largest."""
-    fetched = jax.device_get(shown)
-    values = {name: np.concatenate([np.atleast_1d(m[name]) for m in fetched]) for name in fetched[0]}
-    return {name: float(v.max() if name == "train/bad_steps" else v.mean()) for name, v in values.items()}
-
-
-def _stop_if_bad(this: Run, state: TrainState, step: int, values: dict[str, float]) -> None:
-    bad, limit = values["train/bad_steps"], this.config.nonfinite_limit
-    if bad < limit:
-        return
-    this.checkpoints.save(state)
-    raise UserError(
-        f"Loss or gradient not finite in {bad:.0f} steps in a row before step {step}"
-        f" (learning rates: weights {values['train/lr_weights']:.3g}, biases {values['train/lr_biases']:.3g})",
-        "Those steps changed nothing and the state is saved. Lower --config.optim.lr_weights or lr_biases, or try"
-        " --config.model.dtype=float32, in a new --workdir.",
-    )
-
-
-class _Interruption:
-    """Notes Ctrl-C and SIGTERM, so that the loop can save; a second Ctrl-C ends at once."""
-
-    def __init__(self):
-        self._signal = 0
-        self._before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: somebody else's signals
-                return
-
-    def _note(self, number, frame):
-        del frame
-        self._signal = number
-        signal.signal(number, self._before[number])
-        log.say(f"{signal.Signals(number).name}: saving after this window of steps")
-
-    def __bool__(self):
-        return bool(self._signal)
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def exit_if_set(self, text: str) -> None:
-        if self._signal:
-            log.say(text)
-            raise SystemExit(128 + self._signal)
+def _neighbours(config: ConfigDict, feed: feed_lib.Feed) -> dict[str, tuple]:
+    """As many neighbours as the config says, or all of a smaller set."""
+    images = min(config.evals.train_images or feed.images, feed.images)
+    return {"ks": (min(config.evals.knn_k, images),), "temperatures": (config.evals.knn_temperature,)}
 
 
 # ------------------------------------------------------------------------------------------------------------ the end
@@ -244,56 +137,69 @@ class _Interruption:
 
 def _finish(this: Run, state: TrainState) -> None:
     """The table, the pictures and the report of a run that reached its end."""
-    before = this.fresh()
-    pictures = _pictures(this, before, state)
-    summary: dict[str, Any] = {"steps": int(state.step), "seconds": round(time.monotonic() - this.started, 1)}
-    if this.judge and this.config.evals.final:
-        embed = this.judge.embed
-        compared = {"trained": (embed, state.encoder()), "untrained": (embed, before.encoder())}
-        if this.config.data.on_device:
-            compared["raw_pixels"] = (features.raw_pixels(this.recipe, this.mesh), {})
-        summary |= this.judge.table(compared)
-        summary["seconds"] = round(time.monotonic() - this.started, 1)
-        log.say(_table(summary))
-    if jax.process_index() == 0:
-        np.savez(this.folder / "pictures.npz", **pictures)
-        (this.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        log.say(f"report      {report.write(this.folder)}")
-    log.say(
-        f"checkpoint  {this.folder / 'checkpoints' / str(int(state.step))}\nmetrics     {this.folder / 'metrics.jsonl'}"
+    config, folder, before = this.loop.config, this.loop.folder, this.fresh()
+    shown = _pictures(this, before, state)
+    summary: dict[str, Any] = {"steps": int(state.step)}
+    numbers, shown["spectrum_trained"] = this.spectrum.of(state.encoder())
+    _, shown["spectrum_untrained"] = this.spectrum.of(before.encoder())
+    images = features.gallery(
+        this.embed, state.encoder(), this.loop.feed.passes(this.shown_split, MAP_IMAGES)(), this.mesh
     )
+    shown |= pictures.embedding_map(*images) | pictures.neighbours(*images[:2])
+    summary["unlabelled"] = numbers
+    if this.frozen and config.evals.final:
+        compared = {"trained": (this.embed, state), "untrained": (this.embed, before)}
+        if config.data.on_device:
+            compared["raw_pixels"] = (features.raw_pixels(this.recipe, this.mesh), state)
+        summary |= _judge(this, compared)
+        predicted, labels = summary.pop("predicted")
+        shown |= pictures.confusion(labels, predicted, len(this.class_names))
+        shown |= {"class_names": np.array(this.class_names, str)}
+        log.say(_table(summary))
+    summary["seconds"] = round(time.monotonic() - this.loop.started, 1)
+    if jax.process_index() == 0:
+        np.savez(folder / "pictures.npz", **shown)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        log.say(f"report      {report.write(folder)}")
+    log.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")
+
+
+def _judge(this: Run, compared: dict[str, tuple[features.Embed, TrainState]]) -> dict[str, Any]:
+    """{"knn_top1": {name: …}, "linear_top1": {name: …}, "linear_interval": {name: (low, high)}, "predicted": (classes
+    by the linear probe of the first, true classes)}."""
+    found: dict[str, Any] = {"knn_top1": {}, "linear_top1": {}, "linear_interval": {}}
+    for name, (embed, state) in compared.items():
+        frozen = this.frozen(embed)
+        knn = protocols.KNN(frozen, **_neighbours(this.loop.config, this.loop.feed))
+        found["knn_top1"][name] = knn.run(state)["val/knn_top1"]
+        fitted, labels = protocols.LinearProbe(frozen).fit(state)
+        right = fitted.predicted == labels
+        found["linear_top1"][name] = float(right.mean())
+        found["linear_interval"][name] = confidence.interval(right)
+        found.setdefault("predicted", (fitted.predicted, labels))
+    return found
 
 
 def _pictures(this: Run, before: TrainState, after: TrainState) -> dict[str, np.ndarray]:
     """c of some training images before and after, and some of their views as uint8."""
-    batch = this.feed.sample(PICTURE_IMAGES)
-    ids = jnp.asarray(batch.get("id", np.arange(len(batch["image"]))))
-    key = train_step.stream(this.config.seed, train_step.VIEWS)
-
-    def views(images, sizes, ids):
-        return augment.two_views(key, images, this.recipe, ids=ids, sizes=sizes)
-
-    @jax.jit
-    def cross(state, images, sizes, ids):
-        z = []
-        for view in views(images, sizes, ids):
-            h, _ = this.nets.backbone.apply(state.encoder(), view, train=True)
-            variables = {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]}
-            z.append(this.nets.projector.apply(variables, h, train=True)[0])
-        return losses.cross_correlation(*z)
-
-    arrays = (batch["image"], batch.get("size"), ids)
-    shown = jax.jit(views)(*(None if a is None else a[:PICTURE_PAIRS] for a in arrays))
+    batch = {name: values[:PICTURE_PAIRS] for name, values in this.sample.items()}
+    key = train_step.stream(this.loop.config.seed, train_step.VIEWS)
+    two_views = jax.jit(
+        lambda batch: augment.two_views(key, batch["image"], this.recipe, ids=batch["id"], sizes=batch.get("size"))
+    )
     mean, std = np.asarray(this.recipe.mean), np.asarray(this.recipe.std)
-    view1, view2 = (np.uint8(np.clip(255 * (np.asarray(v) * std + mean), 0, 255)) for v in shown)
+    view1, view2 = (np.uint8(np.clip(255 * (np.asarray(v) * std + mean), 0, 255)) for v in two_views(batch))
     # Padded canvases are left out: an image there is smaller than its frame.
-    originals = {} if "size" in batch else {"originals": batch["image"][:PICTURE_PAIRS]}
-    return originals | {
-        "c_before": heldout.correlation_picture(cross(before, *arrays)),
-        "c_after": heldout.correlation_picture(cross(after, *arrays)),
-        "view1": view1,
-        "view2": view2,
-    }
+    originals = {} if "size" in batch else {"originals": batch["image"]}
+    c_before, c_after = this.correlation.of(before), this.correlation.of(after)
+    return (
+        originals
+        | {"view1": view1, "view2": view2}
+        | {"c_before": correlation.picture(c_before), "c_after": correlation.picture(c_after)}
+        | pictures.off_diagonal_histograms(c_before, c_after)
+        | pictures.redundant_pairs(c_after)
+        | this.correlation.history()
+    )
 
 
 def _table(summary: dict) -> str:

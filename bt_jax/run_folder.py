@@ -45,6 +45,12 @@ def open_folder(path: str, config: dict) -> Path:
     return folder
 
 
+def own(folder: Path, name: str) -> Path:
+    """A file of this process's own: "broken.txt", or of several processes "broken-3.txt"."""
+    stem, dot, suffix = name.partition(".")
+    return folder / (f"{stem}-{jax.process_index()}{dot}{suffix}" if jax.process_count() > 1 else name)
+
+
 def environment() -> dict:
     """Versions, devices, git commit and command line of this process."""
     versions = {}

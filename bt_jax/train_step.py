@@ -17,7 +17,7 @@ from bt_jax.state import Nets, TrainState
 Batch = dict[str, jax.Array]
 
 # Streams of a run's randomness, folded into the seed's key.
-INIT, ORDER, VIEWS = 0, 1, 2
+INIT, ORDER, VIEWS, MONITOR = 0, 1, 2, 3
 
 
 def stream(seed: int, purpose: int) -> jax.Array:
@@ -106,20 +106,28 @@ def make_update(
     def update(state: TrainState, views, labels):
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (_, (shown, batch_stats)), grads = gradient(state.params, state.batch_stats, views, labels)
-        norm = optax.global_norm({name: grads[name] for name in ("backbone", "projector")})
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        taken = TrainState(state.step + 1, params, batch_stats, opt_state, jnp.zeros_like(state.bad_steps))
-        # The counters inside the optimizer go on with the step, so that the rate applied stays the schedule's.
-        kept = jax.tree.map(lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b, opt_state, state.opt_state)
-        skipped = TrainState(state.step + 1, state.params, state.batch_stats, kept, state.bad_steps + 1)
-        finite = jnp.isfinite(shown["loss"]) & jnp.isfinite(norm)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), taken, skipped)
+        new, norm = apply_gradient(state, tx, grads, batch_stats, shown["loss"])
         shown |= {"grad_norm": norm, "bad_steps": new.bad_steps}
         shown |= {name: rate(state.step) for name, rate in (rates or {}).items()}
         return new, {f"train/{name}": jnp.asarray(value, jnp.float32) for name, value in shown.items()}
 
     return update
+
+
+def apply_gradient(
+    state: TrainState, tx: optax.GradientTransformation, grads, batch_stats, loss: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """The next state and the gradient's norm, without the online probe's. A loss or gradient that is not finite changes
+    nothing but the counters."""
+    norm = optax.global_norm({name: grad for name, grad in grads.items() if name != "probe"})
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    taken = TrainState(state.step + 1, params, batch_stats, opt_state, jnp.zeros_like(state.bad_steps))
+    # The counters inside the optimizer go on with the step, so that the rate applied stays the schedule's.
+    kept = jax.tree.map(lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b, opt_state, state.opt_state)
+    skipped = TrainState(state.step + 1, state.params, state.batch_stats, kept, state.bad_steps + 1)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), taken, skipped), norm
 
 
 def make_optimizer(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from bt_jax import report
 from bt_jax.errors import UserError
+from bt_jax.evals import pictures
 from bt_jax.reporting.plots import INK, thinned
 from bt_jax.reporting.runs import read_run
 from bt_jax.reporting.words import verdict
@@ -73,7 +74,10 @@ def make_run(folder: Path, *, config: dict | None = None, trained: float = 0.781
     with open(folder / "metrics.jsonl", "w") as file:
         for step in range(0, 1201, 100):
             file.write(train_line(step))
-            file.write(json.dumps({"step": step, "val/knn_top1": 0.4 + step / 4000, "val/online_top1": 0.5}) + "\n")
+            values = {"step": step, "val/knn_top1": 0.4 + step / 4000, "val/online_top1": 0.5, "val/rank": 90.0,
+                      "val/spectrum_slope": 1.2, "val/alignment": 0.4, "val/uniformity": -2.5, "val/dead_dimensions": 0,
+                      "val/off_diagonal": 0.1}  # fmt: skip
+            file.write(json.dumps(values) + "\n")
     knn = {"trained": trained, "untrained": 0.47, "raw_pixels": 0.38}
     linear = {"trained": 0.823, "untrained": 0.55, "raw_pixels": 0.41}
     (folder / "summary.json").write_text(json.dumps({"knn_top1": knn, "linear_top1": linear, "seconds": 171.4}))
@@ -89,6 +93,27 @@ def make_run(folder: Path, *, config: dict | None = None, trained: float = 0.781
     return folder
 
 
+def add_pictures(folder: Path, **changes) -> dict[str, np.ndarray]:
+    """Every further array of pictures.npz; a change of None leaves one out."""
+    numbers = np.random.default_rng(1)
+    c = numbers.uniform(-0.5, 0.5, (12, 20, 20))
+    images = numbers.integers(0, 256, (40, 32, 32, 3)).astype(np.uint8)
+    labels = np.arange(40) % 3
+    features = np.eye(3)[labels] + 0.1 * numbers.normal(size=(40, 3))
+    arrays = {"c_steps": np.arange(0, 1200, 100), "c_over_time": c.astype(np.float16),
+              "spectrum_trained": (np.arange(1, 513) ** -1.0).astype(np.float32),
+              "spectrum_untrained": (np.arange(1, 513) ** -3.0).astype(np.float32),
+              "class_names": np.array(["cat", "dog & wolf", "<b>ship"]),
+              "confusion": np.array([[7, 3, 0], [1, 9, 0], [0, 0, 5]])}  # fmt: skip
+    arrays |= pictures.off_diagonal_histograms(c[0], 0.1 * c[1]) | pictures.redundant_pairs(c[0])
+    arrays |= pictures.embedding_map(features, images, labels) | pictures.neighbours(features, images)
+    with np.load(folder / "pictures.npz") as old:
+        arrays = {**old, **arrays, **changes}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(folder / "pictures.npz", **arrays)
+    return arrays
+
+
 @pytest.fixture
 def run(tmp_path) -> Path:
     return make_run(tmp_path / "quick")
@@ -100,10 +125,11 @@ def test_whole_report(run):
     assert path == run / "report.html"
     assert ("After 1,200 steps the encoder reaches 78.1 % 200-NN top-1 on held-out images, 31 points above the same"
             " encoder untrained and 40 points above raw pixels.") in page.text  # fmt: skip
-    order = ["Result", "Loss", "How good are the features", "Cross-correlation of the two views", "Augmented pairs",
-             "The machinery", "Config and environment", "Files, and how to run it again"]  # fmt: skip
+    order = ["Result", "Loss", "How good are the features", "Without labels", "Cross-correlation of the two views",
+             "Augmented pairs", "The machinery", "Config and environment",
+             "Files, and how to run it again"]  # fmt: skip
     assert re.findall(r"<h2>(.*?)</h2>", page.source) == order
-    everything = [*report.LOSS, *report.QUALITY, *report.MACHINERY]
+    everything = [*report.LOSS, *report.QUALITY, *report.LABEL_FREE, *report.MACHINERY]
     assert sorted(page.drawings) == sorted([panel.title for panel in everything] + ["Off-diagonal values"])
     for words in ("82.3 %", "2 min 51 s", "optim.lr_weights = 0.2", "versions.jax = 0.10.2", "--seed 7", "raw pixels"):
         assert words in page.text
@@ -115,12 +141,16 @@ def test_whole_report(run):
 
 
 def test_file_needs_nothing_else(run):
+    add_pictures(run)
     page = Page(report.write(run))
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
-    assert re.findall(r"(?:https?:)?//\w", re.sub(r'src="data:[^"]*"', "", page.source)) == []
+    assert (
+        re.findall(r"(?:https?:)?//\w", re.sub(r'(src="|url\()data:image/png;base64,[^")]*[")]', "", page.source)) == []
+    )
     assert "<script" not in page.source and "@import" not in page.source
     assert "prefers-color-scheme:dark" in page.source and 'name="viewport"' in page.source
     assert not any(stand_in in page.source for stand_in in INK)  # a colour that would not follow dark mode
+    assert all(a.startswith(("data:image/png;base64,", "#")) for a in re.findall(r"url\(([^)]*)", page.source))
     used = set(re.findall(r"url\(#([^)]*)\)", page.source)) | {a[1:] for a in page.addresses if a[0] == "#"}
     assert used and used <= page.ids
 
@@ -139,6 +169,7 @@ def test_pictures_show_the_arrays(run):
 
 
 def test_same_input_same_bytes(run):
+    add_pictures(run)
     once = report.write(run).read_bytes()
     command = [sys.executable, "-m", "bt_jax.report", str(run)]
     environment = os.environ | {"PYTHONHASHSEED": "3"}
@@ -147,6 +178,153 @@ def test_same_input_same_bytes(run):
     assert other_process.returncode == 0, other_process.stderr
     assert other_process.stdout.strip() == str(run / "report.html")
     assert (run / "report.html").read_bytes() == once
+
+
+# The further pictures ------------------------------------------------------------------------------------------------
+
+
+def part(page: Page, title: str) -> str:
+    """HTML of one section."""
+    return page.source.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
+
+
+def decoded(source: str) -> list[Image.Image]:
+    found = re.findall(r"data:image/png;base64,([^\")]*)", source)
+    return [Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA").convert("RGB") for data in found]
+
+
+def test_every_picture_has_its_section(run):
+    add_pictures(run)
+    page = Page(report.write(run))
+    titles = re.findall(r"<h2>(.*?)</h2>", page.source)
+    assert titles[4:10] == ["Cross-correlation of the two views", "Spectrum", "Map of the embedding",
+                            "Nearest neighbours", "Confusion", "Augmented pairs"]  # fmt: skip
+    assert "Not drawn" not in page.text and "not drawn" not in page.text
+    assert len(page.source) < 900_000
+
+
+def test_matrices_over_time_are_eight_with_first_and_last(run):
+    add_pictures(run)
+    steps = re.findall(
+        r"<figcaption>step ([\d,]*)<", part(Page(report.write(run)), "Cross-correlation of the two views")
+    )
+    assert len(steps) == 8 and steps[0] == "0" and steps[-1] == "1,100"
+
+
+def test_histogram_is_of_the_full_matrices(run):
+    def outline() -> str:
+        return part(Page(report.write(run)), "Cross-correlation of the two views").split("Off-diagonal values")[2]
+
+    thinned_only = outline()
+    arrays = add_pictures(run)
+    assert (full := outline()) != thinned_only
+    add_pictures(run, off_after=arrays["off_after"][::-1] * np.arange(81))
+    assert outline() != full
+
+
+def test_redundant_pairs_are_named(run):
+    arrays = add_pictures(run)
+    page = Page(report.write(run))
+    (i, j), value = arrays["redundant_index"][0], arrays["redundant_value"][0]
+    assert f"{i} and {j} {value:.2f}".replace("-", "−") in page.text
+
+
+def test_spectrum_counts_dimensions(run):
+    arrays = add_pictures(run)
+    page = Page(report.write(run))
+    shares = np.cumsum(arrays["spectrum_trained"] / arrays["spectrum_trained"].sum())
+    half, most, all_but = (int((shares < share).sum()) + 1 for share in (0.5, 0.9, 0.99))
+    assert f"trained encoder {half} {most} {all_but}" in page.text
+    assert "Spectrum" in page.drawings
+    add_pictures(run, spectrum_trained=np.zeros(8, np.float32), spectrum_untrained=None)
+    assert "The features do not vary at all" in Page(report.write(run)).text
+
+
+def test_map_tiles_show_their_image(run):
+    arrays = add_pictures(run)
+    source = part(Page(report.write(run)), "Map of the embedding")
+    (sheet,) = decoded(source)
+    tiles = re.findall(r'<i style="left:([\d.]*)%;top:([\d.]*)%;background-position:([\d.]*)% ([\d.]*)%', source)
+    assert len(tiles) == 40
+    columns, rows = (int(size) // 100 for size in re.search(r"background-size:(\d*)% (\d*)%", source).groups())
+    assert sheet.size == (32 * columns, 32 * rows)
+    for tile, xy, image in zip(tiles, arrays["map_xy"], arrays["map_images"], strict=True):
+        x, y, left, top = map(float, tile)
+        np.testing.assert_allclose([x, y], [2 + 96 * xy[0], 98 - 96 * xy[1]], atol=0.06)
+        # CSS: what sticks out of the box, (count - 1) boxes, times the per cent lies left of it
+        column, row = round(left / 100 * (columns - 1)), round(top / 100 * (rows - 1))
+        shown = np.asarray(sheet)[32 * row : 32 * (row + 1), 32 * column : 32 * (column + 1)].astype(int)
+        errors = [np.abs(shown - other.astype(int)).mean() for other in arrays["map_images"]]
+        assert (arrays["map_images"][np.argmin(errors)] == image).all()  # 256 colours change pixels, not the image
+    assert source.count('title="cat"') == 14 and 'title="&lt;b&gt;ship"' in source
+    assert len(set(re.findall(r"--frame:(hsl[^\"]*)", source))) == 3
+
+
+def test_map_without_labels_has_no_frames(run):
+    add_pictures(run, map_labels=None, class_names=None)
+    source = part(Page(report.write(run)), "Map of the embedding")
+    assert source.count("<i style") == 40
+    assert "--frame" not in source and "title=" not in source and "true class" not in source
+
+
+def test_rows_of_neighbours(run):
+    arrays = add_pictures(run)
+    source = part(Page(report.write(run)), "Nearest neighbours")
+    shown = decoded(source)
+    assert len(shown) == 10 * 7
+    assert (np.asarray(shown[7]) == arrays["neighbour_images"][1, 0]).all()
+    assert (np.asarray(shown[9]) == arrays["neighbour_images"][1, 2]).all()
+    said = [float(value) for value in re.findall(r"<span>([\d.]+)</span>", source)]
+    np.testing.assert_allclose(said, arrays["neighbour_similarity"].ravel(), atol=0.0051)
+
+
+def test_confusion_in_numbers_and_words(run):
+    add_pictures(run)
+    page = Page(report.write(run))
+    assert "84.0 % of 25 images are right" in page.text
+    assert re.search(r"cat 70 30 dog & wolf 10 90 <b>ship 100 Of 100 images", page.text)  # rows true, columns predicted
+    assert "cat taken for dog & wolf : 3 of 10 images dog & wolf taken for cat : 1 of 10 images" in page.text
+    add_pictures(run, confusion=np.diag([3, 4]), class_names=None)
+    text = Page(report.write(run)).text
+    assert "Not one image is taken for another class." in text and "class 1" in text
+
+
+def test_confusion_of_many_classes_is_a_picture(run):
+    counts = 20 * np.eye(1000, dtype=np.int64)
+    counts[997, 3] = 30
+    add_pictures(run, confusion=counts)
+    page = Page(report.write(run))
+    source = part(page, "Confusion")
+    (picture,) = decoded(source)
+    assert picture.size == (250, 250) and "<td" not in source
+    assert "class 997 taken for class 3 : 30 of 50 images" in page.text
+
+
+@pytest.mark.parametrize("name", ["off_edges", "redundant_value", "map_xy", "map_images", "neighbour_similarity",
+                                  "c_steps", "confusion", "class_names", "spectrum_trained"])  # fmt: skip
+@pytest.mark.parametrize("damage", ["absent", "shape", "kind"])
+def test_picture_without_its_input_is_left_out(run, name, damage):
+    array = add_pictures(run)[name]
+    # A first dimension more fits no check by itself, but for lists, which no longer fit their partner.
+    changed = {"absent": None, "shape": array[None], "kind": array.astype(np.complex64) if array.dtype.kind != "U" else
+               np.zeros(3)}[damage]  # fmt: skip
+    add_pictures(run, **{name: changed})
+    page = Page(report.write(run))
+    assert (f"{name} of pictures.npz has shape" in page.text) == (damage != "absent")
+    lost = {"map_xy": "Map of the embedding", "map_images": "Map of the embedding", "confusion": "<h2>Confusion",
+            "neighbour_similarity": "Nearest neighbours</h2>", "redundant_value": "repeat each other most",
+            "c_steps": "While it trains", "class_names": "dog &amp; wolf"}  # fmt: skip
+    assert name not in lost or lost[name] not in page.source
+    assert "Off-diagonal values" in page.drawings and "Augmented pairs" in page.text
+
+
+@pytest.mark.parametrize(("name", "partner"), [("off_after", "off_edges"), ("c_steps", "c_over_time"),
+                                               ("map_labels", "map_images"), ("map_xy", "map_images")])  # fmt: skip
+def test_arrays_that_do_not_fit_together(run, name, partner):
+    array = add_pictures(run)[name]
+    add_pictures(run, **{name: array[:-1]})
+    assert f"{name} of pictures.npz has shape" in (text := Page(report.write(run)).text)
+    assert f"does not fit {partner}" in text
 
 
 def test_cut_off_last_line_and_repeated_step(run):
@@ -219,6 +397,41 @@ def test_bad_curves_are_said_in_words(run, changes, said):
     assert any(text.startswith(said) for _, text in verdict(read_run(run)))
 
 
+SPECTRUM = np.ones(400, np.float32)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"val/rank": 19.0}, "The features have collapsed: they use about 19 of 400 dimensions"),
+    ({"val/rank": 21.0}, None),
+    ({"val/dead_dimensions": 201}, "Most of the features are dead: 201 of 400 dimensions"),
+    ({"val/dead_dimensions": 199}, None),
+    ({"train/embedding_std": 0.001}, "The embedding has collapsed"),
+])  # fmt: skip
+def test_collapse_is_the_main_news(run, changes, said):
+    add_pictures(run, spectrum_trained=SPECTRUM)
+    (run / "summary.json").unlink()  # where no final table shows that the encoder has learned all the same
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 1200, **changes}) + "\n")
+    (tone, first), *_ = verdict(read_run(run))
+    assert (tone == "bad" and first.startswith(said)) if said else tone == "good"
+
+
+def test_collapse_of_a_run_that_has_learned_is_a_note(run):
+    add_pictures(run, spectrum_trained=SPECTRUM)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1200, "val/rank": 3.0}\n')
+    (tone, first), second, *_ = verdict(read_run(run))
+    assert tone == "good" and first.startswith("After 1,200 steps") and second[0] == "bad"
+
+
+def test_rank_of_unknown_size_is_judged_by_itself(run):
+    for rank, bad in ((1.9, True), (2.1, False)):
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": 1200, "val/rank": rank, "val/dead_dimensions": 500}) + "\n")
+        said = verdict(read_run(run))
+        assert (len(said) == 2 and "collapsed: they use about 1.9 dimensions" in said[1][1]) == bad
+
+
 def test_learned_nothing(tmp_path):
     (tone, text), *_ = verdict(read_run(make_run(tmp_path / "run", trained=0.41)))
     assert tone == "warn"
@@ -240,7 +453,7 @@ def test_several_runs_side_by_side(tmp_path, run):
     assert report.main([str(run), str(other), "--out", str(out)]) == 0
     assert not (run / "report.html").exists()
     page = Page(out)
-    assert re.search(r"quick 78.1 % .* slow 64.0 %", page.text)
+    assert re.search(r"effective rank .* quick 78.1 % 82.3 % 90 .* slow 64.0 %", page.text)
     assert "optim.lr_weights 0.2 0.7" in page.text and "evals.knn_k 200 200" not in page.text
     total = page.source.split('aria-label="Total"')[1].split("</svg>")[0]
     assert "var(--c0)" in total and "var(--c1)" in total and "var(--c2)" not in total

@@ -12,6 +12,7 @@ from PIL import Image
 from bt_jax import prepare
 from bt_jax.data import device
 from bt_jax.data.npz import write_npz
+from bt_jax.data.pipeline import eval_batches
 from bt_jax.data.records import Broken, Source, decode
 from bt_jax.data.source import open_source
 from bt_jax.errors import UserError
@@ -314,6 +315,148 @@ def test_damaged_tfrecord_is_named(tfds_dir, tmp_path):
     assert unreadable(open_source("imagenet2012", data_dir=tmp_path)) == list(range(50))
     with pytest.raises(UserError, match="No such file"):
         open_source("imagenet2012", data_dir=tmp_path).read("validation", [0])
+
+
+def write_multi_label(folder, records, *, lists, label=False, files=2):
+    """A TFDS data set "shown" in the form of VOC: `lists` names its lists of classes, and each record is an encoded
+    image and its classes by list, and with `label` a single one too. 5 classes; `files` of equal length."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    classes = tfds.features.ClassLabel(names=["bus", "car", "cat", "cow", "dog"])
+    objects = {"label": classes, "is_difficult": np.bool_}
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(), "objects": tfds.features.Sequence(objects)}
+        | {key: tfds.features.Sequence(classes) for key in lists}
+        | ({"label": classes} if label else {})
+    )
+    home, each = folder / "shown" / "1.0.0", len(records) // files
+    home.mkdir(parents=True)
+    for file in range(files):
+        with tf.io.TFRecordWriter(str(home / f"shown-test.tfrecord-{file:05d}-of-{files:05d}")) as writer:
+            for image, shown in records[each * file : each * (file + 1)]:
+                example = {"image": image, "objects": {"label": [], "is_difficult": []}} | shown
+                writer.write(features.serialize_example(features.encode_example(example)))
+    template = tfds.core.ShardedFileTemplate(
+        dataset_name="shown", split="test", filetype_suffix="tfrecord", data_dir=""
+    )
+    info = tfds.core.SplitInfo(name="test", shard_lengths=[each] * files, num_bytes=0, filename_template=template)
+    tfds.folder_dataset.write_metadata(data_dir=home, features=features, split_infos=[info], check_data=False)
+    return home
+
+
+SHOWN = [  # all classes, and those of them that are not difficult
+    ([0], [0]),
+    ([1, 3], [3]),
+    ([4], []),
+    ([], []),
+    ([0, 1, 2, 3, 4], [0, 4]),
+    ([2, 4], [2, 4]),
+]
+TARGETS = [
+    [1, -1, -1, -1, -1],
+    [-1, 0, -1, 1, -1],
+    [-1, -1, -1, -1, 0],
+    [-1, -1, -1, -1, -1],
+    [1, 0, 0, 0, 1],
+    [-1, -1, 1, -1, 1],
+]
+
+
+@pytest.fixture
+def voc(images, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    records = [
+        (encode(im), {"labels": both, "labels_no_difficult": easy})
+        for im, (both, easy) in zip(images, SHOWN, strict=False)
+    ]
+    return write_multi_label(tmp_path, records, lists=["labels", "labels_no_difficult"])
+
+
+def remote(source):
+    """The same as a source that has no index of records."""
+    source._local, source._records = False, None
+    return source
+
+
+@pytest.mark.parametrize("road", [lambda source: source, remote])
+def test_voc_targets_tell_difficult_from_absent(voc, road):
+    source = road(open_source("shown", data_dir=voc.parent.parent))
+    found = source.targets("test")
+    assert found.dtype == np.int8 and found.tolist() == TARGETS
+    assert source.num_classes == 5 and list(source.class_names) == ["bus", "car", "cat", "cow", "dog"]
+
+
+@pytest.mark.parametrize("road", [lambda source: source, remote])
+def test_multi_label_images_have_no_label(voc, images, road):
+    source = road(open_source("shown", data_dir=voc.parent.parent))
+    assert not source.labelled("test") and source.arrays("test").labels is None
+    np.testing.assert_array_equal(source.arrays("test[1:]").images, images[1:6])
+    assert [label for _, label in source.encoded("test")] == [None] * 6
+    (batch,) = eval_batches(source, "test", batch_size=6, canvas=8)
+    np.testing.assert_array_equal(batch["image"][:, :8, :6], images[:6])
+    assert (batch["label"] == -1).all()
+
+
+@pytest.mark.parametrize("key", ["labels", "shown"])
+def test_one_list_of_classes_knows_nothing_of_difficulty(images, tmp_path, key):
+    pytest.importorskip("tensorflow_datasets")
+    records = [(encode(im), {key: both}) for im, (both, _) in zip(images, SHOWN, strict=False)]
+    write_multi_label(tmp_path, records, lists=[key])
+    found = open_source("shown", data_dir=tmp_path).targets("test")
+    np.testing.assert_array_equal(found, np.where(np.array(TARGETS) >= 0, 1, -1))
+
+
+def test_images_of_one_label_have_no_targets(npz, images, cifar, tmp_path):
+    assert open_source(None, npz=npz).targets("train") is None
+    records = [(encode(im), {"label": 3, "labels": [1, 3]}) for im in images[:6]]
+    write_multi_label(tmp_path, records, lists=["labels"], label=True)
+    both = open_source("shown", data_dir=tmp_path)
+    assert both.targets("test") is None and list(both.arrays("test").labels) == [3] * 6
+    assert cifar.targets("test") is None and cifar.labelled("test")
+
+
+def rewrite(file, records: list[bytes]):
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for record in records:
+            writer.write(record)
+
+
+@pytest.mark.parametrize("road", [lambda source: source, remote])
+def test_targets_of_damaged_records(voc, road):
+    import tensorflow as tf
+
+    last, folder = voc / "shown-test.tfrecord-00001-of-00002", voc.parent.parent
+    whole, records = last.read_bytes(), list(tf.data.TFRecordDataset(str(last)).as_numpy_iterator())
+    image_at = whole.index(b"\x89PNG")
+    far = tf.train.Example.FromString(records[1])
+    far.features.feature["labels"].int64_list.value.append(5)
+    negative = tf.train.Example.FromString(records[1])
+    negative.features.feature["labels"].int64_list.value.append(-1)
+    cases = {
+        "id 4: the record is damaged": [
+            [records[0], b"\xff" * 9, records[2]],
+            [records[0], b"", records[2]],
+            [records[0], far.SerializeToString(), records[2]],
+            [records[0], negative.SerializeToString(), records[2]],
+        ],
+        "ends before this record|holds 5 records": [records[:2]],
+        "holds 4 whole records|holds 7 records": [[*records, records[0]]],
+    }
+    for message, contents in cases.items():
+        for content in contents:
+            rewrite(last, content)
+            with pytest.raises(UserError, match=message):
+                road(open_source("shown", data_dir=folder)).targets("test")
+    for data in (whole[:-3], whole[:image_at] + b"!" + whole[image_at + 1 :]):  # cut; a flipped byte
+        last.write_bytes(data)
+        with pytest.raises(UserError, match="ends before|checksum differs|is damaged after id [35]"):
+            road(open_source("shown", data_dir=folder)).targets("test")
+    last.unlink()
+    with pytest.raises(UserError, match="No such file|is damaged after id 3"):
+        road(open_source("shown", data_dir=folder)).targets("test")
 
 
 def test_no_network_and_no_accelerator(tfds_dir):

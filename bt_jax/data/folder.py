@@ -84,6 +84,9 @@ class FolderSource(Source):
     def labelled(self, base):
         return base in self._labels
 
+    def labels(self, base):
+        return self._labels[base] if base in self._labels else np.full(self.splits[base], -1, np.int32)
+
     def path(self, base: str, number: int) -> Path:
         """The file of an id."""
         prefix, paths = self._files[base]

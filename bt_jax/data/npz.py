@@ -78,6 +78,9 @@ class NpzSource(Source):
             raise ValueError(f"{split}/labels has another form")
         return memoryview(data), offsets, labels
 
+    def labelled(self, base):
+        return self._data[base][2] is not None
+
     def read(self, base, ids):
         data, offsets, labels = self._data[base]
         return [
@@ -111,7 +114,7 @@ def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) ->
             labels.append(label)
         contents[f"{split}/bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
         contents[f"{split}/offsets"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        if source.num_classes:
+        if source.labelled(split):
             contents[f"{split}/labels"] = np.array(labels, np.int32)
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bt_jax.data import records as records_lib
-from bt_jax.data.records import Broken, Source, Span, cores
+from bt_jax.data.records import Broken, Source, Span, cores, evenly
 from bt_jax.data.tfds import tensorflow
 from bt_jax.errors import UserError
 
@@ -97,13 +97,26 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, split: str, *, batch_size: int, canvas: int, broken: Broken | None = None, channels: int = 3
+    source: Source,
+    split: str,
+    *,
+    batch_size: int,
+    canvas: int,
+    broken: Broken | None = None,
+    channels: int = 3,
+    limit: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The split once, in order: as `train_batches` with "mask" bool (b,), False where the last batch is filled up, and
-    for images that cannot be read."""
+    for images that cannot be read.
+
+    Args:
+      limit: so many images, evenly spaced, because a folder's lie class by class; the first ones of storage that reads
+        well only in sequence. 0: all.
+    """
     if batch_size < 1 or canvas < 1:
         raise UserError(f"batch size {batch_size}, canvas {canvas}", "Both must be positive")
-    batches = _decoded(_Ordered(source, source.span(split), batch_size), 0, canvas, channels, broken or Broken(source))
+    records = _Ordered(source, source.span(split), batch_size, limit)
+    batches = _decoded(records, 0, canvas, channels, broken or Broken(source))
     return (_fill(batch, batch_size) for batch in batches)
 
 
@@ -168,21 +181,20 @@ class _Permuted:
 
 
 class _Ordered(_Permuted):
-    """Every record once, in the order of ids; the last batch is shorter."""
+    """Every record once, or `limit` of them, in the order of ids; the last batch is shorter."""
 
-    def __init__(self, source: Source, span: Span, batch_size: int):
+    def __init__(self, source: Source, span: Span, batch_size: int, limit: int = 0):
         super().__init__(source, span, batch_size, slice(0, batch_size), seed=0)
+        self._ids = span.start + evenly(span.stop - span.start, limit)
 
     def from_step(self, start):
-        first = self.span.start + start * self.batch_size
         if not self.source.random_access(self.span.base):
-            return self.source.tf_dataset(f"{self.span.base}[{first}:{self.span.stop}]").batch(self.batch_size)
-        steps = -(-(self.span.stop - self.span.start) // self.batch_size)
-        return super().from_step(start, steps)
+            first, stop = self.span.start + start * self.batch_size, self.span.start + len(self._ids)
+            return self.source.tf_dataset(f"{self.span.base}[{first}:{stop}]").batch(self.batch_size)
+        return super().from_step(start, -(-len(self._ids) // self.batch_size))
 
     def ids(self, step):
-        first = self.span.start + step * self.batch_size
-        return np.arange(first, min(first + self.batch_size, self.span.stop))
+        return self._ids[step * self.batch_size :][: self.batch_size]
 
 
 class _Windowed:

@@ -103,7 +103,7 @@ class Source:
     Attributes:
       name: str.
       splits: dict split -> number of images.
-      num_classes: int, 0 where images carry no label.
+      num_classes: int, 0 where images carry neither a label nor targets.
       class_names: list of str, empty where unknown.
     """
 
@@ -137,6 +137,30 @@ class Source:
     def labelled(self, base: str) -> bool:
         """Whether the images of a split carry labels."""
         return self.num_classes > 0
+
+    def agree(self, splits: Sequence[str]) -> bool:
+        """Whether images carry a label in all of the splits, or in none. UserError where some do."""
+        labelled = {split: self.labelled(self.span(split).base) for split in splits}
+        if len(set(labelled.values())) > 1:
+            without = ", ".join(split for split, has in labelled.items() if not has)
+            raise UserError(f"{self.name} has no labels in {without}, and has them in the rest", "Write it by itself.")
+        return all(labelled.values())
+
+    def targets(self, base: str) -> np.ndarray | None:
+        """What the images of a split show, where that may be several classes at once; None elsewhere.
+
+        Returns:
+          int8 (n, num_classes) in the order of ids, for the whole split: 1 present, -1 absent, 0 present but only in a
+          way that is difficult to see. Such images have no label of `read`.
+
+        Raises:
+          UserError: a record cannot be read.
+        """
+        return None
+
+    def labels(self, base: str) -> np.ndarray:
+        """int32 (n,) of a whole split, -1 where there is none; reads every record unless the source knows better."""
+        return np.array([-1 if label is None else label for _, label in self.encoded(base)], np.int32)
 
     def random_access(self, base: str) -> bool:
         """Whether `read` is cheap in any order."""
@@ -235,6 +259,11 @@ def try_decode(data: bytes | Exception, channels: int = 3) -> np.ndarray | Excep
         return decode(data, channels)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, its own ...
         return error
+
+
+def evenly(n: int, limit: int) -> np.ndarray:
+    """`limit` indices spread over 0..n-1, or all of them where limit is 0 or too large."""
+    return np.arange(n) if not limit or limit >= n else np.linspace(0, n - 1, limit).astype(np.int64)
 
 
 def cores() -> int:

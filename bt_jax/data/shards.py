@@ -36,7 +36,7 @@ def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits:
     partial = final.with_name(f".{VERSION}.{os.getpid()}.tmp")
     labels = tfds.features.ClassLabel(names=source.class_names or [str(i) for i in range(source.num_classes)])
     features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image()} | ({"label": labels} if source.num_classes else {})
+        {"image": tfds.features.Image()} | ({"label": labels} if source.agree(splits) else {})
     )
     try:
         partial.mkdir(parents=True)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bt_jax.data.folder import FolderSource
 from bt_jax.data.npz import NpzSource, write_npz
-from bt_jax.data.records import Arrays, Broken, Source, Span, decode, progress, try_decode
+from bt_jax.data.records import Arrays, Broken, Source, Span, decode, evenly, progress, try_decode
 from bt_jax.data.tfds import TfdsSource
 from bt_jax.errors import UserError
 
@@ -26,6 +26,7 @@ __all__ = [
     "Span",
     "TfdsSource",
     "decode",
+    "evenly",
     "open_source",
     "progress",
     "try_decode",

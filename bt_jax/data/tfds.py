@@ -6,13 +6,14 @@ TensorFlow is imported when a data set is opened, not with this module. Nothing 
 import contextlib
 import os
 import re
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
-from bt_jax.data.records import Source
+from bt_jax.data.records import Source, progress
 from bt_jax.errors import UserError
 
 
@@ -37,9 +38,10 @@ class TfdsSource(Source):
             ) from None
         self.splits = {split: sum(lengths) for split, lengths in self._shards.items()}
         self._image, self._label = _feature_keys(tfds, info, name)
-        if self._label:
-            self.num_classes = info.features[self._label].num_classes
-            self.class_names = info.features[self._label].names
+        self._targets = {} if self._label else _target_keys(tfds, info)
+        if self._label or self._targets:
+            classes = info.features[self._label] if self._label else info.features[next(iter(self._targets))].feature
+            self.num_classes, self.class_names = classes.num_classes, classes.names
         if info.file_format.value != "tfrecord":
             raise UserError(
                 f"{folder} is stored as {info.file_format.value}, and only tfrecord is read here",
@@ -78,15 +80,20 @@ class TfdsSource(Source):
                     yield data, int(label) if self._label else None
                 read += len(batch["image"])
         except self._tf.errors.OpError as error:
-            reason = str(error.message).partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
+            raise self._damaged(split, span.start + read, error) from None
+        self._check_count(split, read, span.stop - span.start)
+
+    def _damaged(self, split: str, number: int, error) -> UserError:
+        reason = str(error.message).partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
+        return UserError(
+            f"{self.name}, split {split!r}, is damaged after id {number} ({reason})",
+            "Prepare it again with `tfds build`",
+        )
+
+    def _check_count(self, split: str, found: int, wanted: int) -> None:
+        if found != wanted:
             raise UserError(
-                f"{self.name}, split {split!r}, is damaged after id {span.start + read} ({reason})",
-                "Prepare it again with `tfds build`",
-            ) from None
-        if read != span.stop - span.start:
-            raise UserError(
-                f"{self.name}, split {split!r}, holds {read} records where its description counts "
-                f"{span.stop - span.start}",
+                f"{self.name}, split {split!r}, holds {found} records where its description counts {wanted}",
                 "Prepare it again with `tfds build`",
             )
 
@@ -98,7 +105,52 @@ class TfdsSource(Source):
     def random_access(self, base):
         return self._local
 
+    def labelled(self, base):
+        return self._label is not None
+
+    def targets(self, base):
+        if not self._targets:
+            return None
+        count = self.splits[base]
+        records = self._records(base, range(count)) if self._local else self._in_sequence(base)
+        records = progress(records, f"reading the targets of {base}", count)
+        rows = [self._parse_targets(record, base, number) for number, record in enumerate(records)]
+        self._check_count(base, len(rows), count)
+        return np.array(rows, np.int8)
+
+    def _parse_targets(self, record: bytes, base: str, number: int) -> np.ndarray:
+        """One serialized tf.train.Example -> int8 (num_classes,), see `targets`; the image in it stays encoded."""
+        row = np.full(self.num_classes, -1, np.int8)
+        try:
+            features = self._tf.train.Example.FromString(record).features.feature
+            if self._image not in features:  # a record may leave out an empty list of classes, but not its image
+                raise KeyError(self._image)
+            for key, value in self._targets.items():
+                classes = np.array(features[key].int64_list.value, np.int64)
+                if (classes < 0).any():
+                    raise IndexError(f"class {classes.min()}")
+                row[classes] = value
+            return row
+        except Exception as error:  # DecodeError of whichever protobuf is installed, or one of these
+            raise self._damaged_record(base, number, error) from None
+
+    def _in_sequence(self, base: str) -> Iterator[bytes]:
+        """The serialized records of a split, in the order of ids, by TensorFlow, which reads gs:// too."""
+        read = 0
+        try:
+            for path, _ in self.files(base):
+                for record in self._tf.data.TFRecordDataset(path).as_numpy_iterator():
+                    yield record
+                    read += 1
+        except self._tf.errors.OpError as error:
+            raise self._damaged(base, read, error) from None
+
     def read(self, base, ids):
+        records = self._records(base, ids)
+        return [self._parse(record, base, i) for i, record in zip(ids, records, strict=True)]
+
+    def _records(self, base: str, ids: Iterable[int]) -> Iterator[bytes]:
+        """The serialized records of these ids, in the order asked, by the index."""
         if base not in self._index:
             try:
                 self._index[base] = _index_records(self, base)
@@ -107,8 +159,7 @@ class TfdsSource(Source):
         if isinstance(self._index[base], UserError):
             raise self._index[base]
         paths, numbers, offsets, lengths = self._index[base]
-        records = (_read_at(paths[numbers[i]], int(offsets[i]), int(lengths[i])) for i in ids)
-        return [self._parse(record, base, i) for i, record in zip(ids, records, strict=True)]
+        return (_read_at(paths[numbers[i]], int(offsets[i]), int(lengths[i])) for i in ids)
 
     def _parse(self, record: bytes, base: str, number: int) -> tuple[bytes, int | None]:
         """One serialized tf.train.Example -> (encoded image, label or None)."""
@@ -117,10 +168,13 @@ class TfdsSource(Source):
             label = int(features[self._label].int64_list.value[0]) if self._label else None
             return features[self._image].bytes_list.value[0], label
         except Exception as error:  # DecodeError of whichever protobuf is installed, IndexError for a missing feature
-            raise UserError(
-                f"{self.name}, split {base!r}, id {number}: the record is damaged ({type(error).__name__})",
-                "Prepare it again with `tfds build`",
-            ) from None
+            raise self._damaged_record(base, number, error) from None
+
+    def _damaged_record(self, base: str, number: int, error: Exception) -> UserError:
+        return UserError(
+            f"{self.name}, split {base!r}, id {number}: the record is damaged ({type(error).__name__})",
+            "Prepare it again with `tfds build`",
+        )
 
     def parse_in_graph(self, records):
         """Serialized tf.train.Examples (b,) -> (encoded images (b,) string, labels (b,) int32, -1 where there is
@@ -220,6 +274,24 @@ def _feature_keys(tfds, info, name: str) -> tuple[str, str | None]:
     image = "image" if "image" in images else images[0]
     label = "label" if "label" in classes else next(iter(classes), None)
     return image, label
+
+
+def _target_keys(tfds, info) -> dict[str, int]:
+    """Names of the lists of classes among the features of a multi-label data set, and what a class in them means: 1
+    present, 0 present but difficult. A later list overrules an earlier one.
+
+    TFDS writes VOC (object_detection/voc.py) with the classes of all objects in "labels" and of those that are not
+    marked difficult in "labels_no_difficult". Elsewhere there is one list, "labels" or the first.
+    """
+    lists = [
+        key
+        for key, feature in info.features.items()
+        if isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.ClassLabel)
+    ]
+    if {"labels", "labels_no_difficult"} <= set(lists):
+        return {"labels": 0, "labels_no_difficult": 1}
+    first = "labels" if "labels" in lists else next(iter(lists), None)
+    return {first: 1} if first else {}
 
 
 # The index of records -----------------------------------------------------------------------------------------------

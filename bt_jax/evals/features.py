@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from bt_jax import augment, sharding
 from bt_jax.models import Net
@@ -53,6 +54,37 @@ def extract(
         if "label" in batch:
             labels.append(batch["label"][keep])
     return np.concatenate(features), np.concatenate(labels) if labels else None
+
+
+def gallery(
+    embed: Embed, variables: dict, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, side: int = 64
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Features and labels of `extract`, and between them thumbnails, uint8 (n, side, side, c): the middle square of
+    each image; smaller images keep their size where all have one."""
+    kept = []
+
+    def watched():
+        for batch in batches:
+            sizes = batch["size"] if "size" in batch else [batch["image"].shape[1:3]] * len(batch["image"])
+            kept.extend(
+                _thumbnail(im, *hw, side) for im, hw, m in zip(batch["image"], sizes, batch["mask"], strict=True) if m
+            )
+            yield batch
+
+    found, labels = extract(embed, variables, watched(), mesh)
+    smallest = min(len(image) for image in kept)
+    if any(len(image) != smallest for image in kept):
+        kept = [_thumbnail(image, *image.shape[:2], smallest) for image in kept]
+    return found, np.stack(kept), labels
+
+
+def _thumbnail(image: np.ndarray, height: int, width: int, side: int) -> np.ndarray:
+    """The middle square of (height, width) at the top left of (h, w, c), at most (side, side, c)."""
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    square = Image.fromarray(image[top : top + short, left : left + short].squeeze())
+    small = square.resize((side, side), Image.Resampling.BOX) if short > side else square
+    return np.asarray(small).reshape(*small.size, -1)
 
 
 def normalise(features: np.ndarray) -> jax.Array:

@@ -93,5 +93,28 @@ tbody th{font-weight:500} td{font-variant-numeric:tabular-nums}
 .bar i{display:block;height:6px;border-radius:3px;background:var(--quiet)} .bar .trained{background:var(--c0)}
 pre{background:var(--page);border:1px solid var(--line);border-radius:8px;padding:10px;margin:.3rem 0 1rem;
 font-size:.85rem;white-space:pre-wrap;overflow-wrap:anywhere;user-select:all}
+.strip{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(80px,22%),1fr));gap:8px;margin:0 0 16px}
+.strip figure{max-width:180px}
+section>h3{margin-top:1.2rem} .twins{list-style:none;padding:0;margin:.3rem 0;font-size:.875rem;columns:280px 3;
+column-gap:28px} .twins li{display:grid;grid-template-columns:8.5em 1fr 3em;align-items:center;gap:8px;padding:3px 0}
+.twins b{font-weight:500} .twins span:last-child{text-align:right;font-variant-numeric:tabular-nums}
+.twins .bar{margin:0}
+.cloud{position:relative;width:100%;max-width:860px;aspect-ratio:1;margin:10px auto}
+.cloud i{position:absolute;width:max(3.4%,15px);aspect-ratio:1;transform:translate(-50%,-50%);border-radius:2px;
+background-origin:border-box;border:2px solid var(--frame,transparent)}
+.cloud i:hover{transform:translate(-50%,-50%) scale(3);z-index:1}
+.rows{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:14px 36px}
+.near{display:grid;grid-template-columns:repeat(var(--columns),minmax(0,1fr));gap:4px}
+.near div:first-child{padding-right:6px} .near div:first-child img{outline:2px solid var(--ink);outline-offset:1px}
+.near img{display:block;width:100%;height:auto;border-radius:2px}
+.near span{display:block;margin-top:3px;text-align:center;font-size:.75rem;color:var(--quiet);
+font-variant-numeric:tabular-nums}
+.heat{font-size:.75rem;width:auto} .heat th,.heat td{padding:3px 4px;border:1px solid var(--line)}
+.heat td{text-align:center;min-width:25px} .heat thead th{vertical-align:bottom}
+.heat thead span{writing-mode:vertical-rl;transform:rotate(180deg);max-height:90px}
+@media(max-width:480px){.heat{font-size:.66rem} .heat th,.heat td{padding:3px 1px} .heat td{min-width:22px}
+.heat tbody th{max-width:66px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.cloud i{border-width:1px;width:17px}}
+.confusion{max-width:500px} .mistakes{padding-left:18px;margin:.3rem 0} .swatch.thick{width:12px;height:12px}
 code{overflow-wrap:anywhere} summary{cursor:pointer;padding:4px 0}
 """

@@ -1,6 +1,5 @@
-"""Plots as inline SVG (matplotlib) and pictures as PNG data (Pillow); both are imported when something is drawn."""
+"""Plots as inline SVG; matplotlib is imported when something is drawn."""
 
-import base64
 import io
 import math
 import re
@@ -9,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from bt_jax.reporting.page import COLOURS, esc
-from bt_jax.reporting.runs import Run, off_diagonal
+from bt_jax.reporting.runs import Run
 
 HISTOGRAM = {"before training": 1, "after training": 0}  # colour of each
+SPECTRUM = {"untrained": 1, "trained": 0}  # the same
+NEXT_TO_NOTHING = 1e-5  # share of the values
+LOWEST_SHARE = 1e-7  # of the strongest dimension's variance: the resolution of float32
 MOST_POINTS = 300  # a curve with more is averaged down: a screen shows no more, and the file stays small
-MOST_PIXELS = 96  # larger pictures are scaled down to this
 
 # Stand-ins that no plot uses by itself; they become CSS variables, so that the plots follow light and dark mode.
 INK = {
@@ -52,7 +53,8 @@ STYLE = {
 
 
 class Panel(NamedTuple):
-    """One plot. curves: (metric, label); percent: values are fractions; log: log y may help; zero: y starts at 0."""
+    """One plot. curves: (metric, label); percent: values are fractions; log: log y may help; zero: y starts at 0;
+    whole: values are counts."""
 
     title: str
     curves: tuple[tuple[str, str], ...]
@@ -60,6 +62,7 @@ class Panel(NamedTuple):
     percent: bool = False
     log: bool = False
     zero: bool = False
+    whole: bool = False
 
 
 def draw_panel(axes, panel: Panel, runs: list[Run]) -> None:
@@ -83,7 +86,7 @@ def draw_panel(axes, panel: Panel, runs: list[Run]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if max(seen) < 1000 * min(seen) else (1,)))
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=panel.whole))
         if panel.zero:
             axes.set_ylim(bottom=0, top=1.1 * scale * max(seen, default=0) or 1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: tick(v) + (" %" if panel.percent else "")))
@@ -109,19 +112,46 @@ def draw_baselines(axes, run: Run, panel: Panel) -> None:
             )
 
 
-def draw_histogram(axes, matrices: dict[str, np.ndarray]) -> None:
+def draw_histogram(axes, histograms: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """{"before training": (counts, edges)}; the axis ends where the bins hold next to nothing."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    values = {label: off_diagonal(c) for label, c in matrices.items()}
-    reach = max([float(np.abs(v).max()) for v in values.values() if v.size] + [1e-3])
-    for label, v in values.items():
-        counts, edges = np.histogram(v, bins=61, range=(-reach, reach))
-        colour = CURVE[HISTOGRAM[label]]
-        axes.stairs(counts / max(v.size, 1), edges, color=colour, fill=True, alpha=0.35)
-        axes.stairs(counts / max(v.size, 1), edges, color=colour)
+    reach = 0.0
+    for label, (counts, edges) in histograms.items():
+        shares, colour = counts / max(counts.sum(), 1), CURVE[HISTOGRAM[label]]
+        axes.stairs(shares, edges, color=colour, fill=True, alpha=0.35)
+        axes.stairs(shares, edges, color=colour)
+        outer = np.maximum(np.abs(edges[:-1]), np.abs(edges[1:]))
+        reach = max(reach, *outer[shares > NEXT_TO_NOTHING], 0)
+    axes.set_xlim(-(reach or 1), reach or 1)
+    axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{tick(100 * v)} %"))
     axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("off-diagonal correlation")
+
+
+def draw_spectrum(axes, spectra: dict[str, np.ndarray]) -> None:
+    """{"trained": shares of the variance (d,), descending}, both axes logarithmic."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for label, shares in spectra.items():
+        ranks = np.unique(np.geomspace(1, len(shares), MOST_POINTS).round().astype(int))
+        drawn = shares[ranks - 1]
+        axes.plot(ranks, np.where(drawn > 0, drawn, np.nan), color=CURVE[SPECTRUM[label]])
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    # What lies lower is rounding of float32.
+    highest = max(float(shares.max()) for shares in spectra.values())
+    lowest = min(float(shares[shares > 0].min(initial=highest)) for shares in spectra.values())
+    axes.set_ylim(max(lowest, LOWEST_SHARE * highest) / 2, 2 * highest)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(numticks=6))
+        axis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(tick))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{tick(100 * v)} %"))
+    axes.set_xlabel("dimension, strongest first")
+    axes.set_ylabel("share of the variance")
 
 
 def thinned(points: dict[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -166,34 +196,3 @@ def svg(draw, label: str, *, width: int = 320, height: int = 190) -> str:
     for stand_in, colour in INK.items():
         text = text.replace(stand_in, colour)
     return re.sub(r"\n\s*", "\n", text)
-
-
-# Pictures -----------------------------------------------------------------------------------------------------------
-
-
-def png(image, **options) -> str:
-    """A Pillow image as a data URI."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True, **options)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def heat_map(c: np.ndarray) -> str:
-    """c in [-1, 1]: blue below 0, orange above, clear at 0, so that the page shows through in light and dark mode."""
-    from PIL import Image
-
-    levels = np.arange(255) - 127  # index 255 is for what is not finite
-    palette = [(28, 126, 214) if level < 0 else (232, 89, 12) for level in levels] + [(224, 49, 200)]
-    opacity = bytes([*np.round(np.abs(levels) / 127 * 255).astype(int), 255])
-    index = np.where(np.isfinite(c), np.round(np.clip(np.nan_to_num(c), -1, 1) * 127) + 127, 255).astype(np.uint8)
-    image = Image.fromarray(index)
-    image.putpalette([value for colour in palette for value in colour])
-    return png(image, transparency=opacity)
-
-
-def photograph(pixels: np.ndarray, label: str) -> str:
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    image.thumbnail((MOST_PIXELS, MOST_PIXELS))
-    return f'<img src="{png(image)}" alt="{esc(label)}" width="{image.width}" height="{image.height}">'

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bt_jax.errors import UserError
+from bt_jax.reporting.arrays import checked
 from bt_jax.reporting.formats import number, plural
 
 
@@ -96,24 +97,18 @@ def read_json(path: Path, why: list[str]) -> dict:
 
 
 def read_pictures(path: Path, why: list[str]) -> dict[str, np.ndarray]:
-    """The arrays of pictures.npz that have the shape they should have."""
+    """The arrays of pictures.npz that can be drawn; what each must look like is in reporting.arrays."""
     if not path.is_file():
         why.append("There is no pictures.npz in the run folder.")
         return {}
-    good = {}
+    arrays = {}
     try:
         with np.load(path, allow_pickle=False) as file:
             for name in file.files:
-                array = file[name]
-                matrix = name.startswith("c_") and array.ndim == 2 and array.shape[0] == array.shape[1] > 1
-                images = array.ndim == 4 and array.shape[-1] == 3 and array.dtype == np.uint8 and array.size
-                if matrix and array.dtype.kind == "f" or images:
-                    good[name] = array
-                else:
-                    why.append(f"{name} of pictures.npz has shape {array.shape} and type {array.dtype}: not drawn.")
+                arrays[name] = file[name]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         why.append(f"pictures.npz cannot be read ({error}).")
-    return good
+    return checked(arrays, why)
 
 
 def flat(tree, prefix: str = "") -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The sections of the page, from top to bottom; a part without its input says so in a sentence."""
+"""The sections of numbers, curves and files, from top to bottom; a part without its input says so in a sentence."""
 
 import math
 
@@ -6,9 +6,9 @@ import numpy as np
 
 from bt_jax.reporting.formats import duration, number, percent, short
 from bt_jax.reporting.page import COLOURS, bar, esc, figure, section, swatch, table
-from bt_jax.reporting.plots import HISTOGRAM, Panel, draw_histogram, draw_panel, heat_map, photograph, svg
+from bt_jax.reporting.plots import Panel, draw_panel, svg
 from bt_jax.reporting.runs import Run, flat
-from bt_jax.reporting.words import ROWS, in_words, knn_name, verdict
+from bt_jax.reporting.words import ROWS, knn_name, verdict
 
 SCORES = (("knn_top1", "nearest neighbours"), ("linear_top1", "linear probe"))
 FILES = {
@@ -60,6 +60,8 @@ def summary_section(run: Run) -> str:
 
 
 def comparison_section(runs: list[Run]) -> str:
+    ranked = any(run.last("val/rank") is not None for run in runs)
+
     def row(i: int, run: Run) -> list[str]:
         knn = [run.score("knn_top1", "trained"), run.last("val/knn_top1")]
         linear = [run.score("linear_top1", "trained"), run.last("val/online_top1")]
@@ -67,13 +69,15 @@ def comparison_section(runs: list[Run]) -> str:
         return [
             swatch(i) + esc(run.name),
             *best,
+            *([short(run.last("val/rank"))] if ranked else []),
             short(run.last("train/loss")),
             f"{run.steps:,.0f}",
             duration(number(run.summary.get("seconds"))),
         ]
 
     rows = [row(i, run) for i, run in enumerate(runs)]
-    body = table(["run", "kNN top-1", "linear top-1", "last loss", "steps", "time"], rows)
+    rank = ["effective rank"] if ranked else []
+    body = table(["run", "kNN top-1", "linear top-1", *rank, "last loss", "steps", "time"], rows)
     configs = [flat(run.config) for run in runs]
     keys = [
         key
@@ -109,55 +113,6 @@ def plot(panel: Panel, runs: list[Run], *, small: bool) -> str:
     size = {"width": 260, "height": 165} if small else {}
     drawing = svg(lambda axes: draw_panel(axes, panel, runs), panel.title, **size)
     return figure(panel.title, drawing, panel.caption, legend if len(legend) > 1 else [])
-
-
-def correlation_section(run: Run) -> str:
-    named = {"before training": run.pictures.get("c_before"), "after training": run.pictures.get("c_after")}
-    matrices = {label: c for label, c in named.items() if c is not None}
-    title = "Cross-correlation of the two views"
-    if not matrices:
-        return section(title, "<p>Not drawn: pictures.npz holds no c_before and no c_after.</p>")
-    lead = (
-        "Row i, column j: how feature i of one view goes with feature j of the other, over a batch. Training pulls"
-        " this matrix towards the identity: a bright diagonal (the views agree) on an empty field (no feature"
-        " repeats another). Bad: blocks and stripes that stay, or a pale diagonal."
-    )
-    maps = "".join(
-        figure(label.capitalize(), f'<img class="map" src="{heat_map(c)}" alt="c {label}">', in_words(c))
-        for label, c in matrices.items()
-    )
-    scale = '<div class="scale"><span>−1</span><i></i><span>0</span><i class="up"></i><span>+1</span></div>'
-    drawing = svg(lambda axes: draw_histogram(axes, matrices), "Off-diagonal values", width=280, height=250)
-    histogram = figure(
-        "Off-diagonal values",
-        drawing,
-        "After training this should be one narrow peak at 0. Wide shoulders: features still repeat each other.",
-        [swatch(HISTOGRAM[label]) + label for label in matrices],
-    )
-    absent = "".join(f"<p>There is no matrix {label} in pictures.npz.</p>" for label in named if label not in matrices)
-    return section(title, f'{scale}<div class="plots three">{maps}{histogram}</div>{absent}', lead)
-
-
-def pairs_section(run: Run) -> str:
-    views = [
-        (name, label)
-        for name, label in (("originals", "original"), ("view1", "view 1"), ("view2", "view 2"))
-        if name in run.pictures
-    ]
-    if not {"view1", "view2"} <= {name for name, _ in views}:
-        return section("Augmented pairs", "<p>Not drawn: pictures.npz holds no view1 and view2.</p>")
-    count = min(32, *(len(run.pictures[name]) for name, _ in views))
-    rows = (
-        "".join(photograph(run.pictures[name][i], f"{label} of image {i}") for name, label in views)
-        for i in range(count)
-    )
-    cards = "".join(f'<div class="pair">{row}</div>' for row in rows)
-    lead = (
-        f"What the encoder is shown; left to right: {', '.join(label for _, label in views)}. A person should still"
-        " see that both views come from one image, and they should differ in crop and colour. Bad: views that are"
-        " equal, or that show nothing."
-    )
-    return section("Augmented pairs", f'<div class="pairs">{cards}</div>', lead)
 
 
 def details_section(run: Run) -> str:

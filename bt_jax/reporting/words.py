@@ -8,6 +8,12 @@ from bt_jax.reporting.formats import number, percent, plural, short
 from bt_jax.reporting.runs import Run, flat, off_diagonal
 
 ROWS = (("trained", "trained encoder"), ("untrained", "the same encoder untrained"), ("raw_pixels", "raw pixels"))
+# Below or above these a run counts as collapsed. A useful encoder lies far from each: a spread of 0.8 and more, a rank
+# of a third of the dimensions, no dead ones.
+LEAST_SPREAD = 0.05
+LEAST_RANK = 2
+LEAST_RANK_SHARE = 0.05
+MOST_DEAD_SHARE = 0.5
 
 
 def verdict(run: Run) -> list[tuple[str, str]]:
@@ -32,7 +38,33 @@ def verdict(run: Run) -> list[tuple[str, str]]:
         # Training skips a step that is not finite, so only a loss that ends so is the main news.
         *_, ended = run.series.get("train/loss", {0: 0.0}).values()
         said.insert(*((1, ("warn", lost)) if math.isfinite(ended) else (0, ("bad", lost))))
-    return said + hints(run)
+    collapsed = [("bad", text) for text in collapse(run)]
+    # A collapsed run is news that its other numbers hide, unless they show that the encoder has learned all the same.
+    shown = trained is not None and bool(rivals) and learned
+    return (said + collapsed if shown else collapsed + said) + hints(run)
+
+
+def collapse(run: Run) -> list[str]:
+    """Sentences that say in which way the run has collapsed; none where it has not, or where nothing tells."""
+    said = []
+    spread = run.last("train/embedding_std")
+    if spread is not None and spread < LEAST_SPREAD:
+        said.append(
+            f"The embedding has collapsed: its spread is {short(spread)}, where 1 is all directions and 0 one point, so"
+            " every image looks the same to the encoder."
+        )
+    rank, dead = run.last("val/rank"), run.last("val/dead_dimensions")
+    spectrum = run.pictures.get("spectrum_trained", run.pictures.get("spectrum_untrained"))
+    count = 0 if spectrum is None else len(spectrum)
+    if rank is not None and rank < max(LEAST_RANK, LEAST_RANK_SHARE * count):
+        out_of = f" of {count:,}" if count else ""
+        said.append(
+            f"The features have collapsed: they use about {short(rank)}{out_of} dimensions, so images differ in next to"
+            " nothing for the encoder."
+        )
+    if dead is not None and count and dead > MOST_DEAD_SHARE * count:
+        said.append(f"Most of the features are dead: {dead:,.0f} of {count:,} dimensions are the same for every image.")
+    return said
 
 
 def points_between(trained: float, other: float, name: str) -> str:
@@ -70,15 +102,6 @@ def non_finite(run: Run) -> str:
 def hints(run: Run) -> list[tuple[str, str]]:
     """Warnings that can be read off the curves."""
     said = []
-    spread = run.last("train/embedding_std")
-    if spread is not None and spread < 0.05:
-        said.append(
-            (
-                "bad",
-                f"The embedding has collapsed: its spread is {short(spread)}, where 1 is all directions and"
-                " 0 one point, so every image looks the same to the encoder.",
-            )
-        )
     diagonal = run.last("train/diag_mean")
     if diagonal is not None and diagonal < 0.2:
         said.append(

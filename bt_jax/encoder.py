@@ -1,0 +1,88 @@
+"""The encoder that a task starts from, and what its run folder says about data and views."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bt_jax import checkpoint, models, recipes
+from bt_jax.errors import UserError
+from bt_jax.models import Net
+
+DATA_KEYS = ("name", "dir", "folder", "npz", "train_split", "val_split", "on_device", "canvas")
+SIZE = 224  # pixels, where nothing says anything else: ImageNet's
+
+
+class Encoder(NamedTuple):
+    """A backbone with its numbers, {"params", "batch_stats"}, and how its images are normalised, per channel."""
+
+    net: Net
+    variables: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def encoder(self) -> dict[str, Any]:
+        """As a `TrainState` gives it, so that an evaluator takes either."""
+        return self.variables
+
+
+def open_encoder(config: ConfigDict, *, dtype: str = "float32") -> Encoder:
+    """The encoder of `config.encoder`, or with `config.scratch` its architecture with new weights, drawn by the seed.
+
+    Raises:
+      UserError: none is named, it is not there, or it is of another architecture than `config.arch`.
+    """
+    if not config.encoder:
+        raise UserError("No encoder is named", "Set --config.encoder to a run folder or one of its checkpoints.")
+    net, variables = checkpoint.load_encoder(config.encoder)
+    model = checkpoint.read_model(config.encoder)
+    if config.arch and config.arch != net.arch:
+        raise UserError(f"{config.encoder} is a {net.arch}, not a {config.arch}", f"Set --config.arch={net.arch}.")
+    net = models.build(**model["build"] | {"dtype": jnp.dtype(dtype).name})
+    if config.scratch:
+        variables = jax.device_get(jax.jit(net.init)(jax.random.key(config.seed)))
+    return Encoder(net, variables, *(tuple(config.views[name] or model[name]) for name in ("mean", "std")))
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """The config with what it leaves open about data and views, as the encoder's run had it.
+
+    Raises:
+      UserError: no data set is named, and the encoder does not lie in a run folder.
+    """
+    config = ConfigDict(config.to_dict())
+    run = _run_config(Path(config.encoder).expanduser())
+    if not (config.data.name or config.data.folder or config.data.npz):
+        if run is None:
+            raise UserError(
+                f"No data set is named, and {config.encoder} is not in a run folder that would say",
+                "Set --config.data.name.",
+            )
+        config.data.update({key: run["data"][key] for key in DATA_KEYS if key in run["data"]})
+    if not config.views.size:
+        config.views.size = (run["evals"]["size"] or run["views"]["size"]) if run else SIZE
+        if run and not config.evals.resize:
+            config.evals.resize = run["evals"]["resize"]
+    return config
+
+
+def _run_config(path: Path) -> dict | None:
+    """config.json of the run folder that the path is, or is a checkpoint of."""
+    for folder in (path, path.absolute().parent.parent):
+        if (folder / "config.json").is_file():
+            try:
+                found = json.loads((folder / "config.json").read_text())
+            except ValueError:
+                return None
+            return found if found.get("task") == "pretrain" else None
+    return None
+
+
+def view_recipe(config: ConfigDict, encoder: Encoder, **view: Any) -> recipes.Recipe:
+    """One view of a crop and a flip, by torchvision's defaults as in the reference's evaluate.py, or other fields."""
+    plain = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "interpolation": "bilinear"}
+    one = recipes.View(**plain | view)
+    return recipes.Recipe(config.views.size, one, one, encoder.mean, encoder.std)

@@ -1,0 +1,67 @@
+"""The cross-correlation matrix of some training images, looked at while it becomes the identity."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bt_jax import augment, losses
+from bt_jax.state import Nets, TrainState
+
+PICTURE = 128  # rows and columns of a heat map: a screen shows no more
+MOST = 8192  # rows and columns at the end: 268 MB
+
+
+class CrossCorrelation:
+    """Keeps a heat map of c in the run folder every so many steps.
+
+    Args:
+      batch: {"image" uint8 (n, h, w, c), "id", optionally "size"}: the images, by the networks' statistics of which c
+        is computed, as in training.
+      folder: where STEP.npy is written, float16 (PICTURE, PICTURE); None: nowhere.
+      every_steps: its schedule; 0 is never.
+    """
+
+    def __init__(
+        self, nets: Nets, recipe: augment.Recipe, batch: dict, *, key: jax.Array, folder: Path | None, every_steps: int
+    ):
+        self._batch, self._key, self._folder = batch, key, folder
+        self.every_steps = every_steps
+
+        def embeddings(state: TrainState, key, batch):
+            z = []
+            for view in augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size")):
+                h, _ = nets.backbone.apply(state.encoder(), view, train=True)
+                variables = {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]}
+                z.append(nets.projector.apply(variables, h, train=True)[0])
+            return z
+
+        self._embeddings = jax.jit(embeddings)
+
+    def run(self, state: TrainState) -> dict[str, float]:
+        """Writes the picture; has no number to tell."""
+        if self._folder is not None:
+            self._folder.mkdir(exist_ok=True)
+            np.save(self._folder / f"{int(state.step)}.npy", self.of(state, PICTURE).astype(np.float16))
+        return {}
+
+    def of(self, state: TrainState, limit: int = MOST) -> np.ndarray:
+        """c of at most `limit` evenly spaced dimensions, float32 (m, m)."""
+        z1, z2 = self._embeddings(state, self._key, self._batch)
+        keep = np.linspace(0, z1.shape[1] - 1, min(limit, z1.shape[1])).astype(np.int64)
+        return np.asarray(jnp.asarray(losses.cross_correlation(z1[:, keep], z2[:, keep]), jnp.float32))
+
+    def history(self) -> dict[str, np.ndarray]:
+        """{"c_steps": int64 (t,), "c_over_time": float16 (t, m, m)} of the pictures written so far; empty without."""
+        files = sorted(self._folder.glob("*.npy"), key=lambda file: int(file.stem)) if self._folder else []
+        if not files:
+            return {}
+        steps = np.array([int(file.stem) for file in files], np.int64)
+        return {"c_steps": steps, "c_over_time": np.stack([np.load(file, allow_pickle=False) for file in files])}
+
+
+def picture(c: np.ndarray) -> np.ndarray:
+    """At most PICTURE evenly spaced rows and columns of a (d, d) matrix, for a heat map."""
+    keep = np.linspace(0, len(c) - 1, min(PICTURE, len(c))).astype(np.int64)
+    return c[np.ix_(keep, keep)]

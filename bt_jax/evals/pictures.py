@@ -1,0 +1,156 @@
+"""Arrays behind the pictures of the report: pure functions of numpy arrays; each returns keys of pictures.npz."""
+
+import numpy as np
+
+ROWS = 512  # of a correlation matrix at a time: (8192, 8192) float32 is 268 MB, and no copy of it is made
+TSNE_FEWEST = 10  # images; below that t-SNE has no neighbours to speak of, and principal components are drawn
+TSNE_INPUT = 50  # principal components that t-SNE sees, as scikit-learn's manual advises
+PERPLEXITY = 30  # scikit-learn's default
+NEIGHBOUR_PIXELS = 64  # side of the largest picture of a row of neighbours
+
+
+# Cross-correlation --------------------------------------------------------------------------------------------------
+
+
+def off_diagonal_histograms(before: np.ndarray | None, after: np.ndarray | None, bins: int = 81) -> dict:
+    """How the values off the diagonal of full (d, d) cross-correlation matrices spread over [-1, 1].
+
+    Returns:
+      {"off_edges": float64 (bins + 1,), "off_before": int64 (bins,), "off_after": int64 (bins,)}. What lies outside
+      counts in the outermost bin, what is NaN nowhere; a matrix that is None has no key.
+    """
+    edges = np.linspace(-1, 1, bins + 1)
+    found = {"off_edges": edges}
+    for name, c in (("off_before", before), ("off_after", after)):
+        if c is not None:
+            blocks = [c[start : start + ROWS] for start in range(0, len(c), ROWS)]
+            found[name] = sum(_counts(block, edges) for block in blocks) - _counts(np.diagonal(c), edges)
+    return found
+
+
+def _counts(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    return np.histogram(np.clip(values, -1, 1), bins=len(edges) - 1, range=(-1, 1))[0].astype(np.int64)
+
+
+def redundant_pairs(c: np.ndarray, count: int = 12) -> dict:
+    """The pairs of features that repeat each other most.
+
+    Args:
+      c: (d, d) cross-correlation; c[i, j] and c[j, i] are two measurements of one pair, so their mean counts.
+
+    Returns:
+      {"redundant_index": int64 (m, 2), pairs i < j, "redundant_value": float32 (m,), their signed means}, of largest
+      absolute value first; m is `count`, or less where there are fewer finite pairs.
+    """
+    index, values = np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
+    for start in range(0, len(c), ROWS):
+        block = (c[start : start + ROWS, start:].astype(np.float32) + c[start:, start : start + ROWS].T) / 2
+        size = np.where(np.isfinite(block) & np.triu(np.ones(block.shape, bool), 1), np.abs(block), -1).ravel()
+        best = np.argpartition(size, -min(count, len(size)))[-min(count, len(size)) :]
+        best = best[size[best] >= 0]
+        rows, columns = np.unravel_index(best, block.shape)
+        index = np.concatenate([index, np.stack([rows + start, columns + start], axis=1)])
+        values = np.concatenate([values, block[rows, columns].astype(np.float32)])
+        order = np.lexsort((index[:, 1], index[:, 0], -np.abs(values)))[:count]
+        index, values = index[order], values[order]
+    return {"redundant_index": index, "redundant_value": values}
+
+
+# Features -----------------------------------------------------------------------------------------------------------
+
+
+def embedding_map(features, images, labels=None, seed: int = 0, limit: int = 600, thumbnail: int = 32) -> dict:
+    """Images laid out so that those with similar features lie close together (t-SNE).
+
+    Args:
+      features: (n, d); images: uint8 (n, h, w, c), c 1 or 3; labels: int (n,) or None.
+      limit: most images on the map, evenly spaced among the n.
+      thumbnail: most pixels of a side.
+
+    Returns:
+      {"map_xy": float32 (m, 2) in [0, 1], "map_images": uint8 (m, s, s, 3)}, with labels also
+      {"map_labels": int32 (m,)}. Equal input gives equal bytes.
+    """
+    keep = spaced(len(features), limit)
+    xy = _flattened(_unit(np.asarray(features)[keep]), seed)
+    reach = np.ptp(xy, axis=0)
+    # Features that are all one point, a collapsed encoder's, make one heap in the middle.
+    xy = np.where(reach > 1e-6, (xy - xy.min(axis=0)) / np.maximum(reach, 1e-6), 0.5)
+    found = {"map_xy": xy.astype(np.float32), "map_images": thumbnails(np.asarray(images)[keep], thumbnail)}
+    return found if labels is None else found | {"map_labels": np.asarray(labels)[keep].astype(np.int32)}
+
+
+def _flattened(unit: np.ndarray, seed: int) -> np.ndarray:
+    """Unit features (n, d) to float64 (n, 2)."""
+    centred = unit - unit.mean(axis=0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    components = (u * s)[:, :TSNE_INPUT]
+    components = np.pad(components, ((0, 0), (0, max(0, 2 - components.shape[1]))))
+    if len(unit) < TSNE_FEWEST or components[:, 0].std() < 1e-6:
+        return components[:, :2]
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    perplexity = min(PERPLEXITY, (len(unit) - 1) / 3)
+    with threadpool_limits(limits=1):  # threads add in any order, and t-SNE magnifies the last bit
+        return TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(components).astype(np.float64)
+
+
+def neighbours(features, images, queries: int = 10, k: int = 6) -> dict:
+    """The k images nearest in cosine similarity to each of some evenly spaced queries.
+
+    Args:
+      features: (n, d); images: uint8 (n, h, w, c), c 1 or 3.
+
+    Returns:
+      {"neighbour_images": uint8 (q, 1 + k, s, s, 3), the query first, "neighbour_similarity": float32 (q, k)}; k is
+      cut to n - 1, as the query is no neighbour of itself; nothing where there is no other image.
+    """
+    if len(features) < 2:
+        return {}
+    unit, chosen = _unit(features), spaced(len(features), queries)
+    similarity = unit[chosen] @ unit.T
+    similarity[np.arange(len(chosen)), chosen] = -np.inf
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(unit) - 1)]
+    shown = np.concatenate([chosen[:, None], nearest], axis=1)
+    small = thumbnails(np.asarray(images)[shown.ravel()], NEIGHBOUR_PIXELS)
+    return {
+        "neighbour_images": small.reshape(*shown.shape, *small.shape[1:]),
+        "neighbour_similarity": np.take_along_axis(similarity, nearest, axis=1).astype(np.float32),
+    }
+
+
+def confusion(labels, predicted, num_classes: int) -> dict:
+    """{"confusion": int64 (num_classes, num_classes)}: row is the true class, column the predicted one.
+
+    Args:
+      labels: int (n,), -1 where there is none: not counted; predicted: int (n,).
+    """
+    labels, predicted = np.asarray(labels, np.int64), np.asarray(predicted, np.int64)
+    known = labels >= 0
+    flat = np.bincount(labels[known] * num_classes + predicted[known], minlength=num_classes**2)
+    return {"confusion": flat.reshape(num_classes, num_classes).astype(np.int64)}
+
+
+def spaced(n: int, count: int) -> np.ndarray:
+    """At most `count` of range(n), evenly spaced from first to last, int64."""
+    return np.linspace(0, n - 1, min(count, n)).astype(np.int64)
+
+
+def thumbnails(images: np.ndarray, most: int) -> np.ndarray:
+    """uint8 (n, h, w, c), c 1 or 3, to uint8 (n, s, s, 3): the middle square, scaled down to s <= most pixels."""
+    from PIL import Image, ImageOps
+
+    n, height, width, channels = images.shape
+    images = np.repeat(images, 3, axis=3) if channels == 1 else images
+    side = min(most, height, width)
+    if (height, width) == (side, side):
+        return images.copy()
+    small = [np.asarray(ImageOps.fit(Image.fromarray(image), (side, side))) for image in images]
+    return np.stack(small) if n else np.zeros((0, side, side, 3), np.uint8)
+
+
+def _unit(features) -> np.ndarray:
+    """Rows of length one, float64; NaN and infinities, of a run that broke, count as 0."""
+    features = np.nan_to_num(np.asarray(features, np.float64), nan=0, posinf=0, neginf=0)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

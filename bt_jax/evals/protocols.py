@@ -1,0 +1,157 @@
+"""The protocols on frozen features, as evaluators: each has a schedule and run(state) -> {name: value}.
+
+Training images are the neighbours and train the classifiers; held-out images are only classified. The features are
+taken once for all protocols that share a `Frozen`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bt_jax import log
+from bt_jax.errors import UserError
+from bt_jax.evals import confidence, features, knn, probe, svm
+
+Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
+
+
+class Frozen:
+    """Features of training and held-out images by the encoder of a state; kept for the state last asked for.
+
+    Args:
+      embed: of `features.make_embed`.
+      train, val: functions that start a pass over padded batches.
+      num_classes: 0 where labels are not used.
+    """
+
+    def __init__(self, embed: features.Embed, train: Batches, val: Batches, *, mesh: Mesh, num_classes: int):
+        self.num_classes = num_classes
+        self._embed, self._passes, self._mesh = embed, (train, val), mesh
+        self._state = self._found = None
+
+    def of(self, state) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(features (m, d), labels (m,), held-out features (n, d), labels (n,)).
+
+        Raises:
+          UserError: held-out images of a class that no training image has.
+        """
+        if state is not self._state:
+            self._found = None  # before the next: two sets of features need not fit in memory
+            pairs = [features.extract(self._embed, state.encoder(), start(), self._mesh) for start in self._passes]
+            self._state, self._found = state, (*pairs[0], *pairs[1])
+            if self.num_classes:
+                _check_labels(self._found[1], self._found[3])
+        return self._found
+
+
+def _check_labels(train: np.ndarray, val: np.ndarray) -> None:
+    unknown = sorted(set(np.unique(val).tolist()) - set(np.unique(train).tolist()))
+    if unknown:
+        raise UserError(
+            f"The held-out images have labels that no training image has ({len(unknown)} of them, such as"
+            f" {unknown[0]})",
+            "Give both splits the same classes, or use more training images.",
+        )
+
+
+class KNN:
+    """Weighted nearest neighbours, see `knn.predict`, for lists of k and of temperatures.
+
+    Args:
+      ks, temperatures: the first of each is the headline; the others are told beside it, and nothing is chosen.
+    """
+
+    def __init__(
+        self,
+        frozen: Frozen,
+        *,
+        ks: Sequence[int] = (200,),
+        temperatures: Sequence[float] = (0.1,),
+        every_steps: int = 0,
+    ):
+        self._frozen, self._ks, self._temperatures = frozen, tuple(ks), tuple(temperatures)
+        self.every_steps = every_steps
+
+    def run(self, state) -> dict[str, float]:
+        """{"val/knn_top1"} and, for lists, "val/knn_top1_k20_t0.07" of every pair; fractions."""
+        bank, labels, queries, wanted = self._frozen.of(state)
+        if max(self._ks) > len(bank):
+            raise UserError(
+                f"{max(self._ks)} neighbours are asked for, and there are {len(bank)} training images",
+                "Lower the k of kNN (--config.evals.knn_k), or use more images.",
+            )
+        lists = {"ks": self._ks, "temperatures": self._temperatures}
+        predicted = knn.predict(bank, labels, queries, **lists, num_classes=self._frozen.num_classes)
+        right = (predicted == wanted).mean(axis=-1)
+        pairs = [(i, j) for i in range(len(self._ks)) for j in range(len(self._temperatures))]
+        named = {f"val/knn_top1_k{self._ks[i]}_t{self._temperatures[j]:g}": float(right[i, j]) for i, j in pairs}
+        low, high = confidence.interval(predicted[0, 0] == wanted)
+        headline = {"val/knn_top1": float(right[0, 0])}
+        return headline if len(named) == 1 else headline | {"val/knn_low": low, "val/knn_high": high} | named
+
+
+class OnlineProbe:
+    """The classifier that is trained alongside, on held-out images."""
+
+    def __init__(self, frozen: Frozen, *, every_steps: int = 0):
+        self._frozen = frozen
+        self.every_steps = every_steps
+
+    def run(self, state) -> dict[str, float]:
+        """{"val/online_top1"}, a fraction."""
+        _, _, queries, wanted = self._frozen.of(state)
+        head = jax.device_get(state.params["probe"])
+        return {"val/online_top1": float(((queries @ head["kernel"] + head["bias"]).argmax(axis=1) == wanted).mean())}
+
+
+class LinearProbe:
+    """A linear classifier fitted on the cached features, see `probe.fit`."""
+
+    def __init__(self, frozen: Frozen, *, epochs: int = 30, every_steps: int = 0):
+        self._frozen, self._epochs = frozen, epochs
+        self._state = self._fitted = None
+        self.every_steps = every_steps
+
+    def fit(self, state) -> tuple[probe.Probe, np.ndarray]:
+        """The classifier with what it predicts, and the true labels, int32 (n,); kept for the state last asked for."""
+        x, labels, queries, wanted = self._frozen.of(state)
+        if state is not self._state:
+            options = {"num_classes": self._frozen.num_classes, "epochs": self._epochs}
+            self._state, self._fitted = state, probe.fit(x, labels, queries, **options)
+        return self._fitted, wanted
+
+    def run(self, state) -> dict[str, float]:
+        """{"val/linear_top1", "val/linear_low", "val/linear_high"}, a fraction and its 95 % interval; and the rate and
+        decay that were chosen on held-out training images."""
+        found, wanted = self.fit(state)
+        low, high = confidence.interval(found.predicted == wanted)
+        values = {"top1": float((found.predicted == wanted).mean()), "low": low, "high": high}
+        values |= {"rate": found.rate, "decay": found.decay}
+        return {f"val/linear_{name}": value for name, value in values.items()}
+
+
+class SVM:
+    """One linear SVM a class on multi-label images: the VOC07 protocol, see `svm.mean_average_precision`.
+
+    Args:
+      frozen: over images without single labels.
+      targets, val_targets: int8 (m, classes) and (n, classes) of 1, 0 (not counted) and -1, in the order of the images.
+    """
+
+    def __init__(self, frozen: Frozen, targets: np.ndarray, val_targets: np.ndarray, *, every_steps: int = 0):
+        self._frozen, self._targets = frozen, (targets, val_targets)
+        self.every_steps = every_steps
+
+    def run(self, state) -> dict[str, float]:
+        """{"val/svm_map"}, the mean over classes of the average precision as VISSL counts it, a fraction."""
+        x, _, queries, _ = self._frozen.of(state)
+        train, val = self._targets
+        if (len(x), len(queries)) != (len(train), len(val)):
+            raise UserError(
+                f"{len(x)} and {len(queries)} images were read, and their labels count {len(train)} and {len(val)}",
+                "Restore the unreadable images: this protocol needs all of them.",
+            )
+        found = svm.mean_average_precision(x, train, queries, val, points="all", progress=log.say)
+        return {"val/svm_map": found["map"]}

@@ -1,0 +1,132 @@
+"""Evaluation of an encoder by protocols on frozen features, all from one pass over each split."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bt_jax import build, log, report, run_folder, sharding, train_step
+from bt_jax import config as config_lib
+from bt_jax import encoder as encoder_lib
+from bt_jax import feed as feed_lib
+from bt_jax.data import selection
+from bt_jax.errors import UserError
+from bt_jax.evals import features, pictures, protocols, spectrum
+from bt_jax.loop import Evaluator
+
+PROTOCOLS = ("knn", "linear", "spectrum", "svm")
+MAP_IMAGES = 600
+
+
+def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
+    """Runs `config.protocols`.
+
+    Args:
+      config: of `bt_jax.config.evaluate`, overridden.
+
+    Returns:
+      The folder, with metrics.jsonl, summary.json and report.html.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    started = time.monotonic() if started is None else started
+    config = encoder_lib.complete(config)
+    config_lib.check(config)
+    for name in config.protocols:
+        config_lib.choose("config.protocols", name, PROTOCOLS)
+    mesh = sharding.make_mesh()
+    build.check_devices(config, mesh)
+    encoder = encoder_lib.open_encoder(config)
+    asked = config_lib.to_dict(config)
+    source, broken = feed_lib.open_data(config)
+    if "+" in config.data.train_split:
+        source, config.data.train_split = selection.joined(source, config.data.train_split), "joined"
+    feed = feed_lib.make_feed(config, source, mesh, broken, len(encoder.mean))
+    recipe = encoder_lib.view_recipe(config, encoder)
+    embed = features.make_embed(encoder.net, recipe, mesh, resize=config.evals.resize)
+    evaluators = _evaluators(config, source, feed, embed, encoder, recipe, mesh)
+    folder = run_folder.open_folder(workdir, asked)
+    broken.list_in(run_folder.own(folder, "broken.txt"))
+    log.say(f"{folder}: {config.encoder} ({encoder.net.arch}) on {source.name}")
+
+    written = log.RunLog(folder, first_step=-1, tensorboard=False)
+    summary: dict[str, Any] = {"seconds": {}}
+    for name, evaluator in evaluators.items():
+        began = time.monotonic()
+        values = evaluator.run(encoder)
+        summary["seconds"][name] = round(time.monotonic() - began, 1)
+        summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}
+        written.write(0, values)
+        log.say(f"{name}, {summary['seconds'][name]:.0f} s")
+        for key, value in summary[name].items():
+            log.say(f"  {key:24}{value:.4g}")
+    written.close()
+    summary["seconds"]["all"] = round(time.monotonic() - started, 1)
+    shown = _pictures(config, evaluators, source, feed, embed, encoder, mesh)
+    if jax.process_index() == 0:
+        np.savez(folder / "pictures.npz", **shown)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        log.say(f"report      {report.write(folder)}")
+    return folder
+
+
+def _evaluators(config, source, feed, embed, encoder, recipe, mesh) -> dict[str, Evaluator]:
+    """The evaluators of `config.protocols`, which share the features."""
+    data, evals = config.data, config.evals
+    splits = [split for split in (data.train_split, data.val_split) if split]
+    bases = [source.span(split).base for split in splits]
+    labelled = len(splits) == 2 and all(source.labelled(base) for base in bases)
+    train, val = (
+        feed.passes(split, evals[f"{name}_images"]) for split, name in zip(splits, ("train", "val"), strict=False)
+    )
+    frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes if labelled else 0)
+    found: dict[str, Evaluator] = {}
+    for name in config.protocols:
+        if name in ("knn", "linear") and not labelled:
+            raise UserError(
+                f"{source.name} has no labels in both splits, and {name} needs them",
+                "Name labelled splits, or ask for what needs none: \"--config.protocols=('spectrum',)\".",
+            )
+        if name == "knn":
+            found[name] = protocols.KNN(frozen, ks=evals.knn_k, temperatures=evals.knn_temperature)
+        elif name == "linear":
+            found[name] = protocols.LinearProbe(frozen, epochs=evals.linear_epochs)
+        elif name == "spectrum":
+            images, key = (
+                feed.passes(splits[-1], evals.spectrum_images),
+                train_step.stream(config.seed, train_step.MONITOR),
+            )
+            found[name] = spectrum.Spectrum(encoder.net, recipe, images, mesh=mesh, key=key, every_steps=0)
+        else:
+            found[name] = protocols.SVM(frozen, *_targets(source, splits))
+    return found
+
+
+def _targets(source, splits: list[str]) -> list[np.ndarray]:
+    found = []
+    for split in splits:
+        span = source.span(split)
+        targets = source.targets(span.base)
+        if targets is None:
+            raise UserError(
+                f"{source.name} has one label an image, or none: the SVMs are for several", "Ask for knn and linear."
+            )
+        found.append(targets[span.start : span.stop])
+    return found
+
+
+def _pictures(config, evaluators, source, feed, embed, encoder, mesh) -> dict[str, np.ndarray]:
+    passes = feed.passes(config.data.val_split or config.data.train_split, MAP_IMAGES)
+    images = features.gallery(embed, encoder.encoder(), passes(), mesh)
+    shown = pictures.embedding_map(*images) | pictures.neighbours(*images[:2])
+    if "spectrum" in evaluators:
+        _, shown["spectrum_trained"] = evaluators["spectrum"].of(encoder.encoder())
+    if "linear" in evaluators:
+        fitted, labels = evaluators["linear"].fit(encoder)
+        shown |= pictures.confusion(labels, fitted.predicted, source.num_classes)
+    return shown | {"class_names": np.array(source.class_names, str)}

@@ -1,0 +1,251 @@
+"""A linear classifier on an encoder, trained by gradient descent: linear evaluation, few labels, fine-tuning, transfer.
+
+The protocols differ in numbers alone, which are in `configs/`: what is trained, the rates, the schedule, the images.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from bt_jax import augment, build, checkpoint, log, loop, metrics, optim, report, run_folder, sharding, train_step
+from bt_jax import config as config_lib
+from bt_jax import encoder as encoder_lib
+from bt_jax import feed as feed_lib
+from bt_jax.data import selection
+from bt_jax.encoder import Encoder
+from bt_jax.errors import UserError
+from bt_jax.evals import confidence, features, pictures
+from bt_jax.state import TrainState
+
+
+class Run(NamedTuple):
+    """What is trained, and what judges it."""
+
+    loop: loop.Loop
+    accuracy: "Accuracy"
+    class_names: list[str]
+    fresh: Callable[[], TrainState]
+
+
+def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
+    """Trains to the end of the schedule, or goes on from the newest checkpoint in `workdir`.
+
+    Args:
+      config: of `bt_jax.config.finetune`, overridden.
+
+    Returns:
+      The run folder; its summary.json has "top1", "top5" and "top1_interval" on held-out images, fractions.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    this = _prepare(encoder_lib.complete(config), workdir, time.monotonic() if started is None else started)
+    state = loop.train(this.loop, loop.resume_or(this.loop, this.fresh()))
+    if int(state.step) == this.loop.plan.total_steps and not (this.loop.folder / "summary.json").exists():
+        _finish(this, state)
+    this.loop.checkpoints.close()
+    return this.loop.folder
+
+
+def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
+    config_lib.check(config)
+    mesh = sharding.make_mesh()
+    build.check_devices(config, mesh)
+    sharding.check_batch(config.batch_size, mesh)
+    encoder = encoder_lib.open_encoder(config, dtype=config.model.dtype)
+    source, broken = feed_lib.open_data(config)
+    for split in (config.data.train_split, config.data.val_split):
+        if not split or not source.labelled(source.span(split).base):
+            raise UserError(
+                f"{source.name} has no labels in split {split!r}",
+                "A classifier needs them in train and held-out split.",
+            )
+    asked = config_lib.to_dict(config)
+    if config.data.fraction != 1:
+        source = selection.share(source, config.data.train_split, config.data.fraction, seed=config.seed)
+        config.data.train_split = "share"
+    recipe = encoder_lib.view_recipe(config, encoder, crop_scale=tuple(config.views.crop_scale), flip=config.views.flip)
+    feed = feed_lib.make_feed(config, source, mesh, broken, len(encoder.mean))
+    plan = build.make_plan(config, feed.images)
+    trained = trained_parts(config.train, list(encoder.variables["params"]))
+    tx, rates = _optimizer(config, plan, trained)
+    batch_norm = config.batch_norm if config.batch_norm != "auto" else "train" if config.train == "all" else "eval"
+    step = make_step(encoder, tx, recipe, trained=trained, train=batch_norm == "train", rates=rates, seed=config.seed)
+    every_steps = plan.steps(config.evals.every_epochs) or plan.total_steps
+    val = feed.passes(config.data.val_split, config.evals.val_images)
+    accuracy = Accuracy(encoder, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
+    folder = run_folder.open_folder(workdir, asked)
+    broken.list_in(run_folder.own(folder, "broken.txt"))
+    log.say(f"{folder}: {config.encoder} on {source.name}, {feed.images} images, training {', '.join(trained)}")
+    checkpoints = checkpoint.Checkpoints(
+        folder,
+        model={"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std},
+        keep_last=config.checkpoint.keep_last,
+        keep_every=plan.steps(config.checkpoint.keep_every_epochs),
+    )
+    this = loop.Loop(config, folder, plan, step, feed, [accuracy], checkpoints, started, unit="images")
+
+    def fresh():
+        def state(key, variables):
+            return create(key, encoder._replace(variables=variables), tx, source.num_classes)
+
+        key = train_step.stream(config.seed, train_step.INIT)
+        return jax.jit(state, out_shardings=sharding.replicated(mesh))(key, encoder.variables)
+
+    return Run(this, accuracy, list(source.class_names), fresh)
+
+
+def trained_parts(train: str, parts: list[str]) -> tuple[str, ...]:
+    """What "head", "all" or "layer4,layer3" means: "head", and names among the backbone's `parts`."""
+    if train in ("head", "all"):
+        return ("head", *parts) if train == "all" else ("head",)
+    return (
+        "head",
+        *(config_lib.choose("config.train", name.strip(), ("head", "all", *parts)) for name in train.split(",")),
+    )
+
+
+def create(key: jax.Array, encoder: Encoder, tx: optax.GradientTransformation, num_classes: int) -> TrainState:
+    """The state at step 0: the encoder as it is, and a new head, by the reference's evaluate.py N(0, 0.01) and zero."""
+    kernel = 0.01 * jax.random.normal(key, (encoder.net.feature_dim, num_classes))
+    backbone, stats = encoder.variables["params"], encoder.variables["batch_stats"]
+    params = {"backbone": backbone, "head": {"kernel": kernel, "bias": jnp.zeros(num_classes)}}
+    zero = jnp.zeros([], jnp.int32)
+    return TrainState(zero, params, {"backbone": stats}, tx.init(params), zero)
+
+
+def _label(trained: tuple[str, ...]) -> Callable:
+    """A function params -> "head", "backbone" or "frozen" for every array."""
+
+    def label(path, leaf):
+        del leaf
+        top, *rest = (entry.key for entry in path)
+        return "head" if top == "head" else "backbone" if rest[0] in trained else "frozen"
+
+    return lambda params: jax.tree_util.tree_map_with_path(label, params)
+
+
+def _optimizer(config: ConfigDict, plan: build.Plan, trained: tuple[str, ...]):
+    options = config.optim
+    if options.schedule == "cosine":
+        shape = {"steps_per_epoch": plan.steps_per_epoch, "epochs": config.total_epochs}
+        rates = {name: optim.cosine_by_epoch(options[f"lr_{name}"], **shape) for name in ("head", "backbone")}
+    else:
+        drops = {plan.steps(epoch): options.drop_factor for epoch in options.drop_epochs}
+        rates = {
+            name: optax.piecewise_constant_schedule(options[f"lr_{name}"], dict(drops)) for name in ("head", "backbone")
+        }
+
+    def sgd(rate):
+        return optax.chain(
+            optax.add_decayed_weights(options.weight_decay),
+            optax.trace(options.momentum, nesterov=options.nesterov),
+            optax.scale_by_learning_rate(rate),
+        )
+
+    parts = {name: sgd(rate) for name, rate in rates.items()} | {"frozen": optax.set_to_zero()}
+    shown = {f"lr_{name}": rate for name, rate in rates.items() if name == "head" or len(trained) > 1}
+    return optax.multi_transform(parts, _label(trained)), shown
+
+
+def make_step(
+    encoder: Encoder,
+    tx: optax.GradientTransformation,
+    recipe: augment.Recipe,
+    *,
+    trained: tuple[str, ...],
+    train: bool,
+    rates: dict[str, optax.Schedule],
+    seed: int,
+) -> Callable:
+    """Builds step(state, batch) -> (state, metrics), as `train_step.make_pretrain_step` with one view and labels.
+
+    Args:
+      trained: of `trained_parts`; every other array leaves a step bit-equal.
+      train: batch norm by the batch's statistics, else by the running ones, which then stay as they are.
+    """
+    views_key, label = train_step.stream(seed, train_step.VIEWS), _label(trained)
+
+    def loss_fn(params, batch_stats, images, labels):
+        # The compiler then leaves out the backward pass below the lowest trained part.
+        params = jax.tree.map(
+            lambda kind, p: jax.lax.stop_gradient(p) if kind == "frozen" else p, label(params), params
+        )
+        variables = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
+        h = encoder.net.apply(variables, images, train=train)
+        h, stats = h if train else (h, batch_stats["backbone"])
+        logits = h @ params["head"]["kernel"] + params["head"]["bias"]
+        loss = metrics.cross_entropy(logits, labels)
+        return loss, ({"loss": loss, "top1": metrics.top1(logits, labels)}, {"backbone": stats})
+
+    def step(state: TrainState, batch):
+        key = jax.random.fold_in(views_key, state.step)
+        # The second view is not used, so not computed either.
+        images, _ = augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (shown, stats)), grads = gradient(state.params, state.batch_stats, images, batch["label"])
+        new, norm = train_step.apply_gradient(state, tx, grads, stats, loss)
+        kinds = label(state.params)
+        params = jax.tree.map(lambda kind, a, b: b if kind == "frozen" else a, kinds, new.params, state.params)
+        new = TrainState(new.step, params, new.batch_stats, new.opt_state, new.bad_steps)
+        shown |= {"grad_norm": norm, "bad_steps": new.bad_steps}
+        shown |= {name: rate(state.step) for name, rate in rates.items()}
+        return new, {f"train/{name}": jnp.asarray(value, jnp.float32) for name, value in shown.items()}
+
+    return step
+
+
+class Accuracy:
+    """Top-1 and top-5 on held-out images, every so many steps.
+
+    Args:
+      val: starts a pass over padded labelled batches.
+      resize: see `augment.evaluation_view`.
+    """
+
+    def __init__(self, encoder: Encoder, recipe: augment.Recipe, val: Callable, *, mesh, resize: int, every_steps: int):
+        embed = features.make_embed(encoder.net, recipe, mesh, resize=resize)
+
+        def logits(variables, batch):
+            head = variables["head"]
+            return embed(variables["encoder"], batch) @ head["kernel"] + head["bias"]
+
+        self._logits, self._val, self._mesh = jax.jit(logits, out_shardings=sharding.replicated(mesh)), val, mesh
+        self.every_steps = every_steps
+
+    def logits(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (n, classes) and labels int32 (n,)."""
+        variables = {"encoder": state.encoder(), "head": state.params["head"]}
+        return features.extract(self._logits, variables, self._val(), self._mesh)
+
+    def run(self, state: TrainState) -> dict[str, float]:
+        """{"val/top1", "val/top5"}, fractions; no top-5 of five classes or fewer."""
+        logits, labels = self.logits(state)
+        known = labels >= 0
+        rank = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(axis=1)[known]
+        values = {"val/top1": float((rank == 0).mean())}
+        return values if logits.shape[1] <= 5 else values | {"val/top5": float((rank < 5).mean())}
+
+
+def _finish(this: Run, state: TrainState) -> None:
+    folder = this.loop.folder
+    logits, labels = this.accuracy.logits(state)
+    values = {name.removeprefix("val/"): value for name, value in this.accuracy.run(state).items()}
+    predicted = logits.argmax(axis=1)
+    low, high = confidence.interval((predicted == labels)[labels >= 0])
+    summary: dict[str, Any] = {"steps": int(state.step), **values, "top1_interval": [low, high]}
+    summary |= {"train_images": this.loop.feed.images, "seconds": round(time.monotonic() - this.loop.started, 1)}
+    log.say(f"held-out top-1 {100 * values['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
+    if jax.process_index() == 0:
+        shown = pictures.confusion(labels, predicted, logits.shape[1])
+        np.savez(folder / "pictures.npz", **shown, class_names=np.array(this.class_names, str))
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        log.say(f"report      {report.write(folder)}")

@@ -1,0 +1,193 @@
+"""The training loop: windows of steps to the end of a schedule, with monitors, checkpoints and a way to stop."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bt_jax import build, checkpoint, log
+from bt_jax import feed as feed_lib
+from bt_jax.errors import UserError
+from bt_jax.state import TrainState
+
+
+class Evaluator(Protocol):
+    """What looks at the state while it trains, and by itself afterwards.
+
+    Attributes:
+      every_steps: its schedule; 0 is never.
+    """
+
+    every_steps: int
+
+    def run(self, state: TrainState) -> dict[str, float]:
+        """Name -> value, as they stand in metrics.jsonl."""
+
+
+class Loop(NamedTuple):
+    """All that does not change while a run trains.
+
+    Attributes:
+      step: step(state, batch) -> (state, metrics), not yet jitted.
+      started: `time.monotonic()` when the command was given.
+      unit: what a batch is made of, for the speed that is shown.
+    """
+
+    config: ConfigDict
+    folder: Path
+    plan: build.Plan
+    step: Callable
+    feed: feed_lib.Feed
+    evaluators: Sequence[Evaluator]
+    checkpoints: checkpoint.Checkpoints
+    started: float
+    unit: str = "pairs"
+
+
+def resume_or(this: Loop, fresh: TrainState) -> TrainState:
+    """The newest checkpoint's state, laid out as `fresh`, or `fresh` where there is none."""
+    newest = this.checkpoints.latest()
+    if newest is None:
+        return fresh
+    log.say(f"going on from step {newest} of {this.plan.total_steps}")
+    return this.checkpoints.restore(fresh, newest)
+
+
+def train(this: Loop, state: TrainState) -> TrainState:
+    """Trains to the end of the schedule or to `config.stop_after_steps`; the host looks at one window while the next
+    runs."""
+    config, plan = this.config, this.plan
+    at = int(state.step)
+    last = min(config.stop_after_steps or plan.total_steps, plan.total_steps)
+    if at >= last:
+        log.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
+        return state
+    save_every = plan.steps(config.checkpoint.every_epochs)
+    stops = [every for every in (save_every, *(each.every_steps for each in this.evaluators)) if every]
+    written = log.RunLog(this.folder, first_step=at, tensorboard=config.log.tensorboard)
+    progress = log.Progress(
+        first_step=at,
+        total_steps=last,
+        batch_size=config.batch_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        unit=this.unit,
+    )
+    advance, waited, close = this.feed.begin(this.step, state)
+    interrupted = _Interruption()
+    unseen = None  # the newest window's metrics, still on their way from the device
+    first = True
+
+    def look(window):
+        nonlocal first
+        step, shown = window
+        values = _means(shown) | progress.measure(step, waited=waited())
+        written.write(step, values)
+        if first:
+            log.say(f"first window of steps done {time.monotonic() - this.started:.0f} s after the start")
+            first = False
+        log.say(progress.line(step, values))
+        _stop_if_bad(this, state, step, values)
+
+    try:
+        while at < last and not interrupted:
+            steps = min([this.feed.window(at), last - at] + [every - at % every for every in stops])
+            state, shown = advance(state, steps)
+            at += steps
+            if unseen:
+                look(unseen)
+            unseen = (at, shown)
+            saving = at == last or _due(at, save_every)
+            judging = [
+                each for each in this.evaluators if each.every_steps and (at == last or _due(at, each.every_steps))
+            ]
+            # On a CPU the steps run while they are dispatched: looking later would time the wrong window.
+            if saving or judging or jax.default_backend() == "cpu":
+                look(unseen)
+                unseen = None
+            if judging:
+                values = {name: value for each in judging for name, value in each.run(state).items()}
+                written.write(at, values | {"epoch": at / plan.steps_per_epoch})
+                log.say("  ".join(f"{name} {_shown(value)}" for name, value in values.items()))
+            if saving:
+                this.checkpoints.save(state)
+            if saving or judging:
+                progress.skip()
+        if unseen:
+            look(unseen)
+        if interrupted:
+            this.checkpoints.save(state)
+    finally:
+        close()
+        written.close()
+        this.checkpoints.wait()
+        interrupted.restore()
+    interrupted.exit_if_set(f"stopped at step {at} of {last}, saved; the same command goes on from there")
+    return state
+
+
+def _due(at: int, every: int) -> bool:
+    return bool(every) and at % every == 0
+
+
+def _shown(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "-"
+
+
+def _means(shown: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """Means over a window; of a count of bad steps the largest."""
+    fetched = jax.device_get(shown)
+    values = {name: np.concatenate([np.atleast_1d(m[name]) for m in fetched]) for name in fetched[0]}
+    return {name: float(v.max() if name == "train/bad_steps" else v.mean()) for name, v in values.items()}
+
+
+def _stop_if_bad(this: Loop, state: TrainState, step: int, values: dict[str, float]) -> None:
+    bad, limit = values["train/bad_steps"], this.config.nonfinite_limit
+    if bad < limit:
+        return
+    this.checkpoints.save(state)
+    named = sorted((name for name in values if name.startswith("train/lr_")), reverse=True)
+    rates = {name.removeprefix("train/lr_"): values[name] for name in named}
+    keys = " or ".join(f"--config.optim.lr_{name}" for name in rates)
+    raise UserError(
+        f"Loss or gradient not finite in {bad:.0f} steps in a row before step {step}"
+        f" (learning rates: {', '.join(f'{name} {rate:.3g}' for name, rate in rates.items())})",
+        f"Those steps changed nothing and the state is saved. Lower {keys}, or try --config.model.dtype=float32, in a"
+        " new --workdir.",
+    )
+
+
+class _Interruption:
+    """Notes Ctrl-C and SIGTERM, so that the loop can save; a second Ctrl-C ends at once."""
+
+    def __init__(self):
+        self._signal = 0
+        self._before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: somebody else's signals
+                return
+
+    def _note(self, number, frame):
+        del frame
+        self._signal = number
+        signal.signal(number, self._before[number])
+        log.say(f"{signal.Signals(number).name}: saving after this window of steps")
+
+    def __bool__(self):
+        return bool(self._signal)
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def exit_if_set(self, text: str) -> None:
+        if self._signal:
+            log.say(text)
+            raise SystemExit(128 + self._signal)
