@@ -419,17 +419,17 @@ class Unreadable(Broken):
       file: they stand in this file, a line each: split, id, file, reason. What it holds already counts too.
 
     Attributes:
-      reasons: {split: {id: reason}}.
+      reasons: {split: {id: (file, reason)}}.
     """
 
     def __init__(self, source: Source, spans: dict[str, Span], *, limit: float, file: Path):
         super().__init__(source, limit=limit)
         self._source, self._spans, self._limit, self._file = source, spans, limit, file
-        self.reasons: dict[str, dict[int, str]] = {base: {} for base in spans}
+        self.reasons: dict[str, dict[int, tuple[str, str]]] = {base: {} for base in spans}
         for line in file.read_text("utf-8", "surrogateescape").split("\n") if file.exists() else []:
-            base, number, _, reason = (line.split("\t", 3) + [""] * 3)[:4]
+            base, number, name, reason = (line.split("\t", 3) + [""] * 3)[:4]
             if number.isdigit():
-                self.reasons.setdefault(base, {})[int(number)] = reason
+                self.reasons.setdefault(base, {})[int(number)] = name, reason
 
     def known(self, span, ids):
         return np.isin(ids, list(self.reasons[span.base]))
@@ -438,8 +438,9 @@ class Unreadable(Broken):
         found, whole = self.reasons[span.base], self._spans[span.base]
         if number in found:
             return
-        found[number] = " ".join(str(reason).partition("\n")[0].split("<_io")[0].split())
-        line = f"{self._source.where(span.base, number)}: the image cannot be read ({found[number]})"
+        reason = " ".join(str(reason).partition("\n")[0].split("<_io")[0].split())
+        found[number] = file_names(self._source, span.base, [number])[0], reason
+        line = f"{self._source.where(span.base, number)}: the image cannot be read ({reason})"
         if len(found) > self._limit * (whole.stop - whole.start):
             self.write()
             raise UserError(
@@ -458,9 +459,9 @@ class Unreadable(Broken):
     def write(self) -> None:
         """Brings the file up to date; there is none without an unreadable image."""
         lines = [
-            f"{base}\t{number}\t{file_names(self._source, base, [number])[0]}\t{reason}\n"
+            f"{base}\t{number}\t{name}\t{reason}\n"
             for base, found in self.reasons.items()
-            for number, reason in sorted(found.items())
+            for number, (name, reason) in sorted(found.items())
         ]
         if lines:
             with _Explained(self._file):

@@ -145,18 +145,19 @@ def test_every_image_once_in_order(encoder, npz, images, wanted, tmp_path, capsy
 
 
 def test_going_on(encoder, npz, tmp_path, capsys):
-    """Missing, short and emptied shards are made again; whole ones are not touched."""
+    """Shards that are missing, short or of other numbers are made again; whole ones are not touched."""
     out = run(encoder, tmp_path / "out", f"--npz_in={npz}", "--shard=5")
     before, features = times(out), stored(out, "features")
     (out / "train" / "features-00001-of-00005.npy").unlink()
     short = out / "train" / "features-00003-of-00005.npy"
     short.write_bytes(short.read_bytes()[:-4])
-    np.save(out / "train" / "ids-00004-of-00005.npy", np.arange(2))
+    np.save(out / "train" / "features-00002-of-00005.npy", np.zeros((5, DIM - 1), np.float32))
+    np.save(out / "train" / "ids-00004-of-00005.npy", np.arange(3))
     capsys.readouterr()
     run(encoder, out, f"--npz_in={npz}", "--shard=5")
     changed = {name for name, time in times(out).items() if time != before[name]}
-    assert {name[-18:-13] for name in changed} == {"00001", "00003", "00004"} and len(changed) == 12
-    assert "5 shards, 2 of which were there" in capsys.readouterr().out
+    assert {name[-18:-13] for name in changed} == {"00001", "00002", "00003", "00004"} and len(changed) == 16
+    assert "5 shards, 1 of which were there" in capsys.readouterr().out
     np.testing.assert_array_equal(stored(out, "features"), features)
     before = times(out)
     run(encoder, out, f"--npz_in={npz}", "--shard=5", "--batch_size=4")

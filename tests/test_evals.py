@@ -1,4 +1,4 @@
-"""kNN and the probe against scikit-learn; every image counted once."""
+"""kNN and the probe against scikit-learn, the spectrum against NumPy; every image counted once."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from bt_jax import augment, models, sharding
 from bt_jax.data import device
-from bt_jax.evals import features, knn, probe
+from bt_jax.errors import UserError
+from bt_jax.evals import confidence, features, knn, probe, protocols, spectrum
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_knn_equals_scikit_learn(clusters, k, temperature):
     reference = KNeighborsClassifier(
         k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / temperature)
     ).fit(bank, bank_labels)
-    found = knn.predict(bank, bank_labels, queries, k=k, temperature=temperature, num_classes=7)
+    found = knn.predict(bank, bank_labels, queries, ks=(3, k), temperatures=(9.0, temperature), num_classes=7)[1, 1]
     # A vote that is a tie to float32 may fall either way.
     assert (found == reference.predict(queries)).mean() > 0.998
     share = knn.top1(bank, bank_labels, queries, labels, k=k, temperature=temperature, num_classes=7)
@@ -39,9 +40,30 @@ def test_knn_equals_scikit_learn(clusters, k, temperature):
 
 
 def test_k_larger_than_the_bank(clusters):
-    bank, bank_labels, queries, _ = clusters
-    found = knn.predict(bank[:5], bank_labels[:5], queries[:3], k=200, temperature=0.1, num_classes=7)
-    assert set(found) <= set(bank_labels[:5])
+    bank, bank_labels, queries, labels = clusters
+    few = knn.top1(bank[:5], bank_labels[:5], queries, labels, k=200, temperature=0.1, num_classes=7)
+    assert few == knn.top1(bank[:5], bank_labels[:5], queries, labels, k=5, temperature=0.1, num_classes=7)
+
+
+@pytest.mark.parametrize("m, k", [(1000, 7), (1001, 250), (64, 64), (50, 1)])
+def test_top_k_in_blocks_is_the_whole_one(m, k):
+    """Rounded to a decimal, so that there are many ties: the values must be right, and each index another one."""
+    values = np.random.default_rng(0).standard_normal((5, m)).astype(np.float32).round(1)
+    largest, index = knn._top_k(jnp.asarray(values), k)
+    np.testing.assert_array_equal(largest, np.sort(values)[:, ::-1][:, :k])
+    np.testing.assert_array_equal(np.take_along_axis(values, np.asarray(index), 1), largest)
+    assert all(len(set(row)) == k for row in np.asarray(index).tolist())
+
+
+def test_bootstrap_interval():
+    """About the normal approximation where that is good, and never outside 0 to 1."""
+    right = np.arange(2000) % 5 > 0
+    low, high = confidence.interval(right)
+    half = 1.96 * np.sqrt(0.8 * 0.2 / 2000)
+    np.testing.assert_allclose([low, high], [0.8 - half, 0.8 + half], atol=2e-3)  # steps of 1/2000, and 10,000 draws
+    assert confidence.interval(np.ones(7, bool)) == (1.0, 1.0)
+    narrow = confidence.interval(right, level=0.5)
+    assert low < narrow[0] < 0.8 < narrow[1] < high
 
 
 def test_probe_is_as_good_as_logistic_regression(clusters):
@@ -49,6 +71,16 @@ def test_probe_is_as_good_as_logistic_regression(clusters):
     reference = LogisticRegression(max_iter=1000).fit(features_, labels).score(test, test_labels)
     found = probe.top1(features_, labels, test, test_labels, num_classes=7)
     assert abs(found - reference) < 0.03  # sd of a share of 701 images at 0.7 is 0.017; both see the same images
+
+
+def test_probe_chooses_on_held_out_training_images(clusters):
+    """The choice is the table's largest, and does not see the test images."""
+    features_, labels, test, _ = clusters
+    found = probe.fit(features_, labels, test, num_classes=7, epochs=3)
+    place = probe.LEARNING_RATES.index(found.rate), probe.WEIGHT_DECAYS.index(found.decay)
+    assert found.held_out_top1[place] == found.held_out_top1.max() > found.held_out_top1.min()
+    again = probe.fit(features_, labels, test[::-1], num_classes=7, epochs=3)
+    np.testing.assert_array_equal(again.predicted, found.predicted[::-1])
 
 
 def test_probe_does_not_mind_the_scale(clusters):
@@ -89,3 +121,123 @@ def test_epoch_order_is_a_permutation_of_its_own():
     assert sorted(first) == list(range(101))
     np.testing.assert_array_equal(first, again)
     assert (first != second).any()
+
+
+# Without labels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small():
+    net, recipe = models.build("resnet18", width=0.125, small_images=True), augment.cifar(16)
+    images = np.random.default_rng(0).integers(0, 256, (37, 16, 16, 3), np.uint8)
+    return net, recipe, net.init(jax.random.key(0)), images
+
+
+def test_spectrum_equals_numpy(small):
+    """37 images in padded batches of 16 over 8 devices, against the whole features at once."""
+    net, recipe, variables, images = small
+    mesh, key = sharding.make_mesh(), jax.random.key(5)
+    accumulate = spectrum.make_accumulate(net, recipe, mesh)
+    batches = device.eval_batches(images, None, batch_size=16)
+    values, eigenvalues = spectrum.measure(accumulate, key, variables, batches, mesh, net.feature_dim)
+
+    views = jax.jit(augment.two_views, static_argnames="recipe")(key, images, recipe, ids=jnp.arange(37))
+    h = [np.asarray(net.apply(variables, view, train=False), np.float64) for view in views]
+    both = np.concatenate(h)
+    singular = np.linalg.svd(both, compute_uv=False)
+    share = singular / singular.sum()
+    np.testing.assert_allclose(values["rank"], np.exp(-(share * np.log(share + 1e-12)).sum()), rtol=5e-3)
+    wanted = np.linalg.eigvalsh(np.cov(both.T, bias=True))[::-1]
+    np.testing.assert_allclose(eigenvalues, wanted, rtol=1e-3, atol=1e-5 * wanted[0])
+    alive = both.std(axis=0) > 1e-3 * both.std(axis=0).mean()
+    assert values["dead_dimensions"] == (~alive).sum() < 20  # an untrained ReLU may never open
+    correlation = np.corrcoef(both.T[alive])
+    off = np.abs(correlation[~np.eye(len(correlation), dtype=bool)]).mean()
+    np.testing.assert_allclose(values["off_diagonal"], off, rtol=1e-3)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in h]
+    np.testing.assert_allclose(values["alignment"], np.square(unit[0] - unit[1]).sum(axis=1).mean(), rtol=1e-3)
+    pairs = [(i, j) for start in (0, 16, 32) for i in range(start, min(start + 16, 37)) for j in range(start, i)]
+    close = np.mean([np.exp(-2 * np.square(unit[0][i] - unit[0][j]).sum()) for i, j in pairs])
+    np.testing.assert_allclose(values["uniformity"], np.log(close), rtol=1e-3)
+
+
+def moments_of(features_):
+    """Sums of features (n, d), as if both views were equal."""
+    n, zero = 2 * len(features_), np.zeros((), np.float32)
+    return spectrum.Moments(np.float32(n), 2 * features_.sum(0), 2 * features_.T @ features_, zero, zero, zero)
+
+
+def test_spectrum_tells_a_collapse():
+    rng = np.random.default_rng(0)
+    good = rng.standard_normal((4000, 64))
+    line = rng.standard_normal((4000, 1)) * rng.standard_normal(64)
+    half = good * (np.arange(64) < 32)
+    found = {name: spectrum.summarise(moments_of(x))[0] for name, x in (("good", good), ("line", line), ("half", half))}
+    assert found["good"]["rank"] > 63 and found["good"]["off_diagonal"] < 0.02
+    assert found["line"]["rank"] < 1.1 and found["line"]["off_diagonal"] > 0.99
+    assert found["half"]["dead_dimensions"] == 32 and 30 < found["half"]["rank"] < 33
+    assert found["good"]["spectrum_slope"] < 0.3 < found["line"]["spectrum_slope"]
+
+
+def test_slope_is_the_power():
+    ranks = np.arange(1, 257)
+    features_ = np.diag(ranks**-0.5) * 16  # covariance close to diag(1 / rank)
+    values, _ = spectrum.summarise(moments_of(np.concatenate([features_, -features_])))
+    np.testing.assert_allclose(values["spectrum_slope"], 1.0, atol=1e-3)
+
+
+# Protocols as evaluators ---------------------------------------------------------------------------------------------
+
+
+class Alone:
+    """A state that is an encoder and no more."""
+
+    def encoder(self):
+        return {}
+
+
+def frozen_of(features_, labels, test, test_labels, classes):
+    """A `Frozen` whose encoder returns stored features."""
+    calls = []
+
+    def embed(variables, batch):
+        calls.append(len(batch["image"]))
+        return batch["image"][:, 0, 0]
+
+    def passes(x, y):
+        return lambda: device.eval_batches(x[:, None, None].astype(np.float32), y, batch_size=64)
+
+    mesh = sharding.make_mesh()
+    whole = protocols.Frozen(
+        embed, passes(features_, labels), passes(test, test_labels), mesh=mesh, num_classes=classes
+    )
+    return whole, calls
+
+
+def test_protocols_share_the_features(clusters):
+    frozen, calls = frozen_of(*clusters, 7)
+    state = Alone()
+    values = protocols.KNN(frozen, ks=(20, 5), temperatures=(0.1, 0.5)).run(state)
+    once = len(calls)
+    values |= protocols.LinearProbe(frozen, epochs=3).run(state)
+    assert len(calls) == once == 15 + 11  # 900 and 701 images in batches of 64
+    bank, bank_labels, queries, labels = clusters
+    for k, t in ((20, 0.1), (5, 0.5)):
+        wanted = knn.top1(bank, bank_labels, queries, labels, k=k, temperature=t, num_classes=7)
+        np.testing.assert_allclose(values[f"val/knn_top1_k{k}_t{t}"], wanted, atol=2e-3)  # a tie may fall either way
+    assert values["val/knn_top1"] == values["val/knn_top1_k20_t0.1"]
+    assert values["val/linear_low"] < values["val/linear_top1"] < values["val/linear_high"]
+    protocols.KNN(frozen, ks=(5,)).run(Alone())
+    assert len(calls) == 2 * once  # another state
+
+
+def test_wrong_input_to_protocols(clusters):
+    bank, bank_labels, queries, labels = clusters
+    with pytest.raises(UserError, match="1000 neighbours are asked for, and there are 900"):
+        protocols.KNN(frozen_of(*clusters, 7)[0], ks=(5, 1000)).run(Alone())
+    few = bank_labels < 6
+    with pytest.raises(UserError, match="labels that no training image has .1 of them, such as 6"):
+        protocols.KNN(frozen_of(bank[few], bank_labels[few], queries, labels, 7)[0], ks=(5,)).run(Alone())
+    targets = np.ones((900, 3), np.int8)
+    with pytest.raises(UserError, match="900 and 701 images were read, and their labels count 900 and 5"):
+        protocols.SVM(frozen_of(*clusters, 0)[0], targets, targets[:5]).run(Alone())

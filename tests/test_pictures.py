@@ -97,6 +97,7 @@ def test_map_of_many_images_takes_an_even_subset(blobs):
     assert found["map_xy"].shape == (21, 2)
 
 
+@pytest.mark.filterwarnings("error")  # NumPy warns where t-SNE divides by a spread of 0
 @pytest.mark.parametrize("n", [1, 2, 9, 10, 11])
 @pytest.mark.parametrize("kind", ["good", "equal", "nan"])
 def test_map_of_few_or_collapsed_features(blobs, n, kind):

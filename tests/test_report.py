@@ -424,6 +424,14 @@ def test_collapse_of_a_run_that_has_learned_is_a_note(run):
     assert tone == "good" and first.startswith("After 1,200 steps") and second[0] == "bad"
 
 
+def test_low_rank_that_climbs_is_no_collapse(run):
+    add_pictures(run, spectrum_trained=SPECTRUM)
+    for first, bad in ((14.0, True), (12.0, False)):
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": 0, "val/rank": first}) + "\n" + '{"step": 1200, "val/rank": 19.0}\n')
+        assert any("collapsed" in text for _, text in verdict(read_run(run))) == bad
+
+
 def test_rank_of_unknown_size_is_judged_by_itself(run):
     for rank, bad in ((1.9, True), (2.1, False)):
         with open(run / "metrics.jsonl", "a") as file:
