@@ -1,0 +1,278 @@
+"""What starts from an encoder: fine-tuning whole, in part and of the head alone; evaluation; and what can be wrong."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_source import Listed, encode
+
+import bt_jax
+from bt_jax import augment, build, checkpoint, evaluate, finetune, models, optim, pretrain
+from bt_jax import config as config_lib
+from bt_jax.data import selection
+from bt_jax.data.source import open_source
+from bt_jax.encoder import Encoder, view_recipe
+from bt_jax.errors import UserError
+from configs import evaluate as evaluate_config
+from configs import finetune as finetune_config
+from configs import linear, quickstart, semisupervised, transfer, transfer_voc07
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """The quickstart, stopped after two steps: a run folder with an encoder."""
+    config = quickstart.get_config("smoke")
+    config.data.train_split, config.data.val_split, config.stop_after_steps = "train[:64]", "test[:40]", 2
+    config.evals.every_epochs = 0.0
+    return str(pretrain.run(config, str(tmp_path_factory.mktemp("run") / "pretrained")))
+
+
+def changed(config, **changes):
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def tiny(pretrained, get_config=linear.get_config, arg="smoke", **changes):
+    """Two epochs of four steps from the pretrained encoder, on its run's images."""
+    return changed(
+        get_config(arg), **{"encoder": pretrained, "data.fraction": 1.0, "evals.every_epochs": 2.0} | changes
+    )
+
+
+# Fine-tuning ---------------------------------------------------------------------------------------------------------
+
+
+def small_encoder(dtype="float32"):
+    net = models.build("resnet18", width=0.125, small_images=True, dtype=dtype)
+    return Encoder(net, jax.device_get(net.init(jax.random.key(1))), (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize("train, batch_norm", [("head", "eval"), ("all", "train"), ("layer4", "eval")])
+def test_what_is_not_trained_stays_bit_equal(train, batch_norm):
+    encoder = small_encoder()
+    config = changed(config_lib.finetune(), **{"optim.lr_backbone": 0.1, "optim.weight_decay": 0.1, "views.size": 8})
+    trained = finetune.trained_parts(train, list(encoder.variables["params"]))
+    tx, rates = finetune._optimizer(config, build.Plan(4, 8), trained)
+    recipe = view_recipe(config, encoder)
+    step = finetune.make_step(encoder, tx, recipe, trained=trained, train=batch_norm == "train", rates=rates, seed=0)
+    state = finetune.create(jax.random.key(0), encoder, tx, 5)
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.integers(0, 256, (8, 8, 8, 3), np.uint8), "id": np.arange(8), "label": np.arange(8) % 5}
+    new, shown = jax.jit(step)(state, batch)
+    assert shown["train/loss"] > 0 and ("train/lr_backbone" in shown) == (train != "head")
+    for part, before in encoder.variables["params"].items():
+        after = jax.tree.leaves(jax.device_get(new.params["backbone"][part]))
+        same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), after, strict=True)]
+        assert all(same) if part not in trained else not all(same), part
+    assert not np.array_equal(state.params["head"]["kernel"], new.params["head"]["kernel"])
+    stats = zip(
+        *(jax.tree.leaves(x) for x in (encoder.variables["batch_stats"], new.batch_stats["backbone"])), strict=True
+    )
+    assert all(np.array_equal(a, b) for a, b in stats) == (batch_norm == "eval")
+
+
+def test_head_is_torchs_sgd_on_frozen_features():
+    """Three steps in float64 against the rule of torch.optim.SGD written out; decay, momentum, cosine by epoch."""
+    encoder = small_encoder("float64")
+    options = {"optim.lr_head": 0.3, "optim.weight_decay": 0.01, "total_epochs": 3.0, "views.size": 8}
+    options |= {"views.crop_scale": (1.0, 1.0), "views.flip": 0.0}
+    config = changed(config_lib.finetune(), **options)
+    with jax.enable_x64(True):
+        variables = jax.tree.map(lambda x: x.astype(np.float64), encoder.variables)
+        encoder = encoder._replace(variables=variables)
+        tx, rates = finetune._optimizer(config, build.Plan(1, 3), ("head",))
+        recipe = view_recipe(config, encoder, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+        step = jax.jit(finetune.make_step(encoder, tx, recipe, trained=("head",), train=False, rates=rates, seed=0))
+        state = finetune.create(jax.random.key(0), encoder, tx, 5)
+        images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+        batch = {"image": images, "id": np.arange(8), "label": np.arange(8) % 5}
+        view = augment.two_views(jax.random.key(9), images, recipe)[0]  # the whole image, whatever is drawn
+        h = np.asarray(encoder.net.apply(variables, view, train=False), np.float64)
+        wanted = {name: np.asarray(value, np.float64) for name, value in state.params["head"].items()}
+        velocity = {name: 0.0 for name in wanted}
+        for epoch in range(3):
+            logits = h @ wanted["kernel"] + wanted["bias"]
+            p = np.exp(logits - logits.max(axis=1, keepdims=True))
+            p = p / p.sum(axis=1, keepdims=True) - np.eye(5)[batch["label"]]
+            gradient = {"kernel": h.T @ p / 8, "bias": p.mean(axis=0)}
+            rate = 0.3 * 0.5 * (1 + np.cos(np.pi * epoch / 3))
+            for name in wanted:
+                velocity[name] = 0.9 * velocity[name] + gradient[name] + 0.01 * wanted[name]
+                wanted[name] = wanted[name] - rate * velocity[name]
+            state, _ = step(state, batch)
+        for name in wanted:  # the loss is float32 inside
+            np.testing.assert_allclose(state.params["head"][name], wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_schedules():
+    cosine = optim.cosine_by_epoch(0.3, steps_per_epoch=10, epochs=4)
+    found = [float(cosine(step)) for step in (0, 9, 10, 39)]
+    np.testing.assert_allclose(found, 0.15 * (1 + np.cos(np.pi * np.array([0, 0, 0.25, 0.75]))), rtol=1e-6)
+    config = semisupervised.get_config("percent=10")
+    tx, rates = finetune._optimizer(config, build.Plan(10, 200), ("head", "conv1"))
+    del tx
+    found = [[float(rates[f"lr_{name}"](step)) for step in (0, 119, 121, 161)] for name in ("head", "backbone")]
+    np.testing.assert_allclose(found, [[0.5, 0.5, 0.1, 0.02], [0.002, 0.002, 0.0004, 0.00008]], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def linear_run(pretrained, tmp_path_factory):
+    return finetune.run(tiny(pretrained), str(tmp_path_factory.mktemp("linear") / "run"))
+
+
+def test_linear_evaluation_end_to_end(pretrained, linear_run):
+    summary = json.loads((linear_run / "summary.json").read_text())
+    low, high = summary["top1_interval"]
+    assert 0 <= low <= summary["top1"] <= high <= 1 and summary["train_images"] == 64
+    assert (linear_run / "report.html").exists()
+    _, before = bt_jax.load_encoder(pretrained)
+    _, after = bt_jax.load_encoder(linear_run)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_fine_tuning_stopped_and_continued_is_the_same_run(pretrained, tmp_path):
+    options = {"optim.lr_backbone": 0.01, "train": "all", "evals.every_epochs": 0.0}
+    whole = finetune.run(tiny(pretrained, **options), str(tmp_path / "whole"))
+    finetune.run(tiny(pretrained, **options, stop_after_steps=3), str(tmp_path / "halves"))
+    halves = finetune.run(tiny(pretrained, **options), str(tmp_path / "halves"))
+    for a, b in zip(*(jax.tree.leaves(bt_jax.load_encoder(run)[1]) for run in (whole, halves)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(
+        *(bt_jax.load_encoder(run)[1]["params"]["conv1"]["kernel"] for run in (whole, pretrained))
+    )
+
+
+def test_scratch_is_the_same_architecture_anew(pretrained):
+    from bt_jax.encoder import complete, open_encoder
+
+    config = complete(tiny(pretrained))
+    assert (config.data.name, config.views.size) == ("patterns", 20)
+    known, scratch = open_encoder(config), open_encoder(changed(config, scratch=True))
+    assert known.net.options == scratch.net.options and known.mean == scratch.mean
+    assert not np.array_equal(
+        known.variables["params"]["conv1"]["kernel"], scratch.variables["params"]["conv1"]["kernel"]
+    )
+
+
+# Parts of splits -----------------------------------------------------------------------------------------------------
+
+
+def test_share_is_of_each_class_the_same():
+    labels = np.repeat([0, 1, 2], [100, 50, 3])
+    pixel = encode(np.zeros((2, 2, 3), np.uint8))
+    source = Listed([(pixel, int(label)) for label in labels])
+    part = selection.share(source, "train", 0.1, seed=1)
+    drawn = part.labels("share")
+    assert np.bincount(drawn).tolist() == [10, 5, 1] and part.splits == {"train": 153, "share": 16}
+    assert (drawn == np.sort(drawn)).all()  # in the order of ids
+    again, other = (selection.share(source, "train", 0.1, seed=seed)._ids for seed in (1, 2))
+    np.testing.assert_array_equal(again, part._ids)
+    assert not np.array_equal(other, part._ids)
+    assert part._ids.max() < 153 and selection.share(source, "train[100:]", 0.5)._ids.min() >= 100
+    for wrong in (0.0, 1.5):
+        with pytest.raises(UserError, match="share of"):
+            selection.share(source, "train", wrong)
+
+
+def test_joined_splits_are_one_after_the_other():
+    source = open_source("patterns")
+    both = selection.joined(source, "train[:3]+test[5:7]")
+    wanted = source.read("train", range(3)) + source.read("test", [5, 6])
+    assert list(both.encoded("joined")) == wanted and both.read("train", [9]) == source.read("train", [9])
+    assert both.where("joined", 4) == source.where("test", 6)
+
+
+# Evaluation ----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_end_to_end(pretrained, tmp_path):
+    config = changed(evaluate_config.get_config("smoke"), encoder=pretrained)
+    folder = evaluate.run(config, str(tmp_path / "run"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) == {"knn", "linear", "spectrum", "seconds"}
+    net, _ = bt_jax.load_encoder(pretrained)
+    linear = summary["linear"]
+    assert 1 <= summary["spectrum"]["rank"] <= net.feature_dim
+    assert 0 <= linear["linear_low"] <= linear["linear_top1"] <= linear["linear_high"] <= 1
+    line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["val/knn_top1"] == summary["knn"]["knn_top1"] and (folder / "report.html").exists()
+
+
+def refused(match, run, config, folder):
+    with pytest.raises(UserError, match=match) as caught:
+        run(config, str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_input(pretrained, tmp_path):
+    def evaluation(**changes):
+        return changed(evaluate_config.get_config("smoke"), **{"encoder": pretrained} | changes)
+
+    refused("No encoder is named", evaluate.run, evaluation(encoder="", **{"data.name": "patterns"}), tmp_path)
+    refused(
+        "No checkpoint of bt_jax",
+        evaluate.run,
+        evaluation(encoder=str(tmp_path), **{"data.name": "patterns"}),
+        tmp_path,
+    )
+    refused("No data set is named", evaluate.run, evaluation(encoder=str(tmp_path)), tmp_path)
+    refused("is a resnet18, not a resnet50", evaluate.run, evaluation(arch="resnet50"), tmp_path)
+    refused(
+        "is empty", evaluate.run, evaluation(**{"data.train_split": "train[5:5]", "data.name": "patterns"}), tmp_path
+    )
+    many = {"evals.knn_k": (300,), "protocols": ("knn",)}
+    refused("300 neighbours are asked for, and there are 64", evaluate.run, evaluation(**many), tmp_path / "k")
+    refused("one label an image", evaluate.run, evaluation(protocols=("svm",)), tmp_path)
+    refused("Choose from", evaluate.run, evaluation(protocols=("knm",)), tmp_path)
+    refused("config.train='layer9' is unknown", finetune.run, tiny(pretrained, train="layer9"), tmp_path)
+
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        (tmp_path / "images" / f"{i}.png").write_bytes(encode(np.full((20, 20, 3), i, np.uint8)))
+    unlabelled = {"data.folder": str(tmp_path / "images"), "data.val_split": "train", "data.train_split": "train"}
+    refused("has no labels in both splits, and knn needs them", evaluate.run, evaluation(**unlabelled), tmp_path)
+    refused("has no labels in split 'train'", finetune.run, tiny(pretrained, **unlabelled), tmp_path)
+
+
+def test_constants_of_the_protocols():
+    """Paper, appendices B and C, and the reference's evaluate.py; VISSL's configs."""
+    one, semi = linear.get_config(), semisupervised.get_config("percent=1")
+    assert (one.total_epochs, one.batch_size, one.train) == (100, 256, "head")
+    assert (one.optim.lr_head, one.optim.weight_decay, one.optim.momentum, one.optim.schedule) == (
+        0.3,
+        1e-6,
+        0.9,
+        "cosine",
+    )
+    assert (semi.total_epochs, semi.train, semi.optim.weight_decay, semi.data.fraction) == (20, "all", 0, 0.01)
+    assert (semi.optim.lr_backbone, semi.optim.lr_head) == (0.002, 0.5)
+    np.testing.assert_allclose(semi.optim.drop_epochs, (12, 16))
+    code = semisupervised.get_config("percent=10,protocol=code").optim
+    assert (code.lr_backbone, code.lr_head, code.schedule) == (0.005, 0.5, "cosine")
+    for data, epochs, drops, vissl in (
+        ("places205", 14, (14 / 3, 28 / 3), (4, 8, 12)),
+        ("inat18", 84, (28, 56), (24, 48, 72)),
+    ):
+        paper = transfer.get_config(f"data={data}")
+        assert (paper.total_epochs, paper.optim.lr_head, paper.optim.weight_decay) == (epochs, 0.01, 5e-4)
+        np.testing.assert_allclose(paper.optim.drop_epochs, drops)
+        np.testing.assert_allclose(transfer.get_config(f"data={data},protocol=vissl").optim.drop_epochs, vissl)
+    assert transfer_voc07.get_config().protocols == ("svm",)
+    assert finetune_config.get_config().train == "all"
+
+
+def test_optimizer_of_frozen_parts_keeps_nothing():
+    """Their momentum would be as large as they are."""
+    encoder = small_encoder()
+    tx, _ = finetune._optimizer(config_lib.finetune(), build.Plan(1, 1), ("head",))
+    state = finetune.create(jax.random.key(0), encoder, tx, 3)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+    assert kept < 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params["head"])) + 10
+
+
+def test_model_is_read_beside_the_weights(pretrained):
+    model = checkpoint.read_model(pretrained)
+    assert model["build"]["arch"] == "resnet18" and len(model["mean"]) == len(model["std"]) == 3
