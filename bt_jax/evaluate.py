@@ -55,18 +55,18 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     log.say(f"{folder}: {config.encoder} ({encoder.net.arch}) on {source.name}")
 
     written = log.RunLog(folder, first_step=-1, tensorboard=False)
-    summary: dict[str, Any] = {"seconds": {}}
+    summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
     for name, evaluator in evaluators.items():
         began = time.monotonic()
         values = evaluator.run(encoder)
-        summary["seconds"][name] = round(time.monotonic() - began, 1)
+        summary["seconds_each"][name] = round(time.monotonic() - began, 1)
         summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}
         written.write(0, values)
-        log.say(f"{name}, {summary['seconds'][name]:.0f} s")
+        log.say(f"{name}, {summary['seconds_each'][name]:.0f} s")
         for key, value in summary[name].items():
             log.say(f"  {key:24}{value:.4g}")
     written.close()
-    summary["seconds"]["all"] = round(time.monotonic() - started, 1)
+    summary["seconds"] = round(time.monotonic() - started, 1)
     shown = _pictures(config, evaluators, source, feed, embed, encoder, mesh)
     if jax.process_index() == 0:
         np.savez(folder / "pictures.npz", **shown)

@@ -15,8 +15,9 @@ from bt_jax.errors import UserError
 from bt_jax.reporting.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.reporting.mistakes import confusion_section
 from bt_jax.reporting.page import document
-from bt_jax.reporting.panels import LABEL_FREE, LOSS, MACHINERY, QUALITY
+from bt_jax.reporting.panels import FINETUNING, LABEL_FREE, LOSS, MACHINERY, QUALITY
 from bt_jax.reporting.redundancy import correlation_section, spectrum_section
+from bt_jax.reporting.results import results_section, task
 from bt_jax.reporting.runs import Run, read_run
 from bt_jax.reporting.sections import (
     comparison_section,
@@ -55,7 +56,38 @@ def write(run_dir, *others, out=None) -> Path:
 
 def page(runs: list[Run]) -> str:
     first = runs[0]
-    body = [
+    body = {"evaluate": _evaluation, "finetune": _finetuning}.get(task(first), _pretraining)(runs)
+    return document(first.name, [part for part in body if part])
+
+
+def _evaluation(runs: list[Run]) -> list[str]:
+    first = runs[0]
+    return [
+        head_section(runs),
+        results_section(first),
+        spectrum_section(first),
+        map_section(first),
+        neighbours_section(first),
+        confusion_section(first),
+        details_section(first),
+    ]
+
+
+def _finetuning(runs: list[Run]) -> list[str]:
+    first = runs[0]
+    return [
+        head_section(runs),
+        results_section(first),
+        comparison_section(runs) if len(runs) > 1 else "",
+        curves_section("While it trains", FINETUNING, runs),
+        confusion_section(first),
+        details_section(first),
+    ]
+
+
+def _pretraining(runs: list[Run]) -> list[str]:
+    first = runs[0]
+    return [
         head_section(runs),
         summary_section(first),
         comparison_section(runs) if len(runs) > 1 else "",
@@ -71,7 +103,6 @@ def page(runs: list[Run]) -> str:
         curves_section("The machinery", MACHINERY, runs, "small"),
         details_section(first),
     ]
-    return document(first.name, [part for part in body if part])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,6 +16,8 @@ import bt_jax
 from bt_jax import augment, build, checkpoint, embed, models
 from bt_jax import config as config_lib
 from bt_jax.data.npz import write_npz
+from bt_jax.embedding import files, record
+from bt_jax.embedding.images import one_size
 from bt_jax.state import TrainState
 
 SIZE, DIM, COUNT = 20, 64, 23
@@ -354,7 +356,7 @@ def test_sizes_of_the_view(encoder, tmp_path):
     """The run's, for one of its checkpoints too; in proportion; ImageNet's where there is no run."""
 
     def sizes(path, *options):
-        return tuple(embed.view_sizes(embed.parser().parse_args([f"--encoder={path}", "--out=o", *options])).values())
+        return tuple(record.view_sizes(embed.parser().parse_args([f"--encoder={path}", "--out=o", *options])).values())
 
     assert sizes(encoder) == sizes(encoder / "checkpoints" / "3") == (20, 0, 512)
     assert sizes(encoder, "--size=32") == (32, 0, 512) and sizes(encoder, "--resize=24") == (20, 24, 512)
@@ -400,7 +402,7 @@ def test_parquet_without_pyarrow(encoder, tmp_path, capsys, monkeypatch):
 
 def test_a_full_disk(encoder, npz, tmp_path, capsys, monkeypatch):
     """Said in one line; nothing half written stays, and the same command goes on."""
-    replace, written = embed.os.replace, []
+    replace, written = files.os.replace, []
 
     def full(partial, path):
         written.append(path.name)
@@ -409,7 +411,7 @@ def test_a_full_disk(encoder, npz, tmp_path, capsys, monkeypatch):
         replace(partial, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed.os, "replace", full)
+        patch.setattr(files.os, "replace", full)
         run(encoder, tmp_path / "out", f"--npz_in={npz}", "--shard=10", status=2)
     assert f"Cannot write {tmp_path}/out/train: the disk is full" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
@@ -426,5 +428,5 @@ def test_sizes_are_told_apart_by_a_few_images():
             return super().read(base, ids)
 
     source = Counted([(encode(np.zeros((4 + (i == 1), 4, 3), np.uint8)), 0) for i in range(100)])
-    assert embed.one_size(source, source.span("train"))[0] is None and max(asked) == 15
-    assert embed.one_size(source, source.span("train[2:]")) == ((4, 4), "")
+    assert one_size(source, source.span("train"))[0] is None and max(asked) == 15
+    assert one_size(source, source.span("train[2:]")) == ((4, 4), "")

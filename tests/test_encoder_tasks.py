@@ -126,7 +126,9 @@ def test_linear_evaluation_end_to_end(pretrained, linear_run):
     summary = json.loads((linear_run / "summary.json").read_text())
     low, high = summary["top1_interval"]
     assert 0 <= low <= summary["top1"] <= high <= 1 and summary["train_images"] == 64
-    assert (linear_run / "report.html").exists()
+    page = (linear_run / "report.html").read_text()
+    assert f"{100 * summary['top1']:.1f} % of the held-out images" in page and "from 64 images" in page
+    assert "Accuracy" in page and "Confusion" in page
     _, before = bt_jax.load_encoder(pretrained)
     _, after = bt_jax.load_encoder(linear_run)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
@@ -192,13 +194,16 @@ def test_evaluation_end_to_end(pretrained, tmp_path):
     config = changed(evaluate_config.get_config("smoke"), encoder=pretrained)
     folder = evaluate.run(config, str(tmp_path / "run"))
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary) == {"knn", "linear", "spectrum", "seconds"}
+    assert set(summary) == {"knn", "linear", "spectrum", "seconds", "seconds_each"}
     net, _ = bt_jax.load_encoder(pretrained)
     linear = summary["linear"]
     assert 1 <= summary["spectrum"]["rank"] <= net.feature_dim
     assert 0 <= linear["linear_low"] <= linear["linear_top1"] <= linear["linear_high"] <= 1
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     assert line["val/knn_top1"] == summary["knn"]["knn_top1"] and (folder / "report.html").exists()
+    page = (folder / "report.html").read_text()
+    assert f"{100 * linear['linear_top1']:.1f} % of the held-out images are classified rightly" in page
+    assert "20-NN, temperature 0.07" in page and "effective rank" in page and "Not in metrics.jsonl" not in page
 
 
 def refused(match, run, config, folder):

@@ -37,6 +37,17 @@ QUALITY = (
         percent=True,
     ),
 )
+FINETUNING = (
+    Panel("Loss", (("train/loss", "loss"),), "Should fall. Rising: the learning rate is too high.", log=True),
+    Panel(
+        "Accuracy",
+        (("val/top1", "held-out images"), ("train/top1", "training batches")),
+        "Training batches far above held-out images: it learns them by heart.",
+        percent=True,
+    ),
+    Panel("Learning rate of the classifier", (("train/lr_head", "rate"),), "As the config asks.", zero=True),
+    Panel("Learning rate of the encoder", (("train/lr_backbone", "rate"),), "As the config asks.", zero=True),
+)
 LABEL_FREE = (
     Panel(
         "Effective rank",

@@ -7,6 +7,7 @@ import numpy as np
 from bt_jax.reporting.formats import duration, number, percent, short
 from bt_jax.reporting.page import COLOURS, bar, esc, figure, section, swatch, table
 from bt_jax.reporting.plots import Panel, draw_panel, svg
+from bt_jax.reporting.results import KINDS, results_verdict, task
 from bt_jax.reporting.runs import Run, flat
 from bt_jax.reporting.words import ROWS, knn_name, verdict
 
@@ -24,19 +25,21 @@ FILES = {
 
 def head_section(runs: list[Run]) -> str:
     run = runs[0]
-    (tone, first), *others = verdict(run)
+    kind = KINDS.get(task(run))
+    (tone, first), *others = [results_verdict(run)] if kind else verdict(run)
     notes = "".join(f'<p class="note {t}">{esc(text)}</p>' for t, text in others)
     against = " compared with " + ", ".join(esc(other.name) for other in runs[1:]) if len(runs) > 1 else ""
     facts = [
-        ("steps", f"{run.steps:,.0f}"),
+        ("steps", f"{run.steps:,.0f}" if run.steps else "–"),
         ("epochs", short(run.last("epoch"))),
         ("time", duration(number(run.summary.get("seconds")))),
         ("pairs per second", short(median(run, "perf/pairs_per_sec"))),
+        ("images per second", short(median(run, "perf/images_per_sec"))),
         ("waiting for data", percent(median(run, "perf/data_wait"))),
     ]
     tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts if value != "–")
     return (
-        f'<header><p class="kind">Barlow Twins pretraining{against}</p><h1>{esc(run.name)}</h1>'
+        f'<header><p class="kind">{kind or "Barlow Twins pretraining"}{against}</p><h1>{esc(run.name)}</h1>'
         f'<p class="verdict {tone}">{esc(first)}</p>{notes}<dl class="facts">{tiles}</dl></header>'
     )
 

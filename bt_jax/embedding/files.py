@@ -1,0 +1,130 @@
+"""Shards on the disk: what one holds, as .npy files or as Parquet, and writing that is whole or not at all."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bt_jax.errors import UserError, is_disk_full
+
+
+class Rows(NamedTuple):
+    """What a shard holds: id int64 (n,), file list of n str, label int32 (n,) or None, feature float32 (n, d)."""
+
+    id: np.ndarray
+    file: list[str]
+    label: np.ndarray | None
+    feature: np.ndarray
+
+
+class Index(NamedTuple):
+    """What can be told of a stored shard without reading its features."""
+
+    id: np.ndarray
+    file: list[str]
+    labelled: bool
+    shape: tuple[int, ...]
+
+
+class Npy:
+    """One .npy file for each column, the features last: where they are, the others are too."""
+
+    def write(self, folder: Path, stem: str, rows: Rows) -> None:
+        columns = {"ids": rows.id, "files": np.array(rows.file, "U"), "labels": rows.label, "features": rows.feature}
+        for name, column in columns.items():
+            if column is not None:
+                replace(self._path(folder, name, stem), partial(np.save, arr=column, allow_pickle=False))
+
+    def index(self, folder: Path, stem: str) -> Index:
+        """Raises whatever NumPy does for a file that is missing, short or something else."""
+        ids, files, found = (np.load(self._path(folder, name, stem), "r") for name in ("ids", "files", "features"))
+        labels = self._path(folder, "labels", stem)
+        labelled = labels.exists()
+        if (
+            found.dtype != np.float32
+            or files.shape != ids.shape
+            or labelled
+            and np.load(labels, "r").shape != ids.shape
+        ):
+            raise ValueError("columns do not fit")
+        return Index(ids, files.tolist(), labelled, found.shape)
+
+    def text(self, name: str) -> str:
+        return name
+
+    @staticmethod
+    def _path(folder: Path, name: str, stem: str) -> Path:
+        return folder / f"{name}-{stem}.npy"
+
+
+class Parquet:
+    """One Parquet file. A file name that is not UTF-8 has its odd bytes as \\udc80 to \\udcff, written out."""
+
+    def __init__(self):
+        if importlib.util.find_spec("pyarrow") is None:
+            raise UserError("--format=parquet needs pyarrow", "Run pip install -e '.[parquet]'.")
+
+    def write(self, folder: Path, stem: str, rows: Rows) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        flat = pa.array(rows.feature.reshape(-1))
+        columns = {"id": pa.array(rows.id), "file": pa.array([self.text(name) for name in rows.file], pa.string())}
+        if rows.label is not None:
+            columns["label"] = pa.array(rows.label)
+        columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, rows.feature.shape[1])
+        replace(self._path(folder, stem), lambda stream: pq.write_table(pa.table(columns), stream))
+
+    def index(self, folder: Path, stem: str) -> Index:
+        """Raises whatever Arrow does for a file that is missing, short or something else."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self._path(folder, stem)) as file:
+            kind, labelled = file.schema_arrow.field("feature").type, "label" in file.schema_arrow.names
+            table = file.read(["id", "file"])
+        return Index(table["id"].to_numpy(), table["file"].to_pylist(), labelled, (table.num_rows, kind.list_size))
+
+    def text(self, name: str) -> str:
+        return name.encode("utf-8", "backslashreplace").decode()
+
+    @staticmethod
+    def _path(folder: Path, stem: str) -> Path:
+        return folder / f"embeddings-{stem}.parquet"
+
+
+def replace(path: Path, write: Callable) -> None:
+    """Writes a file through a stream; it appears whole or not at all."""
+    partial_path = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(partial_path, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial_path, path)
+    finally:
+        partial_path.unlink(missing_ok=True)
+
+
+class Explained:
+    """Turns what the disk says while something is written into one line."""
+
+    def __init__(self, what: Path):
+        self._what = what
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, OSError):
+            reason = "the disk is full" if is_disk_full(error) else error.strerror or str(error)
+            cure = "Choose a folder with room that you may write to; the same command goes on."
+            raise UserError(f"Cannot write {self._what}: {reason}", cure) from None
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    replace(file, lambda stream: stream.write((json.dumps(content, indent=2) + "\n").encode()))

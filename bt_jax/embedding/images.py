@@ -1,0 +1,199 @@
+"""Images in the order of their ids, shard by shard: by Pillow where all have one size, else streamed."""
+
+import importlib.util
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from bt_jax.data.records import Broken, Source, Span, cores, try_decode
+from bt_jax.data.source import FolderSource
+from bt_jax.embedding.files import Explained, replace
+from bt_jax.errors import UserError
+
+
+class Shard(NamedTuple):
+    """Shard `number` of `total` of a split: the ids of `span`."""
+
+    span: Span
+    number: int
+    total: int
+
+    @property
+    def stem(self) -> str:
+        return f"{self.number:05d}-of-{self.total:05d}"
+
+
+def cut(span: Span, size: int) -> list[Shard]:
+    """The shards of a span, `size` images each but for the last."""
+    starts = range(span.start, span.stop, size)
+    return [
+        Shard(Span(span.base, start, min(start + size, span.stop)), number, len(starts))
+        for number, start in enumerate(starts)
+    ]
+
+
+def file_names(source: Source, base: str, ids: Iterable[int]) -> list[str]:
+    """Paths below the root of a folder of images; SPLIT/ID where images are not files."""
+    if isinstance(source, FolderSource):
+        return [source.path(base, int(number)).relative_to(source.root).as_posix() for number in ids]
+    return [f"{base}/{number}" for number in ids]
+
+
+class Unreadable(Broken):
+    """Images without a row. Counted over the whole of what is embedded of a split, not of the shard that is read.
+
+    Args:
+      spans: what is embedded, by split.
+      limit: share of each that may be unreadable; 0: the first one is an error.
+      file: they stand in this file, a line each: split, id, file, reason. What it holds already counts too.
+
+    Attributes:
+      reasons: {split: {id: (file, reason)}}.
+    """
+
+    def __init__(self, source: Source, spans: dict[str, Span], *, limit: float, file: Path):
+        super().__init__(source, limit=limit)
+        self._source, self._spans, self._limit, self._file = source, spans, limit, file
+        self.reasons: dict[str, dict[int, tuple[str, str]]] = {base: {} for base in spans}
+        for line in file.read_text("utf-8", "surrogateescape").split("\n") if file.exists() else []:
+            base, number, name, reason = (line.split("\t", 3) + [""] * 3)[:4]
+            if number.isdigit():
+                self.reasons.setdefault(base, {})[int(number)] = name, reason
+
+    def known(self, span, ids):
+        return np.isin(ids, list(self.reasons[span.base]))
+
+    def add(self, span, number, reason):
+        found, whole = self.reasons[span.base], self._spans[span.base]
+        if number in found:
+            return
+        reason = " ".join(str(reason).partition("\n")[0].split("<_io")[0].split())
+        found[number] = file_names(self._source, span.base, [number])[0], reason
+        line = f"{self._source.where(span.base, number)}: the image cannot be read ({reason})"
+        if len(found) > self._limit * (whole.stop - whole.start):
+            self.write()
+            raise UserError(
+                f"{line}, as {len(found)} of the {whole.stop - whole.start} images of split {span.base!r}",
+                "Restore it from its origin, or allow more with --broken_limit",
+            )
+        if len(found) <= self.NAMED:
+            rest = "; further ones are only listed" if len(found) == self.NAMED else ""
+            print(f"WARNING: {line}; it gets no row{rest}", file=sys.stderr)
+
+    def forget(self, span: Span) -> None:
+        """Those of a shard that is made again."""
+        for number in [number for number in self.reasons[span.base] if span.start <= number < span.stop]:
+            del self.reasons[span.base][number]
+
+    def write(self) -> None:
+        """Brings the file up to date; there is none without an unreadable image."""
+        lines = [
+            f"{base}\t{number}\t{name}\t{reason}\n"
+            for base, found in self.reasons.items()
+            for number, (name, reason) in sorted(found.items())
+        ]
+        if lines:
+            with Explained(self._file):
+                replace(self._file, lambda stream: stream.write("".join(lines).encode("utf-8", "surrogateescape")))
+        else:
+            self._file.unlink(missing_ok=True)
+
+
+class Reading(NamedTuple):
+    """How images are read: batches of `batch_size`, decoded to 3 or 1 channels, larger ones onto a canvas."""
+
+    source: Source
+    unreadable: Unreadable
+    batch_size: int
+    canvas: int
+    channels: int
+
+
+def batches_of(reading: Reading, shards: list[Shard]) -> Iterator[tuple[Shard, dict[str, np.ndarray]]]:
+    """(shard, {"image", "mask", "id", "label", of streamed images also "size"}): every image of the shards in order,
+    filled up to the batch size at the end of each."""
+    for shard in shards:
+        size, differ = one_size(reading.source, shard.span)
+        if size and max(size) <= reading.canvas:
+            batches = array_batches(reading, shard.span, size)
+        elif importlib.util.find_spec("tensorflow"):
+            from bt_jax.data import pipeline  # imported here: it needs TensorFlow
+
+            batches = pipeline.eval_batches(
+                reading.source,
+                _slice(shard.span),
+                batch_size=reading.batch_size,
+                canvas=reading.canvas,
+                broken=reading.unreadable,
+                channels=reading.channels,
+            )
+        else:
+            which = differ or f"are {size[1]}x{size[0]}, larger than the canvas of {reading.canvas}"
+            raise UserError(
+                f"The images of {reading.source.name}, split {shard.span.base!r}, {which}, and TensorFlow is not"
+                " installed",
+                "Run pip install -e '.[tfds]'." if differ else f"Give --canvas={max(size)}.",
+            )
+        for batch in batches:
+            yield shard, batch
+
+
+def _slice(span: Span) -> str:
+    return f"{span.base}[{span.start}:{span.stop}]"
+
+
+def one_size(source: Source, span: Span) -> tuple[tuple[int, int] | None, str]:
+    """((height, width), "") of all readable images of a span, by their headers; (None, two that differ) otherwise."""
+    size, first_id = None, 0
+    # The first few tell most data sets of photographs apart, before the whole span is read.
+    few = min(span.start + 16, span.stop)
+    for part in (span._replace(stop=few), span._replace(start=few)):
+        if part.start == part.stop:
+            continue
+        for number, (data, _) in enumerate(source.encoded(_slice(part)), part.start):
+            found = _header(data)
+            if size is None:
+                size, first_id = found, number
+            if found not in (None, size):
+                h, w = found
+                return None, f"differ in size (id {first_id} is {size[1]}x{size[0]}, id {number} is {w}x{h})"
+    return size or (1, 1), ""
+
+
+def _header(data: bytes | UserError) -> tuple[int, int] | None:
+    """(height, width) of an encoded image, or None where that cannot be told."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, its own ...
+        return None
+
+
+def array_batches(reading: Reading, span: Span, size: tuple[int, int]) -> Iterator[dict[str, np.ndarray]]:
+    """As `pipeline.eval_batches`, without canvas and "size", for images of one size (height, width)."""
+    records, start = reading.source.encoded(_slice(span)), span.start
+    decoder = partial(try_decode, channels=reading.channels)
+    with ThreadPoolExecutor(cores()) as pool:
+        while chunk := list(islice(records, reading.batch_size)):
+            image = np.zeros((reading.batch_size, *size, reading.channels), np.uint8)
+            mask = np.arange(reading.batch_size) < len(chunk)
+            label = np.full(reading.batch_size, -1, np.int32)
+            for row, found in enumerate(pool.map(decoder, [data for data, _ in chunk])):
+                if not isinstance(found, Exception) and found.shape[:2] != size:
+                    found = ValueError("its pixels are not as many as its header says")
+                if isinstance(found, Exception):
+                    reading.unreadable.add(span, start + row, getattr(found, "cause", found))
+                    mask[row] = False
+                    continue
+                image[row] = found
+                label[row] = -1 if chunk[row][1] is None else chunk[row][1]
+            yield {"image": image, "mask": mask, "label": label, "id": start + np.arange(reading.batch_size)}
+            start += len(chunk)

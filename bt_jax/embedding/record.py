@@ -1,0 +1,106 @@
+"""What a folder of embeddings was begun with: embed.json, and the refusal to go on with anything else."""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bt_jax import checkpoint, run_folder
+from bt_jax.data.records import Span
+from bt_jax.embedding.files import Explained, write_json
+from bt_jax.errors import UserError
+
+SIZE, RESIZE, CANVAS = 224, 256, 512  # where no run says otherwise: the paper's evaluation, section 3.1
+
+
+def view_sizes(options: argparse.Namespace) -> dict[str, int]:
+    """{"size", "resize", "canvas"}: as given, else of the run that the encoder is from, else ImageNet's.
+
+    `resize` keeps its proportion to a `size` that is given alone; 0 means `size`.
+    """
+    config = _run_config(checkpoint.step_folder(options.encoder))
+    views, evals = config.get("views", {}), config.get("evals", {})
+    size, resize = evals.get("size") or views.get("size"), evals.get("resize", 0)
+    if not size:
+        size, resize = SIZE, RESIZE
+    canvas = options.canvas if options.canvas is not None else config.get("data", {}).get("canvas", CANVAS)
+    if options.size is not None:
+        size, resize = options.size, round(resize * options.size / size)
+    resize = options.resize if options.resize is not None else resize
+    if min(size, canvas) < 1 or resize and resize < size:
+        raise UserError(
+            f"--size={size}, --resize={resize} and --canvas={canvas} do not go together",
+            "Give positive sizes, and a resize that is 0 or at least the size.",
+        )
+    return {"size": size, "resize": resize, "canvas": canvas}
+
+
+def _run_config(step_folder: Path) -> dict[str, Any]:
+    """RUN/config.json of RUN/checkpoints/STEP; {} for a checkpoint that has left its run."""
+    try:
+        return json.loads((step_folder.parents[1] / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def fingerprint(variables: dict) -> str:
+    """16 hexadecimal digits of all weights and their names."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str, Span]) -> dict[str, Any]:
+    """Makes the folder, or accepts one that was begun with the same settings; writes embed.json.
+
+    Returns:
+      What embed.json holds; splits that it had before are kept.
+
+    Raises:
+      UserError: other settings, which are named; other images of a split; files of something else.
+    """
+    file = out / "embed.json"
+    settings |= {"encoder": str(checkpoint.step_folder(encoder))}
+    splits = {base: {"start": span.start, "stop": span.stop} for base, span in spans.items()}
+    cure = "Give another --out, or the options of before to go on."
+    with Explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            old = _read_json(file)
+            different = _differences(old, settings, splits)
+            if different:
+                raise UserError(f"{out} was begun with other options ({'; '.join(different)})", cure)
+            splits = old["splits"] | {base: old["splits"].get(base, {}) | span for base, span in splits.items()}
+        elif any(not path.name.startswith(".") for path in out.iterdir()):
+            raise UserError(f"{out} is not empty and holds no embed.json", "Give another --out.")
+        record = {"settings": settings, "splits": splits, "environment": run_folder.environment()}
+        write_json(file, record)
+    return record
+
+
+def _differences(old: dict, settings: dict, splits: dict) -> list[str]:
+    """What differs, as "size: 224 -> 32". The encoder may have moved, so its path is shown with its weights only."""
+    before, lines = old["settings"], []
+    for key in sorted(settings.keys() - {"encoder"}):
+        if before.get(key) != settings[key]:
+            shown = ("weights", "encoder") if key == "weights" else (key,)
+            lines += [f"{name}: {before.get(name)} -> {settings[name]}" for name in shown]
+    for base in splits.keys() & old["splits"].keys():
+        spans = [f"[{split['start']}:{split['stop']}]" for split in (old["splits"][base], splits[base])]
+        if spans[0] != spans[1]:
+            lines.append(f"images of {base}: {spans[0]} -> {spans[1]}")
+    return lines
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+        return {"settings": dict(content["settings"]), "splits": dict(content["splits"])}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged", "Give another --out.") from None

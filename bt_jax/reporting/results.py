@@ -1,0 +1,89 @@
+"""What an evaluation or a fine-tuning found: the sentence at the top and the table of accuracies."""
+
+import re
+
+from bt_jax.reporting.formats import number, percent, plural, short
+from bt_jax.reporting.page import bar, esc, section, table
+from bt_jax.reporting.runs import Run, flat
+
+KINDS = {"evaluate": "Evaluation of an encoder", "finetune": "A classifier on an encoder"}
+UNLABELLED = {
+    "rank": "effective rank of the features",
+    "spectrum_slope": "slope of the spectrum",
+    "alignment": "alignment of two views",
+    "uniformity": "uniformity of images",
+    "dead_dimensions": "dead dimensions",
+    "off_diagonal": "mean correlation of two features",
+}
+
+
+def task(run: Run) -> str:
+    return run.config.get("task") if run.config.get("task") in KINDS else "pretrain"
+
+
+def accuracies(run: Run) -> list[tuple[str, float, str]]:
+    """[(protocol, share, interval in words)], the headline first."""
+    values = {key: number(value) for key, value in flat_numbers(run.summary).items()}
+
+    def interval(low, high):
+        return f"{percent(values[low])} to {percent(values[high])}" if low in values and high in values else "–"
+
+    rows = []
+    if "linear.linear_top1" in values:
+        rows.append(("linear probe", values["linear.linear_top1"], interval("linear.linear_low", "linear.linear_high")))
+    for key, value in values.items():
+        if match := re.fullmatch(r"knn\.knn_top1_k(\d+)_t([\d.]+)", key):
+            headline = value == values["knn.knn_top1"] and not any("NN" in row[0] for row in rows)
+            told = interval("knn.knn_low", "knn.knn_high") if headline else "–"
+            rows.append((f"{match[1]}-NN, temperature {match[2]}", value, told))
+    if "knn.knn_top1" in values and not any("NN" in row[0] for row in rows):
+        rows.insert(0, ("nearest neighbours", values["knn.knn_top1"], "–"))
+    if "svm.svm_map" in values:
+        rows.append(("SVMs, mean average precision", values["svm.svm_map"], "–"))
+    if "top1" in values:
+        rows.append(("top-1", values["top1"], interval("top1_interval.0", "top1_interval.1")))
+    if "top5" in values:
+        rows.append(("top-5", values["top5"], "–"))
+    return [row for row in rows if row[1] is not None]
+
+
+def flat_numbers(tree, prefix: str = "") -> dict[str, float]:
+    """{"linear": {"top1": 0.5}, "interval": [0.4, 0.6]} as {"linear.top1": 0.5, "interval.0": 0.4, …}."""
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, value in items for k, v in flat_numbers(value, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def results_verdict(run: Run) -> tuple[str, str]:
+    """(tone, sentence)."""
+    rows, about = accuracies(run), flat(run.config).get("encoder", "the encoder")
+    if task(run) == "finetune":
+        trained = flat(run.config).get("train", "head")
+        what = "a linear classifier on the frozen encoder" if trained == "head" else f"fine-tuning ({trained})"
+        many = number(run.summary.get("train_images"))
+        what += f" from {plural(round(many), 'image')}" if many else ""
+    else:
+        what = f"a {rows[0][0]}" if rows else ""
+    if not rows:
+        return "warn", f"No accuracy of {about} has been written yet: summary.json holds none."
+    name, value, interval = rows[0]
+    told = f", 95 % interval {interval}" if interval != "–" else ""
+    measure = "mean average precision" if "precision" in name else "of the held-out images are classified rightly"
+    return "good", f"{percent(value)} {measure} by {what} on {about}{told}."
+
+
+def results_section(run: Run) -> str:
+    rows = [[esc(name), bar(value, "trained"), interval] for name, value, interval in accuracies(run)]
+    found = run.summary.get("spectrum")
+    body = table(["protocol", "accuracy", "95 % interval"], rows) if rows else ""
+    if isinstance(found, dict):
+        told = [[esc(words), short(number(found.get(key)))] for key, words in UNLABELLED.items() if key in found]
+        body += table(["without labels", ""], told)
+    if not body:
+        return section("Result", "<p>No table: summary.json holds no accuracy.</p>")
+    lead = (
+        "On images never trained on. The interval says how far another test set of the same kind might be off"
+        " (bootstrap); it knows nothing of other seeds."
+    )
+    return section("Result", body, lead)
