@@ -84,7 +84,8 @@ def _evaluators(config, source, feed, embed, encoder, recipe, mesh) -> dict[str,
     train, val = (
         feed.passes(split, evals[f"{name}_images"]) for split, name in zip(splits, ("train", "val"), strict=False)
     )
-    frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes if labelled else 0)
+    classes = source.num_classes if labelled else 0
+    frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=classes, check=not evals.train_images)
     found: dict[str, Evaluator] = {}
     for name in config.protocols:
         if name in ("knn", "linear") and not labelled:

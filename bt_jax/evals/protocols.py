@@ -24,10 +24,13 @@ class Frozen:
       embed: of `features.make_embed`.
       train, val: functions that start a pass over padded batches.
       num_classes: 0 where labels are not used.
+      check: whether every class of a held-out image must have a training image; not where those are a sample.
     """
 
-    def __init__(self, embed: features.Embed, train: Batches, val: Batches, *, mesh: Mesh, num_classes: int):
-        self.num_classes = num_classes
+    def __init__(
+        self, embed: features.Embed, train: Batches, val: Batches, *, mesh: Mesh, num_classes: int, check: bool = False
+    ):
+        self.num_classes, self._check = num_classes, check
         self._embed, self._passes, self._mesh = embed, (train, val), mesh
         self._state = self._found = None
 
@@ -35,13 +38,13 @@ class Frozen:
         """(features (m, d), labels (m,), held-out features (n, d), labels (n,)).
 
         Raises:
-          UserError: held-out images of a class that no training image has.
+          UserError: with `check`, held-out images of a class that no training image has.
         """
         if state is not self._state:
             self._found = None  # before the next: two sets of features need not fit in memory
             pairs = [features.extract(self._embed, state.encoder(), start(), self._mesh) for start in self._passes]
             self._state, self._found = state, (*pairs[0], *pairs[1])
-            if self.num_classes:
+            if self._check and self.num_classes:
                 _check_labels(self._found[1], self._found[3])
         return self._found
 
