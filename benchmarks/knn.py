@@ -2,8 +2,8 @@
 
     python -m benchmarks.knn [--bank=50000] [--queries=10000] [--dimensions=512] [--k=200]
 
-Random features. scikit-learn is asked twice: by cosine, as one would write it, and by Euclidean distance of unit vectors,
-for which it has a fused routine. "peak" is the process's memory up to then, so the order is from the leanest on.
+Random features. scikit-learn is asked twice: by cosine, as one would write it, and by Euclidean distance of unit
+vectors, for which it has a fused routine. "peak" is the memory of the process up to then: the leanest comes first.
 """
 
 import argparse

@@ -81,11 +81,11 @@ def _evaluators(config, source, feed, embed, encoder, recipe, mesh) -> dict[str,
     splits = [split for split in (data.train_split, data.val_split) if split]
     bases = [source.span(split).base for split in splits]
     labelled = len(splits) == 2 and all(source.labelled(base) for base in bases)
-    train, val = (
-        feed.passes(split, evals[f"{name}_images"]) for split, name in zip(splits, ("train", "val"), strict=False)
-    )
-    classes = source.num_classes if labelled else 0
-    frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=classes, check=not evals.train_images)
+    frozen = None
+    if len(splits) == 2:
+        train, val = feed.passes(data.train_split, evals.train_images), feed.passes(data.val_split, evals.val_images)
+        classes = source.num_classes if labelled else 0
+        frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=classes, check=not evals.train_images)
     found: dict[str, Evaluator] = {}
     for name in config.protocols:
         if name in ("knn", "linear") and not labelled:
@@ -109,6 +109,8 @@ def _evaluators(config, source, feed, embed, encoder, recipe, mesh) -> dict[str,
 
 
 def _targets(source, splits: list[str]) -> list[np.ndarray]:
+    if len(splits) < 2:
+        raise UserError("The SVMs need a train and a held-out split", "Set --config.data.val_split.")
     found = []
     for split in splits:
         span = source.span(split)

@@ -227,18 +227,22 @@ class Accuracy:
         return features.extract(self._logits, variables, self._val(), self._mesh)
 
     def run(self, state: TrainState) -> dict[str, float]:
-        """{"val/top1", "val/top5"}, fractions; no top-5 of five classes or fewer."""
-        logits, labels = self.logits(state)
-        known = labels >= 0
-        rank = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(axis=1)[known]
-        values = {"val/top1": float((rank == 0).mean())}
-        return values if logits.shape[1] <= 5 else values | {"val/top5": float((rank < 5).mean())}
+        """The numbers of `accuracies`, as "val/top1", "val/top5"."""
+        return {f"val/{name}": value for name, value in accuracies(*self.logits(state)).items()}
+
+
+def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """{"top1", "top5"}, fractions of the rows of float (n, classes) whose label is not -1; no top-5 of five classes."""
+    logits, labels = logits[labels >= 0], labels[labels >= 0]
+    rank = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+    values = {"top1": float((rank == 0).mean())}
+    return values if logits.shape[1] <= 5 else values | {"top5": float((rank < 5).mean())}
 
 
 def _finish(this: Run, state: TrainState) -> None:
     folder = this.loop.folder
     logits, labels = this.accuracy.logits(state)
-    values = {name.removeprefix("val/"): value for name, value in this.accuracy.run(state).items()}
+    values = accuracies(logits, labels)
     predicted = logits.argmax(axis=1)
     low, high = confidence.interval((predicted == labels)[labels >= 0])
     summary: dict[str, Any] = {"steps": int(state.step), **values, "top1_interval": [low, high]}

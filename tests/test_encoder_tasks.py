@@ -242,6 +242,24 @@ def test_wrong_input(pretrained, tmp_path):
     refused("has no labels in split 'train'", finetune.run, tiny(pretrained, **unlabelled), tmp_path)
 
 
+def test_evaluation_without_labels_or_held_out_images(pretrained, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        (tmp_path / "images" / f"{i}.png").write_bytes(encode(np.full((20, 20, 3), 12 * i, np.uint8)))
+    options = {"encoder": pretrained, "protocols": ("spectrum",), "data.folder": str(tmp_path / "images")}
+    folder = evaluate.run(
+        changed(evaluate_config.get_config(), **options, **{"data.val_split": ""}), str(tmp_path / "run")
+    )
+    assert set(json.loads((folder / "summary.json").read_text())) == {"spectrum", "seconds", "seconds_each"}
+
+
+def test_accuracies():
+    logits = np.array([[9.0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 0, 0, 0, 0, 9]])
+    found = finetune.accuracies(logits, np.array([0, 0, 4, -1]))
+    assert found == {"top1": 1 / 3, "top5": 2 / 3}
+    assert set(finetune.accuracies(logits[:, :5], np.array([0, 0, 4, -1]))) == {"top1"}
+
+
 def test_constants_of_the_protocols():
     """Paper, appendices B and C, and the reference's evaluate.py; VISSL's configs."""
     one, semi = linear.get_config(), semisupervised.get_config("percent=1")
