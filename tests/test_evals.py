@@ -209,7 +209,7 @@ def frozen_of(features_, labels, test, test_labels, classes):
 
     mesh = sharding.make_mesh()
     whole = protocols.Frozen(
-        embed, passes(features_, labels), passes(test, test_labels), mesh=mesh, num_classes=classes
+        embed, passes(features_, labels), passes(test, test_labels), mesh=mesh, num_classes=classes, check=True
     )
     return whole, calls
 
