@@ -317,6 +317,7 @@ def shrink(config: ConfigDict, *, train_split: str, val_split: str) -> ConfigDic
     config.optim.warmup_epochs = 0.5
     config.evals.every_epochs = 1.0
     config.evals.batch_size = 32
+    config.evals.spectrum_images = 64
     config.evals.knn_k = 20
     config.log.every_steps = 2
     config.checkpoint.every_epochs = 1.0

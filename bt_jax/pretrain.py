@@ -140,13 +140,13 @@ def _finish(this: Run, state: TrainState) -> None:
     config, folder, before = this.loop.config, this.loop.folder, this.fresh()
     shown = _pictures(this, before, state)
     summary: dict[str, Any] = {"steps": int(state.step)}
-    numbers, shown["spectrum_trained"] = this.spectrum.of(state.encoder())
-    _, shown["spectrum_untrained"] = this.spectrum.of(before.encoder())
+    if config.evals.spectrum_images:
+        summary["unlabelled"], shown["spectrum_trained"] = this.spectrum.of(state.encoder())
+        _, shown["spectrum_untrained"] = this.spectrum.of(before.encoder())
     images = features.gallery(
         this.embed, state.encoder(), this.loop.feed.passes(this.shown_split, MAP_IMAGES)(), this.mesh
     )
     shown |= pictures.embedding_map(*images) | pictures.neighbours(*images[:2])
-    summary["unlabelled"] = numbers
     if this.frozen and config.evals.final:
         compared = {"trained": (this.embed, state), "untrained": (this.embed, before)}
         if config.data.on_device:
