@@ -359,7 +359,7 @@ def test_cifar_smoke(tfds_dir, tmp_path):
 
 
 def test_own_gray_images_without_labels(tmp_path, monkeypatch):
-    """A folder of 16-bit PNGs of several sizes, one of them no image: streamed, one channel, monitors without labels."""
+    """A folder of 16-bit PNGs of several sizes, one of them no image: streamed, one channel, unlabelled monitors."""
     pytest.importorskip("tensorflow")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     images, rng = tmp_path / "images" / "scan", np.random.default_rng(0)
