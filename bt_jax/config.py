@@ -124,16 +124,14 @@ def pretrain() -> ConfigDict:
 def _encoder_task(task: str) -> ConfigDict:
     """Keys of the tasks that start from an encoder."""
     config = _run(task)
-    config.encoder = ""  # a run folder, one of its checkpoints/STEP, or an exported file
+    config.encoder = ""  # a run folder, or one of its checkpoints/STEP
     config.scratch = False  # its architecture with new weights instead: what it is to be compared with
     config.arch = ""  # refuse an encoder of any other architecture, e.g. "resnet50"
     config.data.name = ""  # "": with the rest of the data and of the views, as in the encoder's run folder
 
     config.views = ConfigDict()
     config.views.size = 0  # pixels; 0: as in the encoder's run folder, or 224
-    config.views.mean = placeholder(
-        tuple
-    )  # per channel, of pixels in [0, 1]; by default what the encoder was trained with
+    config.views.mean = placeholder(tuple)  # per channel, of pixels in [0, 1]; by default what the encoder had
     config.views.std = placeholder(tuple)
 
     config.evals = ConfigDict()
@@ -265,7 +263,7 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def describe() -> str:
-    """Every key with its default and the comment beside it in `pretrain`, one a line."""
+    """Every key with its default and the comment beside it, one a line."""
     lines = []
     source = "".join(map(inspect.getsource, (_run, pretrain, _encoder_task, evaluate, finetune)))
     for line in source.splitlines():

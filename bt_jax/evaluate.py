@@ -1,11 +1,9 @@
 """Evaluation of an encoder by protocols on frozen features, all from one pass over each split."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,7 +17,6 @@ from bt_jax.evals import features, pictures, protocols, spectrum
 from bt_jax.loop import Evaluator
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
-MAP_IMAGES = 600
 
 
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
@@ -68,10 +65,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     written.close()
     summary["seconds"] = round(time.monotonic() - started, 1)
     shown = _pictures(config, evaluators, source, feed, embed, encoder, mesh)
-    if jax.process_index() == 0:
-        np.savez(folder / "pictures.npz", **shown)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        log.say(f"report      {report.write(folder)}")
+    report.conclude(folder, summary, shown)
     return folder
 
 
@@ -98,10 +92,8 @@ def _evaluators(config, source, feed, embed, encoder, recipe, mesh) -> dict[str,
         elif name == "linear":
             found[name] = protocols.LinearProbe(frozen, epochs=evals.linear_epochs)
         elif name == "spectrum":
-            images, key = (
-                feed.passes(splits[-1], evals.spectrum_images),
-                train_step.stream(config.seed, train_step.MONITOR),
-            )
+            images = feed.passes(splits[-1], evals.spectrum_images)
+            key = train_step.stream(config.seed, train_step.MONITOR)
             found[name] = spectrum.Spectrum(encoder.net, recipe, images, mesh=mesh, key=key, every_steps=0)
         else:
             found[name] = protocols.SVM(frozen, *_targets(source, splits))
@@ -124,11 +116,11 @@ def _targets(source, splits: list[str]) -> list[np.ndarray]:
 
 
 def _pictures(config, evaluators, source, feed, embed, encoder, mesh) -> dict[str, np.ndarray]:
-    passes = feed.passes(config.data.val_split or config.data.train_split, MAP_IMAGES)
+    passes = feed.passes(config.data.val_split or config.data.train_split, pictures.MAP_IMAGES)
     images = features.gallery(embed, encoder.encoder(), passes(), mesh)
-    shown = pictures.embedding_map(*images) | pictures.neighbours(*images[:2])
+    shown = pictures.of_embedding(*images)
     if "spectrum" in evaluators:
-        _, shown["spectrum_trained"] = evaluators["spectrum"].of(encoder.encoder())
+        _, shown["spectrum_trained"] = evaluators["spectrum"].of(encoder)
     if "linear" in evaluators:
         fitted, labels = evaluators["linear"].fit(encoder)
         shown |= pictures.confusion(labels, fitted.predicted, source.num_classes)

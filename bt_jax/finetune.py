@@ -3,7 +3,6 @@
 The protocols differ in numbers alone, which are in `configs/`: what is trained, the rates, the schedule, the images.
 """
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -144,14 +143,8 @@ def _optimizer(config: ConfigDict, plan: build.Plan, trained: tuple[str, ...]):
             name: optax.piecewise_constant_schedule(options[f"lr_{name}"], dict(drops)) for name in ("head", "backbone")
         }
 
-    def sgd(rate):
-        return optax.chain(
-            optax.add_decayed_weights(options.weight_decay),
-            optax.trace(options.momentum, nesterov=options.nesterov),
-            optax.scale_by_learning_rate(rate),
-        )
-
-    parts = {name: sgd(rate) for name, rate in rates.items()} | {"frozen": optax.set_to_zero()}
+    sgd = {"weight_decay": options.weight_decay, "momentum": options.momentum, "nesterov": options.nesterov}
+    parts = {name: optim.sgd(rate, rate, **sgd) for name, rate in rates.items()} | {"frozen": optax.set_to_zero()}
     shown = {f"lr_{name}": rate for name, rate in rates.items() if name == "head" or len(trained) > 1}
     return optax.multi_transform(parts, _label(trained)), shown
 
@@ -219,12 +212,16 @@ class Accuracy:
             return embed(variables["encoder"], batch) @ head["kernel"] + head["bias"]
 
         self._logits, self._val, self._mesh = jax.jit(logits, out_shardings=sharding.replicated(mesh)), val, mesh
+        self._state = self._found = None
         self.every_steps = every_steps
 
     def logits(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (n, classes) and labels int32 (n,)."""
-        variables = {"encoder": state.encoder(), "head": state.params["head"]}
-        return features.extract(self._logits, variables, self._val(), self._mesh)
+        """float32 (n, classes) and labels int32 (n,); kept for the state last asked for."""
+        if state is not self._state:
+            variables = {"encoder": state.encoder(), "head": state.params["head"]}
+            self._found = features.extract(self._logits, variables, self._val(), self._mesh)
+            self._state = state
+        return self._found
 
     def run(self, state: TrainState) -> dict[str, float]:
         """The numbers of `accuracies`, as "val/top1", "val/top5"."""
@@ -240,7 +237,6 @@ def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _finish(this: Run, state: TrainState) -> None:
-    folder = this.loop.folder
     logits, labels = this.accuracy.logits(state)
     values = accuracies(logits, labels)
     predicted = logits.argmax(axis=1)
@@ -248,8 +244,5 @@ def _finish(this: Run, state: TrainState) -> None:
     summary: dict[str, Any] = {"steps": int(state.step), **values, "top1_interval": [low, high]}
     summary |= {"train_images": this.loop.feed.images, "seconds": round(time.monotonic() - this.loop.started, 1)}
     log.say(f"held-out top-1 {100 * values['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
-    if jax.process_index() == 0:
-        shown = pictures.confusion(labels, predicted, logits.shape[1])
-        np.savez(folder / "pictures.npz", **shown, class_names=np.array(this.class_names, str))
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        log.say(f"report      {report.write(folder)}")
+    shown = pictures.confusion(labels, predicted, logits.shape[1])
+    report.conclude(this.loop.folder, summary, shown | {"class_names": np.array(this.class_names, str)})

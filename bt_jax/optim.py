@@ -83,20 +83,21 @@ def lars(
     )
 
 
-def sgd(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float, momentum: float) -> optax.GradientTransformation:
+def sgd(
+    lr_weights: Rate, lr_biases: Rate, *, weight_decay: float, momentum: float, nesterov: bool = False
+) -> optax.GradientTransformation:
     """torch.optim.SGD: decay on every parameter is part of the gradient that enters the momentum."""
-    return _by_dimension(
-        weights=_sgd(lr_weights, weight_decay, momentum), biases=_sgd(lr_biases, weight_decay, momentum)
-    )
+
+    def one(lr: Rate):
+        trace = optax.trace(momentum, nesterov=nesterov)
+        return optax.chain(optax.add_decayed_weights(weight_decay), trace, optax.scale_by_learning_rate(lr))
+
+    return _by_dimension(weights=one(lr_weights), biases=one(lr_biases))
 
 
 def adamw(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float) -> optax.GradientTransformation:
     """AdamW with optax's constants; one-dimensional parameters are not decayed."""
     return _by_dimension(weights=optax.adamw(lr_weights, weight_decay=weight_decay), biases=optax.adam(lr_biases))
-
-
-def _sgd(lr: Rate, weight_decay: float, momentum: float) -> optax.GradientTransformation:
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.scale_by_learning_rate(lr))
 
 
 def _by_dimension(*, weights, biases) -> optax.GradientTransformation:

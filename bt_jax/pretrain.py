@@ -1,7 +1,5 @@
 """Pretraining: from images to an encoder. `run` prepares and trains, `_finish` judges what came out."""
 
-import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,7 @@ from bt_jax import feed as feed_lib
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.state import TrainState
 
-PICTURE_IMAGES, PICTURE_PAIRS, MAP_IMAGES = 512, 16, 600
+PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
 
 
 class Run(NamedTuple):
@@ -28,7 +26,7 @@ class Run(NamedTuple):
     mesh: Mesh
     recipe: augment.Recipe
     embed: features.Embed
-    frozen: Callable[[features.Embed], protocols.Frozen] | None
+    frozen: protocols.Frozen | None
     spectrum: spectrum.Spectrum
     correlation: correlation.CrossCorrelation
     sample: dict[str, np.ndarray]
@@ -78,10 +76,9 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     if len(splits) == 2 and all(source.labelled(source.span(split).base) for split in splits):
         train = feed.passes(config.data.train_split, config.evals.train_images)
         val = feed.passes(config.data.val_split, config.evals.val_images)
-        frozen = functools.partial(protocols.Frozen, train=train, val=val, mesh=mesh, num_classes=source.num_classes)
-        shared = frozen(embed)
-        evaluators.append(protocols.KNN(shared, **_neighbours(config, feed), every_steps=every_steps))
-        evaluators.append(protocols.OnlineProbe(shared, every_steps=every_steps))
+        frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes)
+        evaluators.append(protocols.KNN(frozen, **_neighbours(config, feed), every_steps=every_steps))
+        evaluators.append(protocols.OnlineProbe(frozen, every_steps=every_steps))
     unlabelled = spectrum.Spectrum(
         nets.backbone,
         recipe,
@@ -141,35 +138,31 @@ def _finish(this: Run, state: TrainState) -> None:
     shown = _pictures(this, before, state)
     summary: dict[str, Any] = {"steps": int(state.step)}
     if config.evals.spectrum_images:
-        summary["unlabelled"], shown["spectrum_trained"] = this.spectrum.of(state.encoder())
-        _, shown["spectrum_untrained"] = this.spectrum.of(before.encoder())
+        summary["unlabelled"], shown["spectrum_trained"] = this.spectrum.of(state)
+        _, shown["spectrum_untrained"] = this.spectrum.of(before)
     images = features.gallery(
-        this.embed, state.encoder(), this.loop.feed.passes(this.shown_split, MAP_IMAGES)(), this.mesh
+        this.embed, state.encoder(), this.loop.feed.passes(this.shown_split, pictures.MAP_IMAGES)(), this.mesh
     )
-    shown |= pictures.embedding_map(*images) | pictures.neighbours(*images[:2])
+    shown |= pictures.of_embedding(*images)
     if this.frozen and config.evals.final:
-        compared = {"trained": (this.embed, state), "untrained": (this.embed, before)}
+        compared = {"trained": (this.frozen, state), "untrained": (this.frozen, before)}
         if config.data.on_device:
-            compared["raw_pixels"] = (features.raw_pixels(this.recipe, this.mesh), state)
+            compared["raw_pixels"] = (this.frozen.by(features.raw_pixels(this.recipe, this.mesh)), state)
         summary |= _judge(this, compared)
         predicted, labels = summary.pop("predicted")
         shown |= pictures.confusion(labels, predicted, len(this.class_names))
         shown |= {"class_names": np.array(this.class_names, str)}
         log.say(_table(summary))
     summary["seconds"] = round(time.monotonic() - this.loop.started, 1)
-    if jax.process_index() == 0:
-        np.savez(folder / "pictures.npz", **shown)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        log.say(f"report      {report.write(folder)}")
+    report.conclude(folder, summary, shown)
     log.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")
 
 
-def _judge(this: Run, compared: dict[str, tuple[features.Embed, TrainState]]) -> dict[str, Any]:
+def _judge(this: Run, compared: dict[str, tuple[protocols.Frozen, TrainState]]) -> dict[str, Any]:
     """{"knn_top1": {name: …}, "linear_top1": {name: …}, "linear_interval": {name: (low, high)}, "predicted": (classes
     by the linear probe of the first, true classes)}."""
     found: dict[str, Any] = {"knn_top1": {}, "linear_top1": {}, "linear_interval": {}}
-    for name, (embed, state) in compared.items():
-        frozen = this.frozen(embed)
+    for name, (frozen, state) in compared.items():
         knn = protocols.KNN(frozen, **_neighbours(this.loop.config, this.loop.feed))
         found["knn_top1"][name] = knn.run(state)["val/knn_top1"]
         fitted, labels = protocols.LinearProbe(frozen).fit(state)

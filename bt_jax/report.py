@@ -7,10 +7,15 @@ Only `metrics.jsonl` must be there. A part whose input is missing or damaged is 
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+
+from bt_jax import log
 from bt_jax.errors import UserError
 from bt_jax.reporting.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.reporting.mistakes import confusion_section
@@ -52,6 +57,16 @@ def write(run_dir, *others, out=None) -> Path:
         cure = "Make room there, or name another file with --out"
         raise UserError(f"Cannot write {target}: {error.strerror}", cure) from error
     return target
+
+
+def conclude(folder: Path, summary: dict, pictures: dict) -> None:
+    """Writes summary.json (of JSON types), pictures.npz (of arrays) and the report of a run that is over; on the first
+    process alone."""
+    if jax.process_index():
+        return
+    np.savez(folder / "pictures.npz", **pictures)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    log.say(f"report      {write(folder)}")
 
 
 def page(runs: list[Run]) -> str:

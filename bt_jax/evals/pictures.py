@@ -5,6 +5,7 @@ import numpy as np
 ROWS = 512  # of a correlation matrix at a time: (8192, 8192) float32 is 268 MB, and no copy of it is made
 TSNE_FEWEST = 10  # images; below that t-SNE has no neighbours to speak of, and principal components are drawn
 TSNE_INPUT = 50  # principal components that t-SNE sees, as scikit-learn's manual advises
+MAP_IMAGES = 600  # as many small pictures as a screen has room for
 PERPLEXITY = 30  # scikit-learn's default
 NEIGHBOUR_PIXELS = 64  # side of the largest picture of a row of neighbours
 
@@ -59,7 +60,7 @@ def redundant_pairs(c: np.ndarray, count: int = 12) -> dict:
 # Features -----------------------------------------------------------------------------------------------------------
 
 
-def embedding_map(features, images, labels=None, seed: int = 0, limit: int = 600, thumbnail: int = 32) -> dict:
+def embedding_map(features, images, labels=None, seed: int = 0, limit: int = MAP_IMAGES, thumbnail: int = 32) -> dict:
     """Images laid out so that those with similar features lie close together (t-SNE).
 
     Args:
@@ -94,6 +95,11 @@ def _flattened(unit: np.ndarray, seed: int) -> np.ndarray:
     perplexity = min(PERPLEXITY, (len(unit) - 1) / 3)
     with threadpool_limits(limits=1):  # threads add in any order, and t-SNE magnifies the last bit
         return TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(components).astype(np.float64)
+
+
+def of_embedding(features, images, labels=None) -> dict[str, np.ndarray]:
+    """`embedding_map` and `neighbours` of the same images."""
+    return embedding_map(features, images, labels) | neighbours(features, images)
 
 
 def neighbours(features, images, queries: int = 10, k: int = 6) -> dict:

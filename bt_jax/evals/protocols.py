@@ -34,6 +34,11 @@ class Frozen:
         self._embed, self._passes, self._mesh = embed, (train, val), mesh
         self._state = self._found = None
 
+    def by(self, embed: features.Embed) -> "Frozen":
+        """The same images by another embed function."""
+        options = {"mesh": self._mesh, "num_classes": self.num_classes, "check": self._check}
+        return Frozen(embed, *self._passes, **options)
+
     def of(self, state) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(features (m, d), labels (m,), held-out features (n, d), labels (n,)).
 

@@ -132,12 +132,17 @@ class Spectrum:
     ):
         self._accumulate = make_accumulate(net, recipe, mesh)
         self._batches, self._mesh, self._key, self._features = batches, mesh, key, net.feature_dim
+        self._state = self._found = None
         self.every_steps = every_steps
 
     def run(self, state: TrainState) -> dict[str, float]:
         """{"val/rank": …, …}, under the names of `summarise`."""
-        return {f"val/{name}": value for name, value in self.of(state.encoder())[0].items()}
+        return {f"val/{name}": value for name, value in self.of(state)[0].items()}
 
-    def of(self, variables: dict) -> tuple[dict[str, float], np.ndarray]:
-        """The numbers and the eigenvalues for an encoder's variables."""
-        return measure(self._accumulate, self._key, variables, self._batches(), self._mesh, self._features)
+    def of(self, state: TrainState) -> tuple[dict[str, float], np.ndarray]:
+        """The numbers and the eigenvalues for a state's encoder; kept for the state last asked for."""
+        if state is not self._state:
+            batches, variables = self._batches(), state.encoder()
+            self._found = measure(self._accumulate, self._key, variables, batches, self._mesh, self._features)
+            self._state = state
+        return self._found
