@@ -1,36 +1,52 @@
 """Checkpoints of a run through Orbax: RUN/checkpoints/STEP with one folder per part.
 
-encoder    {"params", "batch_stats"} of the backbone: what downstream work restores, without the rest
-projector  {"params", "batch_stats"}
-train      {"step", "probe", "opt_state", "bad_steps"}: what only a resumed run needs
-model      JSON: how to build the backbone, and its recipe for pixels
+encoder        {"params", "batch_stats"} of the backbone: what downstream work restores, without the rest
+projector      {"params", "batch_stats"}
+train          {"step", "probe", "opt_state", "bad_steps"}: what only a resumed run needs
+model          JSON: how to build the backbone, and its recipe for pixels
+manifest.json  length and checksum of every file: see `manifest`
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from bt_jax import models
+from bt_jax import log, manifest, models
 from bt_jax.errors import UserError, is_disk_full
 from bt_jax.state import TrainState
+
+NONE = -1  # in place of a step
 
 
 class Checkpoints:
     """Saves in the background, keeps the last few and, for good, those of every `keep_every` steps.
 
+    Opening it looks for the newest checkpoint that is whole. Damaged ones after it are named and moved to RUN/damaged.
+
     Args:
       folder: the run folder.
       model: JSON-able options of `models.build` ({"arch": …, …}), stored beside the weights.
+
+    Raises:
+      UserError: there are checkpoints, and all are damaged.
     """
 
     def __init__(self, folder: Path, *, model: dict[str, Any], keep_last: int = 2, keep_every: int = 0):
         self._folder = Path(folder).absolute() / "checkpoints"
         self._model = model
+        self._saving = NONE
+        _set_damaged_aside(self._folder)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
+            max_to_keep=keep_last,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._written),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -45,6 +61,8 @@ class Checkpoints:
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         with _Explained(f"checkpoint {step} in {self._folder}"):
+            self._manager.wait_until_finished()
+            self._saving = step
             self._manager.save(step, args=ocp.args.Composite(**items, model=ocp.args.JsonSave(self._model)))
 
     def restore(self, state: TrainState, step: int) -> TrainState:
@@ -66,47 +84,146 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def _written(self) -> None:
+        """Orbax calls it in its own thread when all parts are written, and before they get their final name."""
+        if jax.process_index() == 0:
+            step = str(self._saving)
+            names = (path for path in self._folder.iterdir() if path.name.split(".")[0] == step)
+            manifest.write(max(names, key=lambda path: path.stat().st_mtime))
 
-def load_encoder(path: str | Path):
-    """Restores the encoder of a pretraining run.
+
+def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = None):
+    """Restores the encoder of a pretraining run; its optimizer is not read, and the number of devices does not matter.
 
     Args:
-      path: a run folder (its newest checkpoint), or a checkpoint folder RUN/checkpoints/STEP.
+      path: a run folder (its newest whole checkpoint), or a checkpoint folder RUN/checkpoints/STEP.
+      sharding: where the variables are to lie, e.g. NamedSharding(mesh, PartitionSpec()); by default as numpy arrays.
 
     Returns:
       (net, variables): net.apply(variables, images, train=False) gives features float32 (n, net.feature_dim); images
-      float32 (n, h, w, c), normalised as in training. variables: {"params", "batch_stats"} of numpy arrays.
+      float32 (n, h, w, c), normalised as in training. variables: {"params", "batch_stats"}.
 
     Raises:
-      UserError: nothing there, or not a checkpoint of bt_jax.
+      UserError: nothing there, not a checkpoint of bt_jax, or a damaged one.
     """
-    net = models.build(**read_model(path)["build"])
+    folder = step_folder(path)
+    net = models.build(**_model(folder)["build"])
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=cpu), shapes)
+    return net, _restore(folder / "encoder", shapes, sharding)
+
+
+def load_projector(path: str | Path) -> dict[str, Any] | None:
+    """{"params", "batch_stats"} of numpy arrays of a checkpoint's projector, or None where it has none.
+
+    Paths and errors as for `load_encoder`.
+    """
+    folder = step_folder(path) / "projector"
+    if not folder.is_dir():
+        return None
     with ocp.StandardCheckpointer() as checkpointer:
-        variables = checkpointer.restore(step_folder(path) / "encoder", target)
-    return net, jax.tree.map(jax.device_get, variables)
+        shapes = checkpointer.metadata(folder).item_metadata.tree
+    shapes = jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), shapes)
+    return _restore(folder, shapes, None)
 
 
 def read_model(path: str | Path) -> dict[str, Any]:
     """What stands beside the weights of an encoder: {"build": arguments of `models.build`, "mean", "std": per channel,
     of pixels in [0, 1]}, plain JSON types. Paths and errors as for `load_encoder`."""
-    return json.loads((step_folder(path) / "model" / "metadata").read_text())
+    return _model(step_folder(path))
 
 
 def step_folder(path: str | Path) -> Path:
-    """RUN/checkpoints/STEP of a path as `load_encoder` takes it. UserError if there is none."""
-    path = Path(path).absolute()
+    """RUN/checkpoints/STEP of a path as `load_encoder` takes it: the one that is named, or the newest that is whole.
+
+    Raises:
+      UserError: there is none, or none whole.
+    """
+    path = Path(path).expanduser().absolute()
+    parts = ("encoder", "model", "projector")
     if (path / "encoder").is_dir():
+        if fault := manifest.fault(path, parts):
+            raise UserError(f"The checkpoint {path} is damaged: {fault}", "Name an earlier one, or the run folder.")
         return path
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = [p for p in root.iterdir() if p.name.isdigit() and (p / "encoder").is_dir()] if root.is_dir() else []
+    steps = _steps(root)
     if not steps:
         raise UserError(
             f"No checkpoint of bt_jax in {path}", "Name a run folder or one of its checkpoints/STEP folders."
         )
-    return max(steps, key=lambda p: int(p.name))
+    whole, damaged = _newest_whole(root, steps, parts)
+    for step, fault in damaged.items():
+        _say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}): taking {whole}")
+    return root / str(whole)
+
+
+def _steps(root: Path) -> list[int]:
+    """Newest first."""
+    if not root.is_dir():
+        return []
+    return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit() and p.is_dir()), reverse=True)
+
+
+def _newest_whole(root: Path, steps: list[int], parts: tuple[str, ...] | None = None) -> tuple[int, dict[int, str]]:
+    """The first of the steps that is whole, and {step: what is wrong} of those before it."""
+    damaged: dict[int, str] = {}
+    for step in steps:
+        fault = manifest.fault(root / str(step), parts)
+        if not fault:
+            return step, damaged
+        damaged[step] = fault
+    told = "; ".join(f"{step}: {fault}" for step, fault in damaged.items())
+    raise UserError(
+        f"No checkpoint in {root} is whole ({told})",
+        "Put back a copy, or take another --workdir to begin again.",
+    )
+
+
+def _set_damaged_aside(root: Path) -> None:
+    """On the first process, which all others wait for."""
+    error, steps = None, _steps(root)
+    if not steps and jax.process_count() == 1:
+        return
+    if jax.process_index() == 0:
+        try:
+            whole, damaged = _newest_whole(root, steps) if steps else (NONE, {})
+            for step, fault in damaged.items():
+                aside = _free_name(root.parent / "damaged" / str(step))
+                aside.parent.mkdir(exist_ok=True)
+                (root / str(step)).rename(aside)
+                log.say(f"WARNING: checkpoint {step} is damaged ({fault}): moved to {aside}, going back to {whole}")
+        except UserError as found:
+            error = found
+    failed = error is not None
+    if jax.process_count() > 1:
+        failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failed)))
+    if failed:
+        raise error or UserError(
+            f"No checkpoint in {root} is whole", "The first process tells what is wrong with each."
+        )
+
+
+def _free_name(path: Path) -> Path:
+    taken = 1
+    while path.with_name(f"{path.name}-{taken}").exists():
+        taken += 1
+    return path.with_name(f"{path.name}-{taken}") if path.exists() else path
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log.say(text)
+
+
+def _model(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "model" / "metadata").read_text())
+
+
+def _restore(folder: Path, shapes, sharding: jax.sharding.Sharding | None):
+    at = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes)
+    with ocp.StandardCheckpointer() as checkpointer:
+        variables = checkpointer.restore(folder, target)
+    return variables if sharding else jax.tree.map(jax.device_get, variables)
 
 
 def _items(state: TrainState) -> dict[str, Any]:

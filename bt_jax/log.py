@@ -44,6 +44,11 @@ class RunLog:
         if self._board:
             self._board.write(step, values)
 
+    def sync(self) -> None:
+        """Returns when all lines are on the disk."""
+        if self._writes:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flushes and closes what was opened."""
         if self._writes:
@@ -78,6 +83,13 @@ class _Board:
 
     def close(self) -> None:
         self._file.close()
+
+
+def judged(folder: Path, step: int) -> bool:
+    """Whether the run's evaluators have written their line of that step."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return any(_step(line) == step and '"val/' in line for line in lines)
 
 
 def _drop_after(path: Path, step: int) -> None:

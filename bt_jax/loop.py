@@ -16,6 +16,8 @@ from bt_jax import feed as feed_lib
 from bt_jax.errors import UserError
 from bt_jax.state import TrainState
 
+SECONDS_TO_STOP = 5  # of training after a signal; a preempted machine is gone after 30
+
 
 class Evaluator(Protocol):
     """What looks at the state while it trains, and by itself afterwards.
@@ -61,15 +63,25 @@ def resume_or(this: Loop, fresh: TrainState) -> TrainState:
 
 def train(this: Loop, state: TrainState) -> TrainState:
     """Trains to the end of the schedule or to `config.stop_after_steps`; the host looks at one window while the next
-    runs."""
+    runs.
+
+    What metrics.jsonl says up to a step is on the disk before that step is saved, and it is saved before it is judged:
+    whenever the run dies, the next start misses no line and writes none twice.
+    """
     config, plan = this.config, this.plan
     at = int(state.step)
     last = min(config.stop_after_steps or plan.total_steps, plan.total_steps)
-    if at >= last:
-        log.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
-        return state
     save_every = plan.steps(config.checkpoint.every_epochs)
     stops = [every for every in (save_every, *(each.every_steps for each in this.evaluators)) if every]
+
+    def judges() -> list[Evaluator]:
+        """Whose turn it is."""
+        return [each for each in this.evaluators if each.every_steps and (at == last or _due(at, each.every_steps))]
+
+    unjudged = at > 0 and bool(judges()) and not log.judged(this.folder, at)
+    if at >= last and not unjudged:
+        log.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
+        return state
     written = log.RunLog(this.folder, first_step=at, tensorboard=config.log.tensorboard)
     progress = log.Progress(
         first_step=at,
@@ -81,12 +93,13 @@ def train(this: Loop, state: TrainState) -> TrainState:
     advance, waited, close = this.feed.begin(this.step, state)
     interrupted = _Interruption()
     unseen = None  # the newest window's metrics, still on their way from the device
-    first = True
+    first, speed = True, math.inf  # speed: steps a second
 
     def look(window):
-        nonlocal first
+        nonlocal first, speed
         step, shown = window
         values = _means(shown) | progress.measure(step, waited=waited())
+        speed = values[f"perf/{this.unit}_per_sec"] / config.batch_size
         written.write(step, values)
         if first:
             log.say(f"first window of steps done {time.monotonic() - this.started:.0f} s after the start")
@@ -94,33 +107,46 @@ def train(this: Loop, state: TrainState) -> TrainState:
         log.say(progress.line(step, values))
         _stop_if_bad(this, state, step, values)
 
+    def judge():
+        values: dict[str, float] = {}
+        for each in judges():
+            values |= each.run(state)
+            if interrupted:  # the next start judges this step
+                return
+        written.write(at, values | {"epoch": at / plan.steps_per_epoch})
+        log.say("  ".join(f"{name} {_shown(value)}" for name, value in values.items()))
+
     try:
+        if unjudged:
+            judge()
+            progress.skip()
         while at < last and not interrupted:
-            steps = min([this.feed.window(at), last - at] + [every - at % every for every in stops])
-            state, shown = advance(state, steps)
-            at += steps
+            window = min([this.feed.window(at), last - at] + [every - at % every for every in stops])
+            shown = []
+            while window and not (shown and interrupted and window > speed * SECONDS_TO_STOP):
+                steps = min(window, max(int(speed * SECONDS_TO_STOP), 1)) if _alone(speed) else window
+                state, metrics = advance(state, steps)
+                shown += metrics
+                at, window = at + steps, window - steps
             if unseen:
                 look(unseen)
             unseen = (at, shown)
-            saving = at == last or _due(at, save_every)
-            judging = [
-                each for each in this.evaluators if each.every_steps and (at == last or _due(at, each.every_steps))
-            ]
+            saving, judging = at == last or _due(at, save_every), bool(judges())
             # On a CPU the steps run while they are dispatched: looking later would time the wrong window.
             if saving or judging or jax.default_backend() == "cpu":
                 look(unseen)
                 unseen = None
-            if judging:
-                values = {name: value for each in judging for name, value in each.run(state).items()}
-                written.write(at, values | {"epoch": at / plan.steps_per_epoch})
-                log.say("  ".join(f"{name} {_shown(value)}" for name, value in values.items()))
             if saving:
+                written.sync()
                 this.checkpoints.save(state)
+            if judging and not interrupted:
+                judge()
             if saving or judging:
                 progress.skip()
         if unseen:
             look(unseen)
         if interrupted:
+            written.sync()
             this.checkpoints.save(state)
     finally:
         close()
@@ -129,6 +155,11 @@ def train(this: Loop, state: TrainState) -> TrainState:
         interrupted.restore()
     interrupted.exit_if_set(f"stopped at step {at} of {last}, saved; the same command goes on from there")
     return state
+
+
+def _alone(speed: float) -> bool:
+    """Whether a window may be taken in parts: the speed is known, and no other process must take the same parts."""
+    return math.isfinite(speed) and jax.process_count() == 1
 
 
 def _due(at: int, every: int) -> bool:
@@ -163,12 +194,13 @@ def _stop_if_bad(this: Loop, state: TrainState, step: int, values: dict[str, flo
 
 
 class _Interruption:
-    """Notes Ctrl-C and SIGTERM, so that the loop can save; a second Ctrl-C ends at once."""
+    """Notes Ctrl-C, SIGTERM and SIGUSR1 (what Slurm is told to send ahead of its limit), so that the loop can save; a
+    second one of the same kind has its usual effect."""
 
     def __init__(self):
         self._signal = 0
         self._before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread: somebody else's signals
@@ -178,7 +210,7 @@ class _Interruption:
         del frame
         self._signal = number
         signal.signal(number, self._before[number])
-        log.say(f"{signal.Signals(number).name}: saving after this window of steps")
+        log.say(f"{signal.Signals(number).name}: saving within a few steps")
 
     def __bool__(self):
         return bool(self._signal)
