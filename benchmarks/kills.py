@@ -1,0 +1,178 @@
+"""Runs that are killed at random moments and started again, compared bit for bit with one that never was.
+
+    python -m benchmarks.kills [--kills=100] [--input=device|streamed] [--seed=0] [--out=FILE.json]
+
+One small run is left alone. Others are hit again and again until they are through: SIGKILL, SIGTERM or SIGUSR1, after a
+step drawn at random or in the middle of writing a checkpoint. Each start is the same command. At the end every array of
+the last checkpoint (parameters, batch statistics, momentum, probe, counters) and every line of metrics.jsonl but for
+speeds must be the same bytes. Exit status 0 only where all are.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "total_epochs": 10.0,
+    "compile_cache": "",
+    "log.every_steps": 1,
+    "log.tensorboard": False,
+    "checkpoint.every_epochs": 1.0,
+    "evals.every_epochs": 2.0,
+    "evals.final": False,
+    "evals.spectrum_images": 16,
+    "evals.knn_k": 5,
+    "model.width": 1 / 16,
+    "model.projector": (32, 32),
+    "views.size": 12,
+    "data.train_split": "train[:64]",
+    "data.val_split": "test[:16]",
+}
+MOMENTS = ("step", "save")
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
+
+
+def command(workdir: Path, images: Path | None) -> list[str]:
+    """The run on drawn patterns that live on the device, or on PNG files that are streamed."""
+    options = dict(TINY)
+    if images:
+        options |= {"data.folder": str(images), "data.on_device": False, "data.canvas": 24}
+        options |= {"data.train_split": "train", "data.val_split": "val"}
+    flags = [f"--config.{key}={value}" for key, value in options.items()]
+    return [sys.executable, "-m", "bt_jax.main", "--config=configs/quickstart.py:smoke", f"--workdir={workdir}", *flags]
+
+
+def draw_images(folder: Path) -> Path:
+    """64 + 16 PNG files in two classes."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 32), ("val", 8)):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (24, 24, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{index}.png")
+    return folder
+
+
+def start(workdir: Path, images: Path | None) -> subprocess.Popen:
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "XLA_FLAGS": ""}
+    # Every program, however small, is compiled once: most of a start would be compiling.
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    with (workdir.parent / f"{workdir.name}.log").open("a") as said:
+        return subprocess.Popen(
+            command(workdir, images), cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True
+        )
+
+
+def steps(workdir: Path) -> int:
+    """Lines of metrics so far."""
+    try:
+        return (workdir / "metrics.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def saving(workdir: Path) -> bool:
+    try:
+        return any("tmp" in name for name in os.listdir(workdir / "checkpoints"))
+    except FileNotFoundError:
+        return False
+
+
+def hit(workdir: Path, images: Path | None, draw: random.Random, kind: signal.Signals | None, moment: str) -> str:
+    """Starts the run and hits it at that moment. "through" where it ended by itself, else "killed" or its status."""
+    running = start(workdir, images)
+    before = steps(workdir)
+    wanted = draw.randint(1, 16)
+    while running.poll() is None:
+        if kind is not None and steps(workdir) >= before + wanted and (moment == "step" or saving(workdir)):
+            time.sleep(draw.uniform(0, 0.03))
+            os.killpg(running.pid, kind)
+            running.wait()
+            break
+        time.sleep(0.001)
+    if running.returncode == 0:
+        return "through"
+    expected = -signal.SIGKILL if kind is signal.SIGKILL else 128 + (kind or 0)
+    return "killed" if running.returncode == expected else f"status {running.returncode}"
+
+
+def remains(workdir: Path) -> tuple[str, str]:
+    """Hashes of the newest checkpoint's arrays and of the lines of metrics without speeds."""
+    newest = max((path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+    arrays = hashlib.sha256(newest.name.encode())
+    for part in ("encoder", "projector", "train"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(newest / part)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            arrays.update(f"{part}{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode())
+            arrays.update(np.asarray(leaf).tobytes())
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    kept = [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
+    return arrays.hexdigest(), hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--input", choices=("device", "streamed"), default="device")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    draw = random.Random(options.seed)
+    hits: Counter[str] = Counter()
+    equal = different = 0
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        images = draw_images(Path(scratch) / "images") if options.input == "streamed" else None
+        whole = Path(scratch) / "whole"
+        if hit(whole, images, draw, None, "") != "through":
+            print((Path(scratch) / "whole.log").read_text()[-2000:])
+            return 1
+        wanted = remains(whole)
+        number = 0
+        while hits.total() < options.kills:
+            number += 1
+            victim, came = Path(scratch) / f"victim{number}", ""
+            while came != "through":
+                enough = hits.total() >= options.kills
+                kind, moment = draw.choice(SIGNALS), draw.choice(MOMENTS)
+                came = hit(victim, images, draw, None if enough else kind, moment)
+                if came == "killed":
+                    hits[f"{kind.name} at a {moment}"] += 1
+                elif came != "through":
+                    log = (Path(scratch) / f"{victim.name}.log").read_text()[-2000:]
+                    faults.append(f"{victim.name}: {came} after {kind.name} at a {moment}\n{log}")
+                    break
+            found = remains(victim) if came == "through" else ("", "")
+            names = [name for name, a, b in zip(("arrays", "metrics"), found, wanted, strict=True) if a != b]
+            equal, different = equal + (not names), different + bool(names)
+            if names:
+                faults.append(f"{victim.name}: other {' and '.join(names)}")
+            print(f"{hits.total()} kills, {number} runs, {equal} equal", flush=True)
+    print(*(f"{name:22} {count}" for name, count in sorted(hits.items())), *faults, sep="\n")
+    print(f"{hits.total()} kills in {number} runs: {equal} equal bit for bit, {different} not")
+    if options.out:
+        result = {"input": options.input, "kills": dict(hits), "runs": number, "equal": equal, "faults": faults}
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

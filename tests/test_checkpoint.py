@@ -1,0 +1,193 @@
+"""Checkpoints: whatever happens to their files, a run goes on from the newest whole one and says why."""
+
+import errno
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import bt_jax
+from benchmarks import damage
+from bt_jax import checkpoint, manifest, sharding
+from bt_jax.errors import UserError
+
+MODEL = {"build": damage.BUILD, "mean": [0.5], "std": [0.25]}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with whole checkpoints of steps 1 and 2, and their states."""
+    return tmp_path / "run", damage.write_run(tmp_path / "run")
+
+
+def reopened(folder):
+    return checkpoint.Checkpoints(folder, model=MODEL)
+
+
+def newest(folder):
+    return folder / "checkpoints" / "2"
+
+
+def largest(folder, part):
+    return max((path for path in (folder / part).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_goes_out_and_comes_in_bit_equal(run):
+    folder, (older, newer) = run
+    checkpoints = reopened(folder)
+    assert checkpoints.latest() == 2
+    assert damage.equal(checkpoints.restore(older, 2), newer) and not damage.equal(older, newer)
+
+
+@pytest.mark.parametrize("way", damage.WAYS)
+@pytest.mark.parametrize("part", ["encoder", "projector", "train", "model"])
+def test_a_damaged_one_is_named_set_aside_and_passed_over(run, part, way, capsys):
+    folder, (older, newer) = run
+    path = largest(newest(folder), part)
+    way(path)
+    checkpoints = reopened(folder)
+    assert checkpoints.latest() == 1 and damage.equal(checkpoints.restore(newer, 1), older)
+    said = capsys.readouterr().out
+    assert "checkpoint 2 is damaged" in said and path.relative_to(newest(folder)).as_posix() in said
+    assert (folder / "damaged" / "2" / "encoder").is_dir() and not newest(folder).exists()
+    checkpoints.save(newer)  # the run gets there again
+    checkpoints.close()
+    assert damage.equal(reopened(folder).restore(older, 2), newer)
+
+
+def test_damaged_twice_is_set_aside_twice(run):
+    folder, (_, newer) = run
+    for _ in range(2):
+        damage.flip(largest(newest(folder), "train"))
+        checkpoints = reopened(folder)
+        checkpoints.save(newer)
+        checkpoints.close()
+    assert sorted(path.name for path in (folder / "damaged").iterdir()) == ["2", "2-1"]
+
+
+def test_without_a_whole_one_nothing_is_begun_again_silently(run):
+    folder, _ = run
+    for step in ("1", "2"):
+        damage.truncate(largest(folder / "checkpoints" / step, "train"))
+    with pytest.raises(UserError, match=r"(?s)whole \(2: train/.* instead of .*; 1: train/"):
+        reopened(folder)
+    assert newest(folder).exists() and not (folder / "damaged").exists()
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (None, "no manifest.json: of an earlier version of bt_jax"),
+        ({"format": 3, "files": {}}, "it has format 3, where this version of bt_jax reads format 2"),
+        ({"files": {}}, "manifest.json is damaged"),
+    ],
+)
+def test_formats_of_other_versions_say_so(run, content, said):
+    path = newest(run[0]) / manifest.NAME
+    path.unlink()
+    if content is not None:
+        path.write_text(json.dumps(content))
+    assert manifest.fault(newest(run[0])).startswith(said)
+    with pytest.raises(UserError, match=said):
+        bt_jax.load_encoder(newest(run[0]))
+
+
+def test_a_save_cut_off_in_the_middle_does_not_count(run):
+    folder, (older, newer) = run
+    newest(folder).rename(folder / "checkpoints" / "2.orbax-checkpoint-tmp")
+    checkpoints = reopened(folder)
+    assert checkpoints.latest() == 1 and damage.equal(checkpoints.restore(newer, 1), older)
+    checkpoints.save(newer)
+    checkpoints.close()
+    assert damage.equal(reopened(folder).restore(older, 2), newer)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_no_folder_has_its_name_before_its_manifest_is_written(run, monkeypatch):
+    """Else power lost in between would leave a checkpoint that cannot be told from a whole one."""
+    folder, (older, _) = run
+    seen, write = [], manifest.write
+
+    def spy(path):
+        seen.append((path.name, (folder / "checkpoints" / "3").exists()))
+        write(path)
+
+    monkeypatch.setattr(manifest, "write", spy)
+    checkpoints = reopened(folder)
+    checkpoints.save(damage.random_state(3))
+    checkpoints.close()
+    assert [exists for _, exists in seen] == [False] and seen[0][0].startswith("3.")
+    assert reopened(folder).latest() == 3
+
+
+def test_a_failed_save_is_noticed_and_the_one_before_is_whole(run, monkeypatch):
+    folder, (_, newer) = run
+
+    def fail(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints = reopened(folder)
+    monkeypatch.setattr(manifest, "write", fail)
+    checkpoints.save(damage.random_state(3))
+    with pytest.raises(UserError, match="The disk is full"):
+        checkpoints.wait()
+    checkpoints = reopened(folder)
+    assert checkpoints.latest() == 2 and damage.equal(checkpoints.restore(newer, 2), newer)
+
+
+def test_as_many_are_kept_as_asked_for(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, model=MODEL, keep_last=2, keep_every=2)
+    for step in range(1, 6):
+        checkpoints.save(damage.random_state(step))
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "5"]
+
+
+# --------------------------------------------------------------------------------------------------- the encoder alone
+
+
+def same(variables, state):
+    pairs = zip(jax.tree.leaves(variables), jax.tree.leaves(state.encoder()), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_encoder_from_run_and_step(run):
+    folder, (older, newer) = run
+    net, variables = bt_jax.load_encoder(folder)
+    assert net.arch == "resnet18" and same(variables, newer)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables))
+    assert same(bt_jax.load_encoder(folder / "checkpoints" / "1")[1], older)
+    assert same(bt_jax.load_encoder(str(folder / "checkpoints"))[1], newer)
+
+
+def test_encoder_on_devices(run):
+    folder, (_, newer) = run
+    everywhere = NamedSharding(sharding.make_mesh(), PartitionSpec())
+    _, variables = bt_jax.load_encoder(folder, sharding=everywhere)
+    assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(variables)) and same(variables, newer)
+
+
+def test_encoder_of_a_damaged_checkpoint(run, capsys):
+    folder, (older, newer) = run
+    damage.flip(largest(newest(folder), "train"))
+    assert same(bt_jax.load_encoder(folder)[1], newer)  # the optimizer's part is not read
+    damage.flip(largest(newest(folder), "encoder"))
+    assert same(bt_jax.load_encoder(folder)[1], older)
+    assert "checkpoint 2" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is damaged: encoder/"):
+        bt_jax.load_encoder(newest(folder))
+    assert newest(folder).is_dir()  # who reads does not tidy up
+
+
+def test_projector(run):
+    folder, (_, newer) = run
+    found = checkpoint.load_projector(folder)
+    assert np.array_equal(found["params"]["fc0"]["kernel"], newer.params["projector"]["fc0"]["kernel"])
+    assert np.array_equal(found["batch_stats"]["bn0"]["mean"], newer.batch_stats["projector"]["bn0"]["mean"])
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match="No checkpoint of bt_jax in"):
+        bt_jax.load_encoder(tmp_path / "nowhere")
