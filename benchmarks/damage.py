@@ -2,9 +2,9 @@
 
     python -m benchmarks.damage [--out=FILE.json]
 
-Two checkpoints of a small state are written as a run writes them, at steps 1 and 2; each file of the newer one is damaged
-in each way. What may come out: the newer state, bit for bit (the file is not needed), or the older one, with a line that
-names the damaged file. Anything else is counted as lost. Exit status 0 only where nothing is.
+Two checkpoints of a small state are written as a run writes them, at steps 1 and 2; each file of the newer one is
+damaged in each way. What may come out: the newer state, bit for bit (the file is not needed), or the older one, with a
+line that names the damaged file. Anything else is counted as lost. Exit status 0 only where nothing is.
 """
 
 import argparse

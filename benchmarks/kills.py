@@ -26,6 +26,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
 
+from bt_jax.checkpoint import step_folder
+
 ROOT = Path(__file__).parents[1]
 TINY = {
     "total_epochs": 10.0,
@@ -72,8 +74,8 @@ def draw_images(folder: Path) -> Path:
 def start(workdir: Path, images: Path | None) -> subprocess.Popen:
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "XLA_FLAGS": ""}
     # Every program, however small, is compiled once: most of a start would be compiling.
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "xla")}
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    cache = {"COMPILATION_CACHE_DIR": str(workdir.parent / "xla"), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment |= {f"JAX_{name}": value for name, value in cache.items()}
     with (workdir.parent / f"{workdir.name}.log").open("a") as said:
         return subprocess.Popen(
             command(workdir, images), cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True
@@ -115,7 +117,7 @@ def hit(workdir: Path, images: Path | None, draw: random.Random, kind: signal.Si
 
 def remains(workdir: Path) -> tuple[str, str]:
     """Hashes of the newest checkpoint's arrays and of the lines of metrics without speeds."""
-    newest = max((path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+    newest = step_folder(workdir)
     arrays = hashlib.sha256(newest.name.encode())
     for part in ("encoder", "projector", "train"):
         with ocp.StandardCheckpointer() as checkpointer:

@@ -36,7 +36,7 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
             f"{images} images in {config.data.train_split!r} do not fill one batch of {config.batch_size}",
             "Set a smaller --config.batch_size.",
         )
-    return Plan(steps_per_epoch, max(round(config.total_epochs * steps_per_epoch), 1))
+    return Plan(steps_per_epoch, max(round((config.total_epochs + config.extend_epochs) * steps_per_epoch), 1))
 
 
 def check_rate(config: ConfigDict) -> None:

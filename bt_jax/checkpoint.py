@@ -9,6 +9,7 @@ manifest.json  length and checksum of every file: see `manifest`
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from bt_jax import log, manifest, models
+from bt_jax.conversion import files
 from bt_jax.errors import UserError, is_disk_full
 from bt_jax.state import TrainState
 
@@ -93,10 +95,11 @@ class Checkpoints:
 
 
 def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = None):
-    """Restores the encoder of a pretraining run; its optimizer is not read, and the number of devices does not matter.
+    """Restores an encoder; no optimizer is read, and the number of devices does not matter.
 
     Args:
-      path: a run folder (its newest whole checkpoint), or a checkpoint folder RUN/checkpoints/STEP.
+      path: a run folder (its newest whole checkpoint), a checkpoint folder RUN/checkpoints/STEP, what `bt_jax.convert`
+        wrote as a checkpoint, or weights that `conversion.files.read` reads: .safetensors, .pth, a Hugging Face folder.
       sharding: where the variables are to lie, e.g. NamedSharding(mesh, PartitionSpec()); by default as numpy arrays.
 
     Returns:
@@ -106,6 +109,10 @@ def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = N
     Raises:
       UserError: nothing there, not a checkpoint of bt_jax, or a damaged one.
     """
+    if files.is_foreign(path):
+        found = files.read(path)
+        net, variables = models.build(**found.model["build"]), found.variables
+        return net, jax.device_put(variables, sharding) if sharding else variables
     folder = step_folder(path)
     net = models.build(**_model(folder)["build"])
     shapes = jax.eval_shape(net.init, jax.random.key(0))
@@ -117,6 +124,8 @@ def load_projector(path: str | Path) -> dict[str, Any] | None:
 
     Paths and errors as for `load_encoder`.
     """
+    if files.is_foreign(path):
+        return files.read(path).projector
     folder = step_folder(path) / "projector"
     if not folder.is_dir():
         return None
@@ -129,7 +138,37 @@ def load_projector(path: str | Path) -> dict[str, Any] | None:
 def read_model(path: str | Path) -> dict[str, Any]:
     """What stands beside the weights of an encoder: {"build": arguments of `models.build`, "mean", "std": per channel,
     of pixels in [0, 1]}, plain JSON types. Paths and errors as for `load_encoder`."""
-    return _model(step_folder(path))
+    return files.read(path).model if files.is_foreign(path) else _model(step_folder(path))
+
+
+def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any], projector=None) -> None:
+    """Writes a checkpoint that holds an encoder, and a projector if there is one, and nothing to go on training from.
+
+    Args:
+      path: the folder; must not exist.
+      model: see `read_model`.
+      variables, projector: {"params", "batch_stats"}.
+    """
+    unfinished = path.with_name(f"{path.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(unfinished.absolute() / "encoder", variables)
+        if projector:
+            checkpointer.save(unfinished.absolute() / "projector", projector)
+    (unfinished / "model").mkdir()
+    (unfinished / "model" / "metadata").write_text(json.dumps(model))
+    manifest.write(unfinished)
+    unfinished.rename(path)
+
+
+def begun(run: str | Path) -> bool:
+    """Whether a run folder has any checkpoint, whole or not."""
+    return bool(_steps(Path(run).expanduser() / "checkpoints"))
+
+
+def place(path: str | Path) -> Path:
+    """Where the weights lie that `load_encoder` takes: a file, or a `step_folder`."""
+    return Path(path).expanduser().absolute() if files.is_foreign(path) else step_folder(path)
 
 
 def step_folder(path: str | Path) -> Path:

@@ -20,7 +20,10 @@ from bt_jax import recipes
 from bt_jax.errors import UserError
 
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
-FREE_KEYS = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log", "stop_after_steps")
+FREE_KEYS = (
+    *("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log"),
+    *("stop_after_steps", "extend_epochs"),
+)
 
 
 def _run(task: str) -> ConfigDict:
@@ -30,6 +33,7 @@ def _run(task: str) -> ConfigDict:
     config.seed = 0
     config.batch_size = 256  # global: over all devices of all processes
     config.total_epochs = 100.0
+    config.extend_epochs = 0.0  # so many more than total_epochs: the one change of schedule that a begun run accepts
     config.stop_after_steps = 0  # > 0: end here, with the schedule of the whole run; the same command goes on
     config.nonfinite_limit = 10  # stop after so many steps in a row whose loss or gradient is not finite
     config.platform = "any"  # "cpu", "gpu", "tpu": refuse to run on anything else
@@ -63,6 +67,7 @@ def pretrain() -> ConfigDict:
     """All keys of `task = "pretrain"`. The values are neutral defaults; recipes live in `configs/`."""
     config = _run("pretrain")
     config.tuned_batch_size = 0  # > 0: the learning rates are for this batch; another one gets a warning
+    config.init_from = ""  # weights to begin with: a run folder, a checkpoint, or what bt_jax.convert reads
 
     config.views = ConfigDict()
     config.views.name = "cifar"  # a recipe of bt_jax.augment.RECIPES

@@ -1,204 +1,123 @@
-"""Between PyTorch state dicts and our variables, both ways, without PyTorch: arrays in, numpy arrays out.
+"""Weights from other programs' forms to ours, and encoders of ours to theirs.
 
-Backbones use torchvision's keys, projectors the reference's `nn.Sequential` indices (0 Linear, 1 BatchNorm1d, 2 ReLU,
-3 Linear, ...). Each format is one table, torch key -> path in the variables in torch's order; both directions read it.
+    python -m bt_jax.convert resnet50.pth --to=checkpoint --out=encoders/paper      # to start from, or to evaluate
+    python -m bt_jax.convert runs/mine --to=timm --out=mine_timm
+    python -m bt_jax.convert runs/mine/checkpoints/8000 --to=safetensors --out=mine.safetensors
+
+SOURCE is a run folder (its newest whole checkpoint), RUN/checkpoints/STEP, or weights of a ResNet-18 to 152: the
+reference's resnet50.pth and checkpoint.pth, VICReg's, torchvision's, timm's (.pth or .safetensors), a Hugging Face
+folder. FORMS:
+
+    checkpoint    a folder that bt_jax.load_encoder, --config.encoder and --config.init_from take; Orbax reads it alone
+    safetensors   torchvision's state dict                        one file
+    torch         the same, .pth                                  one file, takes PyTorch
+    timm          timm.create_model("local-dir:OUT")              a folder
+    huggingface   transformers.ResNetModel.from_pretrained        a folder
+    detectron2    MODEL.WEIGHTS                                   one file, .pkl
+    stablehlo     the program with its weights, for jax.export    one file
+
+A model card is written with each: README.md in a folder, NAME.md beside a file. Files are read without executing what
+is in them. Exit status 0: written; 2: not, with one line on stderr.
+
+In Python: from_torch, to_torch, projector_from_torch, projector_to_torch on dicts of arrays.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-import jax
-import numpy as np
-from flax import nnx
+from bt_jax.conversion.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
+from bt_jax.errors import UserError, is_disk_full
 
-from bt_jax.errors import UserError
-from bt_jax.models.resnet import ARCHITECTURES, ResNet, architecture
+__all__ = ["from_torch", "main", "projector_from_torch", "projector_to_torch", "to_torch"]
 
-Path = tuple[str, ...]
-
-# The reference's checkpoint.pth holds the whole model, under DistributedDataParallel; solo-learn's is without it.
-BACKBONE_PREFIXES = ("module.backbone.", "backbone.", "module.", "")
-BATCHES = "num_batches_tracked"  # torch's count of training batches; only momentum=None would read it
+SIZE = 224  # pixels, where the source does not say: ImageNet's
 
 
-def from_torch(state_dict: Mapping[str, Any], *, arch: str) -> dict[str, Any]:
-    """Variables of a backbone from a torchvision state dict.
-
-    Args:
-      state_dict: arrays under torchvision's keys, or those keys behind one of BACKBONE_PREFIXES. `fc.*` is left out,
-        and with "backbone." so is the rest of the model.
-      arch: "resnet50", ...
-
-    Returns:
-      {"params", "batch_stats"} of numpy arrays, kernels (h, w, in, out); half precision becomes float32.
-
-    Raises:
-      UserError: keys are missing or left over, or the shapes are not those of this architecture at any width.
-    """
-    table = _backbone_table(arch)
-    prefix = next((prefix for prefix in BACKBONE_PREFIXES if prefix + "conv1.weight" in state_dict), "")
-    own = {key: value for key, value in _below(state_dict, prefix).items() if not key.startswith("fc.")}
-    fits = [other for other in ARCHITECTURES if not any(_differences(own, _backbone_table(other)))]
-    cure = f"Pass arch={fits[0]!r}." if fits else "Pass the model's own state dict, with torchvision's keys."
-    variables = _read(own, table, f"a {arch}", cure)
-    _check_shapes(variables, arch)
-    return variables
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the tool; returns the exit status."""
+    try:
+        run(_parser().parse_args(arguments))
+    except UserError as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-def to_torch(variables: Mapping[str, Any], *, arch: str) -> dict[str, np.ndarray]:
-    """The backbone's state dict under torchvision's keys and in their order, with `num_batches_tracked` = 0, no `fc`.
+def run(options: argparse.Namespace) -> None:
+    """Converts; raises UserError and leaves nothing behind where that fails."""
+    from bt_jax.conversion import card, targets
 
-    Raises:
-      UserError: the variables are of another architecture.
-    """
-    return _write(variables, _backbone_table(arch))
-
-
-def projector_from_torch(state_dict: Mapping[str, Any], *, prefix: str = "projector.") -> dict[str, Any]:
-    """Variables of a projector from its `nn.Sequential`, of any depth, with or without biases.
-
-    Args:
-      state_dict: holds "{prefix}0.weight", ... or the same behind "module."; other keys are left out.
-      prefix: "" where the state dict is the projector's own.
-
-    Returns:
-      {"params", "batch_stats"} of numpy arrays, kernels (in, out).
-
-    Raises:
-      UserError: there is no projector behind the prefix, or some of its keys are missing or left over.
-    """
-    own = _below(state_dict, prefix) or _below(state_dict, f"module.{prefix}")
-    if "0.weight" not in own:
-        raise UserError(
-            f"The state dict has no {prefix}0.weight; its keys are {_some(state_dict)}",
-            "Pass prefix=, what stands before the layers' numbers.",
-        )
-    layers = sum(np.ndim(value) == 2 for value in own.values())
-    table = _projector_table(layers, bias="0.bias" in own)
-    return _read(own, table, f"a projector of {layers} layers", "Pass the whole projector.")
-
-
-def projector_to_torch(variables: Mapping[str, Any], *, prefix: str = "projector.") -> dict[str, np.ndarray]:
-    """The projector's state dict under the reference's keys, with `num_batches_tracked` = 0."""
-    linears = [name for name in variables["params"] if name.startswith("fc")]
-    table = _projector_table(len(linears), bias="bias" in variables["params"]["fc0"])
-    return {prefix + key: value for key, value in _write(variables, table).items()}
-
-
-def _batch_norm(name: str, path: Path) -> dict[str, Path | None]:
-    return {
-        f"{name}.weight": ("params", *path, "scale"),
-        f"{name}.bias": ("params", *path, "bias"),
-        f"{name}.running_mean": ("batch_stats", *path, "mean"),
-        f"{name}.running_var": ("batch_stats", *path, "var"),
-        f"{name}.{BATCHES}": None,
-    }
-
-
-def _backbone_table(arch: str) -> dict[str, Path | None]:
-    """torchvision key -> path in the variables, None for the counts of batches."""
-    block, depths = architecture(arch)
-    table: dict[str, Path | None] = {}
-
-    def add(conv_name: str, conv_path: Path, bn_name: str, bn_path: Path) -> None:
-        table[f"{conv_name}.weight"] = ("params", *conv_path, "kernel")
-        table.update(_batch_norm(bn_name, bn_path))
-
-    add("conv1", ("conv1",), "bn1", ("bn1",))
-    for stage, depth in enumerate(depths, 1):
-        for index in range(depth):
-            name, path = f"layer{stage}.{index}", (f"layer{stage}", f"block{index}")
-            for i in range(1, block.convs + 1):
-                add(f"{name}.conv{i}", (*path, f"conv{i}"), f"{name}.bn{i}", (*path, f"bn{i}"))
-            if index == 0 and (stage > 1 or block.expansion > 1):
-                downsample = (*path, "downsample")
-                add(f"{name}.downsample.0", (*downsample, "conv"), f"{name}.downsample.1", (*downsample, "bn"))
-    return table
-
-
-def _projector_table(layers: int, *, bias: bool) -> dict[str, Path | None]:
-    """nn.Sequential key -> path in the variables; a hidden layer is three modules: Linear, BatchNorm1d, ReLU."""
-    table: dict[str, Path | None] = {}
-    for layer in range(layers):
-        table[f"{3 * layer}.weight"] = ("params", f"fc{layer}", "kernel")
-        if bias:
-            table[f"{3 * layer}.bias"] = ("params", f"fc{layer}", "bias")
-        if layer < layers - 1:
-            table.update(_batch_norm(f"{3 * layer + 1}", (f"bn{layer}",)))
-    return table
-
-
-def _differences(state_dict: Mapping[str, Any], table: Mapping[str, Path | None]) -> tuple[list[str], list[str]]:
-    """Missing keys and unexpected ones. Counts of batches may be missing: files from before PyTorch 0.4.1 have none."""
-    missing = [key for key, path in table.items() if path and key not in state_dict]
-    return missing, [key for key in state_dict if key not in table]
-
-
-def _read(state_dict: Mapping[str, Any], table: Mapping[str, Path | None], what: str, cure: str) -> dict[str, Any]:
-    missing, unexpected = _differences(state_dict, table)
-    if missing or unexpected:
-        faults = ((missing, "lacks"), (unexpected, "also has"))
-        fault = " and ".join(f"{verb} {_some(keys)}" for keys, verb in faults if keys)
-        raise UserError(f"The state dict is not that of {what}: it {fault}", cure)
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for key, path in table.items():
-        if path:
-            node = variables
-            for name in path[:-1]:
-                node = node.setdefault(name, {})
-            node[path[-1]] = _from_torch_layout(np.asarray(state_dict[key]))
-    return variables
-
-
-def _write(variables: Mapping[str, Any], table: Mapping[str, Path | None]) -> dict[str, np.ndarray]:
-    paths = {path for path in table.values() if path}
-    leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
-    found = {tuple(key.key for key in keys): leaf for keys, leaf in leaves}
-    if found.keys() != paths:
-        names = ["/".join(path) for path in sorted(found.keys() ^ paths)]
-        raise UserError(
-            f"The variables are of another network: {_some(names)} are on one side alone",
-            "Pass the arch that they were built with, and its params and batch_stats alone.",
-        )
-    return {key: _to_torch_layout(np.asarray(found[path])) if path else np.int64(0) for key, path in table.items()}
-
-
-def _from_torch_layout(array: np.ndarray) -> np.ndarray:
-    """OIHW -> HWIO, (out, in) -> (in, out); a fresh array of at least single precision."""
-    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
-    return np.array(array.transpose(axes), np.promote_types(array.dtype, np.float32), order="C")
-
-
-def _to_torch_layout(array: np.ndarray) -> np.ndarray:
-    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
-    return np.array(array.transpose(axes), order="C")
-
-
-def _check_shapes(variables: dict[str, Any], arch: str) -> None:
-    """wide_resnet50_2 and resnext50 have resnet50's keys: only the shapes tell them apart."""
-    size, _, channels, base = variables["params"]["conv1"]["kernel"].shape
-    options = {"small_images": size == 3, "channels": channels, "width": base / 64}
-    module = nnx.eval_shape(lambda: ResNet(arch, **options, rngs=nnx.Rngs(0)))
-    expected = {
-        "params": nnx.to_pure_dict(nnx.state(module, nnx.Param)),
-        "batch_stats": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)),
-    }
-    leaves = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(variables), strict=True)
-    for (path, wanted), given in leaves:
-        if wanted.shape != given.shape:
+    form, out = targets.FORMS[options.to], Path(options.out).expanduser()
+    if form.suffix and out.suffix != form.suffix:
+        out = out.with_name(out.name + form.suffix)
+    if out.exists():
+        raise UserError(f"{out} exists", "Give another --out, or delete it.")
+    source = _source(options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        form.write(source, out)
+        beside = out.with_suffix(".md") if form.suffix else out / "README.md"
+        card.write(beside, source, given=options.source, form=options.to, out=out, licence=options.licence)
+    except BaseException as error:
+        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            full = is_disk_full(error)
             raise UserError(
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} has the shape {given.shape}, where a {arch} "
-                f"with {base} channels in its stem has {wanted.shape}",
-                "Pass weights of a plain ResNet; wide_resnet and resnext models have its keys, but not its shapes.",
-            )
+                f"{out} cannot be written: {'the disk is full' if full else error.strerror or error}",
+                "Free some space." if full else "Give another --out.",
+            ) from error
+        raise
+    also = "" if source.projector is None or options.to != "checkpoint" else " and its projector"
+    print(f"{source.model['build']['arch']}{also} -> {out} ({options.to}); card: {beside}")
 
 
-def _below(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries behind a prefix, without it."""
-    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+def _source(options: argparse.Namespace):
+    from bt_jax import checkpoint
+    from bt_jax.conversion import files
+    from bt_jax.conversion.targets import Source
+
+    if files.is_foreign(options.source):
+        return Source(*files.read(options.source, arch=options.arch or ""), options.size or SIZE)
+    model = checkpoint.read_model(options.source)
+    _, variables = checkpoint.load_encoder(options.source)
+    size = options.size or _evaluated_size(checkpoint.step_folder(options.source)) or SIZE
+    return Source(model, variables, checkpoint.load_projector(options.source), size)
 
 
-def _some(keys) -> str:
-    keys = list(keys)
-    rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + rest
+def _evaluated_size(step_folder: Path) -> int:
+    """Pixels of the views that the run evaluates, 0 where there is no run."""
+    try:
+        config = json.loads((step_folder.parents[1] / "config.json").read_text())
+        return config["evals"]["size"] or config["views"]["size"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message[:1].upper() + message[1:], "See --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from bt_jax.conversion.targets import FORMS
+    from bt_jax.models import ARCHITECTURES
+
+    parser = _Parser(
+        prog="python -m bt_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a run folder, one of its checkpoints, or weights of another program")
+    add("--to", metavar="FORM", choices=FORMS, required=True, help=", ".join(FORMS))
+    add("--out", metavar="PATH", required=True, help="what to write; must not exist")
+    add("--arch", choices=ARCHITECTURES, help="of foreign weights (default: what their names fit)")
+    add("--size", metavar="PIXELS", type=int, help=f"side of the images (default: the run's, else {SIZE})")
+    add("--licence", default="", help="of the weights, for the model card, e.g. cc-by-nc-4.0")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

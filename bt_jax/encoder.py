@@ -1,5 +1,6 @@
 """The encoder that a task starts from, and what its run folder says about data and views."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,12 +9,21 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bt_jax import checkpoint, models, recipes
+from bt_jax import checkpoint, log, models, recipes
+from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.models import Net
+from bt_jax.state import Nets, TrainState
 
 DATA_KEYS = ("name", "dir", "folder", "npz", "train_split", "val_split", "on_device", "canvas")
 SIZE = 224  # pixels, where nothing says anything else: ImageNet's
+
+
+class Given(NamedTuple):
+    """Weights to begin pretraining with, {"params", "batch_stats"} of numpy arrays each."""
+
+    backbone: dict[str, Any]
+    projector: dict[str, Any] | None
 
 
 class Encoder(NamedTuple):
@@ -61,12 +71,60 @@ def complete(config: ConfigDict) -> ConfigDict:
                 f"No data set is named, and {config.encoder} is not in a run folder that would say",
                 "Set --config.data.name.",
             )
-        config.data.update({key: run["data"][key] for key in DATA_KEYS if key in run["data"]})
+        neutral = {"evaluate": config_lib.evaluate, "finetune": config_lib.finetune}[config.task]().data
+        open_keys = [key for key in DATA_KEYS if key in run["data"] and config.data[key] == neutral[key]]
+        config.data.update({key: run["data"][key] for key in open_keys})
     if not config.views.size:
         config.views.size = (run["evals"]["size"] or run["views"]["size"]) if run else SIZE
         if run and not config.evals.resize:
             config.evals.resize = run["evals"]["resize"]
     return config
+
+
+def read_given(path: str, nets: Nets) -> Given:
+    """The weights of `config.init_from`, of the shapes that the networks have.
+
+    A projector that is not there, or of another shape, is left out: it then begins anew, as a line says.
+
+    Raises:
+      UserError: they cannot be read, or are of another backbone.
+    """
+    net, backbone = checkpoint.load_encoder(path)
+    wanted = jax.eval_shape(nets.backbone.init, jax.random.key(0))
+    if _shapes(backbone) != _shapes(wanted):
+        described = [f"{each.arch}, {_stem(each)}" for each in (net, nets.backbone)]
+        raise UserError(
+            f"init_from={path} is a {described[0]}, not a {described[1]}",
+            "Set config.model.arch, width and small_images to its own, or take other weights.",
+        )
+    projector = checkpoint.load_projector(path)
+    fits = projector and _shapes(projector) == _shapes(jax.eval_shape(nets.projector.init, jax.random.key(0)))
+    log.say(f"beginning with the encoder{' and the projector' if fits else ''} of {path}")
+    if not fits:
+        log.say(f"its projector is {'of another shape' if projector else 'not there'}: a new one")
+    return Given(backbone, projector if fits else None)
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _stem(net: Net) -> str:
+    options = net.options
+    stem = "3x3" if options["small_images"] else "7x7"
+    return f"{stem} stem, width {options['width']:g}, {options['channels']} channels"
+
+
+def begin_with(given: Given, state: TrainState) -> TrainState:
+    """A new state with the given weights in place of the drawn ones; everything lies where it lay."""
+    trees = {"backbone": given.backbone} | ({"projector": given.projector} if given.projector else {})
+
+    def put(new, old):
+        return jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), new, old)
+
+    params = {name: put(tree["params"], state.params[name]) for name, tree in trees.items()}
+    stats = {name: put(tree["batch_stats"], state.batch_stats[name]) for name, tree in trees.items()}
+    return dataclasses.replace(state, params=state.params | params, batch_stats=state.batch_stats | stats)
 
 
 def _run_config(path: Path) -> dict | None:

@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     """
     this = _prepare(encoder_lib.complete(config), workdir, time.monotonic() if started is None else started)
     state = loop.train(this.loop, loop.resume_or(this.loop, this.fresh()))
-    if int(state.step) == this.loop.plan.total_steps and not (this.loop.folder / "summary.json").exists():
+    if int(state.step) == this.loop.plan.total_steps and not report.concluded(this.loop.folder, int(state.step)):
         _finish(this, state)
     this.loop.checkpoints.close()
     return this.loop.folder
@@ -135,7 +135,7 @@ def _label(trained: tuple[str, ...]) -> Callable:
 def _optimizer(config: ConfigDict, plan: build.Plan, trained: tuple[str, ...]):
     options = config.optim
     if options.schedule == "cosine":
-        shape = {"steps_per_epoch": plan.steps_per_epoch, "epochs": config.total_epochs}
+        shape = {"steps_per_epoch": plan.steps_per_epoch, "epochs": config.total_epochs + config.extend_epochs}
         rates = {name: optim.cosine_by_epoch(options[f"lr_{name}"], **shape) for name in ("head", "backbone")}
     else:
         drops = {plan.steps(epoch): options.drop_factor for epoch in options.drop_epochs}

@@ -53,7 +53,7 @@ class Loop(NamedTuple):
 
 
 def resume_or(this: Loop, fresh: TrainState) -> TrainState:
-    """The newest checkpoint's state, laid out as `fresh`, or `fresh` where there is none."""
+    """The newest checkpoint's state, laid out as `fresh`, or `fresh` itself where there is none."""
     newest = this.checkpoints.latest()
     if newest is None:
         return fresh

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, build, checkpoint, log, loop, report, run_folder, sharding, train_step
+from bt_jax import augment, build, checkpoint, encoder, log, loop, report, run_folder, sharding, train_step
 from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
@@ -20,7 +20,12 @@ PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
 
 
 class Run(NamedTuple):
-    """What is pretrained, and what judges it."""
+    """What is pretrained, and what judges it.
+
+    Attributes:
+      fresh: fresh() -> the state at step 0 with weights drawn by the seed.
+      given: the weights of `config.init_from`, for a run that has no checkpoint yet.
+    """
 
     loop: loop.Loop
     mesh: Mesh
@@ -33,6 +38,7 @@ class Run(NamedTuple):
     shown_split: str
     class_names: list[str]
     fresh: Callable[[], TrainState]
+    given: encoder.Given | None
 
 
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
@@ -50,9 +56,11 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
       UserError: anything the user can mend.
     """
     this = _prepare(config, workdir, time.monotonic() if started is None else started)
-    state = loop.train(this.loop, loop.resume_or(this.loop, this.fresh()))
-    folder = this.loop.folder
-    if int(state.step) == this.loop.plan.total_steps and not (folder / "summary.json").exists():
+    state, folder = this.fresh(), this.loop.folder
+    if this.given and this.loop.checkpoints.latest() is None:
+        state = encoder.begin_with(this.given, state)
+    state = loop.train(this.loop, loop.resume_or(this.loop, state))
+    if int(state.step) == this.loop.plan.total_steps and not report.concluded(folder, int(state.step)):
         _finish(this, state)
     this.loop.checkpoints.close()
     return folder
@@ -87,6 +95,8 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         key=train_step.stream(config.seed, train_step.MONITOR),
         every_steps=every_steps if config.evals.spectrum_images else 0,
     )
+    begun = checkpoint.begun(workdir)
+    given = encoder.read_given(config.init_from, nets) if config.init_from and not begun else None
     sample = feed.sample(PICTURE_IMAGES)
     # Only now, when the config is known to make sense: a folder holds one config for good.
     folder = run_folder.open_folder(workdir, config_lib.to_dict(config))
@@ -120,6 +130,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         splits[-1],
         list(source.class_names),
         lambda: create(init_key),
+        given,
     )
 
 

@@ -69,6 +69,14 @@ def conclude(folder: Path, summary: dict, pictures: dict) -> None:
     log.say(f"report      {write(folder)}")
 
 
+def concluded(folder: Path, step: int) -> bool:
+    """Whether the run was judged at that step: a run that was made longer is judged anew."""
+    try:
+        return json.loads((folder / "summary.json").read_text())["steps"] == step
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def page(runs: list[Run]) -> str:
     first = runs[0]
     body = {"evaluate": _evaluation, "finetune": _finetuning}.get(task(first), _pretraining)(runs)

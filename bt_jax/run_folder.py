@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from bt_jax import config as config_lib
+from bt_jax import log
 from bt_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-datasets")
@@ -39,10 +40,22 @@ def open_folder(path: str, config: dict) -> Path:
                 f"{folder} holds a run with another config ({'; '.join(different)})",
                 "Give another --workdir, or the config of that run to go on with it.",
             )
+        _say_longer(_read(file), config)
     if jax.process_index() == 0:
         _write(file, config)
         _write(folder / "environment.json", environment())
     return folder
+
+
+def _say_longer(old: dict, new: dict) -> None:
+    before, after = (config["total_epochs"] + config.get("extend_epochs", 0) for config in (old, new))
+    if after < before:
+        raise UserError(
+            f"The run was made {before:g} epochs long, and extend_epochs={new['extend_epochs']:g} asks for {after:g}",
+            f"Set --config.extend_epochs={before - new['total_epochs']:g}, or more.",
+        )
+    if after > before:
+        log.say(f"schedule made longer: {before:g} -> {after:g} epochs; the rates from here on are the longer one's")
 
 
 def own(folder: Path, name: str) -> Path:

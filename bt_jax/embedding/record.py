@@ -22,7 +22,7 @@ def view_sizes(options: argparse.Namespace) -> dict[str, int]:
 
     `resize` keeps its proportion to a `size` that is given alone; 0 means `size`.
     """
-    config = _run_config(checkpoint.step_folder(options.encoder))
+    config = _run_config(checkpoint.place(options.encoder))
     views, evals = config.get("views", {}), config.get("evals", {})
     size, resize = evals.get("size") or views.get("size"), evals.get("resize", 0)
     if not size:
@@ -66,7 +66,7 @@ def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str,
       UserError: other settings, which are named; other images of a split; files of something else.
     """
     file = out / "embed.json"
-    settings |= {"encoder": str(checkpoint.step_folder(encoder))}
+    settings |= {"encoder": str(checkpoint.place(encoder))}
     splits = {base: {"start": span.start, "stop": span.stop} for base, span in spans.items()}
     cure = "Give another --out, or the options of before to go on."
     with Explained(out):

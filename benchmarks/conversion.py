@@ -1,0 +1,198 @@
+"""Features of an encoder in every form that `bt_jax.convert` writes, in the programs that read them, stage by stage.
+
+    python -m benchmarks.conversion [--arch=resnet18,resnet50] [--encoder=RUN] [--out=FILE.md]
+
+A photograph (scikit-learn's `china.jpg`, 224 x 224 from its middle) goes through the encoder in JAX and through the
+real torchvision, timm and transformers models in PyTorch, both in float32 on the CPU. Told is the largest difference,
+in units of the stage's own largest value. Then the way back: what each program saves is read again and must be the same
+bytes. Weights are drawn, running statistics too; or a trained encoder is taken. What is not installed is left out.
+"""
+
+import argparse
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from sklearn.datasets import load_sample_image
+
+from bt_jax import checkpoint, convert, models
+from bt_jax.conversion import files, names, targets
+
+SIZE = 224
+STAGES = ("maxpool", "layer1", "layer2", "layer3", "layer4", "features")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def drawn(arch: str) -> targets.Source:
+    """An encoder of random weights and running statistics."""
+    net = models.build(arch)
+    generator = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            return (generator.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))).astype(np.float32)
+        low, high = {"scale": (0.5, 1), "var": (0.5, 1.5)}.get(name, (-0.1, 0.1))
+        return generator.uniform(low, high, leaf.shape).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(net.init, jax.random.key(0)))
+    build = {"arch": arch, "small_images": False, "width": 1, "channels": 3, "stem_padding": 1}
+    return targets.Source({"build": build, "mean": MEAN, "std": STD}, variables, None, SIZE)
+
+
+def photograph() -> np.ndarray:
+    """uint8 (1, 224, 224, 3)"""
+    image = load_sample_image("china.jpg")
+    top, left = ((side - SIZE) // 2 for side in image.shape[:2])
+    return image[None, top : top + SIZE, left : left + SIZE]
+
+
+def normalised(source: targets.Source) -> np.ndarray:
+    return ((photograph() / 255 - np.array(source.model["mean"])) / np.array(source.model["std"])).astype(np.float32)
+
+
+def hooked(model, layers: dict[str, object], images) -> dict[str, np.ndarray]:
+    """What the named modules of a PyTorch model put out, as NHWC."""
+    import torch
+
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name):
+        def hook(module, inputs, output):
+            output = getattr(output, "last_hidden_state", output)
+            found[name] = output.detach().numpy().transpose(0, 2, 3, 1)
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
+    with torch.no_grad():
+        model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    for handle in handles:
+        handle.remove()
+    found["features"] = found["layer4"].mean((1, 2))
+    return found
+
+
+def torchvision_road(source: targets.Source, folder: Path, images: np.ndarray):
+    import torch
+    import torchvision
+
+    targets.torch(source, folder / "encoder.pth")
+    model = getattr(torchvision.models, source.model["build"]["arch"])()
+    model.fc = torch.nn.Identity()
+    model.load_state_dict(torch.load(folder / "encoder.pth", weights_only=True))
+    torch.save(model.state_dict(), folder / "back.pth")
+    layers = {name: getattr(model, name) for name in STAGES[:-1]}
+    return hooked(model, layers, images), folder / "back.pth"
+
+
+def timm_road(source: targets.Source, folder: Path, images: np.ndarray):
+    import timm
+    from safetensors.torch import save_file
+
+    targets.timm(source, folder / "timm")
+    model = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True)
+    save_file(model.state_dict(), folder / "back_timm.safetensors")
+    return hooked(model, {name: getattr(model, name) for name in STAGES[:-1]}, images), folder / "back_timm.safetensors"
+
+
+def hugging_face_road(source: targets.Source, folder: Path, images: np.ndarray):
+    import transformers
+
+    targets.hugging_face(source, folder / "hf")
+    model = transformers.ResNetModel.from_pretrained(folder / "hf")
+    model.save_pretrained(folder / "back_hf")
+    layers = {"maxpool": model.embedder} | {f"layer{i + 1}": stage for i, stage in enumerate(model.encoder.stages)}
+    return hooked(model, layers, images), folder / "back_hf"
+
+
+def stablehlo_road(source: targets.Source, folder: Path, images: np.ndarray):
+    del images
+    targets.stablehlo(source, folder / "encoder.stablehlo")
+    program = jax.export.deserialize(bytearray((folder / "encoder.stablehlo").read_bytes()))
+    return {"features": np.asarray(program.call(photograph()))}, None
+
+
+def detectron2_road(source: targets.Source, folder: Path, images: np.ndarray):
+    """detectron2 is not run: its arrays go back under torchvision's keys, and through our own reader."""
+    targets.detectron2(source, folder / "encoder.pkl")
+    arrays = pickle.loads((folder / "encoder.pkl").read_bytes())["model"]
+    variables = convert.from_torch(names.as_torchvision(arrays), arch=source.model["build"]["arch"])
+    return stages(source._replace(variables=variables), images), None
+
+
+def checkpoint_road(source: targets.Source, folder: Path, images: np.ndarray):
+    targets.checkpoint_folder(source, folder / "ours")
+    _, variables = checkpoint.load_encoder(folder / "ours")
+    targets.safetensors(source._replace(variables=variables), folder / "ours.safetensors")
+    return stages(source._replace(variables=variables), images), folder / "ours.safetensors"
+
+
+ROADS: dict[str, Callable] = {
+    "checkpoint, safetensors": checkpoint_road,
+    "torchvision": torchvision_road,
+    "timm": timm_road,
+    "transformers": hugging_face_road,
+    "detectron2's keys": detectron2_road,
+    "StableHLO": stablehlo_road,
+}
+
+
+def stages(source: targets.Source, images: np.ndarray) -> dict[str, np.ndarray]:
+    run = jax.jit(lambda variables, x: source.net.stages(variables, x, train=False))
+    return {name: np.asarray(value) for name, value in run(source.variables, images).items()}
+
+
+def largest(array: np.ndarray) -> float:
+    return float(np.abs(array).max())
+
+
+def same_bytes(path: Path, source: targets.Source) -> bool:
+    found, wanted = jax.tree.leaves(files.read(path).variables), jax.tree.leaves(source.variables)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(found, wanted, strict=True))
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="resnet18,resnet50")
+    parser.add_argument("--encoder", help="a trained one instead, as convert takes it; its 7x7 stem is needed")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    sources = {arch: drawn(arch) for arch in options.arch.split(",")}
+    if options.encoder:
+        _, variables = checkpoint.load_encoder(options.encoder)
+        model = checkpoint.read_model(options.encoder)
+        sources = {Path(options.encoder).name: targets.Source(model, variables, None, SIZE)}
+    lines = [f"| encoder | form | {' | '.join(STAGES)} | back again |", f"|{'---|' * (len(STAGES) + 3)}"]
+    wrong = 0
+    for name, source in sources.items():
+        images = normalised(source)
+        wanted = stages(source, images)
+        for form, road in ROADS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    found, back = road(source, Path(folder), images)
+                except ImportError as error:
+                    lines.append(f"| {name} | {form} | not installed: {error.name} |")
+                    continue
+                except convert.UserError as error:
+                    lines.append(f"| {name} | {form} | {error.cause} |")
+                    continue
+                returned = "" if back is None else "same bytes" if same_bytes(back, source) else "OTHER BYTES"
+            errors = {stage: largest(found[stage] - wanted[stage]) / largest(wanted[stage]) for stage in found}
+            wrong += max(errors.values()) > 1e-4 or "OTHER" in returned
+            told = " | ".join(f"{errors[stage]:.0e}" if stage in errors else "" for stage in STAGES)
+            lines.append(f"| {name} | {form} | {told} | {returned} |")
+            print(lines[-1], flush=True)
+    print("\n".join(lines))
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

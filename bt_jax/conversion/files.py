@@ -1,0 +1,138 @@
+"""Weights of other programs, read from their files without running anything that is in them.
+
+`.safetensors` holds arrays alone. `.pth` files are pickles: PyTorch reads them with `weights_only`, which refuses
+whatever is not an array or a plain container. Bare pickles (`.pkl`) are not read at all.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bt_jax import recipes
+from bt_jax.conversion import state_dicts
+from bt_jax.conversion.names import as_torchvision
+from bt_jax.errors import UserError
+
+METADATA = "bt_jax"  # of a safetensors file of ours: the JSON that a checkpoint's `model` holds
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".tar", ".bin")
+WRAPPERS = ("model", "state_dict")  # what training programs keep the weights under, beside optimizer and epoch
+NEAREST = "resnet50"  # what weights of no known architecture are compared with in the error
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face and timm
+
+
+class Weights(NamedTuple):
+    """What a file holds, in our terms.
+
+    Attributes:
+      model: {"build": arguments of `models.build`, "mean", "std"} as `checkpoint.read_model` gives it.
+      variables: {"params", "batch_stats"} of the backbone, numpy arrays.
+      projector: the same of the projector, or None.
+    """
+
+    model: dict[str, Any]
+    variables: dict[str, Any]
+    projector: dict[str, Any] | None
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether the path is a file of weights, or a folder with one, and not a checkpoint of ours."""
+    path = Path(path).expanduser()
+    return path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
+
+
+def read(path: str | Path, *, arch: str = "") -> Weights:
+    """Reads torchvision's, timm's, Hugging Face's, the reference's, VICReg's or our own exported weights.
+
+    Args:
+      path: a .safetensors or .pth file, or a folder with model.safetensors.
+      arch: "resnet50", ...; by default whichever the names of the arrays fit.
+
+    Raises:
+      UserError: the file is damaged, wants to execute code, or does not hold a ResNet of torchvision's shapes.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = next(path / name for name in IN_FOLDERS if (path / name).is_file())
+    arrays, model = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
+    named = as_torchvision(_unwrapped(arrays))
+    try:
+        arch = arch or (model["build"]["arch"] if model else state_dicts.fitting(named) or NEAREST)
+        variables = state_dicts.from_torch(named, arch=arch)
+    except UserError as error:
+        raise UserError(f"{path}: {error.cause}", error.cure) from None
+    build = state_dicts.build_options(variables, arch)
+    model = model or {"build": build, "mean": list(recipes.IMAGENET_MEAN), "std": list(recipes.IMAGENET_STD)}
+    return Weights(model, variables, _projector(named))
+
+
+def _projector(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
+    """None also where it is not of the reference's form: VICReg's has biases in its hidden layers alone."""
+    try:
+        return state_dicts.projector_from_torch(state_dict)
+    except UserError:
+        return None
+
+
+def _unwrapped(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in WRAPPERS:
+        if isinstance(arrays.get(name), Mapping):
+            return arrays[name]
+    return arrays
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}
+        return arrays, json.loads(metadata[METADATA]) if METADATA in metadata else None
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {_line(error)}", "Fetch or write it again.") from None
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    if path.suffix not in TORCH_SUFFIXES:
+        raise UserError(
+            f"{path} is not a file of weights that can be read safely",
+            f"Name a .safetensors file, or one of {', '.join(TORCH_SUFFIXES)}.",
+        )
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"Reading {path} takes PyTorch, which is not installed", "pip install torch, or name a .safetensors file."
+        ) from None
+    import pickle
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than weights, which would be executed: {_line(error)}",
+            "Where you trust it, load it in PyTorch yourself and save its state_dict alone.",
+        ) from None
+    except Exception as error:  # a cut or foreign file fails anywhere in torch's readers
+        raise UserError(f"{path} cannot be read: {_line(error)}", "Fetch or write it again.") from None
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path} holds a {type(found).__name__}, not a state dict", "Save model.state_dict().")
+    return _numpy(found, torch)
+
+
+def _numpy(tree: Mapping[str, Any], torch) -> dict[str, Any]:
+    """Tensors as arrays, in mappings; what else an optimizer left there is dropped."""
+    arrays: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            arrays[key] = _numpy(value, torch)
+        elif isinstance(value, torch.Tensor):
+            arrays[key] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return arrays
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -1,0 +1,66 @@
+"""What other libraries call torchvision's arrays: one function a direction and library, from key to key.
+
+Sources: detectron2's tools/convert-torchvision-to-d2.py, transformers' models/resnet/modeling_resnet.py. timm has
+torchvision's own names.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+Array = TypeVar("Array")
+
+HUGGING_FACE_HEADS = ("resnet.", "")  # ResNetForImageClassification keeps the model behind a prefix, ResNetModel not
+
+
+def to_detectron2(key: str) -> str:
+    """layer1.0.downsample.1.weight -> res2.0.shortcut.norm.weight; bn1.weight -> stem.conv1.norm.weight"""
+    if not key.startswith("layer"):
+        key = f"stem.{key}"
+    key = re.sub(r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}", key)
+    key = re.sub(r"\bbn(\d)\b", r"conv\1.norm", key)
+    return key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+def from_detectron2(key: str) -> str:
+    key = key.removeprefix("stem.")
+    key = re.sub(r"^res(\d)", lambda found: f"layer{int(found[1]) - 1}", key)
+    key = re.sub(r"\bconv(\d)\.norm\b", r"bn\1", key)
+    return key.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
+
+
+def to_hugging_face(key: str) -> str:
+    """layer2.0.conv1.weight -> encoder.stages.1.layers.0.layer.0.convolution.weight"""
+    if not key.startswith("layer"):
+        module, _, name = key.partition(".")
+        return f"embedder.embedder.{'convolution' if module == 'conv1' else 'normalization'}.{name}"
+    stage, block, rest = re.fullmatch(r"layer(\d)\.(\d+)\.(.*)", key).groups()
+    rest = re.sub(r"^conv(\d)", lambda found: f"layer.{int(found[1]) - 1}.convolution", rest)
+    rest = re.sub(r"^bn(\d)", lambda found: f"layer.{int(found[1]) - 1}.normalization", rest)
+    rest = rest.replace("downsample.0", "shortcut.convolution").replace("downsample.1", "shortcut.normalization")
+    return f"encoder.stages.{int(stage) - 1}.layers.{block}.{rest}"
+
+
+def from_hugging_face(key: str) -> str:
+    if key.startswith("embedder.embedder."):
+        _, _, module, name = key.split(".")
+        return f"{'conv1' if module == 'convolution' else 'bn1'}.{name}"
+    found = re.fullmatch(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.*)", key)
+    if not found:
+        return key
+    stage, block, rest = found.groups()
+    rest = re.sub(r"^layer\.(\d)\.convolution", lambda at: f"conv{int(at[1]) + 1}", rest)
+    rest = re.sub(r"^layer\.(\d)\.normalization", lambda at: f"bn{int(at[1]) + 1}", rest)
+    rest = rest.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
+    return f"layer{int(stage) + 1}.{block}.{rest}"
+
+
+def as_torchvision(state_dict: Mapping[str, Array]) -> dict[str, Array]:
+    """The same arrays under torchvision's keys, where they come under Hugging Face's or detectron2's."""
+    for prefix in HUGGING_FACE_HEADS:
+        if f"{prefix}embedder.embedder.convolution.weight" in state_dict:
+            own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+            return {from_hugging_face(key): value for key, value in own.items() if not key.startswith("classifier.")}
+    if "stem.conv1.weight" in state_dict:
+        return {from_detectron2(key): value for key, value in state_dict.items()}
+    return dict(state_dict)

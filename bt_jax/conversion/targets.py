@@ -1,0 +1,207 @@
+"""An encoder written in another program's form: one function a form, each (Source, path) -> None.
+
+FORMS has them by name, with what is needed to say of each: the suffix that its file has (none: a folder), and a few
+lines that load it, for the model card.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bt_jax import checkpoint, models
+from bt_jax.conversion import names, state_dicts
+from bt_jax.conversion.files import METADATA
+from bt_jax.errors import UserError
+from bt_jax.models import Net
+from bt_jax.models.resnet import architecture
+
+
+class Source(NamedTuple):
+    """An encoder in our terms: see `files.Weights`; `size` is the side of its images in pixels."""
+
+    model: dict[str, Any]
+    variables: dict[str, Any]
+    projector: dict[str, Any] | None
+    size: int
+
+    @property
+    def net(self) -> Net:
+        return models.build(**self.model["build"])
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Under torchvision's keys."""
+        return state_dicts.to_torch(self.variables, arch=self.model["build"]["arch"])
+
+
+class Form(NamedTuple):
+    write: Callable[[Source, Path], None]
+    suffix: str
+    usage: str
+
+
+def checkpoint_folder(source: Source, path: Path) -> None:
+    """A checkpoint as a run writes it, without what only training needs."""
+    checkpoint.write_encoder(path, model=source.model, variables=source.variables, projector=source.projector)
+
+
+def safetensors(source: Source, path: Path) -> None:
+    """torchvision's state dict; the metadata says how `load_encoder` builds the network."""
+    _save(source.state_dict(), path, {METADATA: json.dumps(source.model)})
+
+
+def torch(source: Source, path: Path) -> None:
+    """torchvision's state dict as PyTorch saves it."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            "Writing a .pth takes PyTorch, which is not installed", "pip install torch, or take --to=safetensors."
+        ) from None
+    torch.save({key: torch.from_numpy(np.array(value)) for key, value in source.state_dict().items()}, path)
+
+
+def timm(source: Source, path: Path) -> None:
+    """A folder for timm.create_model("local-dir:PATH")."""
+    build = source.model["build"]
+    _plain(build, "timm")
+    path.mkdir()
+    cfg = {
+        "input_size": [build["channels"], source.size, source.size],
+        "mean": list(source.model["mean"]),
+        "std": list(source.model["std"]),
+        "num_classes": 0,
+        "first_conv": "conv1",
+        "classifier": "fc",
+    }
+    args = {"in_chans": build["channels"]} if build["channels"] != 3 else {}
+    config = {"architecture": build["arch"], "num_classes": 0, "model_args": args, "pretrained_cfg": cfg}
+    _write_json(path / "config.json", config)
+    _save(source.state_dict(), path / "model.safetensors")
+
+
+def hugging_face(source: Source, path: Path) -> None:
+    """A folder for transformers.ResNetModel.from_pretrained(PATH)."""
+    build = source.model["build"]
+    if build["small_images"]:
+        raise UserError(
+            "Hugging Face's ResNet has no 3x3 stem without max-pool, which this encoder has", "Take --to=safetensors."
+        )
+    block, depths = architecture(build["arch"])
+    base = round(64 * build["width"])
+    path.mkdir()
+    config = {
+        "architectures": ["ResNetModel"],
+        "model_type": "resnet",
+        "num_channels": build["channels"],
+        "embedding_size": base,
+        "hidden_sizes": [base * block.expansion * 2**stage for stage in range(4)],
+        "depths": list(depths),
+        "layer_type": "bottleneck" if block.expansion > 1 else "basic",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,  # the stride is on the 3x3 convolution
+        "dtype": "float32",
+    }
+    _write_json(path / "config.json", config)
+    preprocessor = {
+        "image_processor_type": "ConvNextImageProcessor",
+        "crop_pct": 0.875,
+        "do_resize": True,
+        "do_normalize": True,
+        "image_mean": list(source.model["mean"]),
+        "image_std": list(source.model["std"]),
+        "size": {"shortest_edge": source.size},
+    }
+    _write_json(path / "preprocessor_config.json", preprocessor)
+    _save({names.to_hugging_face(key): value for key, value in source.state_dict().items()}, path / "model.safetensors")
+
+
+def detectron2(source: Source, path: Path) -> None:
+    """The pickle that MODEL.WEIGHTS takes: a dict of numpy arrays, as tools/convert-torchvision-to-d2.py leaves it."""
+    import pickle
+
+    _plain(source.model["build"], "detectron2")
+    kept = {key: value for key, value in source.state_dict().items() if not key.endswith(state_dicts.BATCHES)}
+    arrays = {names.to_detectron2(key): value for key, value in kept.items()}
+    with path.open("wb") as file:
+        pickle.dump({"model": arrays, "__author__": "bt_jax", "matching_heuristics": True}, file)
+
+
+def stablehlo(source: Source, path: Path) -> None:
+    """The program itself, weights and normalisation included: uint8 (n, size, size, c) -> float32 (n, d), any n."""
+    net, mean, std = source.net, np.float32(source.model["mean"]), np.float32(source.model["std"])
+    variables = jax.tree.map(jnp.asarray, source.variables)
+
+    def features(images):
+        return net.apply(variables, (images.astype(jnp.float32) / 255 - mean) / std, train=False)
+
+    (n,) = jax.export.symbolic_shape("n")
+    shape = (n, source.size, source.size, source.model["build"]["channels"])
+    program = jax.export.export(jax.jit(features), platforms=("cpu", "cuda", "tpu"))
+    path.write_bytes(program(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
+
+
+def _plain(build: dict[str, Any], what: str) -> None:
+    """Refuses what the other library's own builders cannot make."""
+    if build["small_images"] or build["width"] != 1:
+        raise UserError(
+            f"{what} has no {build['arch']} with a 3x3 stem or another width, which this encoder has",
+            "Take --to=safetensors and build the network yourself.",
+        )
+
+
+def _save(arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(
+        {key: np.array(value, order="C") for key, value in arrays.items()}, path, {"format": "pt"} | (metadata or {})
+    )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+FORMS = {
+    "checkpoint": Form(
+        checkpoint_folder,
+        "",
+        'net, variables = bt_jax.load_encoder("{path}")  # images normalised by mean and std\n'
+        "features = net.apply(variables, images, train=False)",
+    ),
+    "safetensors": Form(
+        safetensors,
+        ".safetensors",
+        "model = torchvision.models.{arch}(num_classes=0)  # fc is left out\n"
+        'model.load_state_dict(safetensors.torch.load_file("{path}"), strict=False)',
+    ),
+    "torch": Form(
+        torch,
+        ".pth",
+        "model = torchvision.models.{arch}()\nmodel.fc = torch.nn.Identity()\n"
+        'model.load_state_dict(torch.load("{path}", weights_only=True))',
+    ),
+    "timm": Form(timm, "", 'model = timm.create_model("local-dir:{path}", pretrained=True)'),
+    "huggingface": Form(
+        hugging_face,
+        "",
+        'model = transformers.ResNetModel.from_pretrained("{path}")\nfeatures = model(images).pooler_output.flatten(1)',
+    ),
+    "detectron2": Form(
+        detectron2,
+        ".pkl",
+        "MODEL:\n  WEIGHTS: {path}\n  PIXEL_MEAN: {pixel_mean}\n  PIXEL_STD: {pixel_std}\n"
+        "  RESNETS: {{DEPTH: {depth}, STRIDE_IN_1X1: False}}\nINPUT: {{FORMAT: RGB}}",
+    ),
+    "stablehlo": Form(
+        stablehlo,
+        ".stablehlo",
+        'encoder = jax.export.deserialize(bytearray(open("{path}", "rb").read()))\n'
+        "features = encoder.call(images)  # uint8 (n, {size}, {size}, {channels})",
+    ),
+}
