@@ -1,10 +1,19 @@
 """State dicts go in and come out as they were, and a wrong one is refused with its keys named."""
 
+import errno
+import json
+import pathlib
+import pickle
+
 import jax
+import jax.export
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from bt_jax import convert, models
+import bt_jax
+from bt_jax import checkpoint, convert, models, recipes
+from bt_jax.conversion import card, files, names
 from bt_jax.errors import UserError
 
 NARROW = 1 / 16
@@ -135,3 +144,241 @@ def test_wrong_projectors_are_refused():
     del sequential["projector.1.running_var"]
     with pytest.raises(UserError, match="a projector of 2 layers: it lacks 1.running_var"):
         convert.projector_from_torch(sequential)
+
+
+# ------------------------------------------------------------------------------------------------ other programs' names
+
+
+@pytest.mark.parametrize(
+    "there, back",
+    [(names.to_detectron2, names.from_detectron2), (names.to_hugging_face, names.from_hugging_face)],
+)
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_names_go_there_and_back(arch, there, back):
+    keys = list(state_dict(arch, width=NARROW))
+    renamed = [there(key) for key in keys]
+    assert [back(key) for key in renamed] == keys and len(set(renamed)) == len(keys)
+    arrays = {key: index for index, key in enumerate(renamed)}
+    assert names.as_torchvision(arrays) == {key: index for index, key in enumerate(keys)}
+
+
+def test_names_of_a_hugging_face_classifier():
+    keys = list(state_dict("resnet18", width=NARROW))
+    arrays = {f"resnet.{names.to_hugging_face(key)}": key for key in keys} | {"classifier.1.weight": "dropped"}
+    assert names.as_torchvision(arrays) == {key: key for key in keys}
+
+
+@pytest.mark.parametrize(
+    "key, detectron2, hugging_face",
+    [  # as transformers' ResNetModel.state_dict() and detectron2's build_resnet_backbone have them
+        ("conv1.weight", "stem.conv1.weight", "embedder.embedder.convolution.weight"),
+        ("bn1.running_var", "stem.conv1.norm.running_var", "embedder.embedder.normalization.running_var"),
+        ("layer1.0.conv2.weight", "res2.0.conv2.weight", "encoder.stages.0.layers.0.layer.1.convolution.weight"),
+        ("layer3.5.bn3.bias", "res4.5.conv3.norm.bias", "encoder.stages.2.layers.5.layer.2.normalization.bias"),
+        (
+            "layer2.0.downsample.0.weight",
+            "res3.0.shortcut.weight",
+            "encoder.stages.1.layers.0.shortcut.convolution.weight",
+        ),
+        (
+            "layer4.0.downsample.1.running_mean",
+            "res5.0.shortcut.norm.running_mean",
+            "encoder.stages.3.layers.0.shortcut.normalization.running_mean",
+        ),
+    ],
+)
+def test_names_by_hand(key, detectron2, hugging_face):
+    assert names.to_detectron2(key) == detectron2 and names.to_hugging_face(key) == hugging_face
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+PROJECTOR = (8, 8, 6)
+MODEL = {
+    "build": {"arch": "resnet18", "small_images": False, "width": NARROW, "channels": 3, "stem_padding": 1},
+    "mean": [0.4, 0.5, 0.6],
+    "std": [0.2, 0.25, 0.3],
+}
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return convert.from_torch(state_dict("resnet18", width=NARROW), arch="resnet18")
+
+
+@pytest.fixture(scope="module")
+def projector():
+    return jax.device_get(models.build_projector(32, PROJECTOR).init(jax.random.key(0)))
+
+
+@pytest.fixture
+def encoder(tmp_path, variables, projector):
+    """A checkpoint of a narrow ResNet-18 with its projector, in no run folder."""
+    checkpoint.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables, projector=projector)
+    return tmp_path / "encoder"
+
+
+def converted(source, form, out, *options):
+    assert convert.main([str(source), f"--to={form}", f"--out={out}", *options]) == 0
+    return out
+
+
+def refused(capsys, said, *arguments):
+    assert convert.main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("convert: ") and error.count("\n") == 1 and said in error, error
+
+
+def identical(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_checkpoint_goes_through_every_readable_form_and_comes_back(encoder, variables, projector, tmp_path):
+    path = encoder
+    forms = {"a.safetensors": "safetensors", "b": "checkpoint", "c": "huggingface", "d": "checkpoint"}
+    for name, form in forms.items():
+        path = converted(path, form, tmp_path / name)
+        net, found = bt_jax.load_encoder(path)
+        identical(found, variables)
+        assert (net.arch, net.options["width"], net.options["small_images"]) == ("resnet18", NARROW, False)
+    assert checkpoint.read_model(tmp_path / "b") == MODEL  # carried along in the file's metadata
+    assert checkpoint.read_model(tmp_path / "d") == MODEL  # the build from the shapes, mean and std from their JSON
+    identical(checkpoint.load_projector(encoder), projector)
+    assert checkpoint.load_projector(tmp_path / "b") is None  # torchvision's form has no place for it
+
+
+def test_the_folder_of_hugging_face(encoder, tmp_path):
+    out = converted(encoder, "huggingface", tmp_path / "hf", "--size=64")
+    config = json.loads((out / "config.json").read_text())
+    assert config["hidden_sizes"] == [4, 8, 16, 32] and config["depths"] == [2, 2, 2, 2]
+    assert config["embedding_size"] == 4 and config["layer_type"] == "basic" and not config["downsample_in_bottleneck"]
+    preprocessor = json.loads((out / "preprocessor_config.json").read_text())
+    assert preprocessor["image_mean"] == MODEL["mean"] and preprocessor["size"] == {"shortest_edge": 64}
+
+
+def test_full_width_for_timm_and_detectron2(tmp_path):
+    given = {key: np.asarray(value) for key, value in state_dict("resnet18").items()}
+    save_file(given, tmp_path / "resnet18.safetensors")
+    folder = converted(tmp_path / "resnet18.safetensors", "timm", tmp_path / "timm")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "resnet18" and config["pretrained_cfg"]["mean"] == list(recipes.IMAGENET_MEAN)
+    assert load_file(folder / "model.safetensors")["layer1.0.bn1.num_batches_tracked"].shape == ()
+    written = converted(tmp_path / "resnet18.safetensors", "detectron2", tmp_path / "r18.pkl")
+    found = pickle.loads(written.read_bytes())  # ours, of a moment ago
+    assert found["matching_heuristics"] and len(found["model"]) == sum(1 for value in given.values() if value.ndim)
+    np.testing.assert_array_equal(found["model"]["res2.1.conv2.norm.bias"], given["layer1.1.bn2.bias"])
+
+
+def test_stablehlo_takes_any_number_of_uint8_images(encoder, variables, tmp_path):
+    out = converted(encoder, "stablehlo", tmp_path / "encoder.stablehlo", "--size=16")
+    program = jax.export.deserialize(bytearray(out.read_bytes()))
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    normal = ((images / 255 - np.array(MODEL["mean"])) / np.array(MODEL["std"])).astype(np.float32)
+    expected = models.build(**MODEL["build"]).apply(variables, normal, train=False)
+    # The normalisation is in float32 inside: relative to the largest feature.
+    for n in (1, 3):
+        np.testing.assert_allclose(program.call(images[:n]), expected[:n], atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_references_whole_model_and_another_projector(variables, projector, tmp_path):
+    backbone, sequential = convert.to_torch(variables, arch="resnet18"), convert.projector_to_torch(projector)
+    whole = {f"module.backbone.{key}": np.asarray(value) for key, value in backbone.items()}
+    whole |= {f"module.{key}": np.asarray(value) for key, value in sequential.items()}
+    save_file(whole, tmp_path / "whole.safetensors")
+    found = files.read(tmp_path / "whole.safetensors")
+    identical(found.variables, variables)
+    identical(found.projector, projector)
+    assert found.model["mean"] == list(recipes.IMAGENET_MEAN)
+    vicreg = whole | {"module.projector.0.bias": np.zeros(8, np.float32)}  # biases in hidden layers alone
+    save_file(vicreg, tmp_path / "vicreg.safetensors")
+    assert files.read(tmp_path / "vicreg.safetensors").projector is None
+
+
+def test_a_pickle_that_wants_to_execute_is_refused(tmp_path, capsys):
+    class Planted:
+        def __reduce__(self):
+            return (pathlib.Path.touch, (tmp_path / "executed",))
+
+    for name in ("planted.pth", "planted.pkl"):
+        (tmp_path / name).write_bytes(pickle.dumps({"model": Planted()}))
+        refused(capsys, name, tmp_path / name, "--to=checkpoint", f"--out={tmp_path / 'out'}")
+        with pytest.raises(UserError):
+            bt_jax.load_encoder(tmp_path / name)
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "out").exists()
+    pickle.loads((tmp_path / "planted.pkl").read_bytes())
+    assert (tmp_path / "executed").exists()  # it would have
+
+
+def test_pth_files(variables, projector, encoder, tmp_path, capsys):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: .pth files cannot be read or written")
+    out = converted(encoder, "torch", tmp_path / "encoder.pth")
+    identical(bt_jax.load_encoder(out)[1], variables)
+    whole = {f"module.backbone.{key}": value for key, value in torch.load(out, weights_only=True).items()}
+    sequential = convert.projector_to_torch(projector).items()
+    whole |= {f"module.{key}": torch.from_numpy(np.array(value)) for key, value in sequential}
+    optimizer = {"state": {0: {"mu": torch.zeros(3)}}, "param_groups": [{"lr": 0.2, "params": [0]}]}
+    torch.save({"epoch": 7, "model": whole, "optimizer": optimizer}, tmp_path / "checkpoint.pth")
+    found = files.read(tmp_path / "checkpoint.pth")
+    identical(found.variables, variables)
+    identical(found.projector, projector)
+    half = {key: value.bfloat16() for key, value in whole.items()}
+    torch.save({"state_dict": half}, tmp_path / "half.ckpt")
+    assert {leaf.dtype for leaf in jax.tree.leaves(files.read(tmp_path / "half.ckpt").variables)} == {
+        np.dtype(np.float32)
+    }
+    content = out.read_bytes()
+    (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
+    refused(capsys, "cannot be read", tmp_path / "cut.pth", "--to=checkpoint", f"--out={tmp_path / 'x'}")
+    torch.save([1, 2], tmp_path / "list.pth")
+    refused(capsys, "not a state dict", tmp_path / "list.pth", "--to=checkpoint", f"--out={tmp_path / 'x'}")
+
+
+def test_mistakes(encoder, tmp_path, capsys, variables):
+    safe = converted(encoder, "safetensors", tmp_path / "a.safetensors")
+    content = safe.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    out = f"--out={tmp_path / 'out'}"
+    refused(capsys, "not a whole safetensors file", tmp_path / "cut.safetensors", "--to=checkpoint", out)
+    refused(capsys, "exists", encoder, "--to=safetensors", f"--out={safe}")
+    refused(capsys, "No checkpoint of bt_jax", tmp_path / "nowhere", "--to=checkpoint", out)
+    refused(capsys, "invalid choice", encoder, "--to=onnx", out)
+    refused(capsys, "timm has no resnet18 with", encoder, "--to=timm", out)
+    refused(capsys, "detectron2 has no resnet18 with", encoder, "--to=detectron2", out)
+    refused(capsys, "not that of a resnet50", safe, "--to=checkpoint", out, "--arch=resnet50")
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    refused(capsys, "lacks conv1.weight", tmp_path / "other.safetensors", "--to=checkpoint", out)
+    small = MODEL | {"build": MODEL["build"] | {"small_images": True}}
+    net = models.build(**small["build"])
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), init_shapes(net))
+    checkpoint.write_encoder(tmp_path / "small", model=small, variables=zeros)
+    refused(capsys, "no 3x3 stem", tmp_path / "small", "--to=huggingface", out)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
+
+
+def test_a_full_disk_leaves_nothing_behind(encoder, tmp_path, capsys, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(card, "write", fail)
+    for form in ("safetensors", "checkpoint"):
+        refused(capsys, "the disk is full", encoder, f"--to={form}", f"--out={tmp_path / 'out'}")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
+    run = tmp_path / "run"
+    checkpoint.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables)
+    (run / "checkpoints").mkdir(parents=True)
+    (tmp_path / "encoder").rename(run / "checkpoints" / "8")
+    config = {"total_epochs": 4.0, "extend_epochs": 2.0, "batch_size": 96, "data": {"name": "cifar10"}, "seed": 3}
+    config |= {"views": {"name": "cifar", "size": 24}, "evals": {"size": 0}}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "summary.json").write_text(json.dumps({"steps": 8, "knn_top1": {"trained": 0.543}}))
+    out = converted(run, "safetensors", tmp_path / "mine.safetensors", "--licence=cc-by-4.0")
+    said = (tmp_path / "mine.md").read_text()
+    assert said.startswith("---\nlicense: cc-by-4.0\n") and "load_file" in said and out.name in said
+    for row in ("| data | cifar10 |", "| epochs | 6.0 |", "| steps | 8 |", "| batch | 96 |", "| seed | 3 |", "54.3 %"):
+        assert row in said, row
+    assert "24 x 24 pixels" in said and "0.4, 0.5, 0.6" in said
+    folder = converted(out, "checkpoint", tmp_path / "again")
+    assert "not in a run folder" in (folder / "README.md").read_text()

@@ -53,7 +53,7 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
     Raises:
       UserError: the file is damaged, wants to execute code, or does not hold a ResNet of torchvision's shapes.
     """
-    path = Path(path).expanduser()
+    path = folder = Path(path).expanduser()
     if path.is_dir():
         path = next(path / name for name in IN_FOLDERS if (path / name).is_file())
     arrays, model = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
@@ -64,8 +64,21 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
     except UserError as error:
         raise UserError(f"{path}: {error.cause}", error.cure) from None
     build = state_dicts.build_options(variables, arch)
-    model = model or {"build": build, "mean": list(recipes.IMAGENET_MEAN), "std": list(recipes.IMAGENET_STD)}
+    model = model or {"build": build} | _normalisation(folder)
     return Weights(model, variables, _projector(named))
+
+
+def _normalisation(folder: Path) -> dict[str, list[float]]:
+    """{"mean", "std"} as Hugging Face's or timm's JSON beside the weights says, else ImageNet's."""
+    found = dict(zip(("mean", "std"), map(list, (recipes.IMAGENET_MEAN, recipes.IMAGENET_STD)), strict=True))
+    for name, inner, prefix in (("preprocessor_config.json", "", "image_"), ("config.json", "pretrained_cfg", "")):
+        try:
+            content = json.loads((folder / name).read_text())
+            content = content[inner] if inner else content
+            return {key: [float(value) for value in content[prefix + key]] for key in found}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _projector(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
