@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,11 @@ import pytest
 from PIL import Image
 
 import bt_jax
-from bt_jax import build, main, pretrain
+from benchmarks import kills
+from bt_jax import build, checkpoint, encoder, log, main, pretrain, sharding
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
+from bt_jax.evals import protocols
 from bt_jax.recipes import View
 from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50, quickstart
 
@@ -76,10 +80,100 @@ def test_stopped_and_continued_is_the_same_run(finished, tmp_path):
     assert steps == sorted(set(steps)) and steps[-1] == 8
 
 
-def test_sharded_head_is_the_same_run(finished, tmp_path):
-    """Begun with the projector split over eight devices, ended with a copy on each."""
+def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch):
+    """Slurm's SIGUSR1 after the first window: the status says which signal, and no line is missing or twice there."""
+    folder, write = tmp_path / "run", log.RunLog.write
+
+    def hit(self, step, values):
+        write(self, step, values)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(log.RunLog, "write", hit)
+        pretrain.run(tiny(), str(folder))
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["2"]
+    pretrain.run(tiny(), str(folder))
+    assert without_speeds(folder) == without_speeds(finished)
+    same_encoder(folder, finished)
+
+
+def test_killed_while_it_is_judged(finished, tmp_path, monkeypatch):
+    """The step is saved by then, so the next start has only the judging to make up for."""
+    folder = tmp_path / "run"
+
+    def die(self, state):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(protocols.OnlineProbe, "run", die)
+        pretrain.run(tiny(), str(folder))
+    assert [line["step"] for line in _lines(folder)] == [2, 4]
+    pretrain.run(tiny(), str(folder))
+    assert without_speeds(folder) == without_speeds(finished)
+
+
+def test_made_longer(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    pretrain.run(tiny(extend_epochs=1.0), str(folder))
+    assert "schedule made longer: 2 -> 3 epochs" in capsys.readouterr().out
+    lines = [line for line in _lines(folder) if "train/loss" in line]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    rates = [line["train/lr_weights"] for line in lines]
+    assert rates[4] > rates[3] > rates[5]  # up to the longer cosine, then down along it
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 12
+    with pytest.raises(UserError, match="made 3 epochs long, and extend_epochs=0 asks for 2"):
+        pretrain.run(tiny(), str(folder))
+
+
+def test_begun_with_given_weights(finished, tmp_path, capsys):
+    config = tiny(init_from=str(finished), stop_after_steps=2)
+    nets = build.build_nets(config, 3)
+    given = encoder.read_given(config.init_from, nets)
+    assert "the encoder and the projector of" in capsys.readouterr().out
+    state = encoder.begin_with(given, build.build_training(*parts(config)).create(jax.random.key(7)))
+    jax.tree.map(np.testing.assert_array_equal, state.encoder(), bt_jax.load_encoder(finished)[1])
+    projector = {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]}
+    jax.tree.map(np.testing.assert_array_equal, projector, checkpoint.load_projector(finished))
+    assert int(state.step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    folder = pretrain.run(config, str(tmp_path / "run"))
+    assert _lines(folder)[0]["train/loss"] < 0.9 * _lines(finished)[0]["train/loss"]
+    # Going on does not read them again.
+    capsys.readouterr()
+    pretrain.run(config, str(folder))
+    assert "beginning with" not in capsys.readouterr().out
+
+
+def test_given_weights_of_another_network(finished, capsys):
+    config = tiny(**{"model.projector": (32, 32)})
+    assert encoder.read_given(str(finished), build.build_nets(config, 3)).projector is None
+    assert "its projector is of another shape: a new one" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"is a resnet18, .* width 0.125, .* not a resnet18, .* width 0.25"):
+        encoder.read_given(str(finished), build.build_nets(tiny(**{"model.width": 0.25}), 3))
+
+
+def parts(config):
+    """Arguments of `build.build_training`."""
+    return config, build.make_plan(config, 64), build.build_recipe(config), 10, sharding.make_mesh()
+
+
+def without_speeds(folder):
+    return [{name: value for name, value in line.items() if "perf/" not in name} for line in _lines(folder)]
+
+
+def same_encoder(a, b):
+    jax.tree.map(np.testing.assert_array_equal, *(bt_jax.load_encoder(path)[1] for path in (a, b)))
+
+
+def test_other_devices_and_another_head_are_the_same_run(finished, tmp_path, monkeypatch):
+    """Begun with the projector split over eight devices, ended with copies on two."""
     folder = str(tmp_path / "run")
     pretrain.run(tiny(**{"model.head": "sharded", "stop_after_steps": 4}), folder)
+    two = sharding.make_mesh(jax.devices()[:2])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: two)
     pretrain.run(tiny(), folder)
     found, wanted = (
         [line["train/loss"] for line in _lines(Path(path)) if "train/loss" in line] for path in (folder, finished)
@@ -87,6 +181,11 @@ def test_sharded_head_is_the_same_run(finished, tmp_path):
     # Adam divides by its own rounding where a gradient is zero: the first window is equal to 1e-6, the last to 1e-3.
     np.testing.assert_allclose(found, wanted, rtol=2e-3)
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
+
+
+def test_killed_at_random_and_started_again():
+    """A short form of the bench: two kills of the program itself, by signal 9 or a kinder one, then to the end."""
+    assert kills.main(["--kills=2"]) == 0
 
 
 def test_finished_run_is_not_trained_again(finished):
