@@ -1,0 +1,65 @@
+"""What a checkpoint costs: bytes, how long training stands still for it, and how long until it is on the disk.
+
+    python -m benchmarks.save --config=configs/pretrain_imagenet_r50.py [--images=1281167] [--pairs_per_sec=…]
+
+The state of the config, whole, with momentum as after a step. Training stands still while the state is copied off the
+device; the rest is written beside it. The share is that pause over the time between two checkpoints, at
+`checkpoint.every_epochs` and the pairs a second that are given; without them, the pairs a second are told at which the
+pause would be 1 %.
+"""
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from bt_jax import build, cli, manifest, sharding, train_step
+from bt_jax.checkpoint import Checkpoints
+
+IMAGES = flags.DEFINE_integer("images", 1_281_167, "Training images in an epoch.")
+RATE = flags.DEFINE_float("pairs_per_sec", 0, "How fast it trains.")
+TIMES = 3
+
+
+def main(argv) -> None:
+    del argv
+    config = cli.CONFIG.value
+    plan, recipe, mesh = build.make_plan(config, IMAGES.value), build.build_recipe(config), sharding.make_mesh()
+    training = build.build_training(config, plan, recipe, 1000, mesh)
+    state = training.create(train_step.stream(0, train_step.INIT))
+    jax.block_until_ready(state)
+    every = plan.steps(config.checkpoint.every_epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder), model={}, keep_last=1)
+        for step in range(1, TIMES + 1):
+            state = dataclasses.replace(state, step=jnp.full_like(state.step, step))
+            started = time.perf_counter()
+            checkpoints.save(state)
+            pause = time.perf_counter() - started
+            checkpoints.wait()
+            whole = time.perf_counter() - started
+            print(f"save {step}: stands still {pause:.2f} s, on the disk after {whole:.2f} s", flush=True)
+        newest = Path(folder) / "checkpoints" / str(TIMES)
+        for part in sorted(path for path in newest.iterdir() if path.is_dir()):
+            size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+            print(f"{part.name:10} {size / 1e6:10.1f} MB")
+        started = time.perf_counter()
+        assert not manifest.fault(newest)
+        print(f"checked in {time.perf_counter() - started:.2f} s")
+        started = time.perf_counter()
+        jax.block_until_ready(checkpoints.restore(state, TIMES))
+        print(f"restored in {time.perf_counter() - started:.2f} s")
+        checkpoints.close()
+    pairs = every * config.batch_size
+    if RATE.value:
+        print(f"share of {every} steps at {RATE.value:g} pairs/s: {100 * pause / (pairs / RATE.value):.3f} %")
+    else:
+        print(f"1 % of {every} steps at {0.01 * pairs / pause:,.0f} pairs/s")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
