@@ -3,9 +3,9 @@
     python -m benchmarks.elastic
 
 Simulated CPU devices. The same small run with the same global batch is stopped after the first of its two epochs and
-continued on other devices, or on two processes of four, or the other way round. Told is the largest relative difference
-of any number of training in metrics.jsonl, and that of the first loss after the change alone, which shows that the order
-of the data is the same: other images would move it by per cents.
+continued on other devices, or on two processes of four, or the other way round. Told is the largest relative
+difference of any number of training in metrics.jsonl, and that of the first loss after the change alone, which shows
+that the order of the data is the same: other images would move it by per cents.
 """
 
 import json
@@ -42,8 +42,8 @@ def work(workdir: str, stop: str, head: str, processes: str, process: str, addre
     config = quickstart.get_config("smoke")
     config.data.train_split, config.data.val_split = "train[:64]", "test[:40]"
     config.evals.knn_k, config.evals.final = 5, False
-    # SGD: Adam divides by a gradient's own rounding where it is zero, LARS by a gradient's norm. Both make float32's last
-    # digit grow to per cents within a few steps, which would hide what is asked here.
+    # SGD: Adam divides by a gradient's own rounding where it is zero, LARS by a gradient's norm. Both make float32's
+    # last digit grow to per cents within a few steps, which would hide what is asked here.
     config.optim.name, config.optim.lr_weights, config.optim.lr_biases = "sgd", 0.01, 0.01
     config.evals.every_epochs = 0.0
     config.model.head, config.stop_after_steps = head, int(stop)

@@ -31,7 +31,9 @@ def main(argv) -> None:
     plan, recipe, mesh = build.make_plan(config, IMAGES.value), build.build_recipe(config), sharding.make_mesh()
     training = build.build_training(config, plan, recipe, 1000, mesh)
     state = training.create(train_step.stream(0, train_step.INIT))
-    jax.block_until_ready(state)
+    # Momentum is zero at first, and zeros are packed to nothing.
+    noise = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape) if a.ndim else a, state.opt_state)
+    state = jax.block_until_ready(dataclasses.replace(state, opt_state=noise))
     every = plan.steps(config.checkpoint.every_epochs)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder), model={}, keep_last=1)
