@@ -129,9 +129,7 @@ def load_projector(path: str | Path) -> dict[str, Any] | None:
     folder = step_folder(path) / "projector"
     if not folder.is_dir():
         return None
-    with ocp.StandardCheckpointer() as checkpointer:
-        shapes = checkpointer.metadata(folder).item_metadata.tree
-    shapes = jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), shapes)
+    shapes = jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), _tree(folder))
     return _restore(folder, shapes, None)
 
 
@@ -255,6 +253,11 @@ def _say_once(text: str) -> None:
 
 def _model(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "model" / "metadata").read_text())
+
+
+def _tree(folder: Path):
+    """Shapes and dtypes of what is stored there, as Orbax describes them."""
+    return ocp.StandardCheckpointHandler().metadata(folder).tree
 
 
 def _restore(folder: Path, shapes, sharding: jax.sharding.Sharding | None):

@@ -129,7 +129,7 @@ def pretrain() -> ConfigDict:
 def _encoder_task(task: str) -> ConfigDict:
     """Keys of the tasks that start from an encoder."""
     config = _run(task)
-    config.encoder = ""  # a run folder, or one of its checkpoints/STEP
+    config.encoder = ""  # a run folder, one of its checkpoints/STEP, or weights that bt_jax.convert reads
     config.scratch = False  # its architecture with new weights instead: what it is to be compared with
     config.arch = ""  # refuse an encoder of any other architecture, e.g. "resnet50"
     config.data.name = ""  # "": with the rest of the data and of the views, as in the encoder's run folder

@@ -84,7 +84,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "--encoder", metavar="PATH", required=True, help="a run folder (its newest checkpoint), or RUN/checkpoints/STEP"
+        "--encoder",
+        metavar="PATH",
+        required=True,
+        help="a run folder (its newest checkpoint), RUN/checkpoints/STEP, or weights that bt_jax.convert reads",
     )
     add("--data", metavar="NAME", help='"patterns", or a TFDS name such as cifar10, cifar10:3.0.2, imagenet2012')
     add(

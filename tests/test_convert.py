@@ -263,6 +263,8 @@ def test_full_width_for_timm_and_detectron2(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "resnet18" and config["pretrained_cfg"]["mean"] == list(recipes.IMAGENET_MEAN)
     assert load_file(folder / "model.safetensors")["layer1.0.bn1.num_batches_tracked"].shape == ()
+    converted(tmp_path / "resnet18.safetensors", "safetensors", tmp_path / "plain.safetensors")
+    assert "torchvision.models.resnet18()" in (tmp_path / "plain.md").read_text()
     written = converted(tmp_path / "resnet18.safetensors", "detectron2", tmp_path / "r18.pkl")
     found = pickle.loads(written.read_bytes())  # ours, of a moment ago
     assert found["matching_heuristics"] and len(found["model"]) == sum(1 for value in given.values() if value.ndim)
@@ -376,7 +378,7 @@ def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
     (run / "summary.json").write_text(json.dumps({"steps": 8, "knn_top1": {"trained": 0.543}}))
     out = converted(run, "safetensors", tmp_path / "mine.safetensors", "--licence=cc-by-4.0")
     said = (tmp_path / "mine.md").read_text()
-    assert said.startswith("---\nlicense: cc-by-4.0\n") and "load_file" in said and out.name in said
+    assert said.startswith("---\nlicense: cc-by-4.0\n") and f'load_encoder("{out.name}")' in said
     for row in ("| data | cifar10 |", "| epochs | 6.0 |", "| steps | 8 |", "| batch | 96 |", "| seed | 3 |", "54.3 %"):
         assert row in said, row
     assert "24 x 24 pixels" in said and "0.4, 0.5, 0.6" in said

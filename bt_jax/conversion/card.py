@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bt_jax.conversion.targets import FORMS, Source
+from bt_jax.conversion.targets import FORMS, Source, is_plain
 
 UNKNOWN = "not known: the source is not in a run folder of bt_jax"
 PACKAGES = ("bt_jax", "jax", "flax", "optax", "orbax-checkpoint")
@@ -65,6 +65,8 @@ def _front_matter(licence: str) -> str:
 
 def _usage(form: str, out: Path, source: Source) -> str:
     build = source.model["build"]
+    if form in ("safetensors", "torch") and not is_plain(build):
+        form = "checkpoint"  # torchvision has no such network, and load_encoder takes the file too
     return FORMS[form].usage.format(
         path=out.name,
         arch=build["arch"],

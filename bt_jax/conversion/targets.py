@@ -68,7 +68,7 @@ def torch(source: Source, path: Path) -> None:
 def timm(source: Source, path: Path) -> None:
     """A folder for timm.create_model("local-dir:PATH")."""
     build = source.model["build"]
-    _plain(build, "timm")
+    _refuse_special(build, "timm")
     path.mkdir()
     cfg = {
         "input_size": [build["channels"], source.size, source.size],
@@ -125,7 +125,7 @@ def detectron2(source: Source, path: Path) -> None:
     """The pickle that MODEL.WEIGHTS takes: a dict of numpy arrays, as tools/convert-torchvision-to-d2.py leaves it."""
     import pickle
 
-    _plain(source.model["build"], "detectron2")
+    _refuse_special(source.model["build"], "detectron2")
     kept = {key: value for key, value in source.state_dict().items() if not key.endswith(state_dicts.BATCHES)}
     arrays = {names.to_detectron2(key): value for key, value in kept.items()}
     with path.open("wb") as file:
@@ -146,9 +146,14 @@ def stablehlo(source: Source, path: Path) -> None:
     path.write_bytes(program(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
 
 
-def _plain(build: dict[str, Any], what: str) -> None:
+def is_plain(build: dict[str, Any]) -> bool:
+    """Whether other libraries' own builders make this network."""
+    return not build["small_images"] and build["width"] == 1
+
+
+def _refuse_special(build: dict[str, Any], what: str) -> None:
     """Refuses what the other library's own builders cannot make."""
-    if build["small_images"] or build["width"] != 1:
+    if not is_plain(build):
         raise UserError(
             f"{what} has no {build['arch']} with a 3x3 stem or another width, which this encoder has",
             "Take --to=safetensors and build the network yourself.",
@@ -177,8 +182,8 @@ FORMS = {
     "safetensors": Form(
         safetensors,
         ".safetensors",
-        "model = torchvision.models.{arch}(num_classes=0)  # fc is left out\n"
-        'model.load_state_dict(safetensors.torch.load_file("{path}"), strict=False)',
+        "model = torchvision.models.{arch}()\nmodel.fc = torch.nn.Identity()\n"
+        'model.load_state_dict(safetensors.torch.load_file("{path}"))',
     ),
     "torch": Form(
         torch,
