@@ -12,7 +12,7 @@ from bt_jax import augment, build, checkpoint, evaluate, finetune, models, optim
 from bt_jax import config as config_lib
 from bt_jax.data import selection
 from bt_jax.data.source import open_source
-from bt_jax.encoder import Encoder, view_recipe
+from bt_jax.encoder import Encoder, complete, open_encoder, view_recipe
 from bt_jax.errors import UserError
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
@@ -39,6 +39,16 @@ def tiny(pretrained, get_config=linear.get_config, arg="smoke", **changes):
     return changed(
         get_config(arg), **{"encoder": pretrained, "data.fraction": 1.0, "evals.every_epochs": 2.0} | changes
     )
+
+
+def test_what_the_command_says_of_the_data_stays(tmp_path):
+    """Only what is left open is taken from the encoder's run."""
+    run = {"task": "pretrain", "data": {"name": "cifar10", "train_split": "train[:64]", "on_device": True}}
+    run |= {"views": {"size": 20}, "evals": {"size": 24, "resize": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    config = complete(tiny(str(tmp_path), **{"data.val_split": "test[:40]", "data.train_split": "train[8:16]"}))
+    assert (config.data.name, config.data.train_split, config.data.val_split) == ("cifar10", "train[8:16]", "test[:40]")
+    assert complete(tiny(str(tmp_path))).data.train_split == "train[:64]" and config.views.size == 24
 
 
 # Fine-tuning ---------------------------------------------------------------------------------------------------------
@@ -148,8 +158,6 @@ def test_fine_tuning_stopped_and_continued_is_the_same_run(pretrained, tmp_path)
 
 
 def test_scratch_is_the_same_architecture_anew(pretrained):
-    from bt_jax.encoder import complete, open_encoder
-
     config = complete(tiny(pretrained))
     assert (config.data.name, config.views.size) == ("patterns", 20)
     known, scratch = open_encoder(config), open_encoder(changed(config, scratch=True))
