@@ -1,0 +1,308 @@
+"""How long a training step takes, what it is made of, how far it is from the device's limits, and PyTorch's beside it.
+
+    python -m benchmarks.step --config=configs/pretrain_imagenet_r50.py --config.batch_size=1024 --against=torch
+    python -m benchmarks.step --config=configs/pretrain_cifar10_r18.py:smoke --steps=5          # a dry run on a CPU
+
+Random images on the device; no input pipeline. First the floor: what the counted FLOPs and bytes would take at rates
+measured on this very device (a matrix product and a copy). Then three programs: the views alone, the step on ready
+views ("model"), and the whole step. Each is warmed up and then timed step by step; the median is told with its tenth
+and ninetieth percentile, and pairs a second from steps in a row without waiting in between.
+
+--against=torch   the same step in plain PyTorch (`torch_step.py`; no views there), eager and compiled, taking turns
+--profile=DIR     leaves a trace there and tells the ten costliest operations, with the share of the measured bandwidth
+--out=FILE        all of it as JSON
+"""
+
+import collections
+import gzip
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from bt_jax import augment, build, cli, config, losses, plan, sharding, train_step
+from bt_jax.errors import UserError
+
+STEPS = flags.DEFINE_integer("steps", 30, "Steps that are timed, of each program.")
+WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before that.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "How often ours and PyTorch's take turns.")
+AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Time another program's step, too.")
+PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace.")
+OUT = flags.DEFINE_string("out", None, "JSON file.")
+
+ON_CPU = jax.default_backend() == "cpu"
+SIDE = 1024 if ON_CPU else 8192  # of the matrices that tell the device's peak
+COPIED = 2**26 if ON_CPU else 2**30  # float32 numbers
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    options = cli.CONFIG.value
+    config.check(options)
+    programs, found = prepare(options)
+    found |= {"device": jax.devices()[0].device_kind, "devices": len(jax.devices()), "jax": jax.__version__}
+    found["limits"] = limits()
+    found["floor_ms"] = {
+        "arithmetic": 1e3 * found["flops"] / found["limits"]["flops"],
+        "memory": 1e3 * found["bytes"] / found["limits"]["bytes"],
+    }
+    runs = {"views": programs["views"], "model": programs["model"], "full step": programs["step"]}
+    found["steps"] = {name: timed(run, options.batch_size) for name, run in runs.items()}
+    full = found["steps"]["full step"]
+    found["mfu"] = found["flops"] / (full["in_a_row_ms"] / 1e3) / found["limits"]["flops"]
+    found["views_share"] = found["steps"]["views"]["in_a_row_ms"] / full["in_a_row_ms"]
+    stats = jax.devices()[0].memory_stats() or {}
+    found["memory"]["peak in use"] = stats.get("peak_bytes_in_use", 0)
+    if AGAINST.value:
+        found["torch"] = against_torch(options, runs)
+    if PROFILE.value:
+        found["costliest"] = profile(programs, found["limits"])
+    print(table(options, found))
+    if OUT.value:
+        Path(OUT.value).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def prepare(options) -> tuple[dict[str, Callable], dict]:
+    """The programs, compiled, as functions without arguments; and what the compiler counts."""
+    mesh, recipe = sharding.make_mesh(), build.build_recipe(options)
+    steps = build.Plan(5000, 500_000)
+    training = build.build_training(options, steps, recipe, 1000, mesh)
+    n, channels = options.batch_size, len(recipe.mean)
+    side = max(options.views.size, 32) if options.data.on_device else options.data.canvas
+    generator = np.random.default_rng(0)
+    rows = {"image": generator.integers(0, 256, (n, side, side, channels), np.uint8)}
+    rows |= {"id": np.arange(n, dtype=np.int32), "label": np.zeros(n, np.int32)}
+    if not options.data.on_device:
+        rows["size"] = np.full((n, 2), side, np.int32)
+    batch = sharding.put_batch(rows, mesh)
+    state = training.create(jax.random.key(0))
+    key = train_step.stream(0, train_step.VIEWS)
+
+    def make_views(batch):
+        return augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
+
+    views_program = jax.jit(make_views).lower(batch).compile()
+    views = views_program(batch)
+    everywhere = (training.layout, sharding.replicated(mesh))
+    # The step on ready views: the recipe is replaced by taking them from the batch.
+    tx, rates = build.build_optimizer(options, steps)
+    update = train_step.make_update(
+        training.nets,
+        tx,
+        lambd=options.loss.lambd,
+        form=options.loss.form,
+        two_passes=options.model.two_passes,
+        rates=rates,
+        mesh=mesh,
+        head=options.model.head,
+        gather_dtype=options.loss.gather_dtype,
+    )
+
+    def compiled(step, *arguments):
+        return jax.jit(step, donate_argnums=0, out_shardings=everywhere).lower(state, *arguments).compile()
+
+    model_program = compiled(update, views, batch["label"])
+    started = time.perf_counter()
+    step_program = compiled(training.step, batch)
+    compile_seconds = time.perf_counter() - started
+    need = plan.measure(step_program, mesh)
+
+    def size(tree) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    found = {
+        "flops": need["flops"],
+        "bytes": need["bytes_accessed"],
+        "compile_seconds": compile_seconds,
+        "memory": {
+            "parameters": size(state.params),
+            "optimizer": size(state.opt_state),
+            "loss": loss_memory(options, mesh),
+            "temporary": need["temporary_bytes"],
+        },
+    }
+    held = [state]
+
+    def stepping(program, *arguments):
+        def run():
+            held[0], shown = program(held[0], *arguments)
+            return shown
+
+        return run
+
+    programs = {
+        "views": lambda: views_program(batch),
+        "model": stepping(model_program, views, batch["label"]),
+        "step": stepping(step_program, batch),
+        "hlo": step_program.as_text,
+    }
+    return programs, found
+
+
+def loss_memory(options, mesh) -> int:
+    """Temporary bytes of the loss and its gradient alone."""
+    shape = jax.ShapeDtypeStruct((options.batch_size, options.model.projector[-1]), jnp.float32)
+
+    def loss(z1, z2):
+        return losses.barlow_twins(z1, z2, lambd=options.loss.lambd, form=options.loss.form, mesh=mesh)[0]
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(shape, shape).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def limits() -> dict[str, float]:
+    """FLOPs a second of a large product in the compute dtype, and bytes a second of a copy, on this device."""
+    dtype = jnp.float32 if ON_CPU else jnp.bfloat16
+    a = jnp.ones((SIDE, SIDE), dtype)
+    x = jnp.ones(COPIED, jnp.float32)
+    product, copied = jax.jit(lambda a: a @ a), jax.jit(lambda x: x + 1)
+    flops = 2 * SIDE**3 / best(lambda: product(a))
+    return {"flops": flops, "bytes": 2 * x.nbytes / best(lambda: copied(x))}
+
+
+def best(run: Callable, times: int = 10) -> float:
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def timed(run: Callable, batch: int, wait: Callable = jax.block_until_ready) -> dict[str, float]:
+    for _ in range(WARMUP.value):
+        wait(run())
+    each = []
+    for _ in range(STEPS.value):
+        started = time.perf_counter()
+        wait(run())
+        each.append(1e3 * (time.perf_counter() - started))
+    started = time.perf_counter()
+    for _ in range(STEPS.value):
+        last = run()
+    wait(last)
+    in_a_row = (time.perf_counter() - started) / STEPS.value
+    spread = dict(zip(("p10_ms", "median_ms", "p90_ms"), np.percentile(each, (10, 50, 90)), strict=True))
+    return spread | {"in_a_row_ms": 1e3 * in_a_row, "pairs": batch / in_a_row}
+
+
+def against_torch(options, runs: dict[str, Callable]) -> dict[str, dict]:
+    """Median over the rounds of milliseconds a step, ours and PyTorch's in turn."""
+    try:
+        import torch
+
+        from benchmarks.torch_step import Step
+    except ImportError:
+        raise UserError("PyTorch is not installed", "pip install torch, or leave --against out.") from None
+    model = {key: options.model[key] for key in ("arch", "small_images", "width")}
+    model |= {"channels": 3, "projector": tuple(options.model.projector), "lambd": options.loss.lambd}
+    shared = {"batch": options.batch_size, "size": options.views.size, "bfloat16": options.model.dtype == "bfloat16"}
+    rivals = {
+        name: Step(model, compiled=compiled, **shared)
+        for name, compiled in (("torch, eager", False), ("torch, compiled", True))
+    }
+    taken: dict[str, list[float]] = collections.defaultdict(list)
+    for _ in range(ROUNDS.value):
+        for name in ("model", "full step"):
+            taken[f"bt_jax, {name}"].append(timed(runs[name], 1)["in_a_row_ms"])
+        for name, rival in list(rivals.items()):
+            try:
+                taken[name].append(timed(rival, 1, wait=lambda _, rival=rival: rival.wait())["in_a_row_ms"])
+            except Exception as error:  # a compiler or memory that PyTorch lacks here: the other forms still count
+                print(f"{name} does not run: {' '.join(str(error).split())[:120]}")
+                del rivals[name]
+    medians = {name: float(np.median(each)) for name, each in taken.items() if len(each) == ROUNDS.value}
+    rival = min((value for name, value in medians.items() if name.startswith("torch")), default=float("nan"))
+    ratio = {name: rival / medians[f"bt_jax, {name}"] for name in ("model", "full step")}
+    return {"ms": medians, "ratio": ratio, "version": torch.__version__}
+
+
+# ------------------------------------------------------------------------------------------------------------ profile
+
+
+def profile(programs: dict[str, Callable], limits: dict[str, float]) -> list[dict]:
+    """The ten operations of the whole step that take longest, from a trace of five steps."""
+    jax.block_until_ready(programs["step"]())
+    with jax.profiler.trace(PROFILE.value, create_perfetto_trace=True):
+        for _ in range(5):
+            shown = programs["step"]()
+        jax.block_until_ready(shown)
+    newest = max(Path(PROFILE.value).rglob("perfetto_trace.json.gz"), key=lambda path: path.stat().st_mtime)
+    events = json.loads(gzip.decompress(newest.read_bytes()))
+    events = events["traceEvents"] if isinstance(events, dict) else events
+    moved = bytes_moved(programs["hlo"]())
+    spent: collections.Counter = collections.Counter()
+    for event in events:
+        name = (event.get("args") or {}).get("hlo_op", event.get("name", ""))
+        if event.get("ph") == "X" and name in moved:
+            spent[name] += event["dur"] / 5 / 1e3
+    total = sum(spent.values())
+    return [
+        {"name": name, "ms": ms, "share": ms / total, "of_bandwidth": moved[name] / (ms / 1e3) / limits["bytes"]}
+        for name, ms in spent.most_common(10)
+    ]
+
+
+SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)(?:,|$)", re.M)
+SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
+
+
+def bytes_moved(hlo: str) -> dict[str, int]:
+    """Bytes that every operation of a compiled program reads and writes, by the shapes of its operands and results."""
+    found = INSTRUCTION.findall(hlo)
+    results = {name: _bytes(shape) for name, shape, _, _ in found}
+    operands = {name: re.findall(r"%([\w.-]+)", arguments) for name, _, _, arguments in found}
+    return {name: results[name] + sum(results.get(each, 0) for each in operands[name]) for name in results}
+
+
+def _bytes(shapes: str) -> int:
+    found = [(SIZES.get(kind, 0), [int(n) for n in dims.split(",") if n]) for kind, dims in SHAPE.findall(shapes)]
+    return sum(size * int(np.prod(dims)) for size, dims in found)
+
+
+# -------------------------------------------------------------------------------------------------------------- table
+
+
+def table(options, found: dict) -> str:
+    lines = [
+        f"{found['devices']} x {found['device']}, JAX {found['jax']}: {options.model.arch} of width"
+        f" {options.model.width:g}, {options.views.size} px, batch {options.batch_size}, projector {tuple(options.model.projector)},"
+        f" {options.model.dtype}",
+        f"compiled in {found['compile_seconds']:.1f} s",
+        f"limits measured: {found['limits']['flops'] / 1e12:.2f} TFLOP/s, {found['limits']['bytes'] / 1e9:.0f} GB/s",
+        f"a step: {found['flops'] / 1e12:.3f} TFLOP, {found['bytes'] / 1e9:.2f} GB by the compiler's count; a pair"
+        f" {found['flops'] / options.batch_size / 1e9:.2f} GFLOP",
+        "floor: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in found["floor_ms"].items()),
+        "",
+        "| program | median | 10 % | 90 % | in a row | pairs/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in found["steps"].items():
+        times = " | ".join(f"{row[key]:.2f} ms" for key in ("median_ms", "p10_ms", "p90_ms", "in_a_row_ms"))
+        lines.append(f"| {name} | {times} | {row['pairs']:,.0f} |")
+    memory = ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in found["memory"].items() if size)
+    lines += ["", f"MFU {found['mfu']:.1%}; views are {found['views_share']:.1%} of the step", f"memory: {memory}"]
+    if "torch" in found:
+        lines += ["", "| step | in a row |", "|---|---|"]
+        lines += [f"| {name} | {ms:.2f} ms |" for name, ms in found["torch"]["ms"].items()]
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found["torch"]["ratio"].items())
+        lines.append(f"the best PyTorch {found['torch']['version']} over ours: {ratios} (PyTorch's without views)")
+    if "costliest" in found:
+        lines += ["", "| operation | ms a step | share | of the bandwidth |", "|---|---|---|---|"]
+        lines += [
+            f"| {each['name']} | {each['ms']:.3f} | {each['share']:.1%} | {each['of_bandwidth']:.0%} |"
+            for each in found["costliest"]
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
