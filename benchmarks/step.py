@@ -274,8 +274,8 @@ def _bytes(shapes: str) -> int:
 def table(options, found: dict) -> str:
     lines = [
         f"{found['devices']} x {found['device']}, JAX {found['jax']}: {options.model.arch} of width"
-        f" {options.model.width:g}, {options.views.size} px, batch {options.batch_size}, projector {tuple(options.model.projector)},"
-        f" {options.model.dtype}",
+        f" {options.model.width:g}, {options.views.size} px, batch {options.batch_size},"
+        f" projector {tuple(options.model.projector)}, {options.model.dtype}",
         f"compiled in {found['compile_seconds']:.1f} s",
         f"limits measured: {found['limits']['flops'] / 1e12:.2f} TFLOP/s, {found['limits']['bytes'] / 1e9:.0f} GB/s",
         f"a step: {found['flops'] / 1e12:.3f} TFLOP, {found['bytes'] / 1e9:.2f} GB by the compiler's count; a pair"
