@@ -10,6 +10,7 @@ manifest.json  length and checksum of every file: see `manifest`
 import functools
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +148,20 @@ def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any
       model: see `read_model`.
       variables, projector: {"params", "batch_stats"}.
     """
-    unfinished = path.with_name(f"{path.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(unfinished.absolute() / "encoder", variables)
-        if projector:
-            checkpointer.save(unfinished.absolute() / "projector", projector)
-    (unfinished / "model").mkdir()
-    (unfinished / "model" / "metadata").write_text(json.dumps(model))
-    manifest.write(unfinished)
-    unfinished.rename(path)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    try:
+        unfinished.chmod(0o755)  # mkdtemp's are for the user alone
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(unfinished / "encoder", variables)
+            if projector:
+                checkpointer.save(unfinished / "projector", projector)
+        (unfinished / "model").mkdir()
+        (unfinished / "model" / "metadata").write_text(json.dumps(model))
+        manifest.write(unfinished)
+        unfinished.rename(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def begun(run: str | Path) -> bool:
@@ -183,6 +188,8 @@ def step_folder(path: str | Path) -> Path:
         return path
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = _steps(root)
+    if not path.exists():
+        raise UserError(f"There is no file or folder {path}", "Name a run folder, a checkpoint, or a file of weights.")
     if not steps:
         raise UserError(
             f"No checkpoint of bt_jax in {path}", "Name a run folder or one of its checkpoints/STEP folders."
@@ -197,7 +204,8 @@ def _steps(root: Path) -> list[int]:
     """Newest first."""
     if not root.is_dir():
         return []
-    return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit() and p.is_dir()), reverse=True)
+    named = (p.name for p in root.iterdir() if p.is_dir() and p.name.isdecimal())
+    return sorted((int(name) for name in named if str(int(name)) == name), reverse=True)
 
 
 def _newest_whole(root: Path, steps: list[int], parts: tuple[str, ...] | None = None) -> tuple[int, dict[int, str]]:
@@ -211,7 +219,7 @@ def _newest_whole(root: Path, steps: list[int], parts: tuple[str, ...] | None = 
     told = "; ".join(f"{step}: {fault}" for step, fault in damaged.items())
     raise UserError(
         f"No checkpoint in {root} is whole ({told})",
-        "Put back a copy, or take another --workdir to begin again.",
+        "Put back a copy of one; to train anew, take another --workdir.",
     )
 
 

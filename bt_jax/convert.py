@@ -23,11 +23,16 @@ In Python: from_torch, to_torch, projector_from_torch, projector_to_torch on dic
 """
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from absl import logging
 
 from bt_jax.conversion.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
 from bt_jax.errors import UserError, is_disk_full
@@ -35,10 +40,12 @@ from bt_jax.errors import UserError, is_disk_full
 __all__ = ["from_torch", "main", "projector_from_torch", "projector_to_torch", "to_torch"]
 
 SIZE = 224  # pixels, where the source does not say: ImageNet's
+NAME_LENGTH = 200  # of 255 that a file system takes, as something may be put before and after
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
+    logging.set_verbosity(logging.FATAL)  # Orbax's threads log what is told in one line here
     try:
         run(_parser().parse_args(arguments))
     except UserError as error:
@@ -51,50 +58,93 @@ def run(options: argparse.Namespace) -> None:
     """Converts; raises UserError and leaves nothing behind where that fails."""
     from bt_jax.conversion import card, targets
 
-    form, out = targets.FORMS[options.to], Path(options.out).expanduser()
-    if form.suffix and out.suffix != form.suffix:
-        out = out.with_name(out.name + form.suffix)
-    if out.exists():
-        raise UserError(f"{out} exists", "Give another --out, or delete it.")
-    source = _source(options)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    form = targets.FORMS[options.to]
+    out = _named(options.out, form.suffix, {each.suffix for each in targets.FORMS.values()})
+    beside = out.with_suffix(".md") if form.suffix else None
+    for path in filter(None, (out, beside)):
+        if os.path.lexists(path):
+            raise UserError(f"{path} exists", "Give another --out, or delete it.")
+    source, where = _source(options)
+    new_folders = [path for path in out.parents if not path.exists()]
+    made = None
     try:
-        form.write(source, out)
-        beside = out.with_suffix(".md") if form.suffix else out / "README.md"
-        card.write(beside, source, given=options.source, form=options.to, out=out, licence=options.licence)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Both are made aside first, under the names that they will have: nobody sees a half of them.
+        made = Path(tempfile.mkdtemp(prefix=".convert-", dir=out.parent))
+        form.write(source, made / out.name)
+        written = made / beside.name if beside else made / out.name / "README.md"
+        card.write(written, source, where=where, form=options.to, out=out, licence=" ".join(options.licence.split()))
+        (made / out.name).rename(out)
+        if beside:
+            written.rename(beside)
     except BaseException as error:
-        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            full = is_disk_full(error)
-            raise UserError(
-                f"{out} cannot be written: {'the disk is full' if full else error.strerror or error}",
-                "Free some space." if full else "Give another --out.",
-            ) from error
-        raise
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
+        for folder in new_folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if not isinstance(error, _unwritable()):
+            raise
+        cure = "Free some space, or give another --out."
+        raise UserError(f"{out} cannot be written: {_reason(error)}", cure) from error
+    shutil.rmtree(made, ignore_errors=True)
     also = "" if source.projector is None or options.to != "checkpoint" else " and its projector"
-    print(f"{source.model['build']['arch']}{also} -> {out} ({options.to}); card: {beside}")
+    card_path = beside or out / "README.md"
+    print(f"{source.model['build']['arch']}{also} -> {out} ({options.to}); card: {card_path}")
+
+
+def _named(out: str, suffix: str, suffixes: set[str]) -> Path:
+    """The path to write, with the form's suffix."""
+    path = Path(os.path.expanduser(out))
+    if path.name in ("", "..") or len(path.name) > NAME_LENGTH:
+        raise UserError(f"--out={out[:80]} is no name for a file or folder", "Give one, like --out=mine.")
+    if path.suffix in suffixes - {suffix, ""}:
+        takes = f"a name that ends in {suffix}" if suffix else "a folder"
+        raise UserError(f"--out={out} ends in {path.suffix}, but this form is {takes}", "Give another --out or --to.")
+    path = path.absolute()
+    return path if path.suffix == suffix or not suffix else path.with_name(path.name + suffix)
+
+
+def _unwritable() -> tuple[type[Exception], ...]:
+    """What the libraries that write raise where a disk is full or forbidden; PyTorch and Orbax have no class for it."""
+    from safetensors import SafetensorError
+
+    return OSError, SafetensorError, RuntimeError, ValueError
+
+
+def _reason(error: Exception) -> str:
+    if is_disk_full(error):
+        return "the disk is full"
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
 
 
 def _source(options: argparse.Namespace):
+    """What is converted, and the file or step folder that it is from."""
     from bt_jax import checkpoint
     from bt_jax.conversion import files
     from bt_jax.conversion.targets import Source
 
-    if files.is_foreign(options.source):
-        return Source(*files.read(options.source, arch=options.arch or ""), options.size or SIZE)
-    model = checkpoint.read_model(options.source)
-    _, variables = checkpoint.load_encoder(options.source)
-    size = options.size or _evaluated_size(checkpoint.step_folder(options.source)) or SIZE
-    return Source(model, variables, checkpoint.load_projector(options.source), size)
+    place = checkpoint.place(options.source)  # once: a run that goes on may save in between
+    if files.is_foreign(place):
+        return Source(*files.read(place, arch=options.arch or ""), options.size or SIZE), place
+    _, variables = checkpoint.load_encoder(place)
+    size = options.size or _evaluated_size(place) or SIZE
+    return Source(checkpoint.read_model(place), variables, checkpoint.load_projector(place), size), place
 
 
 def _evaluated_size(step_folder: Path) -> int:
     """Pixels of the views that the run evaluates, 0 where there is no run."""
     try:
         config = json.loads((step_folder.parents[1] / "config.json").read_text())
-        return config["evals"]["size"] or config["views"]["size"]
-    except (OSError, ValueError, KeyError, IndexError):
+        return max(int(config["evals"]["size"] or config["views"]["size"]), 0)
+    except (OSError, ValueError, LookupError, TypeError):
         return 0
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size of images, 1 to 4096")
+    return int(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--to", metavar="FORM", choices=FORMS, required=True, help=", ".join(FORMS))
     add("--out", metavar="PATH", required=True, help="what to write; must not exist")
     add("--arch", choices=ARCHITECTURES, help="of foreign weights (default: what their names fit)")
-    add("--size", metavar="PIXELS", type=int, help=f"side of the images (default: the run's, else {SIZE})")
+    add("--size", metavar="PIXELS", type=_pixels, help=f"side of the images (default: the run's, else {SIZE})")
     add("--licence", default="", help="of the weights, for the model card, e.g. cc-by-nc-4.0")
     return parser
 

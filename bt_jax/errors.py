@@ -12,7 +12,8 @@ class UserError(Exception):
     """
 
     def __init__(self, cause: str, cure: str):
-        super().__init__(f"{cause}. {cure}" if cure else cause)
+        # Names that a person gave may hold line breaks.
+        super().__init__(" ".join((f"{cause}. {cure}" if cure else cause).split()))
         self.cause = cause
         self.cure = cure
 

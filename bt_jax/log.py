@@ -89,7 +89,7 @@ def judged(folder: Path, step: int) -> bool:
     """Whether the run's evaluators have written their line of that step."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return any(_step(line) == step and '"val/' in line for line in lines)
+    return any(_step(line) == step and '"perf/' not in line for line in lines)
 
 
 def _drop_after(path: Path, step: int) -> None:

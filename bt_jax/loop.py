@@ -105,7 +105,12 @@ def train(this: Loop, state: TrainState) -> TrainState:
             log.say(f"first window of steps done {time.monotonic() - this.started:.0f} s after the start")
             first = False
         log.say(progress.line(step, values))
-        _stop_if_bad(this, state, step, values)
+        if values["train/bad_steps"] >= config.nonfinite_limit:
+            if unseen and unseen[0] > step:  # a window that ran meanwhile, and is in the state that is saved
+                written.write(unseen[0], _means(unseen[1]) | {"epoch": unseen[0] / plan.steps_per_epoch})
+            written.sync()
+            this.checkpoints.save(state)
+            raise _not_finite(step, values)
 
     def judge():
         values: dict[str, float] = {}
@@ -128,9 +133,9 @@ def train(this: Loop, state: TrainState) -> TrainState:
                 state, metrics = advance(state, steps)
                 shown += metrics
                 at, window = at + steps, window - steps
-            if unseen:
-                look(unseen)
-            unseen = (at, shown)
+            before, unseen = unseen, (at, shown)
+            if before:
+                look(before)
             saving, judging = at == last or _due(at, save_every), bool(judges())
             # On a CPU the steps run while they are dispatched: looking later would time the wrong window.
             if saving or judging or jax.default_backend() == "cpu":
@@ -177,16 +182,12 @@ def _means(shown: list[dict[str, jax.Array]]) -> dict[str, float]:
     return {name: float(v.max() if name == "train/bad_steps" else v.mean()) for name, v in values.items()}
 
 
-def _stop_if_bad(this: Loop, state: TrainState, step: int, values: dict[str, float]) -> None:
-    bad, limit = values["train/bad_steps"], this.config.nonfinite_limit
-    if bad < limit:
-        return
-    this.checkpoints.save(state)
+def _not_finite(step: int, values: dict[str, float]) -> UserError:
     named = sorted((name for name in values if name.startswith("train/lr_")), reverse=True)
     rates = {name.removeprefix("train/lr_"): values[name] for name in named}
     keys = " or ".join(f"--config.optim.lr_{name}" for name in rates)
-    raise UserError(
-        f"Loss or gradient not finite in {bad:.0f} steps in a row before step {step}"
+    return UserError(
+        f"Loss or gradient not finite in {values['train/bad_steps']:.0f} steps in a row before step {step}"
         f" (learning rates: {', '.join(f'{name} {rate:.3g}' for name, rate in rates.items())})",
         f"Those steps changed nothing and the state is saved. Lower {keys}, or try --config.model.dtype=float32, in a"
         " new --workdir.",

@@ -13,6 +13,7 @@ import google_crc32c
 
 NAME = "manifest.json"
 FORMAT = 2  # of the checkpoint as a whole; format 1 had no manifest
+NEEDED = {"encoder", "model"}  # sub-folders that every checkpoint has
 CHUNK = 1 << 22  # bytes read at a time
 
 
@@ -41,15 +42,19 @@ def fault(folder: Path, parts: tuple[str, ...] | None = None) -> str:
     """
     try:
         noted = json.loads((folder / NAME).read_text())
-        version, files = noted["format"], noted["files"]
+        version = noted["format"]
+        files = [(Path(name), int(size), str(checksum)) for name, (size, checksum) in noted["files"].items()]
+        complete = version != FORMAT or {path.parts[0] for path, *_ in files} >= NEEDED
     except FileNotFoundError:
         return f"no {NAME}: of an earlier version of bt_jax (format 1), or not finished"
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
+        complete, version = False, FORMAT
+    if not complete:
         return f"{NAME} is damaged"
     if version != FORMAT:
         return f"it has format {version}, where this version of bt_jax reads format {FORMAT}"
-    for name, (size, checksum) in files.items():
-        if parts and Path(name).parts[0] not in parts:
+    for name, size, checksum in files:
+        if parts and name.parts[0] not in parts:
             continue
         path = folder / name
         if not path.is_file():

@@ -32,6 +32,8 @@ from bt_jax.reporting.sections import (
     summary_section,
 )
 
+PAGE = "report.html"
+
 
 def write(run_dir, *others, out=None) -> Path:
     """Writes the report of a run and returns its path.
@@ -45,7 +47,7 @@ def write(run_dir, *others, out=None) -> Path:
     if len({run.name for run in runs}) < len(runs):  # a/run and b/run
         for run in runs:
             run.name = str(run.path)
-    target = Path(out) if out else runs[0].path / "report.html"
+    target = Path(out) if out else runs[0].path / PAGE
     partial = target.with_name(f".{target.name}.partial")
     text = page(runs)
     try:
@@ -64,6 +66,7 @@ def conclude(folder: Path, summary: dict, pictures: dict) -> None:
     process alone."""
     if jax.process_index():
         return
+    (folder / PAGE).unlink(missing_ok=True)  # it comes last: what `concluded` goes by
     np.savez(folder / "pictures.npz", **pictures)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     log.say(f"report      {write(folder)}")
@@ -72,8 +75,8 @@ def conclude(folder: Path, summary: dict, pictures: dict) -> None:
 def concluded(folder: Path, step: int) -> bool:
     """Whether the run was judged at that step: a run that was made longer is judged anew."""
     try:
-        return json.loads((folder / "summary.json").read_text())["steps"] == step
-    except (OSError, ValueError, KeyError):
+        return json.loads((folder / "summary.json").read_text())["steps"] == step and (folder / PAGE).exists()
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 

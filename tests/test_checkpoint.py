@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 import jax
 import numpy as np
@@ -92,6 +93,33 @@ def test_formats_of_other_versions_say_so(run, content, said):
     assert manifest.fault(newest(run[0])).startswith(said)
     with pytest.raises(UserError, match=said):
         bt_jax.load_encoder(newest(run[0]))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"format": 2}']
+    + [f'{{"format": 2, "files": {files}}}' for files in ("[]", "null", "{}")]
+    + ['{"format": 2, "files": {"encoder/x": 1}}', '{"format": 2, "files": {"": [1, "a"]}}', "[" * 100_000],
+)
+def test_a_manifest_that_is_none(run, content):
+    (newest(run[0]) / manifest.NAME).write_text(content)
+    assert manifest.fault(newest(run[0])) == "manifest.json is damaged"
+
+
+def test_everything_is_on_the_disk_before_the_manifest(tmp_path, monkeypatch):
+    for part in ("encoder/d", "model"):
+        (tmp_path / part).mkdir(parents=True)
+        (tmp_path / part / "file").write_text(part)
+    synced, sync = [], os.fsync
+
+    def spy(descriptor):
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    manifest.write(tmp_path)
+    before = {"encoder/d/file", "model/file", "encoder", "encoder/d", "model"}
+    assert set(synced[:-2]) == before and synced[-2:] == ["manifest.json.tmp", "."]
 
 
 def test_a_save_cut_off_in_the_middle_does_not_count(run):
@@ -189,5 +217,8 @@ def test_projector(run):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(UserError, match="No checkpoint of bt_jax in"):
+    with pytest.raises(UserError, match="There is no file or folder"):
         bt_jax.load_encoder(tmp_path / "nowhere")
+    (tmp_path / "checkpoints" / "²").mkdir(parents=True)  # a digit, but no number
+    with pytest.raises(UserError, match="No checkpoint of bt_jax in"):
+        bt_jax.load_encoder(tmp_path)

@@ -9,11 +9,12 @@ import jax
 import jax.export
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import bt_jax
-from bt_jax import checkpoint, convert, models, recipes
-from bt_jax.conversion import card, files, names
+from bt_jax import checkpoint, convert, manifest, models, recipes
+from bt_jax.conversion import files, names, targets
 from bt_jax.errors import UserError
 
 NARROW = 1 / 16
@@ -328,6 +329,9 @@ def test_pth_files(variables, projector, encoder, tmp_path, capsys):
     assert {leaf.dtype for leaf in jax.tree.leaves(files.read(tmp_path / "half.ckpt").variables)} == {
         np.dtype(np.float32)
     }
+    nested = {key: torch.nn.Parameter(value) if value.is_floating_point() else value for key, value in whole.items()}
+    torch.save({"model": {"state_dict": nested}, 7: torch.zeros(2)}, tmp_path / "nested.pt")
+    identical(files.read(tmp_path / "nested.pt").variables, variables)
     content = out.read_bytes()
     (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
     refused(capsys, "cannot be read", tmp_path / "cut.pth", "--to=checkpoint", f"--out={tmp_path / 'x'}")
@@ -342,7 +346,7 @@ def test_mistakes(encoder, tmp_path, capsys, variables):
     out = f"--out={tmp_path / 'out'}"
     refused(capsys, "not a whole safetensors file", tmp_path / "cut.safetensors", "--to=checkpoint", out)
     refused(capsys, "exists", encoder, "--to=safetensors", f"--out={safe}")
-    refused(capsys, "No checkpoint of bt_jax", tmp_path / "nowhere", "--to=checkpoint", out)
+    refused(capsys, "There is no file or folder", tmp_path / "nowhere", "--to=checkpoint", out)
     refused(capsys, "invalid choice", encoder, "--to=onnx", out)
     refused(capsys, "timm has no resnet18 with", encoder, "--to=timm", out)
     refused(capsys, "detectron2 has no resnet18 with", encoder, "--to=detectron2", out)
@@ -357,14 +361,73 @@ def test_mistakes(encoder, tmp_path, capsys, variables):
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
 
 
-def test_a_full_disk_leaves_nothing_behind(encoder, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (RuntimeError("unexpected pos 64 vs 0"), "unexpected pos"),  # PyTorch's word for it
+    ],
+)
+def test_what_cannot_be_written_leaves_nothing_behind(encoder, tmp_path, capsys, monkeypatch, error, said):
     def fail(*arguments, **options):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
-    monkeypatch.setattr(card, "write", fail)
-    for form in ("safetensors", "checkpoint"):
-        refused(capsys, "the disk is full", encoder, f"--to={form}", f"--out={tmp_path / 'out'}")
-    assert not list(tmp_path.glob("out*"))
+    for name in ("_save", "_write_json"):
+        monkeypatch.setattr(targets, name, fail)
+    monkeypatch.setattr(manifest, "write", fail)
+    before = sorted(tmp_path.rglob("*"))
+    for form in ("safetensors", "checkpoint", "huggingface"):
+        refused(capsys, said, encoder, f"--to={form}", f"--out={tmp_path / 'new' / 'folder' / 'out'}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_there_is_left_alone(encoder, tmp_path, capsys):
+    (tmp_path / "mine.md").write_text("my notes")
+    refused(capsys, "mine.md exists", encoder, "--to=safetensors", f"--out={tmp_path / 'mine'}")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    refused(capsys, "link exists", encoder, "--to=checkpoint", f"--out={tmp_path / 'link'}")
+    (tmp_path / "out.tmp").mkdir()
+    converted(encoder, "checkpoint", tmp_path / "out")
+    assert (tmp_path / "mine.md").read_text() == "my notes" and (tmp_path / "out.tmp").is_dir()
+    assert (tmp_path / "link").is_symlink() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--to=safetensors", "--out=mine.pth"], "this form is a name that ends in .safetensors"),
+        (["--to=checkpoint", "--out=mine.pkl"], "this form is a folder"),
+        (["--to=safetensors", "--out="], "is no name"),
+        (["--to=checkpoint", "--out=.."], "is no name"),
+        (["--to=stablehlo", "--out=a", "--size=0"], "not a size of images"),
+        (["--to=stablehlo", "--out=a", "--size=-1"], "not a size of images"),
+    ],
+)
+def test_odd_arguments(encoder, capsys, options, said):
+    refused(capsys, said, encoder, *options)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["1", '"a"', "{}", '{"build": null}', json.dumps(MODEL | {"mean": [0.5]}), json.dumps(MODEL | {"std": "abc"})]
+    + [json.dumps(MODEL | {"build": MODEL["build"] | change}) for change in ({"width": 1}, {"arch": "resnet34"})],
+)
+def test_metadata_of_other_weights(variables, tmp_path, metadata):
+    arrays = {key: np.asarray(value) for key, value in convert.to_torch(variables, arch="resnet18").items()}
+    save_file(arrays, tmp_path / "a.safetensors", {files.METADATA: metadata})
+    with pytest.raises(UserError, match="metadata of .* is not that of its weights"):
+        bt_jax.load_encoder(tmp_path / "a.safetensors")
+
+
+def test_gray_weights_and_odd_arrays(tmp_path):
+    given = {key: np.asarray(value) for key, value in state_dict("resnet18", width=NARROW, channels=1).items()}
+    save_file(given, tmp_path / "gray.safetensors")
+    assert checkpoint.read_model(tmp_path / "gray.safetensors")["mean"] == [sum(recipes.IMAGENET_MEAN) / 3]
+    save_file(given | {"conv1.weight": np.zeros(3, np.float32)}, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match=r"conv1.weight has the shape \(3,\)"):
+        bt_jax.load_encoder(tmp_path / "odd.safetensors")
 
 
 def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
@@ -372,15 +435,21 @@ def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
     checkpoint.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables)
     (run / "checkpoints").mkdir(parents=True)
     (tmp_path / "encoder").rename(run / "checkpoints" / "8")
-    config = {"total_epochs": 4.0, "extend_epochs": 2.0, "batch_size": 96, "data": {"name": "cifar10"}, "seed": 3}
-    config |= {"views": {"name": "cifar", "size": 24}, "evals": {"size": 0}}
+    config = {"task": "pretrain", "total_epochs": 4.0, "extend_epochs": 2.0, "batch_size": 96, "seed": 3}
+    config |= {"data": {"name": "cifar10"}, "views": {"name": "cifar", "size": 24}, "evals": {"size": 0}}
     (run / "config.json").write_text(json.dumps(config))
     (run / "summary.json").write_text(json.dumps({"steps": 8, "knn_top1": {"trained": 0.543}}))
     out = converted(run, "safetensors", tmp_path / "mine.safetensors", "--licence=cc-by-4.0")
     said = (tmp_path / "mine.md").read_text()
     assert said.startswith("---\nlicense: cc-by-4.0\n") and f'load_encoder("{out.name}")' in said
-    for row in ("| data | cifar10 |", "| epochs | 6.0 |", "| steps | 8 |", "| batch | 96 |", "| seed | 3 |", "54.3 %"):
+    rows = ["| data | cifar10 |", "| of a schedule of | 6 epochs |", "| steps | 8 |", "| batch | 96 |", "| seed | 3 |"]
+    for row in (*rows, "54.3 %", "pretrained with Barlow Twins"):
         assert row in said, row
     assert "24 x 24 pixels" in said and "0.4, 0.5, 0.6" in said
-    folder = converted(out, "checkpoint", tmp_path / "again")
-    assert "not in a run folder" in (folder / "README.md").read_text()
+    again = (converted(out, "checkpoint", tmp_path / "again") / "README.md").read_text()
+    assert "not in a run folder" in again and "Barlow" not in again.split("## Use")[0].split("---")[2]
+    # The figures are of step 8: an earlier checkpoint's card does not have them.
+    (run / "checkpoints" / "8").rename(run / "checkpoints" / "4")
+    converted(run, "safetensors", tmp_path / "earlier.safetensors")
+    earlier = (tmp_path / "earlier.md").read_text()
+    assert "| steps | 4 |" in earlier and "54.3" not in earlier

@@ -115,6 +115,14 @@ def test_killed_while_it_is_judged(finished, tmp_path, monkeypatch):
     assert without_speeds(folder) == without_speeds(finished)
 
 
+def test_a_judgement_is_known_by_its_line(tmp_path):
+    """Also where the judges of a run tell no numbers: else every start would write the line again."""
+    lines = [{"step": 2, "train/loss": 1.0, "perf/data_wait": 0.0}, {"step": 4, "epoch": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "v')
+    assert [log.judged(tmp_path, step) for step in (2, 4, 6)] == [False, True, False]
+    assert not log.judged(tmp_path / "nowhere", 2)
+
+
 def test_made_longer(finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

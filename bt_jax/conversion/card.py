@@ -12,26 +12,25 @@ UNKNOWN = "not known: the source is not in a run folder of bt_jax"
 PACKAGES = ("bt_jax", "jax", "flax", "optax", "orbax-checkpoint")
 
 
-def write(path: Path, source: Source, *, given: str, form: str, out: Path, licence: str) -> None:
+def write(path: Path, source: Source, *, where: Path, form: str, out: Path, licence: str) -> None:
     """Writes Markdown with the front matter that model hubs read.
 
     Args:
       path: of the card.
-      given: what was converted; if it lies in a run folder, config.json and summary.json there are read.
+      where: the file or checkpoint folder that was converted; config.json and summary.json of its run are read.
       form: a key of FORMS; out: what was written in that form.
       licence: of the weights, or "" for a line that asks for it.
     """
-    run = _run_folder(Path(given).expanduser().absolute())
-    config, summary, environment = (_json(run, name) for name in ("config.json", "summary.json", "environment.json"))
+    config, summary, environment = _run(where)
     model = source.model
     build = model["build"]
     sections = [
         _front_matter(licence),
-        f"# {build['arch']} pretrained with Barlow Twins",
+        f"# {build['arch']}{' pretrained with Barlow Twins' if config else ', an image encoder'}",
         "An image encoder trained without labels (Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy"
         " Reduction, [arXiv 2103.03230](https://arxiv.org/abs/2103.03230))."
-        if run
-        else "An image encoder, converted from other weights.",
+        if config
+        else "Converted from other weights.",
         f"Licence of these weights: {licence or '**to be stated by whoever publishes them**'}.",
         "## Use",
         f"```\n{_usage(form, out, source)}\n```",
@@ -48,12 +47,12 @@ def write(path: Path, source: Source, *, given: str, form: str, out: Path, licen
             }
         ),
         "## Training",
-        _table(_training(config, summary)) if config else UNKNOWN,
+        _table(_training(config, where.name)) if config else UNKNOWN,
         "## Measured",
-        _measured(summary) if summary else "No figures stand beside these weights.",
+        _measured(summary) or "No figures stand beside these weights.",
         "## Versions",
-        _table(environment.get("versions") or _versions()),
-        f"Written {datetime.date.today()} from `{Path(given).name}` by `python -m bt_jax.convert --to={form}`.",
+        _table(_part(environment, "versions") or _versions()),
+        f"Written {datetime.date.today()} from `{where.name}` by `python -m bt_jax.convert --to={form}`.",
     ]
     path.write_text("\n\n".join(sections) + "\n")
 
@@ -78,17 +77,17 @@ def _usage(form: str, out: Path, source: Source) -> str:
     )
 
 
-def _training(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    data, views, optim = config.get("data", {}), config.get("views", {}), config.get("optim", {})
+def _training(config: dict[str, Any], step: str) -> dict[str, Any]:
+    data, views, optim = (_part(config, name) for name in ("data", "views", "optim"))
     return {
         "data": data.get("folder") or data.get("name"),
         "split": data.get("train_split"),
-        "epochs": config.get("total_epochs", 0) + (config.get("extend_epochs") or 0),
-        "steps": summary.get("steps", "not finished"),
+        "steps": step,
+        "of a schedule of": f"{config.get('total_epochs', 0) + (config.get('extend_epochs') or 0):g} epochs",
         "batch": config.get("batch_size"),
         "views": f"{views.get('name')}, {views.get('size')} pixels",
-        "projector": "-".join(map(str, config.get("model", {}).get("projector", ()))),
-        "lambda": config.get("loss", {}).get("lambd"),
+        "projector": "-".join(map(str, _part(config, "model").get("projector") or ())),
+        "lambda": _part(config, "loss").get("lambd"),
         "optimizer": f"{optim.get('name')}, rate {optim.get('lr_weights')} per 256, decay {optim.get('weight_decay')}",
         "began from": config.get("init_from") or "random weights",
         "seed": config.get("seed"),
@@ -98,13 +97,18 @@ def _training(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]
 def _measured(summary: dict[str, Any]) -> str:
     rows = {}
     for key, name in (("knn_top1", "kNN top-1"), ("linear_top1", "linear probe top-1, frozen features")):
-        value = summary.get(key, {})
-        value = value.get("trained") if isinstance(value, dict) else value
-        if value is not None:
+        value = _part(summary, key).get("trained")
+        if isinstance(value, float):
             rows[f"{name}, held-out images, one seed"] = f"{100 * value:.1f} %"
-    for name, value in summary.get("unlabelled", {}).items():
-        rows[f"without labels: {name}"] = f"{value:.3g}"
-    return _table(rows) if rows else "No figures stand beside these weights."
+    for name, value in _part(summary, "unlabelled").items():
+        if isinstance(value, (int, float)):
+            rows[f"without labels: {name}"] = f"{value:.3g}"
+    return _table(rows) if rows else ""
+
+
+def _part(content: dict[str, Any], key: str) -> dict[str, Any]:
+    found = content.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _table(rows: dict[str, Any]) -> str:
@@ -131,12 +135,19 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _run_folder(path: Path) -> Path | None:
-    return next((folder for folder in (path, path.parent.parent) if (folder / "config.json").is_file()), None)
+def _run(where: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Config, summary and environment of the pretraining run that RUN/checkpoints/STEP is of; the summary only where it
+    was measured at that step. Empty where there is none."""
+    folder = where.parents[1] if where.is_dir() and where.parent.name == "checkpoints" else None
+    config, summary, environment = (_json(folder, name) for name in ("config.json", "summary.json", "environment.json"))
+    if config.get("task") != "pretrain":
+        return {}, {}, {}
+    return config, summary if str(summary.get("steps")) == where.name else {}, environment
 
 
-def _json(run: Path | None, name: str) -> dict[str, Any]:
+def _json(folder: Path | None, name: str) -> dict[str, Any]:
     try:
-        return json.loads((run / name).read_text()) if run else {}
+        found = json.loads((folder / name).read_text()) if folder else {}
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}

@@ -5,6 +5,7 @@ whatever is not an array or a plain container. Bare pickles (`.pkl`) are not rea
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +40,11 @@ class Weights(NamedTuple):
 
 def is_foreign(path: str | Path) -> bool:
     """Whether the path is a file of weights, or a folder with one, and not a checkpoint of ours."""
-    path = Path(path).expanduser()
-    return path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
+    try:
+        path = Path(path).expanduser()
+        return path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
+    except (OSError, RuntimeError) as error:  # a name too long, the home of nobody
+        raise UserError(f"{str(path)[:80]} is no path: {_line(error)}", "Name a file or a folder.") from None
 
 
 def read(path: str | Path, *, arch: str = "") -> Weights:
@@ -56,28 +60,50 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
     path = folder = Path(path).expanduser()
     if path.is_dir():
         path = next(path / name for name in IN_FOLDERS if (path / name).is_file())
-    arrays, model = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
+    arrays, given = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
     named = as_torchvision(_unwrapped(arrays))
     try:
-        arch = arch or (model["build"]["arch"] if model else state_dicts.fitting(named) or NEAREST)
+        arch = arch or state_dicts.fitting(named) or NEAREST
         variables = state_dicts.from_torch(named, arch=arch)
     except UserError as error:
         raise UserError(f"{path}: {error.cause}", error.cure) from None
     build = state_dicts.build_options(variables, arch)
-    model = model or {"build": build} | _normalisation(folder)
+    model = {"build": build} | _normalisation(folder, build["channels"])
+    if given is not None:
+        model = _agreeing(given, build, path)
     return Weights(model, variables, _projector(named))
 
 
-def _normalisation(folder: Path) -> dict[str, list[float]]:
-    """{"mean", "std"} as Hugging Face's or timm's JSON beside the weights says, else ImageNet's."""
-    found = dict(zip(("mean", "std"), map(list, (recipes.IMAGENET_MEAN, recipes.IMAGENET_STD)), strict=True))
+def _agreeing(given: Any, build: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What our metadata says, where it is of these weights; they cannot tell how a 3x3 stem pads."""
+    try:
+        stated = {key: given["build"][key] for key in build}
+        mean, std = ([float(value) for value in given[name]] for name in ("mean", "std"))
+        padding = int(stated["stem_padding"])
+        agrees = stated | {"stem_padding": build["stem_padding"]} == build and padding >= 0
+        agrees = agrees and len(mean) == len(std) == build["channels"]
+    except (LookupError, TypeError, ValueError):
+        agrees = False
+    if not agrees:
+        raise UserError(f"The metadata of {path} is not that of its weights", "Fetch or write it again.")
+    return {"build": stated, "mean": mean, "std": std}
+
+
+def _normalisation(folder: Path, channels: int) -> dict[str, list[float]]:
+    """{"mean", "std"} as Hugging Face's or timm's JSON beside the weights says, else ImageNet's; where there are not
+    three channels, the mean of ImageNet's three for each."""
+    found = {"mean": list(recipes.IMAGENET_MEAN), "std": list(recipes.IMAGENET_STD)}
+    if channels != 3:
+        found = {name: [sum(values) / 3] * channels for name, values in found.items()}
     for name, inner, prefix in (("preprocessor_config.json", "", "image_"), ("config.json", "pretrained_cfg", "")):
         try:
             content = json.loads((folder / name).read_text())
             content = content[inner] if inner else content
-            return {key: [float(value) for value in content[prefix + key]] for key in found}
-        except (OSError, ValueError, KeyError, TypeError):
+            stated = {key: [float(value) for value in content[prefix + key]] for key in found}
+        except (OSError, ValueError, LookupError, TypeError):
             continue
+        if all(len(values) == channels for values in stated.values()):
+            return stated
     return found
 
 
@@ -90,10 +116,8 @@ def _projector(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _unwrapped(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name in WRAPPERS:
-        if isinstance(arrays.get(name), Mapping):
-            return arrays[name]
-    return arrays
+    inner = next((arrays[name] for name in WRAPPERS if isinstance(arrays.get(name), Mapping)), None)
+    return arrays if inner is None else _unwrapped(inner)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
@@ -104,7 +128,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
             metadata = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}
         return arrays, json.loads(metadata[METADATA]) if METADATA in metadata else None
-    except (SafetensorError, ValueError, TypeError, OSError) as error:
+    except (SafetensorError, ValueError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {_line(error)}", "Fetch or write it again.") from None
 
 
@@ -126,8 +150,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than weights, which would be executed: {_line(error)}",
-            "Where you trust it, load it in PyTorch yourself and save its state_dict alone.",
+            f"{path} is not a file of weights alone, and nothing else in it is executed: {_line(error)}",
+            "Where you trust it, load it in PyTorch yourself and save its state_dict.",
         ) from None
     except Exception as error:  # a cut or foreign file fails anywhere in torch's readers
         raise UserError(f"{path} cannot be read: {_line(error)}", "Fetch or write it again.") from None
@@ -141,11 +165,17 @@ def _numpy(tree: Mapping[str, Any], torch) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            arrays[key] = _numpy(value, torch)
+            arrays[str(key)] = _numpy(value, torch)
         elif isinstance(value, torch.Tensor):
-            arrays[key] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+            value = value.detach()
+            try:
+                arrays[str(key)] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+            except (RuntimeError, TypeError, NotImplementedError):  # quantized, sparse, without data, ...
+                kind = f"{value.dtype}, {value.layout}"
+                raise UserError(f"{key} is an array of another kind ({kind})", "Save it as dense float32.") from None
     return arrays
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # PyTorch's messages come in colours
+    return " ".join(text.split())[:160] or type(error).__name__

@@ -43,7 +43,7 @@ def to_hugging_face(key: str) -> str:
 
 def from_hugging_face(key: str) -> str:
     if key.startswith("embedder.embedder."):
-        _, _, module, name = key.split(".")
+        module, _, name = key.removeprefix("embedder.embedder.").partition(".")
         return f"{'conv1' if module == 'convolution' else 'bn1'}.{name}"
     found = re.fullmatch(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.*)", key)
     if not found:
