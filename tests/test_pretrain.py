@@ -17,7 +17,7 @@ from PIL import Image
 
 import bt_jax
 from benchmarks import kills
-from bt_jax import build, checkpoint, encoder, log, main, pretrain, sharding
+from bt_jax import build, checkpoint, encoder, log, main, pretrain, sharding, train_step
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.evals import protocols
@@ -37,9 +37,25 @@ def tiny(**changes):
     return config
 
 
+TRACES: list[str] = []  # one entry each time that the step of the run below is traced
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return pretrain.run(tiny(), str(tmp_path_factory.mktemp("run") / "whole"))
+    make = train_step.make_pretrain_step
+
+    def counted(*arguments, **options):
+        step = make(*arguments, **options)
+
+        def traced(state, batch):
+            TRACES.append("step")
+            return step(state, batch)
+
+        return traced
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_step, "make_pretrain_step", counted)
+        return pretrain.run(tiny(), str(tmp_path_factory.mktemp("run") / "whole"))
 
 
 def _lines(folder):
@@ -63,6 +79,11 @@ def test_a_run_leaves_everything_behind(finished):
     assert all(0 <= v <= 1 for table in ("knn_top1", "linear_top1") for v in summary[table].values())
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["versions"]["jax"] == jax.__version__ and len(environment["devices"]) == 8
+
+
+def test_the_step_is_compiled_once(finished):
+    """Two epochs, two evaluations and two checkpoints: what comes back from them has the layout that went in."""
+    assert len(TRACES) == 1
 
 
 def test_stopped_and_continued_is_the_same_run(finished, tmp_path):
