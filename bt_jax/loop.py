@@ -90,6 +90,9 @@ def train(this: Loop, state: TrainState) -> TrainState:
         steps_per_epoch=plan.steps_per_epoch,
         unit=this.unit,
     )
+    # A window may be taken in parts, to notice a signal early, where no other process must take the same ones, and
+    # where a part is no program of its own to compile.
+    parts = jax.process_count() == 1 and (jax.default_backend() == "cpu" or not config.data.on_device)
     advance, waited, close = this.feed.begin(this.step, state)
     interrupted = _Interruption()
     unseen = None  # the newest window's metrics, still on their way from the device
@@ -99,9 +102,10 @@ def train(this: Loop, state: TrainState) -> TrainState:
         nonlocal first, speed
         step, shown = window
         values = _means(shown) | progress.measure(step, waited=waited())
-        speed = values[f"perf/{this.unit}_per_sec"] / config.batch_size
         written.write(step, values)
-        if first:
+        if not first:  # which has the compiler's time in it
+            speed = values[f"perf/{this.unit}_per_sec"] / config.batch_size
+        else:
             log.say(f"first window of steps done {time.monotonic() - this.started:.0f} s after the start")
             first = False
         log.say(progress.line(step, values))
@@ -129,7 +133,7 @@ def train(this: Loop, state: TrainState) -> TrainState:
             window = min([this.feed.window(at), last - at] + [every - at % every for every in stops])
             shown = []
             while window and not (shown and interrupted and window > speed * SECONDS_TO_STOP):
-                steps = min(window, max(int(speed * SECONDS_TO_STOP), 1)) if _alone(speed) else window
+                steps = min(window, max(int(speed * SECONDS_TO_STOP), 1)) if parts and speed < math.inf else window
                 state, metrics = advance(state, steps)
                 shown += metrics
                 at, window = at + steps, window - steps
@@ -160,11 +164,6 @@ def train(this: Loop, state: TrainState) -> TrainState:
         interrupted.restore()
     interrupted.exit_if_set(f"stopped at step {at} of {last}, saved; the same command goes on from there")
     return state
-
-
-def _alone(speed: float) -> bool:
-    """Whether a window may be taken in parts: the speed is known, and no other process must take the same parts."""
-    return math.isfinite(speed) and jax.process_count() == 1
 
 
 def _due(at: int, every: int) -> bool:
