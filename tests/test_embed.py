@@ -376,7 +376,7 @@ def test_sizes_of_the_view(encoder, tmp_path):
         (["--out=x"], "The following arguments are required: --encoder. See --help."),
         (["--encoder=RUN", "--out=x"], "One data set is needed. Give one of --data"),
         (["--encoder=RUN", "--out=x", "--data=patterns", "--folder=x"], "One data set is needed"),
-        (["--encoder=x", "--out=x", "--data=patterns"], "No checkpoint of bt_jax in"),
+        (["--encoder=x", "--out=x", "--data=patterns"], "There is no file or folder"),
         (["--encoder=RUN", "--out=x", "--npz_in=NPZ", "--splits=tset"], "listed has no split 'tset'"),
         (["--encoder=RUN", "--out=x", "--npz_in=NPZ", "--splits=train[:1],train[1:]"], "names a split twice"),
         (["--encoder=RUN", "--out=x", "--data=patterns", "--size=32", "--resize=16"], "do not go together"),
