@@ -66,10 +66,13 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
 
     def begin(step, state):
         at_step, layout = int(state.step), jax.tree.map(lambda leaf: leaf.sharding, state)
+        replicated = sharding.replicated(mesh)
         data = device.put_arrays(images, labels, mesh)
         first_id = source.span(config.data.train_split).start
         dispatch = device.make_dispatch(step, batch_size=config.batch_size, mesh=mesh, first_id=first_id, layout=layout)
-        order_key = sharding.put_replicated(train_step.stream(config.seed, train_step.ORDER), mesh)
+        # Made where it is used: a key cannot be put onto the devices of other processes.
+        make_key = jax.jit(lambda: train_step.stream(config.seed, train_step.ORDER), out_shardings=replicated)
+        order_key = make_key()
         epoch, order = -1, None
 
         def advance(state, steps):
