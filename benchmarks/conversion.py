@@ -164,9 +164,7 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     sources = {arch: drawn(arch) for arch in options.arch.split(",")}
     if options.encoder:
-        _, variables = checkpoint.load_encoder(options.encoder)
-        model = checkpoint.read_model(options.encoder)
-        sources = {Path(options.encoder).name: targets.Source(model, variables, None, SIZE)}
+        sources = {Path(options.encoder).name: targets.Source(*checkpoint.read(options.encoder), SIZE)}
     lines = [f"| encoder | form | {' | '.join(STAGES)} | back again |", f"|{'---|' * (len(STAGES) + 3)}"]
     wrong = 0
     for name, source in sources.items():

@@ -1,50 +1,100 @@
-"""Time and memory of the loss with its gradient, in both forms: where is the crossover, and does "auto" find it?
+"""Loss and gradient alone: both forms, the plain one, and PyTorch's, over batch sizes and widths of the embedding.
 
-    python -m benchmarks.loss [--n=256,512,1024] [--d=512,1024,2048] [--repeats=5]
+    python -m benchmarks.loss                                                         # a small grid
+    python -m benchmarks.loss --n=256,1024,4096 --d=2048,8192,32768,65536 --torch     # on a GPU
 
-One device. Times are medians of alternating runs within this process, so only their ratio means something on a CPU.
+One device, float32. "plain" is the formula as it is written, left to autodiff, which keeps c (d, d) and its gradient.
+What would need more scratch memory than --limit-gb is told and not run. Times are medians of alternating runs within
+this process, so only their ratios mean something on a CPU.
 """
 
 import argparse
 import time
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import losses
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", default="256,512,1024", help="batch sizes")
     parser.add_argument("--d", default="512,1024,2048", help="widths of the embedding")
     parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    print(f"{jax.devices()[0].device_kind}\n\n| N | D | gram / covariance, time | scratch, gram | covariance | auto |")
-    print("|---|---|---|---|---|---|")
-    for n in map(int, args.n.split(",")):
-        for d in map(int, args.d.split(",")):
-            z = [jax.random.normal(jax.random.key(view), (n, d)) for view in (1, 2)]
-            programs = {form: compiled(form, z) for form in losses.FORMS}
-            seconds = {form: [] for form in losses.FORMS}
-            for _ in range(args.repeats + 1):
-                for form, program in programs.items():
-                    started = time.perf_counter()
-                    jax.block_until_ready(program(*z))
-                    seconds[form].append(time.perf_counter() - started)
-            ratio = np.median(seconds["gram"][1:]) / np.median(seconds["covariance"][1:])
-            scratch = [programs[f].memory_analysis().temp_size_in_bytes / 1e6 for f in ("gram", "covariance")]
-            cells = [f"{n}", f"{d}", f"{ratio:.2f}", *(f"{x:.0f} MB" for x in scratch), losses.choose_form(n, d)]
-            print(f"| {' | '.join(cells)} |", flush=True)
+    parser.add_argument("--limit-gb", type=float, default=4 if jax.default_backend() == "cpu" else 60)
+    parser.add_argument("--torch", action="store_true", help="the plain form in PyTorch, too, on the same device")
+    options = parser.parse_args(arguments)
+    shown = [*losses.FORMS, "plain"] + ["torch"] * options.torch
+    print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}; of each: time over auto's, scratch memory\n")
+    print(f"| N | D | auto | {' | '.join(shown)} |\n|{'---|' * (3 + len(shown))}", flush=True)
+    for n in map(int, options.n.split(",")):
+        for d in map(int, options.d.split(",")):
+            print(row(n, d, shown, options), flush=True)
 
 
-def compiled(form: losses.Form, z: list[jax.Array]) -> jax.stages.Compiled:
+def row(n: int, d: int, shown: list[str], options: argparse.Namespace) -> str:
+    chosen = losses.choose_form(n, d)
+    z = [jax.random.normal(jax.random.key(view), (n, d)) for view in (1, 2)]
+    runs: dict[str, Callable] = {}
+    scratch: dict[str, float] = {}
+    for name in (*losses.FORMS, "plain"):
+        program = compiled(name, z)
+        scratch[name] = program.memory_analysis().temp_size_in_bytes / 1e9
+        runs[name] = lambda program=program: jax.block_until_ready(program(*z))
+    if "torch" in shown:
+        runs["torch"], scratch["torch"] = in_torch(z), scratch["plain"]
+    seconds = {name: [] for name in runs if scratch[name] <= options.limit_gb}
+    for _ in range(options.repeats + 1):
+        for name, taken in seconds.items():
+            started = time.perf_counter()
+            runs[name]()
+            taken.append(time.perf_counter() - started)
+    times = {name: np.median(taken[1:]) for name, taken in seconds.items()}
+
+    def cell(name: str) -> str:
+        ratio = f"{times[name] / times[chosen]:.2f}" if name in times and chosen in times else "not run"
+        return ratio if name == "torch" else f"{ratio}, {scratch[name]:.2f} GB"
+
+    unit = "" if jax.default_backend() == "cpu" or chosen not in times else f", {1e3 * times[chosen]:.2f} ms"
+    return f"| {n} | {d} | {chosen}{unit} | {' | '.join(map(cell, shown))} |"
+
+
+def compiled(form: str, z: list[jax.Array]) -> jax.stages.Compiled:
     """Loss and gradient by both views."""
 
     def loss(z1, z2):
-        return losses.barlow_twins(z1, z2, form=form)[0]
+        return plain(z1, z2) if form == "plain" else losses.barlow_twins(z1, z2, form=form)[0]
 
     return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*z).compile()
+
+
+def plain(z1: jax.Array, z2: jax.Array) -> jax.Array:
+    c = losses.cross_correlation(z1, z2)
+    on_diag = jnp.square(jnp.diagonal(c) - 1).sum()
+    return on_diag + losses.LAMBD * (jnp.square(c).sum() - jnp.square(jnp.diagonal(c)).sum())
+
+
+def in_torch(z: list[jax.Array]) -> Callable[[], None]:
+    """The plain form in eager PyTorch, float32 products, on a GPU where there is one."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("highest")
+    z1, z2 = (torch.tensor(np.asarray(each), device=device, requires_grad=True) for each in z)
+
+    def run() -> None:
+        a, b = (torch.nn.functional.batch_norm(each, None, None, training=True) for each in (z1, z2))
+        c = a.T @ b / len(a)
+        diagonal = torch.diagonal(c)
+        loss = (diagonal - 1).square().sum() + losses.LAMBD * (c.square().sum() - diagonal.square().sum())
+        torch.autograd.grad(loss, (z1, z2))
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
 
 
 if __name__ == "__main__":

@@ -90,24 +90,11 @@ def prepare(options) -> tuple[dict[str, Callable], dict]:
     views_program = jax.jit(make_views).lower(batch).compile()
     views = views_program(batch)
     everywhere = (training.layout, sharding.replicated(mesh))
-    # The step on ready views: the recipe is replaced by taking them from the batch.
-    tx, rates = build.build_optimizer(options, steps)
-    update = train_step.make_update(
-        training.nets,
-        tx,
-        lambd=options.loss.lambd,
-        form=options.loss.form,
-        two_passes=options.model.two_passes,
-        rates=rates,
-        mesh=mesh,
-        head=options.model.head,
-        gather_dtype=options.loss.gather_dtype,
-    )
 
     def compiled(step, *arguments):
         return jax.jit(step, donate_argnums=0, out_shardings=everywhere).lower(state, *arguments).compile()
 
-    model_program = compiled(update, views, batch["label"])
+    model_program = compiled(training.update, views, batch["label"])
     started = time.perf_counter()
     step_program = compiled(training.step, batch)
     compile_seconds = time.perf_counter() - started

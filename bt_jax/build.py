@@ -158,12 +158,14 @@ class Training(NamedTuple):
       step: step(state, batch) -> (state, metrics), not yet jitted.
       layout: where the state's arrays lie, shardings in its structure.
       create: create(key) -> the state at step 0, jitted, laid out so.
+      update: the step without its views: update(state, views, labels) -> (state, metrics).
     """
 
     nets: Nets
     step: Callable
     layout: TrainState
     create: Callable[[jax.Array], TrainState]
+    update: Callable
 
 
 def build_training(config: ConfigDict, plan: Plan, recipe: augment.Recipe, num_classes: int, mesh: Mesh) -> Training:
@@ -187,4 +189,4 @@ def build_training(config: ConfigDict, plan: Plan, recipe: augment.Recipe, num_c
 
     layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, config.model.head)
     step = train_step.make_pretrain_step(update, recipe, seed=config.seed)
-    return Training(nets, step, layout, jax.jit(create, out_shardings=layout))
+    return Training(nets, step, layout, jax.jit(create, out_shardings=layout), update)

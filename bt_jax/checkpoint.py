@@ -110,14 +110,24 @@ def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = N
     Raises:
       UserError: nothing there, not a checkpoint of bt_jax, or a damaged one.
     """
+    found = read(path, sharding=sharding)
+    return models.build(**found.model["build"]), found.variables
+
+
+def read(path: str | Path, *, projector: bool = False, sharding: jax.sharding.Sharding | None = None) -> files.Weights:
+    """All that stands there of an encoder, of one and the same step; see `load_encoder`.
+
+    Args:
+      projector: read that as well, where there is one. Always as numpy arrays.
+    """
     if files.is_foreign(path):
         found = files.read(path)
-        net, variables = models.build(**found.model["build"]), found.variables
-        return net, jax.device_put(variables, sharding) if sharding else variables
+        return found._replace(variables=jax.device_put(found.variables, sharding)) if sharding else found
     folder = step_folder(path)
-    net = models.build(**_model(folder)["build"])
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    return net, _restore(folder / "encoder", shapes, sharding)
+    model = _model(folder)
+    shapes = jax.eval_shape(models.build(**model["build"]).init, jax.random.key(0))
+    head = _projector(folder / "projector") if projector else None
+    return files.Weights(model, _restore(folder / "encoder", shapes, sharding), head)
 
 
 def load_projector(path: str | Path) -> dict[str, Any] | None:
@@ -125,13 +135,7 @@ def load_projector(path: str | Path) -> dict[str, Any] | None:
 
     Paths and errors as for `load_encoder`.
     """
-    if files.is_foreign(path):
-        return files.read(path).projector
-    folder = step_folder(path) / "projector"
-    if not folder.is_dir():
-        return None
-    shapes = jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), _tree(folder))
-    return _restore(folder, shapes, None)
+    return files.read(path).projector if files.is_foreign(path) else _projector(step_folder(path) / "projector")
 
 
 def read_model(path: str | Path) -> dict[str, Any]:
@@ -263,9 +267,11 @@ def _model(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "model" / "metadata").read_text())
 
 
-def _tree(folder: Path):
-    """Shapes and dtypes of what is stored there, as Orbax describes them."""
-    return ocp.StandardCheckpointHandler().metadata(folder).tree
+def _projector(folder: Path) -> dict[str, Any] | None:
+    if not folder.is_dir():
+        return None
+    stored = ocp.StandardCheckpointHandler().metadata(folder).tree
+    return _restore(folder, jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), stored), None)
 
 
 def _restore(folder: Path, shapes, sharding: jax.sharding.Sharding | None):

@@ -24,7 +24,6 @@ In Python: from_torch, to_torch, projector_from_torch, projector_to_torch on dic
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -127,17 +126,18 @@ def _source(options: argparse.Namespace):
     place = checkpoint.place(options.source)  # once: a run that goes on may save in between
     if files.is_foreign(place):
         return Source(*files.read(place, arch=options.arch or ""), options.size or SIZE), place
-    _, variables = checkpoint.load_encoder(place)
     size = options.size or _evaluated_size(place) or SIZE
-    return Source(checkpoint.read_model(place), variables, checkpoint.load_projector(place), size), place
+    return Source(*checkpoint.read(place, projector=True), size), place
 
 
 def _evaluated_size(step_folder: Path) -> int:
     """Pixels of the views that the run evaluates, 0 where there is no run."""
+    from bt_jax import run_folder
+
     try:
-        config = json.loads((step_folder.parents[1] / "config.json").read_text())
+        config = run_folder.of_step(step_folder, "config.json")
         return max(int(config["evals"]["size"] or config["views"]["size"]), 0)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):
         return 0
 
 

@@ -39,7 +39,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import augment, checkpoint, sharding
+from bt_jax import augment, checkpoint, models, sharding
 from bt_jax.data.prefetch import prefetch
 from bt_jax.data.records import Source, Span, progress
 from bt_jax.data.source import open_source
@@ -132,9 +132,10 @@ def run(options: argparse.Namespace) -> None:
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)} is not positive", "Give at least 1")
     store = {"npy": Npy, "parquet": Parquet}[options.format]()
-    model, view = checkpoint.read_model(options.encoder), view_sizes(options)
+    view = view_sizes(options)
     source, spans = _open_data(options)
-    net, variables = checkpoint.load_encoder(options.encoder)
+    model, variables, _ = checkpoint.read(options.encoder)
+    net = models.build(**model["build"])
     settings = {
         "weights": fingerprint(variables),
         "data": _data_name(options, source),

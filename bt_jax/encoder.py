@@ -47,10 +47,10 @@ def open_encoder(config: ConfigDict, *, dtype: str = "float32") -> Encoder:
     """
     if not config.encoder:
         raise UserError("No encoder is named", "Set --config.encoder to a run folder or one of its checkpoints.")
-    net, variables = checkpoint.load_encoder(config.encoder)
-    model = checkpoint.read_model(config.encoder)
-    if config.arch and config.arch != net.arch:
-        raise UserError(f"{config.encoder} is a {net.arch}, not a {config.arch}", f"Set --config.arch={net.arch}.")
+    model, variables, _ = checkpoint.read(config.encoder)
+    arch = model["build"]["arch"]
+    if config.arch and config.arch != arch:
+        raise UserError(f"{config.encoder} is a {arch}, not a {config.arch}", f"Set --config.arch={arch}.")
     net = models.build(**model["build"] | {"dtype": jnp.dtype(dtype).name})
     if config.scratch:
         variables = jax.device_get(jax.jit(net.init)(jax.random.key(config.seed)))
@@ -89,15 +89,14 @@ def read_given(path: str, nets: Nets) -> Given:
     Raises:
       UserError: they cannot be read, or are of another backbone.
     """
-    net, backbone = checkpoint.load_encoder(path)
+    model, backbone, projector = checkpoint.read(path, projector=True)
     wanted = jax.eval_shape(nets.backbone.init, jax.random.key(0))
     if _shapes(backbone) != _shapes(wanted):
-        described = [f"{each.arch}, {_stem(each)}" for each in (net, nets.backbone)]
+        described = [f"{each.arch}, {_stem(each)}" for each in (models.build(**model["build"]), nets.backbone)]
         raise UserError(
             f"init_from={path} is a {described[0]}, not a {described[1]}",
             "Set config.model.arch, width and small_images to its own, or take other weights.",
         )
-    projector = checkpoint.load_projector(path)
     fits = projector and _shapes(projector) == _shapes(jax.eval_shape(nets.projector.init, jax.random.key(0)))
     log.say(f"beginning with the encoder{' and the projector' if fits else ''} of {path}")
     if not fits:

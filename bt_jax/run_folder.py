@@ -66,21 +66,37 @@ def own(folder: Path, name: str) -> Path:
 
 def environment() -> dict:
     """Versions, devices, git commit and command line of this process."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
         "git_commit": _git_commit(),
-        "versions": versions,
+        "versions": versions(),
         "python": platform.python_version(),
         "machine": platform.platform(),
         "devices": [f"{device.id}: {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of PACKAGES, those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def of_step(step_folder: Path, name: str) -> dict:
+    """RUN/name, a JSON file, for RUN/checkpoints/STEP; {} for a checkpoint that is in no run, or a file of weights."""
+    if step_folder.parent.name != "checkpoints":
+        return {}
+    try:
+        found = json.loads((step_folder.parents[1] / name).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _git_commit() -> str:

@@ -1,15 +1,13 @@
 """The model card that goes with every export: what the encoder is, what it was trained on, how well it did."""
 
 import datetime
-import importlib.metadata
-import json
 from pathlib import Path
 from typing import Any
 
+from bt_jax import run_folder
 from bt_jax.conversion.targets import FORMS, Source, is_plain
 
 UNKNOWN = "not known: the source is not in a run folder of bt_jax"
-PACKAGES = ("bt_jax", "jax", "flax", "optax", "orbax-checkpoint")
 
 
 def write(path: Path, source: Source, *, where: Path, form: str, out: Path, licence: str) -> None:
@@ -51,7 +49,7 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
         "## Measured",
         _measured(summary) or "No figures stand beside these weights.",
         "## Versions",
-        _table(_part(environment, "versions") or _versions()),
+        _table(_part(environment, "versions") or run_folder.versions()),
         f"Written {datetime.date.today()} from `{where.name}` by `python -m bt_jax.convert --to={form}`.",
     ]
     path.write_text("\n\n".join(sections) + "\n")
@@ -125,29 +123,11 @@ def _numbers(values) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _run(where: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Config, summary and environment of the pretraining run that RUN/checkpoints/STEP is of; the summary only where it
     was measured at that step. Empty where there is none."""
-    folder = where.parents[1] if where.is_dir() and where.parent.name == "checkpoints" else None
-    config, summary, environment = (_json(folder, name) for name in ("config.json", "summary.json", "environment.json"))
+    names = ("config.json", "summary.json", "environment.json")
+    config, summary, environment = (run_folder.of_step(where, name) for name in names)
     if config.get("task") != "pretrain":
         return {}, {}, {}
     return config, summary if str(summary.get("steps")) == where.name else {}, environment
-
-
-def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / name).read_text()) if folder else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -22,7 +22,7 @@ def view_sizes(options: argparse.Namespace) -> dict[str, int]:
 
     `resize` keeps its proportion to a `size` that is given alone; 0 means `size`.
     """
-    config = _run_config(checkpoint.place(options.encoder))
+    config = run_folder.of_step(checkpoint.place(options.encoder), "config.json")
     views, evals = config.get("views", {}), config.get("evals", {})
     size, resize = evals.get("size") or views.get("size"), evals.get("resize", 0)
     if not size:
@@ -37,14 +37,6 @@ def view_sizes(options: argparse.Namespace) -> dict[str, int]:
             "Give positive sizes, and a resize that is 0 or at least the size.",
         )
     return {"size": size, "resize": resize, "canvas": canvas}
-
-
-def _run_config(step_folder: Path) -> dict[str, Any]:
-    """RUN/config.json of RUN/checkpoints/STEP; {} for a checkpoint that has left its run."""
-    try:
-        return json.loads((step_folder.parents[1] / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def fingerprint(variables: dict) -> str:
