@@ -9,7 +9,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 import bt_jax
@@ -263,6 +263,9 @@ def test_full_width_for_timm_and_detectron2(tmp_path):
     folder = converted(tmp_path / "resnet18.safetensors", "timm", tmp_path / "timm")
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "resnet18" and config["pretrained_cfg"]["mean"] == list(recipes.IMAGENET_MEAN)
+    assert "in_chans" not in config["model_args"]
+    with safe_open(folder / "model.safetensors", "numpy") as file:
+        assert file.metadata()["format"] == "pt"  # transformers refuses a file that does not say whose it is
     assert load_file(folder / "model.safetensors")["layer1.0.bn1.num_batches_tracked"].shape == ()
     converted(tmp_path / "resnet18.safetensors", "safetensors", tmp_path / "plain.safetensors")
     assert "torchvision.models.resnet18()" in (tmp_path / "plain.md").read_text()
@@ -272,9 +275,25 @@ def test_full_width_for_timm_and_detectron2(tmp_path):
     np.testing.assert_array_equal(found["model"]["res2.1.conv2.norm.bias"], given["layer1.1.bn2.bias"])
 
 
+def test_other_channels_and_bottlenecks_in_the_configs_of_timm_and_hugging_face(tmp_path):
+    given = {key: np.asarray(value) for key, value in state_dict("resnet50", channels=1).items()}
+    save_file(given, tmp_path / "gray.safetensors")
+    folder = converted(tmp_path / "gray.safetensors", "timm", tmp_path / "timm", "--arch=resnet50")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_args"] == {"in_chans": 1} and config["pretrained_cfg"]["input_size"][0] == 1
+    config["pretrained_cfg"] |= {"mean": [0.25], "std": [0.5]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert files.read(folder).model["mean"] == [0.25] and files.read(folder).model["std"] == [0.5]
+    hub = converted(tmp_path / "gray.safetensors", "huggingface", tmp_path / "hf", "--arch=resnet50")
+    config = json.loads((hub / "config.json").read_text())
+    assert config["hidden_sizes"] == [256, 512, 1024, 2048] and config["layer_type"] == "bottleneck"
+    assert config["num_channels"] == 1
+
+
 def test_stablehlo_takes_any_number_of_uint8_images(encoder, variables, tmp_path):
     out = converted(encoder, "stablehlo", tmp_path / "encoder.stablehlo", "--size=16")
     program = jax.export.deserialize(bytearray(out.read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     normal = ((images / 255 - np.array(MODEL["mean"])) / np.array(MODEL["std"])).astype(np.float32)
     expected = models.build(**MODEL["build"]).apply(variables, normal, train=False)
