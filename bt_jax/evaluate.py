@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, log, report, run_folder, sharding, train_step
+from bt_jax import build, log, report, run_folder, sharding, train_step, watch
 from bt_jax import config as config_lib
 from bt_jax import encoder as encoder_lib
 from bt_jax import feed as feed_lib
@@ -44,6 +44,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     if "+" in config.data.train_split:
         source, config.data.train_split = selection.joined(source, config.data.train_split), "joined"
     feed = feed_lib.make_feed(config, source, mesh, broken, len(encoder.mean))
+    run_folder.agree(config, images=feed.images)
     recipe = encoder_lib.view_recipe(config, encoder)
     embed = features.make_embed(encoder.net, recipe, mesh, resize=config.evals.resize)
     evaluators = _evaluators(config, source, feed, embed, encoder, recipe, mesh)
@@ -55,6 +56,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
     for name, evaluator in evaluators.items():
         began = time.monotonic()
+        watch.at(0, f"judging ({name})")
         values = evaluator.run(encoder)
         summary["seconds_each"][name] = round(time.monotonic() - began, 1)
         summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}

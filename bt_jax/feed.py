@@ -73,13 +73,15 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
         # Made where it is used: a key cannot be put onto the devices of other processes.
         make_key = jax.jit(lambda: train_step.stream(config.seed, train_step.ORDER), out_shardings=replicated)
         order_key = make_key()
+        # By the step on the device: a number from the host would be a transfer.
+        order_of = jax.jit(lambda key, step: device.epoch_order(key, step // steps_per_epoch, len(images)))
         epoch, order = -1, None
 
         def advance(state, steps):
             nonlocal at_step, epoch, order
             if at_step // steps_per_epoch != epoch:
                 epoch = at_step // steps_per_epoch
-                order = device.epoch_order(order_key, epoch, len(images))
+                order = order_of(order_key, state.step)
             at_step += steps
             shown = []
             while steps:

@@ -74,6 +74,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     recipe = encoder_lib.view_recipe(config, encoder, crop_scale=tuple(config.views.crop_scale), flip=config.views.flip)
     feed = feed_lib.make_feed(config, source, mesh, broken, len(encoder.mean))
     plan = build.make_plan(config, feed.images)
+    run_folder.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
     trained = trained_parts(config.train, list(encoder.variables["params"]))
     tx, rates = _optimizer(config, plan, trained)
     batch_norm = config.batch_norm if config.batch_norm != "auto" else "train" if config.train == "all" else "eval"

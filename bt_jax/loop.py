@@ -1,7 +1,6 @@
 """The training loop: windows of steps to the end of a schedule, with monitors, checkpoints and a way to stop."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, checkpoint, log
+from bt_jax import build, checkpoint, cluster, log, watch
 from bt_jax import feed as feed_lib
 from bt_jax.errors import UserError
 from bt_jax.state import TrainState
+from bt_jax.stopping import Stop, Stopped
 
 SECONDS_TO_STOP = 5  # of training after a signal; a preempted machine is gone after 30
 
@@ -78,7 +78,8 @@ def train(this: Loop, state: TrainState) -> TrainState:
         """Whose turn it is."""
         return [each for each in this.evaluators if each.every_steps and (at == last or _due(at, each.every_steps))]
 
-    unjudged = at > 0 and bool(judges()) and not log.judged(this.folder, at)
+    judged = cluster.gather(log.judged(this.folder, at), what="the start of training")[0]
+    unjudged = at > 0 and bool(judges()) and not judged
     if at >= last and not unjudged:
         log.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
         return state
@@ -92,23 +93,25 @@ def train(this: Loop, state: TrainState) -> TrainState:
     )
     # A window may be taken in parts, to notice a signal early, where no other process must take the same ones, and
     # where a part is no program of its own to compile.
-    parts = jax.process_count() == 1 and (jax.default_backend() == "cpu" or not config.data.on_device)
+    parts = not cluster.several() and (jax.default_backend() == "cpu" or not config.data.on_device)
     advance, waited, close = this.feed.begin(this.step, state)
-    interrupted = _Interruption()
+    stop = Stop(at)
     unseen = None  # the newest window's metrics, still on their way from the device
     first, speed = True, math.inf  # speed: steps a second
+    stopped = False
 
     def look(window):
         nonlocal first, speed
         step, shown = window
         values = _means(shown) | progress.measure(step, waited=waited())
+        watch.at(step, "training", waited=values["perf/data_wait"])
         written.write(step, values)
         if not first:  # which has the compiler's time in it
             speed = values[f"perf/{this.unit}_per_sec"] / config.batch_size
         else:
             log.say(f"first window of steps done {time.monotonic() - this.started:.0f} s after the start")
             first = False
-        log.say(progress.line(step, values))
+        log.say(progress.line(step, values) + watch.slowest_line())
         if values["train/bad_steps"] >= config.nonfinite_limit:
             if unseen and unseen[0] > step:  # a window that ran meanwhile, and is in the state that is saved
                 written.write(unseen[0], _means(unseen[1]) | {"epoch": unseen[0] / plan.steps_per_epoch})
@@ -119,8 +122,9 @@ def train(this: Loop, state: TrainState) -> TrainState:
     def judge():
         values: dict[str, float] = {}
         for each in judges():
+            watch.at(at, f"judging ({type(each).__name__})")
             values |= each.run(state)
-            if interrupted:  # the next start judges this step
+            if stop.now:  # the next start judges this step
                 return
         written.write(at, values | {"epoch": at / plan.steps_per_epoch})
         log.say("  ".join(f"{name} {_shown(value)}" for name, value in values.items()))
@@ -129,14 +133,18 @@ def train(this: Loop, state: TrainState) -> TrainState:
         if unjudged:
             judge()
             progress.skip()
-        while at < last and not interrupted:
+        while at < last:
             window = min([this.feed.window(at), last - at] + [every - at % every for every in stops])
+            if stopped := stop.before(at, at + window):
+                break
             shown = []
-            while window and not (shown and interrupted and window > speed * SECONDS_TO_STOP):
+            while window and not (shown and stop.now and window > speed * SECONDS_TO_STOP):
                 steps = min(window, max(int(speed * SECONDS_TO_STOP), 1)) if parts and speed < math.inf else window
-                state, metrics = advance(state, steps)
+                with jax.transfer_guard_host_to_device("disallow"):  # but what is put there on purpose: the batch
+                    state, metrics = advance(state, steps)
                 shown += metrics
                 at, window = at + steps, window - steps
+                watch.at(at, "training")
             before, unseen = unseen, (at, shown)
             if before:
                 look(before)
@@ -148,21 +156,25 @@ def train(this: Loop, state: TrainState) -> TrainState:
             if saving:
                 written.sync()
                 this.checkpoints.save(state)
-            if judging and not interrupted:
+            if judging and not stop.now:
                 judge()
             if saving or judging:
                 progress.skip()
         if unseen:
             look(unseen)
-        if interrupted:
+        stopped = stopped or stop.now
+        if stopped:
             written.sync()
             this.checkpoints.save(state)
     finally:
         close()
         written.close()
+        watch.at(at, "saving")
         this.checkpoints.wait()
-        interrupted.restore()
-    interrupted.exit_if_set(f"stopped at step {at} of {last}, saved; the same command goes on from there")
+        stop.close(at)
+    if stopped:
+        log.say(f"stopped at step {at} of {last}, saved; the same command goes on from there")
+        raise Stopped(128 + stop.signal)
     return state
 
 
@@ -191,35 +203,3 @@ def _not_finite(step: int, values: dict[str, float]) -> UserError:
         f"Those steps changed nothing and the state is saved. Lower {keys}, or try --config.model.dtype=float32, in a"
         " new --workdir.",
     )
-
-
-class _Interruption:
-    """Notes Ctrl-C, SIGTERM and SIGUSR1 (what Slurm is told to send ahead of its limit), so that the loop can save; a
-    second one of the same kind has its usual effect."""
-
-    def __init__(self):
-        self._signal = 0
-        self._before = {}
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            try:
-                self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: somebody else's signals
-                return
-
-    def _note(self, number, frame):
-        del frame
-        self._signal = number
-        signal.signal(number, self._before[number])
-        log.say(f"{signal.Signals(number).name}: saving within a few steps")
-
-    def __bool__(self):
-        return bool(self._signal)
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def exit_if_set(self, text: str) -> None:
-        if self._signal:
-            log.say(text)
-            raise SystemExit(128 + self._signal)

@@ -11,12 +11,17 @@ STARTED = time.monotonic()
 
 from absl import flags  # noqa: E402  (the clock starts before the imports, which take seconds)
 
-from bt_jax import cli  # noqa: E402
+from bt_jax import cli, cluster, watch  # noqa: E402
 from bt_jax.config import choose, user_cache  # noqa: E402
 from bt_jax.errors import UserError, is_disk_full  # noqa: E402
 
 TASKS = ("pretrain", "evaluate", "finetune")  # modules of this package
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if absent, continued if it holds the same run.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where nothing tells it: SLURM, TPU slices and Kubernetes do."
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes; 1: this one alone, without looking.")
+PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
 
 def main(argv: list[str]) -> None:
@@ -27,6 +32,16 @@ def main(argv: list[str]) -> None:
         raise UserError("No --workdir is given", "Name the folder the run is written to.")
     config = cli.CONFIG.value
     _compile_cache(config.compile_cache)
+    cluster.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    watch.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)
+    try:
+        with cluster.leaving():
+            _run(config)
+    finally:
+        watch.end()
+
+
+def _run(config) -> None:
     task = importlib.import_module(f"bt_jax.{choose('config.task', config.task, TASKS)}")
     try:
         task.run(config, WORKDIR.value, started=STARTED)

@@ -76,6 +76,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     recipe = build.build_recipe(config)
     feed = feed_lib.make_feed(config, source, mesh, broken, len(recipe.mean))
     plan = build.make_plan(config, feed.images)
+    run_folder.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
     nets, step, _, create, _ = build.build_training(config, plan, recipe, source.num_classes, mesh)
     every_steps = plan.steps(config.evals.every_epochs)
     embed = features.make_embed(nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize)

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
+from bt_jax import cluster, log
 from bt_jax import config as config_lib
-from bt_jax import log
 from bt_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-datasets")
@@ -25,6 +26,10 @@ def open_folder(path: str, config: dict) -> Path:
     Raises:
       UserError: the folder cannot be made, or holds another run's config; the keys that differ are named.
     """
+    if "://" in path:
+        raise UserError(
+            f"--workdir={path} is not a folder", "Mount the bucket and name the folder there; see launch/README.md."
+        )
     folder = Path(path).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,6 +37,7 @@ def open_folder(path: str, config: dict) -> Path:
         raise UserError(
             f"The work folder {folder} cannot be made: {error.strerror}", "Give another --workdir."
         ) from None
+    cluster.check_shared(folder)
     file = folder / "config.json"
     if file.exists():
         different = config_lib.differences(_read(file), config)
@@ -41,10 +47,22 @@ def open_folder(path: str, config: dict) -> Path:
                 "Give another --workdir, or the config of that run to go on with it.",
             )
         _say_longer(_read(file), config)
+    cluster.gather(None, what="the look at the run folder")  # all have read before it is written
     if jax.process_index() == 0:
         _write(file, config)
         _write(folder / "environment.json", environment())
     return folder
+
+
+def agree(config: ConfigDict, **facts: int) -> None:
+    """Several processes: compares config, versions and `facts` with process 0's; raises UserError, see `cluster.agree`.
+
+    Where the data and the compiled programs lie may differ: every host can have its own copy.
+    """
+    if cluster.several():
+        flat = config_lib.flatten(config_lib.to_dict(config))
+        own = {f"config.{key}": value for key, value in flat.items() if key not in config_lib.PER_HOST_KEYS}
+        cluster.agree(own | facts | versions() | {"python": platform.python_version(), "bt_jax": _git_commit()})
 
 
 def _say_longer(old: dict, new: dict) -> None:

@@ -1,0 +1,242 @@
+"""Several processes as one run: how they find each other, what they compare before they train, how one leaves.
+
+Everything here is small talk over JAX's coordination service, which runs in process 0: no collective of the devices is
+needed, and everything that waits says after a time who is missing. With one process nothing of this does anything.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bt_jax import log
+from bt_jax.errors import UserError
+
+TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): nothing is wrong with the command, give it once more
+WAIT_SECONDS = 300  # for the others, at the start and whenever something is compared
+_gathered = 0  # how often this process has gathered; part of the keys, so that each is used once
+
+
+def start(address: str | None, number: int | None, own: int | None) -> None:
+    """Joins the run's other processes; must come before anything that touches a device.
+
+    Args:
+      address: HOST:PORT of process 0. None: JAX looks for SLURM, a TPU slice, Kubernetes, Open MPI; where it finds
+        none of them this process is alone.
+      number: of processes; 1: alone, without looking.
+      own: which of them this is, from 0.
+
+    Raises:
+      UserError: only some of the three are given, or the others do not come.
+    """
+    if number == 1:
+        return
+    given = {"--coordinator": address, "--processes": number, "--process": own}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise UserError(f"{' and '.join(missing)} not given", f"Give all of {', '.join(given)}, or none of them.")
+    # Its handler would take SIGTERM from ours (`stopping`), which covers more signals and saves.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(address, number, own, initialization_timeout=WAIT_SECONDS)
+    except ValueError as error:
+        if missing and "should be defined" in str(error):  # JAX found no cluster
+            return
+        raise UserError(f"The processes cannot be joined: {error}", "See launch/README.md.") from None
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:200]
+        where = address or "the first process's machine"
+        raise UserError(
+            f"Not all processes came together at {where} ({told})",
+            "Start all of them within five minutes, with one address that every machine reaches; --processes=1 runs"
+            " this one alone.",
+        ) from None
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return processes() > 1
+
+
+# Of JAX's own record, not of its devices: these are asked before any device is, and by threads.
+
+
+def processes() -> int:
+    """How many take part."""
+    return _joined().num_processes
+
+
+def process() -> int:
+    """Which of them this is."""
+    return _joined().process_id
+
+
+def store():
+    """The key-value store of the coordination service, or None: it is not public, and nothing that is public waits for
+    another process with a time limit."""
+    return _joined().client
+
+
+def _joined():
+    from jax._src import distributed
+
+    return distributed.global_state
+
+
+def gather(value: Any, *, what: str, seconds: float = WAIT_SECONDS) -> list[Any]:
+    """Every process's value, in their order; all of them must call it equally often.
+
+    Args:
+      value: JSON-able.
+      what: told where somebody is missing, such as "the comparison of configs".
+
+    Raises:
+      UserError: a process has not come within `seconds`; it is named.
+    """
+    global _gathered
+    if not several():
+        return [value]
+    _gathered += 1
+    key = f"bt_jax/gather/{_gathered}"
+    store().key_value_set(f"{key}/{process()}", json.dumps([socket.gethostname(), value]))
+    deadline, found = time.monotonic() + seconds, []
+    for other in range(processes()):
+        left = max(int(1000 * (deadline - time.monotonic())), 1)
+        try:
+            found.append(json.loads(store().blocking_key_value_get(f"{key}/{other}", left))[1])
+        except Exception as error:  # jaxlib's own, in no public module
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            here = {int(name.rpartition("/")[2]) for name, _ in store().key_value_dir_get(f"{key}/")}
+            absent = ", ".join(str(i) for i in range(processes()) if i not in here)
+            raise UserError(
+                f"Process {absent} of {processes()} did not come to {what} within {seconds:g} s",
+                "See what its own output says, and start all of them again: the run goes on.",
+            ) from None
+    return found
+
+
+def agree(own: dict[str, Any]) -> None:
+    """Compares what must be the same everywhere with what process 0 has, before the first step.
+
+    Args:
+      own: this process's names and values; the number and kind of its devices are added.
+
+    Raises:
+      UserError: on every process, with the process, its host, and the names that differ.
+    """
+    if not several():
+        return
+    own |= {"devices of a process": jax.local_device_count(), "kind of device": jax.devices()[0].device_kind}
+    told = gather([socket.gethostname(), {key: repr(value) for key, value in own.items()}], what="the comparison")
+    hosts = sorted({host for host, _ in told})
+    log.say(f"{len(told)} processes on {len(hosts)} hosts: {', '.join(hosts[:8])}{', ...' * (len(hosts) > 8)}")
+    wrong, first = [], told[0][1]
+    for other, (host, values) in enumerate(told):
+        keys = [key for key in sorted(first | values) if first.get(key) != values.get(key)]
+        if keys:
+            shown = ", ".join(f"{key} {values.get(key, 'absent')} not {first.get(key, 'absent')}" for key in keys[:5])
+            wrong.append(f"process {other} on {host} has {shown}" + " and more" * (len(keys) > 5))
+    if wrong:
+        more = f", and {len(wrong) - 3} more processes" if len(wrong) > 3 else ""
+        raise UserError(
+            f"The processes do not mean the same run: {'; '.join(wrong[:3])}{more}",
+            "Give all of them the same command, versions and data.",
+        )
+
+
+def check_shared(folder: Path) -> None:
+    """Raises UserError on every process unless all of them see what process 0 writes to the folder."""
+    if not several():
+        return
+    name = f".together-{gather(secrets.token_hex(8), what='the look at the run folder')[0]}"
+    if process() == 0:
+        (folder / name).touch()
+    gather(None, what="the look at the run folder")
+    for _ in range(20):  # a network file system may show a new file only after some seconds
+        if seen := _is_listed(folder, name):
+            break
+        time.sleep(0.5)
+    everywhere = gather([seen, socket.gethostname()], what="the look at the run folder")
+    if process() == 0:
+        (folder / name).unlink(missing_ok=True)
+    blind = [f"process {i} on {host}" for i, (seen, host) in enumerate(everywhere) if not seen]
+    if blind:
+        raise UserError(
+            f"{folder} is not the same folder on all hosts: {', '.join(blind[:5])} cannot see what process 0 writes"
+            " there, so that no checkpoint could be put together",
+            "Give a --workdir on a file system that all hosts share: NFS, Lustre, Filestore, or a bucket that is"
+            " mounted (launch/README.md).",
+        )
+
+
+def _is_listed(folder: Path, name: str) -> bool:
+    try:
+        return name in os.listdir(folder)
+    except OSError:
+        return False
+
+
+# -------------------------------------------------------------------------------------------------------------- leaving
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Whatever is raised inside and is not an agreed stop ends this process of several by `leave`."""
+    try:
+        yield
+    except SystemExit:
+        raise
+    except UserError as error:
+        if several():
+            say_everywhere(str(error))
+            leave(2, why=str(error))
+        raise
+    except BaseException as error:
+        if several():
+            traceback.print_exc()
+            leave(130 if isinstance(error, KeyboardInterrupt) else 1, why=f"{type(error).__name__}: {error}")
+        raise
+
+
+def leave(status: int, *, why: str) -> None:
+    """Ends a process that failed: tells the others, who end as well within seconds (`watch`), and does not return.
+
+    Without it JAX would, at its exit, wait for the others for minutes."""
+    told = {"status": status, "host": socket.gethostname(), "why": " ".join(why.split())[:400]}
+    try:
+        store().key_value_set(f"bt_jax/ended/{process()}", json.dumps(told), allow_overwrite=True)
+        if process() == 0:  # the store goes with it: the others must have read
+            time.sleep(5)
+    except Exception:  # noqa: S110  the store is gone, and so are the others
+        pass
+    end(status)
+
+
+def end(status: int) -> None:
+    """Ends this process at once, without JAX's wait for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    atexit.unregister(jax.distributed.shutdown)
+    os._exit(status)
+
+
+def ended() -> dict[int, dict[str, Any]]:
+    """{process: {"status", "host", "why"}} of those that have left by `leave`."""
+    return {int(key.rpartition("/")[2]): json.loads(value) for key, value in store().key_value_dir_get("bt_jax/ended/")}
+
+
+def say_everywhere(text: str) -> None:
+    """One line on stderr of this process, which names itself where there are several."""
+    name = f"process {process()} on {socket.gethostname()}: " if several() else ""
+    print(f"bt_jax: {name}{text}", file=sys.stderr, flush=True)

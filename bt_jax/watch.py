@@ -1,0 +1,146 @@
+"""A thread beside the run that notices when it no longer goes on, and says why before it ends the process.
+
+Alone it watches that steps are taken. With several processes it also tells the others once a second that this one is
+alive and how far it is, and ends it when another has failed, has fallen silent, or nobody gets on: a collective that
+waits for a process that is gone would wait for ever (jax#38503).
+"""
+
+import faulthandler
+import json
+import socket
+import sys
+import threading
+import time
+
+from bt_jax import cluster
+
+BEAT_SECONDS = 1.0
+DONE = "done"
+_BEATS = "bt_jax/beat"
+_watch: "Watch | None" = None
+
+
+def begin(*, stuck_seconds: float, silent_seconds: float) -> None:
+    """Starts watching.
+
+    Args:
+      stuck_seconds: without progress (`at`) after which the process ends; 0: never. Not while it judges: nobody knows
+        how long that takes.
+      silent_seconds: without a sign of life of another process after which it counts as gone.
+    """
+    global _watch
+    _watch = Watch(stuck_seconds, silent_seconds)
+
+
+def at(step: int, doing: str, *, waited: float | None = None) -> None:
+    """Tells that progress was made: `step` steps are given to the device, and now the host is `doing` something.
+
+    Args:
+      waited: share of the time since the last report that was spent waiting for data.
+    """
+    if _watch:
+        _watch.at(step, doing, waited)
+
+
+def slowest_line() -> str:
+    """Of several processes, the one that waits most for its data, for the progress line; else ""."""
+    beats = _watch.beats() if _watch else {}
+    if len(beats) < 2:
+        return ""
+    process, beat = max(beats.items(), key=lambda item: item[1]["waited"])
+    return f"  most waiting: process {process} on {beat['host']}, {100 * beat['waited']:.0f} %"
+
+
+def end() -> None:
+    """The run is over: stops watching."""
+    if _watch:
+        _watch.stop()
+
+
+class Watch:
+    """The thread. A process has one: see `begin`."""
+
+    def __init__(self, stuck_seconds: float, silent_seconds: float):
+        self._stuck, self._silent = stuck_seconds, silent_seconds
+        self._progress = time.monotonic()
+        self._beat = {"host": socket.gethostname(), "step": -1, "doing": "starting", "waited": 0.0}
+        self._heard: dict[int, tuple[dict, float]] = {}  # of the others: the last beat, and when it was another one
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def at(self, step: int, doing: str, waited: float | None) -> None:
+        self._progress = time.monotonic()
+        self._beat |= {"step": step, "doing": doing} | ({} if waited is None else {"waited": round(waited, 3)})
+
+    def beats(self) -> dict[int, dict]:
+        """The last of every process that has told one."""
+        heard = {process: beat for process, (beat, _) in self._heard.items()}
+        return heard | {cluster.process(): self._beat}
+
+    def stop(self) -> None:
+        self._beat |= {"doing": DONE}
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        count = 0
+        while not self._done.wait(BEAT_SECONDS):
+            count += 1
+            if cluster.several():
+                self._exchange(count)
+            idle = time.monotonic() - self._progress
+            if self._stuck and idle > self._stuck and not self._beat["doing"].startswith("judging"):
+                self._give_up(
+                    f"no step for {idle:.0f} s (config.watch.stuck_seconds). {self._behind()} The stacks of all"
+                    " threads are above"
+                )
+
+    def _exchange(self, count: int) -> None:
+        try:
+            cluster.store().key_value_set(
+                f"{_BEATS}/{cluster.process()}", json.dumps(self._beat | {"count": count}), allow_overwrite=True
+            )
+            beats = dict(cluster.store().key_value_dir_get(f"{_BEATS}/"))
+            ended = cluster.ended()
+        except Exception as error:  # jaxlib's own, in no public module
+            if not self._done.is_set():
+                self._end(cluster.TRY_AGAIN, f"process 0 is gone ({' '.join(str(error).split())[:80]})")
+            return
+        for process, told in ended.items():
+            if process != cluster.process():
+                why = f": {told['why']}" if told["why"] else ""
+                self._end(told["status"], f"process {process} on {told['host']} has ended{why}")
+        now = time.monotonic()
+        for key, text in beats.items():
+            process, beat = int(key.rpartition("/")[2]), json.loads(text)
+            if process != cluster.process() and beat != self._heard.get(process, (None,))[0]:
+                self._heard[process] = beat, now
+        for process, (beat, since) in self._heard.items():
+            if beat["doing"] != DONE and now - since > self._silent:
+                self._end(
+                    cluster.TRY_AGAIN,
+                    f"process {process} on {beat['host']} has been silent for {now - since:.0f} s, at step"
+                    f" {beat['step']}: killed, stopped, or its host is gone",
+                )
+
+    def _behind(self) -> str:
+        """Who keeps the others waiting, by what each has told of itself."""
+        beats = self.beats()
+        if len(beats) == 1:
+            return f"It was {self._beat['doing']} at step {self._beat['step']}."
+        last = min(beats, key=lambda process: beats[process]["step"])
+        if beats[last]["step"] == max(beat["step"] for beat in beats.values()):
+            return f"All processes are at step {beats[last]['step']}."
+        where = f"process {last} on {beats[last]['host']}"
+        return f"Behind is {where}: {beats[last]['doing']} at step {beats[last]['step']}."
+
+    def _give_up(self, why: str) -> None:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        self._end(cluster.TRY_AGAIN, why)
+
+    def _end(self, status: int, why: str) -> None:
+        cluster.say_everywhere(f"{why}. This process ends with status {status}; the same command goes on")
+        if cluster.several():
+            cluster.leave(status, why=why)
+        cluster.end(status)
