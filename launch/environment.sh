@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes a virtual environment and installs this package into it, once.
 #   environment FOLDER EXTRAS     e.g. environment .venv "[test]"
 # PYTHON names the interpreter (default python3, 3.11 or newer).

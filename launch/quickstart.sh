@@ -4,6 +4,7 @@
 #   bash launch/quickstart.sh --config.seed=1 --workdir=runs/seed1
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/environment.sh
 source launch/environment.sh
 environment .venv ""
 run=runs/quickstart

@@ -5,6 +5,7 @@
 #   bash launch/test.sh tests/test_losses.py -k gram       arguments go to pytest; without any, files share the cores
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/environment.sh
 source launch/environment.sh
 folder=.venv
 if [ -n "${PYTHON:-}" ]; then

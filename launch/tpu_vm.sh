@@ -1,0 +1,295 @@
+#!/usr/bin/env bash
+# A Cloud TPU VM slice, from creating it to fetching the run, for one run of bt_jax.main.
+#   bash launch/tpu_vm.sh all    NAME --zone=us-west4-a --type=v5litepod-16 --bucket=MINE -- --config=... --workdir=RUN
+#   bash launch/tpu_vm.sh create NAME --zone=... --type=...     only that part: create, install, run, log, fetch, delete
+#
+#   plan     compiles the config for the slice on this machine, to see that it fits (bt_jax.plan); part of `all`
+#   create   makes the slice, or waits for it in the queue; not twice
+#   install  copies this checkout to all workers and installs it; mounts the bucket
+#   run      starts the program on all workers, or finds it running, and follows worker 0 to the end; started again after
+#            a preemption, maintenance or a process that died
+#   log      the last lines of every worker
+#   fetch    copies the run folder here, without the checkpoints' optimizer if --light
+#   delete   asks first
+#   all      plan, create, install, run, fetch; the slice stays, and so do its costs, until it is deleted
+#
+# Options: --zone, --type (v5litepod-16, v6e-8, v4-32, …), --version (of the TPU software; by the type), --project, --spot,
+# --queued (a queued resource, for slices that are not to be had at once), --bucket (mounted as ~/bucket; a --workdir on
+# a slice of several hosts is then ~/bucket/WORKDIR), --restarts=20, --yes (delete without asking), --dry-run (prints every
+# command and runs none).
+# GCLOUD names another gcloud, POLL the seconds between two looks (30).
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+gcloud=${GCLOUD:-gcloud} poll=${POLL:-30}
+zone='' type='' version='' project='' bucket='' spot=0 queued=0 restarts=20 yes=0 dry=0 light=0
+
+fail() { # cause and cure in one line
+  echo "launch/tpu_vm.sh: $*" >&2
+  exit 2
+}
+say() { echo "launch/tpu_vm.sh: $*" >&2; }
+
+verb=${1:-} name=${2:-}
+case $verb in plan | create | install | run | log | fetch | delete | all) ;; *)
+  sed -n '2,24s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+  ;;
+esac
+[[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "a slice's NAME is of small letters, digits and hyphens, not '$name'. See --help."
+shift 2
+while [ $# -gt 0 ]; do
+  case $1 in
+    --zone=*) zone=${1#*=} ;;
+    --type=*) type=${1#*=} ;;
+    --version=*) version=${1#*=} ;;
+    --project=*) project=${1#*=} ;;
+    --bucket=*) bucket=${1#*=} bucket=${bucket#gs://} ;;
+    --restarts=*) restarts=${1#*=} ;;
+    --spot) spot=1 ;;
+    --queued) queued=1 ;;
+    --yes) yes=1 ;;
+    --light) light=1 ;;
+    --dry-run) dry=1 ;;
+    --) shift && break ;;
+    *) fail "unknown option $1. Arguments of the program come after --; see the head of this file." ;;
+  esac
+  shift
+done
+program=("$@")
+[ -n "$zone" ] || fail "no --zone is given. Name the zone, e.g. --zone=us-west4-a."
+where=(--zone="$zone" --quiet)
+[ -z "$project" ] || where+=(--project="$project")
+
+workdir='' config=()
+for argument in "${program[@]}"; do
+  case $argument in
+    --workdir=*) workdir=${argument#--workdir=} ;;
+    --config | --config.* | --config=*) config+=("$argument") ;;
+  esac
+done
+needs_program() {
+  [ ${#config[@]} -gt 0 ] || fail "no --config is given. Write it after --, as for bt_jax.main."
+  [[ ${program[*]} != *"'"* ]] || fail "an argument has a quote (') in it. Write it without."
+  [[ $workdir =~ ^[A-Za-z0-9._/-]+$ ]] || fail "--workdir='$workdir' is not a plain path. Name the run folder after --."
+}
+remote_run() { # where the run folder is on the workers
+  case $workdir in /*) echo "$workdir" ;; *) [ -n "$bucket" ] && echo "bucket/$workdir" || echo "$workdir" ;; esac
+}
+
+tpu() { command_line "$gcloud" compute tpus "$@"; }
+command_line() {
+  if [ "$dry" = 1 ]; then
+    local word
+    printf '+'
+    for word in "$@"; do
+      [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] && printf ' %s' "$word" || printf ' %s' "${word@Q}"
+    done
+    echo
+  else
+    "$@"
+  fi
+}
+ssh_all() { tpu tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"; }
+ssh_one() { tpu tpu-vm ssh "$name" "${where[@]}" --worker=0 --command="$1"; }
+state() { # READY, CREATING, PREEMPTED, …; empty: there is none; UNKNOWN: gcloud itself failed
+  local told
+  if told=$("$gcloud" compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)' 2>&1); then
+    echo "$told"
+  elif [[ $told == *NOT_FOUND* || $told == *"not found"* ]]; then
+    echo
+  else
+    say "gcloud: ${told:0:200}"
+    echo UNKNOWN
+  fi
+}
+
+topology() { # of the type, for bt_jax.plan
+  case $type in
+    v5litepod-4) echo v5e:2x2 ;; v5litepod-8) echo v5e:2x4 ;; v5litepod-16) echo v5e:4x4 ;; v5litepod-32) echo v5e:4x8 ;;
+    v5litepod-64) echo v5e:8x8 ;; v5litepod-128) echo v5e:8x16 ;; v5litepod-256) echo v5e:16x16 ;;
+    v6e-4) echo v6e:2x2 ;; v6e-8) echo v6e:2x4 ;; v6e-16) echo v6e:4x4 ;; v6e-32) echo v6e:4x8 ;;
+    v6e-64) echo v6e:8x8 ;; v6e-128) echo v6e:8x16 ;; v6e-256) echo v6e:16x16 ;;
+    v4-8) echo v4:2x2x1 ;; v4-16) echo v4:2x2x2 ;; v4-32) echo v4:2x2x4 ;; v4-64) echo v4:2x4x4 ;; v4-128) echo v4:4x4x4 ;;
+    v5p-8) echo v5p:2x2x1 ;; v5p-16) echo v5p:2x2x2 ;; v5p-32) echo v5p:2x2x4 ;; v5p-64) echo v5p:2x4x4 ;;
+    v5p-128) echo v5p:4x4x4 ;;
+  esac
+}
+
+plan() {
+  needs_program
+  local slice
+  slice=$(topology)
+  if [ -z "$slice" ]; then
+    say "no topology is known for --type=$type; not compiled ahead of time"
+    return
+  fi
+  # shellcheck source=launch/environment.sh
+  source launch/environment.sh
+  [ "$dry" = 1 ] || environment .venv-plan "[tpu]" || exit
+  command_line .venv-plan/bin/python -m bt_jax.plan "${config[@]}" --topology="$slice" ||
+    fail "the config cannot be compiled for $slice, see above. Nothing was created."
+}
+
+create() {
+  [ -n "$type" ] || fail "no --type is given. Name the slice, e.g. --type=v5litepod-16."
+  case $type in
+    v6e-*) version=${version:-v2-alpha-tpuv6e} ;;
+    v5p-*) version=${version:-v2-alpha-tpuv5} ;;
+    v5litepod-*) version=${version:-v2-alpha-tpuv5-lite} ;;
+    *) version=${version:-tpu-ubuntu2204-base} ;;
+  esac
+  local options=(--accelerator-type="$type") at=''
+  [ "$spot" = 0 ] || options+=(--spot)
+  [ "$dry" = 1 ] || at=$(state)
+  case $at in
+    READY) say "$name is there and ready" && return ;;
+    UNKNOWN) fail "gcloud does not answer, see above. Log in (gcloud auth login) or give the same command again." ;;
+    PREEMPTED | TERMINATED | STOPPED)
+      say "$name is $at: making it anew"
+      remove
+      at=''
+      ;;
+  esac
+  if [ -z "$at" ] && [ "$queued" = 1 ]; then
+    if [ "$dry" = 1 ] || ! "$gcloud" compute tpus queued-resources describe "$name" "${where[@]}" >/dev/null 2>&1; then
+      tpu queued-resources create "$name" --node-id="$name" "${where[@]}" "${options[@]}" --runtime-version="$version" ||
+        fail "the slice cannot be queued, see above. Another --zone, --type or quota may do."
+    else
+      say "$name is in the queue already"
+    fi
+  elif [ -z "$at" ]; then
+    # What gcloud returns when it is preempted or loses the connection on the way is settled by looking.
+    tpu tpu-vm create "$name" "${where[@]}" "${options[@]}" --version="$version" || at=FAILED
+  fi
+  [ "$dry" = 1 ] || until_ready "$at"
+}
+
+until_ready() {
+  local at failed=$1 looks=0
+  while :; do
+    at=$(state)
+    case $at in
+      READY) return ;;
+      CREATING | STARTING | RESTARTING | REPAIRING | UNKNOWN) ;;
+      '')
+        if [ "$queued" = 1 ]; then
+          at=$("$gcloud" compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null)
+          [[ $at != FAILED && $at != SUSPENDED ]] || fail "the queued resource $name is $at. Delete it and queue it again."
+        elif [ "$failed" = FAILED ]; then
+          fail "$name was not created, see above. Another --zone or --type, --queued, --spot or more quota may do."
+        fi
+        ;;
+      *) fail "$name is $at. Give the same command again to make it anew." ;;
+    esac
+    looks=$((looks + 1))
+    [ $((looks % 10)) != 1 ] || say "waiting for $name: ${at:-not there yet}"
+    sleep "$poll"
+  done
+}
+
+install() {
+  local archive
+  archive=$(mktemp --suffix=.tar.gz)
+  # What git knows, as it lies here, with changes that are not committed.
+  git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -czf "$archive" -T - 2>/dev/null
+  tpu tpu-vm scp "$archive" "$name:bt_jax.tar.gz" "${where[@]}" --worker=all || fail "the code cannot be copied, see above."
+  rm -f "$archive"
+  local steps='set -e; mkdir -p bt_jax && tar -xzf bt_jax.tar.gz -C bt_jax; cd bt_jax'
+  # The image's own python3 may be older; python3.11 has been in Ubuntu 22.04 from the start.
+  steps+='; command -v python3.11 >/dev/null || { sudo apt-get -qq update; sudo apt-get -qq install -y python3.11-venv; }'
+  # shellcheck disable=SC2016 # expanded on the workers
+  steps+='; source launch/environment.sh; PYTHON=python3.11 environment "$HOME/venv" "[tpu,tfds]"'
+  if [ -n "$bucket" ]; then
+    # shellcheck disable=SC2016 # expanded on the workers
+    steps+='; command -v gcsfuse >/dev/null || { key=/usr/share/keyrings/cloud.google.asc'
+    # shellcheck disable=SC2016
+    steps+='; curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee $key >/dev/null'
+    # shellcheck disable=SC2016
+    steps+='; echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main"'
+    steps+=' | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null'
+    steps+='; sudo apt-get -qq update; sudo apt-get -qq install -y gcsfuse; }'
+    steps+="; mkdir -p ~/bucket; mountpoint -q ~/bucket || gcsfuse --implicit-dirs --rename-dir-limit=10000 $bucket ~/bucket"
+  fi
+  ssh_all "$steps" || fail "the installation failed, see above. Give the same command again: it goes on."
+}
+
+start_line() { # on a worker: starts the program unless it is running; its status goes to a file when it ends
+  local arguments
+  printf -v arguments ' %q' "${program[@]/#--workdir=*/--workdir=$(remote_run)}"
+  printf '%s' "if ! pgrep -f '[b]t_jax.main' >/dev/null; then rm -f run.status; cd ~ && " \
+    "setsid nohup bash -c '. ~/venv/bin/activate; export PYTHONPATH=~/bt_jax; cd ~; ln -sfn ~/bt_jax/configs configs;" \
+    "python -m bt_jax.main$arguments; echo \$? > ~/run.status' >> run.log 2>&1 < /dev/null & fi"
+}
+
+run() {
+  needs_program
+  local left=$restarts status at
+  if [ "$dry" = 1 ]; then
+    ssh_all "$(start_line)"
+    ssh_one 'tail -n +1 -F run.log'
+    return
+  fi
+  while :; do
+    ssh_all "$(start_line)" || say "not all workers could be reached; looking what became of the slice"
+    status=''
+    while [ -z "$status" ]; do
+      # Ends when the program does, or when the connection is lost, which changes nothing there.
+      status=$(ssh_one 'tail -n 20 -F run.log >&2 & while [ ! -e run.status ]; do sleep 5; done; sleep 2; kill %1; cat run.status')
+      [[ $status =~ ^[0-9]+$ ]] && break
+      status='' at=$(state)
+      case $at in
+        READY | UNKNOWN) say "connection lost; trying again" && sleep "$poll" ;;
+        *) status=gone ;;
+      esac
+    done
+    [ "$status" != 0 ] || break
+    case $status in
+      gone | 75 | 134 | 137 | 138 | 139 | 143) ;;
+      *) fail "the program ended with status $status; its last lines are above. Mend that and give the same command again." ;;
+    esac
+    [ "$left" -gt 0 ] || fail "the program ended with status $status, and so it did $restarts times. Read: $0 log $name --zone=$zone"
+    left=$((left - 1))
+    say "the program ended with status $status (slice: $(state)); starting it again, $left more times"
+    if [ "$(state)" != READY ]; then
+      create
+      install
+    else
+      ssh_all "pkill -f '[b]t_jax.main'; sleep 3; true" || true
+    fi
+  done
+  say "the run is through: $(remote_run) on worker 0"
+}
+
+# shellcheck disable=SC2016 # expanded on the workers
+log() { ssh_all 'echo "--- $(hostname): status $(cat run.status 2>/dev/null || echo running)"; tail -n 20 run.log'; }
+
+fetch() {
+  needs_program
+  local archive=/tmp/bt_jax_run.tar.gz
+  local skip=()
+  [ "$light" = 0 ] || skip=(--exclude=train)
+  mkdir -p "$workdir"
+  ssh_one "tar -czf $archive ${skip[*]} -C '$(remote_run)' ." || fail "there is no run folder $(remote_run) on worker 0."
+  tpu tpu-vm scp "$name:$archive" "$workdir/.fetched.tar.gz" "${where[@]}" --worker=0 || fail "it could not be copied, see above."
+  command_line tar -xzf "$workdir/.fetched.tar.gz" -C "$workdir" && command_line rm "$workdir/.fetched.tar.gz"
+  say "fetched to $workdir"
+}
+
+remove() {
+  tpu tpu-vm delete "$name" "${where[@]}" || say "$name could not be deleted, see above"
+  if [ "$queued" = 1 ]; then tpu queued-resources delete "$name" "${where[@]}" --force || true; fi
+}
+
+delete() {
+  if [ "$yes" = 0 ] && [ "$dry" = 0 ]; then
+    local answer=''
+    read -r -p "Delete $name in $zone with all that is on its disks? [y/N] " answer
+    [[ $answer == [yY]* ]] || fail "not deleted. Answer y, or give --yes."
+  fi
+  remove
+}
+
+case $verb in
+  all) plan && create && install && run && fetch && say "to end its costs: bash launch/tpu_vm.sh delete $name --zone=$zone" ;;
+  *) "$verb" ;;
+esac

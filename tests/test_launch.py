@@ -1,0 +1,263 @@
+"""The launchers: `tpu_vm.sh` against a stand-in for gcloud in its failure modes, `local.sh`, SLURM's script, GKE's."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+PROGRAM = ("--", "--config=configs/quickstart.py", "--workdir=runs/tpu")
+
+# Writes its arguments down. A step of $SCRIPT is [what the arguments hold, status, output, state afterwards]; the first
+# that fits is used up; whatever is not in the script is done and says nothing. State: $STATE, as `describe` tells it.
+GCLOUD = """
+import json, os, sys
+here, words = os.environ["HERE"], " ".join(sys.argv[1:])
+with open(f"{here}/calls", "a") as file:
+    file.write(words + "\\n")
+state = open(f"{here}/state").read()
+script = json.load(open(f"{here}/script"))
+for index, (part, status, output, after) in enumerate(script):
+    if part in words:
+        del script[index]
+        json.dump(script, open(f"{here}/script", "w"))
+        open(f"{here}/state", "w").write(state if after is None else after)
+        print(output, file=sys.stderr if status else sys.stdout)
+        sys.exit(status)
+if " describe " in words:
+    if not state:
+        print("ERROR: (gcloud) NOT_FOUND: Resource was not found", file=sys.stderr)
+        sys.exit(1)
+    print(state)
+if " create " in words:
+    open(f"{here}/state", "w").write("READY")
+if " delete " in words:
+    open(f"{here}/state", "w").write("")
+if "run.status ]" in words:
+    print(0)
+"""
+
+
+@pytest.fixture
+def tpu_vm(tmp_path):
+    """tpu_vm(verb, *arguments, state=…, script=…) -> (status, what was said, calls of gcloud)."""
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(f"#!{sys.executable}\n{GCLOUD}")
+    gcloud.chmod(0o755)
+
+    def run(*arguments, state="", script=(), answer=""):
+        (tmp_path / "state").write_text(state)
+        (tmp_path / "script").write_text(json.dumps(script))
+        (tmp_path / "calls").write_text("")
+        done = subprocess.run(
+            ["bash", str(LAUNCH / "tpu_vm.sh"), *arguments],
+            env=os.environ | {"GCLOUD": str(gcloud), "HERE": str(tmp_path), "POLL": "0"},
+            capture_output=True,
+            text=True,
+            input=answer,
+            timeout=60,
+        )
+        calls = [line.removeprefix("compute tpus ") for line in (tmp_path / "calls").read_text().splitlines()]
+        return done.returncode, done.stdout + done.stderr, calls
+
+    return run
+
+
+def verbs(calls):
+    """["create", "ssh", …] without the looks."""
+    return [call.split()[1] for call in calls if call.split()[1] != "describe"]
+
+
+SLICE = ("bt-test", "--zone=us-west4-a", "--type=v5litepod-16")
+
+
+def test_dry_run_prints_every_command_and_calls_nothing(tpu_vm):
+    status, said, calls = tpu_vm("all", *SLICE, "--bucket=gs://mine", "--dry-run", *PROGRAM)
+    assert status == 0 and calls == []
+    lines = [line for line in said.splitlines() if line.startswith("+ ")]
+    assert "bt_jax.plan --config=configs/quickstart.py --topology=v5e:4x4" in lines[0]
+    assert "--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite" in lines[1]
+    assert any("bt_jax.main" in line and "bucket/runs/tpu" in line and "--worker=all" in line for line in lines)
+    words = [
+        next(w for w in line.split() if w in ("bt_jax.plan", "create", "scp", "ssh", "tar", "rm")) for line in lines
+    ]
+    assert words == ["bt_jax.plan", "create", "scp", "ssh", "ssh", "ssh", "ssh", "scp", "tar", "rm"]
+    assert "gcsfuse" in lines[3]
+
+
+def test_nothing_is_created_twice(tpu_vm):
+    status, said, calls = tpu_vm("create", *SLICE, state="READY")
+    assert status == 0 and verbs(calls) == [] and "is there and ready" in said
+    status, _, calls = tpu_vm("create", *SLICE, state="CREATING", script=[["describe", 0, "CREATING", "READY"]])
+    assert status == 0 and verbs(calls) == []
+    status, _, calls = tpu_vm("create", *SLICE, state="")
+    assert status == 0 and verbs(calls) == ["create"]
+
+
+def test_no_quota_is_said_in_one_line(tpu_vm):
+    script = [[" create ", 1, "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepodPerProject' exceeded", None]]
+    status, said, calls = tpu_vm("create", *SLICE, script=script)
+    assert status == 2 and "was not created" in said and "Quota limit" in said and verbs(calls) == ["create"]
+
+
+def test_preempted_while_it_is_created(tpu_vm):
+    script = [[" create ", 1, "ERROR: the node was preempted", "PREEMPTED"]]
+    status, said, _ = tpu_vm("create", *SLICE, "--spot", script=script)
+    assert status == 2 and "PREEMPTED" in said
+    status, said, calls = tpu_vm("create", *SLICE, "--spot", state="PREEMPTED")  # the same command again
+    assert status == 0 and verbs(calls) == ["delete", "create"] and "--spot" in calls[-2]
+
+
+def test_the_connection_is_lost_while_it_is_created(tpu_vm):
+    script = [[" create ", 1, "ERROR: connection reset", "CREATING"], ["describe", 1, "NOT_FOUND", None]]
+    status, said, calls = tpu_vm("create", *SLICE, script=[*script, ["describe", 0, "CREATING", "READY"]])
+    assert status == 0 and verbs(calls) == ["create"] and "waiting for bt-test: CREATING" in said
+
+
+def test_gcloud_that_does_not_answer_makes_nothing(tpu_vm):
+    status, said, calls = tpu_vm("create", *SLICE, script=[["describe", 1, "ERROR: not logged in", None]])
+    assert status == 2 and "does not answer" in said and verbs(calls) == []
+
+
+def test_the_run_goes_on_after_a_lost_connection(tpu_vm):
+    script = [["run.status ]", 255, "", None]]
+    status, said, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
+    assert status == 0 and "connection lost" in said
+    assert sum("bt_jax.main" in call and "pgrep" in call for call in calls) == 1  # it was running all the while
+
+
+def test_the_run_goes_on_after_a_preemption(tpu_vm):
+    script = [["run.status ]", 255, "", "PREEMPTED"]]
+    status, said, calls = tpu_vm("run", *SLICE, "--bucket=mine", *PROGRAM, state="READY", script=script)
+    assert status == 0, said
+    assert verbs(calls) == ["ssh", "ssh", "delete", "create", "scp", "ssh", "ssh", "ssh"]
+    starts = [call for call in calls if "pgrep" in call]
+    assert len(starts) == 2 and starts[0] == starts[1]  # the same command
+
+
+@pytest.mark.parametrize("ended, starts, status", [(75, 3, 0), (143, 3, 0), (2, 1, 2), (1, 1, 2)])
+def test_what_is_started_again(tpu_vm, ended, starts, status):
+    script = [["run.status ]", 0, str(ended), None]] * 2
+    got, said, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
+    assert got == status and sum("pgrep" in call for call in calls) == starts, said
+
+
+def test_it_is_not_started_again_for_ever(tpu_vm):
+    script = [["run.status ]", 0, "75", None]] * 9
+    status, said, calls = tpu_vm("run", *SLICE, "--restarts=2", *PROGRAM, state="READY", script=script)
+    assert status == 2 and "2 times" in said and sum("pgrep" in call for call in calls) == 3
+
+
+def test_deleting_asks(tpu_vm):
+    status, said, calls = tpu_vm("delete", *SLICE, state="READY", answer="n\n")
+    assert status == 2 and verbs(calls) == [] and "not deleted" in said
+    assert verbs(tpu_vm("delete", *SLICE, state="READY", answer="y\n")[2]) == ["delete"]
+    assert verbs(tpu_vm("delete", *SLICE, "--yes", state="READY")[2]) == ["delete"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("create", "Bad_Name"), "small letters"),
+        (("create", "a"), "no --zone"),
+        (("create", "a", "--zone=z"), "no --type"),
+        (("create", "a", "--zone=z", "--tpye=v"), "unknown option --tpye=v"),
+        (("run", "a", "--zone=z"), "no --config"),
+        (("run", "a", "--zone=z", "--", "--config=c"), "--workdir"),
+    ],
+)
+def test_mistakes_in_one_line(tpu_vm, arguments, said):
+    status, told, calls = tpu_vm(*arguments)
+    assert status == 2 and said in told and told.count("\n") == 1 and calls == []
+
+
+# --------------------------------------------------------------------------------------------------------------- others
+
+
+@pytest.fixture
+def fake_python(tmp_path):
+    """An interpreter whose bt_jax.main writes its arguments down and ends with what is next in `statuses`."""
+    path = tmp_path / "python"
+    path.write_text(
+        f'#!/usr/bin/env bash\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'
+        f'echo "$@ devices=${{CUDA_VISIBLE_DEVICES-all}} flags=$XLA_FLAGS" >> {tmp_path}/calls\n'
+        f"exec 9> {tmp_path}/lock; flock 9; status=$(head -n 1 {tmp_path}/statuses); sed -i 1d {tmp_path}/statuses; exit ${{status:-0}}\n"
+    )
+    path.chmod(0o755)
+    (tmp_path / "statuses").write_text("")
+    return path
+
+
+def local(fake_python, *arguments, **environment):
+    command = ["bash", str(LAUNCH / "local.sh"), *arguments]
+    environment = os.environ | {"PYTHON": str(fake_python), "XLA_FLAGS": ""} | environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    calls = fake_python.with_name("calls")
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+def test_local_processes(fake_python, tmp_path):
+    arguments = (f"--workdir={tmp_path / 'runs' / 'two'}", "--config=a b")
+    done, calls = local(fake_python, "3", *arguments)
+    assert done.returncode == 0 and len(calls) == 3
+    assert {f"--process={i} devices={i}" in call for i, call in enumerate(sorted(calls))} == {True}
+    assert len({call.split("--coordinator=")[1].split()[0] for call in calls}) == 1
+    fake_python.with_name("calls").unlink()
+    _, calls = local(fake_python, "2x4", *arguments)
+    assert all("device_count=4" in call and "devices=all" in call for call in calls) and len(calls) == 2
+    assert local(fake_python, "0")[0].returncode == 2
+    assert "no --workdir" in local(fake_python, "2")[0].stderr
+
+
+@pytest.mark.parametrize(
+    "statuses, restarts, starts, status", [("75 75", 3, 4, 0), ("75 75", 0, 2, 75), ("2 2", 3, 2, 2)]
+)
+def test_local_processes_are_started_again(fake_python, tmp_path, statuses, restarts, starts, status):
+    fake_python.with_name("statuses").write_text(statuses.replace(" ", "\n") + "\n")
+    done, calls = local(fake_python, "2", f"--workdir={tmp_path / 'run'}", RESTARTS=str(restarts))
+    assert done.returncode == status and len(calls) == starts
+
+
+@pytest.mark.parametrize("ended, requeued, status", [(0, False, 0), (138, True, 0), (75, True, 0), (2, False, 2)])
+def test_slurm_queues_the_job_again(fake_python, tmp_path, ended, requeued, status):
+    """With stand-ins for srun and scontrol; the real ones: `benchmarks/slurm.sh`."""
+    for name, body in {
+        "srun": f'echo "$@" > {tmp_path}/srun; exit {ended}',
+        "scontrol": f'echo "$@" > {tmp_path}/asked',
+    }.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"}
+    environment |= {"PYTHON": str(fake_python)}
+    done = subprocess.run(
+        ["bash", str(LAUNCH / "slurm.sbatch"), "--config=c", "--workdir=w"], env=os.environ | environment, timeout=60
+    )
+    assert done.returncode == status
+    assert (tmp_path / "asked").exists() == requeued
+    assert (tmp_path / "srun").read_text().split()[-4:] == ["-m", "bt_jax.main", "--config=c", "--workdir=w"]
+
+
+def test_gke_manifest_is_a_jobset():
+    """By the models that the JobSet project's API description gives; a key that they do not know is dropped."""
+    yaml = pytest.importorskip("yaml")
+    manifest = yaml.safe_load((LAUNCH / "gke" / "jobset.yaml").read_text())
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == 16 // 4  # 4x4 chips, four a host
+    assert job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
+    module = "kubeflow_trainer_api.models.jobset_v1alpha2_job_set"
+    models = pytest.importorskip(module, reason="pip install kubeflow-trainer-api, which holds JobSet's schema")
+    read = json.loads(models.JobsetV1alpha2JobSet.from_dict(manifest).to_json())
+    assert read["spec"]["replicatedJobs"] == manifest["spec"]["replicatedJobs"]
+    assert read["spec"]["failurePolicy"] == manifest["spec"]["failurePolicy"]
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_scripts_are_clean():
+    scripts = [str(path.relative_to(ROOT)) for path in sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])]
+    done = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and len(scripts) >= 6, done.stdout
