@@ -104,7 +104,6 @@ def work() -> None:
     if fault == "slow":
         ahead = prefetch._run_ahead
 
-
         def slowly(iterator):
             for each in iterator:
                 time.sleep(0.5)
@@ -170,7 +169,9 @@ def brought_about(name: str, fault: Fault, scratch: Path, images: Path | None) -
     statuses = [process.wait() for process in running]
     said = "".join(path.read_text(errors="replace") for path in sorted(scratch.glob(f"{workdir.name}-?.log")))
     found = re.search(fault.says, said)
-    right = [wanted is None and got != 0 or got == wanted for got, wanted in zip(statuses, fault.statuses, strict=False)]
+    right = [
+        wanted is None and got != 0 or got == wanted for got, wanted in zip(statuses, fault.statuses, strict=False)
+    ]
     promised = all(right) and bool(found)
     ends = "-"
     if fault.goes_on:

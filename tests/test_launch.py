@@ -186,7 +186,8 @@ def fake_python(tmp_path):
     path.write_text(
         f'#!/usr/bin/env bash\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'
         f'echo "$@ devices=${{CUDA_VISIBLE_DEVICES-all}} flags=$XLA_FLAGS" >> {tmp_path}/calls\n'
-        f"exec 9> {tmp_path}/lock; flock 9; status=$(head -n 1 {tmp_path}/statuses); sed -i 1d {tmp_path}/statuses; exit ${{status:-0}}\n"
+        f"exec 9> {tmp_path}/lock; flock 9\n"
+        f"status=$(head -n 1 {tmp_path}/statuses); sed -i 1d {tmp_path}/statuses; exit ${{status:-0}}\n"
     )
     path.chmod(0o755)
     (tmp_path / "statuses").write_text("")
