@@ -129,10 +129,10 @@ def start(workdir: Path, count: int, fault: Fault, images: Path | None) -> list[
     for process in range(count):
         if process and fault.fault == "absent":
             continue
-        flags = {"workdir": str(workdir)} | {f"config.{key}": str(value) for key, value in options.items()}
+        flags = {"config": "configs/quickstart.py:smoke", "workdir": str(workdir)}
+        flags |= {f"config.{key}": str(value) for key, value in options.items()}
         flags |= {"coordinator": f"localhost:{port}", "processes": str(count), "process": str(process)}
         flags |= fault.options if process == 1 else {}
-        flags["config"] = "configs/quickstart.py:smoke"
         mine = environment | ({"FAULT": fault.fault} if process == 1 else {})
         with (workdir.parent / f"{workdir.name}-{process}.log").open("a") as said:
             running.append(
@@ -213,7 +213,7 @@ def main() -> int:
                 print(line, flush=True)
                 if not promised:
                     for path in sorted(scratch.glob(f"{re.sub(r'[^0-9A-Za-z_]+', '-', name)}-?.log")):
-                        print(f"--- {path.name}\n{path.read_text(errors='replace')[-2500:]}")
+                        print(f"--- {path.name}\n{path.read_text(errors='replace')[-1200:]}")
                 kept &= promised
     return 0 if kept else 1
 

@@ -23,10 +23,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from PIL import Image
 
-from bt_jax.checkpoint import step_folder
+from bt_jax.checkpoint import read_part, step_folder
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -120,9 +119,7 @@ def remains(workdir: Path) -> tuple[str, str]:
     newest = step_folder(workdir)
     arrays = hashlib.sha256(newest.name.encode())
     for part in ("encoder", "projector", "train"):
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(newest / part)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(read_part(newest / part)):
             arrays.update(f"{part}{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode())
             arrays.update(np.asarray(leaf).tobytes())
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -126,7 +126,7 @@ def read(path: str | Path, *, projector: bool = False, sharding: jax.sharding.Sh
     folder = step_folder(path)
     model = _model(folder)
     shapes = jax.eval_shape(models.build(**model["build"]).init, jax.random.key(0))
-    head = _projector(folder / "projector") if projector else None
+    head = read_part(folder / "projector") if projector else None
     return files.Weights(model, _restore(folder / "encoder", shapes, sharding), head)
 
 
@@ -135,7 +135,7 @@ def load_projector(path: str | Path) -> dict[str, Any] | None:
 
     Paths and errors as for `load_encoder`.
     """
-    return files.read(path).projector if files.is_foreign(path) else _projector(step_folder(path) / "projector")
+    return files.read(path).projector if files.is_foreign(path) else read_part(step_folder(path) / "projector")
 
 
 def read_model(path: str | Path) -> dict[str, Any]:
@@ -267,7 +267,8 @@ def _model(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "model" / "metadata").read_text())
 
 
-def _projector(folder: Path) -> dict[str, Any] | None:
+def read_part(folder: Path) -> dict[str, Any] | None:
+    """RUN/checkpoints/STEP/PART as numpy arrays, whatever devices it was saved from; None where it is not there."""
     if not folder.is_dir():
         return None
     stored = ocp.StandardCheckpointHandler().metadata(folder).tree

@@ -15,6 +15,7 @@ import time
 from bt_jax import cluster
 
 BEAT_SECONDS = 1.0
+START_SECONDS = 1800.0  # the least that reading data and compiling may take before the first step
 DONE = "done"
 _BEATS = "bt_jax/beat"
 _watch: "Watch | None" = None
@@ -89,8 +90,9 @@ class Watch:
             count += 1
             if cluster.several():
                 self._exchange(count)
-            idle = time.monotonic() - self._progress
-            if self._stuck and idle > self._stuck and not self._beat["doing"].startswith("judging"):
+            idle, doing = time.monotonic() - self._progress, self._beat["doing"]
+            limit = max(self._stuck, START_SECONDS) if doing == "starting" else self._stuck
+            if self._stuck and idle > limit and not doing.startswith("judging"):
                 self._give_up(
                     f"no step for {idle:.0f} s (config.watch.stuck_seconds). {self._behind()} The stacks of all"
                     " threads are above"

@@ -1,13 +1,17 @@
 """The README's Python runs as it is printed, and says what is true."""
 
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import bt_jax
-from bt_jax import checkpoint, models
+from bt_jax import checkpoint, models, sharding
 
 BUILD = {"small_images": False, "width": 1 / 16, "channels": 3, "stem_padding": 1}
 
@@ -48,6 +52,21 @@ def test_the_encoder_without_bt_jax(blocks, run):
     expected = net.apply(variables, images, train=False)
     found = names["features"](names["variables"], images)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("run", ["resnet18"], indirect=True)
+def test_the_encoder_of_eight_devices_is_read_on_one(blocks, run, tmp_path):
+    """Orbax wants the devices that it saved from, unless it is told of others."""
+    (block,) = (block for block in blocks if "def features" in block)
+    everywhere = sharding.replicated(sharding.make_mesh())
+    folder = tmp_path / "runs" / "mine" / "checkpoints" / "8000" / "encoder"
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, jax.device_put(run, everywhere), force=True)
+    script = f"{block}\nassert jax.device_count() == 1, jax.devices()\nprint(variables['params']['bn1']['scale'][0])"
+    environment = os.environ | {"XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == run["params"]["bn1"]["scale"][0]
 
 
 @pytest.mark.parametrize("run", ["resnet18"], indirect=True)

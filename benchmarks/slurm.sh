@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# A SLURM of one machine, from Debian's packages (slurmctld, slurmd, munge), and launch/slurm.sbatch on it: submitted,
+# signalled, queued again by itself, gone on, compared with the run that was left alone. As root, in a container or VM:
+#   apt-get install -y slurmctld slurmd munge && bash benchmarks/slurm.sh
+# PYTHON: .venv/bin/python by default. Everything is written below WORK (a temporary folder) but for munge's key.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PYTHON=${PYTHON:-$PWD/.venv/bin/python}
+for program in slurmctld slurmd munged; do
+  command -v "$program" >/dev/null || { echo "benchmarks/slurm.sh: $program is not installed, see its head." >&2; exit 2; }
+done
+work=${WORK:-$(mktemp -d)}
+mkdir -p "$work/state" "$work/spool" "$work/log"
+host=$(hostname -s) cpus=$(nproc)
+export SLURM_CONF=$work/slurm.conf
+
+stop() {
+  pkill -F "$work/slurmd.pid" 2>/dev/null || true
+  pkill -F "$work/slurmctld.pid" 2>/dev/null || true
+}
+trap stop EXIT
+
+if ! munge -n >/dev/null 2>&1; then
+  [ -e /etc/munge/munge.key ] || { dd if=/dev/urandom of=/etc/munge/munge.key bs=1 count=1024 2>/dev/null; }
+  mkdir -p /run/munge
+  chown -R munge: /etc/munge /run/munge /var/lib/munge /var/log/munge 2>/dev/null || true
+  chmod 400 /etc/munge/munge.key && chmod 755 /run/munge
+  runuser -u munge -- munged --force
+fi
+cat >"$SLURM_CONF" <<CONF
+ClusterName=one
+SlurmctldHost=$host
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+StateSaveLocation=$work/state
+SlurmdSpoolDir=$work/spool
+SlurmctldPidFile=$work/slurmctld.pid
+SlurmdPidFile=$work/slurmd.pid
+SlurmctldLogFile=$work/log/slurmctld
+SlurmdLogFile=$work/log/slurmd
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+JobRequeue=1
+ReturnToService=2
+SchedulerParameters=sched_interval=2,requeue_delay=1
+KillWait=30
+MpiDefault=none
+NodeName=$host CPUs=$cpus State=UNKNOWN
+PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
+CONF
+slurmctld
+slurmd
+for _ in $(seq 60); do
+  sinfo --noheader --format=%T 2>/dev/null | grep -q idle && break
+  sleep 1
+done
+sinfo
+
+export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=2
+options=(--config=configs/quickstart.py:smoke --config.total_epochs=10.0 --config.evals.final=False
+  "--config.data.train_split=train[:64]" --config.evals.every_epochs=2.0 --config.log.every_steps=1)
+submit() { # prints the job's number
+  # A GPU a task is what the script asks for; this machine has none. USR1 comes when the bench sends it.
+  sbatch --parsable --gpus-per-task=0 --cpus-per-task=1 --ntasks-per-node="$cpus" --time=60 --output="$work/$1.out" \
+    launch/slurm.sbatch --workdir="$work/$1" "${options[@]}"
+}
+wait_for() {
+  while squeue --noheader --jobs="$1" 2>/dev/null | grep -q .; do sleep 1; done
+}
+echo "--- left alone, $cpus tasks"
+wait_for "$(submit whole)"
+tail -n 3 "$work/whole.out"
+echo "--- signalled"
+job=$(submit victim)
+lines() { grep -c step "$work/victim/metrics.jsonl" 2>/dev/null || true; }
+for signal in USR1 TERM USR1; do
+  before=$(lines)
+  while [ "$(lines)" -lt $((${before:-0} + 7)) ] 2>/dev/null || [ -z "$(lines)" ]; do
+    squeue --noheader --jobs="$job" 2>/dev/null | grep -q . || break
+    sleep 0.2
+  done
+  echo "scancel --signal=$signal $job"
+  scancel --signal="$signal" "$job" || break
+  sleep 3
+done
+wait_for "$job"
+grep -E 'saving within|stopped at|queueing|going on|step 40/40' "$work/victim.out" || true
+"$PYTHON" - "$work/whole" "$work/victim" <<'PYTHON'
+import pathlib, sys
+from benchmarks.kills import remains
+whole, victim = (remains(pathlib.Path(path)) for path in sys.argv[1:])
+print("the same arrays, the same lines" if whole == victim else f"NOT the same: {whole} {victim}")
+sys.exit(whole != victim)
+PYTHON
