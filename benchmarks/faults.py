@@ -54,7 +54,7 @@ def send(number: signal.Signals, process: int) -> Callable:
 
 
 def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
-    lost = "(has been silent|is gone)"
+    lost = "(has been silent|is gone|because one has ended)"
     return {
         "kill -9, process 1": Fault(lost, (75, None), send(signal.SIGKILL, 1)),
         "kill -9, process 0": Fault("", (None, None), send(signal.SIGKILL, 0)),

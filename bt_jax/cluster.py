@@ -24,6 +24,7 @@ from bt_jax.errors import UserError
 
 TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): nothing is wrong with the command, give it once more
 WAIT_SECONDS = 300  # for the others, at the start and whenever something is compared
+SEEN_SECONDS = 15  # for what one host writes to show on another: network file systems keep lists of files for seconds
 _gathered = 0  # how often this process has gathered; part of the keys, so that each is used once
 
 
@@ -163,10 +164,9 @@ def check_shared(folder: Path) -> None:
     if process() == 0:
         (folder / name).touch()
     gather(None, what="the look at the run folder")
-    for _ in range(20):  # a network file system may show a new file only after some seconds
-        if seen := _is_listed(folder, name):
-            break
-        time.sleep(0.5)
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not (seen := _is_listed(folder, name)) and time.monotonic() < deadline:
+        time.sleep(0.2)
     everywhere = gather([seen, socket.gethostname()], what="the look at the run folder")
     if process() == 0:
         (folder / name).unlink(missing_ok=True)
@@ -203,10 +203,24 @@ def leaving() -> Iterator[None]:
             leave(2, why=str(error))
         raise
     except BaseException as error:
+        if several() and _is_of_a_collective(error):
+            why = f"what all processes do together has failed, most likely because one has ended ({_short(error)})"
+            say_everywhere(f"{why}. This process ends with status {TRY_AGAIN}; the same command goes on")
+            leave(TRY_AGAIN, why=why)
         if several():
             traceback.print_exc()
             leave(130 if isinstance(error, KeyboardInterrupt) else 1, why=f"{type(error).__name__}: {error}")
         raise
+
+
+def _is_of_a_collective(error: BaseException) -> bool:
+    """Whether the runtime says that the connection to another process broke, rather than that memory is full, …"""
+    words = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "Gloo", "NCCL")
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in words)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def leave(status: int, *, why: str) -> None:

@@ -1,0 +1,95 @@
+"""One of two processes that talk and compute nothing, for `test_cluster`.
+
+    python together.py SCENE ADDRESS PROCESS FOLDER
+
+Prints one JSON line of what it found.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from bt_jax import cluster, watch
+from bt_jax.errors import UserError
+from bt_jax.stopping import Stop, Stopped
+
+
+def refusal(call, *arguments, **options) -> str:
+    try:
+        call(*arguments, **options)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def talk(folder: Path) -> dict:
+    me = cluster.process()
+    found = {"gathered": cluster.gather([me, "x"], what="a test")}
+    found["agreed"] = refusal(cluster.agree, {"rate": 0.1, "images": 7})
+    found["disagreed"] = refusal(cluster.agree, {"rate": 0.1 + me, "images": 7, **({"extra": 1} if me else {})})
+    found["shared"] = refusal(cluster.check_shared, folder)
+    cluster.SEEN_SECONDS = 1
+    apart = folder / str(me)
+    apart.mkdir()
+    found["apart"] = refusal(cluster.check_shared, apart)
+    found["left"] = sorted(path.name for path in [*folder.iterdir(), *apart.iterdir()])
+    # Process 0 is hasty, process 1 slow: their hosts are several windows apart when one of them is told to stop.
+    stop, at, windows = Stop(0), 0, []
+    while not stop.before(at, at + 3):
+        windows.append(at)
+        at += 3
+        time.sleep(0.01 if me == 0 else 0.05)
+        if me == 1 and at == 30:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if at > 3000:
+            break
+    stop.close(at)
+    found |= {"stopped_at": at, "windows": len(windows), "signal": int(stop.signal)}
+    if me == 0:
+        found["absent"] = refusal(cluster.gather, 0, what="dinner", seconds=1)
+        time.sleep(1)
+    else:
+        time.sleep(2)  # does not come
+    return found
+
+
+def silent(folder: Path) -> dict:
+    """Process 1 stops; nobody is there to wake it."""
+    watch.begin(stuck_seconds=0, silent_seconds=3)
+    cluster.gather(None, what="a test")
+    time.sleep(2)
+    if cluster.process() == 1:
+        (folder / "pid").write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(60)
+    return {}
+
+
+def mistake(folder: Path) -> dict:
+    del folder
+    watch.begin(stuck_seconds=0, silent_seconds=30)
+    with cluster.leaving():
+        if cluster.process() == 1:
+            raise UserError("There is no folder /x", "Name another.")
+        cluster.gather(None, what="a test", seconds=60)
+    return {}
+
+
+def told_to_stop(folder: Path) -> dict:
+    """An agreed stop is no failure: the status is everybody's own, and JAX's exit is waited for."""
+    del folder
+    watch.begin(stuck_seconds=0, silent_seconds=30)
+    try:
+        with cluster.leaving():
+            raise Stopped(143)
+    finally:
+        watch.end()
+
+
+if __name__ == "__main__":
+    scene, address, process, folder = sys.argv[1:]
+    cluster.start(address, 2, int(process))
+    print(json.dumps({"talk": talk, "silent": silent, "mistake": mistake, "stop": told_to_stop}[scene](Path(folder))))
