@@ -25,8 +25,8 @@ def begin(*, stuck_seconds: float, silent_seconds: float) -> None:
     """Starts watching.
 
     Args:
-      stuck_seconds: without progress (`at`) after which the process ends; 0: never. Not while it judges: nobody knows
-        how long that takes.
+      stuck_seconds: without progress (`at`) after which the process ends; 0: never. Not while any process
+        judges: nobody knows how long that takes.
       silent_seconds: without a sign of life of another process after which it counts as gone.
     """
     global _watch
@@ -90,9 +90,11 @@ class Watch:
             count += 1
             if cluster.several():
                 self._exchange(count)
-            idle, doing = time.monotonic() - self._progress, self._beat["doing"]
-            limit = max(self._stuck, START_SECONDS) if doing == "starting" else self._stuck
-            if self._stuck and idle > limit and not doing.startswith("judging"):
+            idle = time.monotonic() - self._progress
+            # Of anybody: who is through with it waits for who compiles longer.
+            doing = {beat["doing"].split()[0] for beat in self.beats().values()}
+            limit = max(self._stuck, START_SECONDS) if "starting" in doing else self._stuck
+            if self._stuck and idle > limit and "judging" not in doing:
                 self._give_up(
                     f"no step for {idle:.0f} s (config.watch.stuck_seconds). {self._behind()} The stacks of all"
                     " threads are above"
