@@ -25,8 +25,8 @@ def begin(*, stuck_seconds: float, silent_seconds: float) -> None:
     """Starts watching.
 
     Args:
-      stuck_seconds: without progress (`at`) after which the process ends; 0: never. Not while any process
-        judges: nobody knows how long that takes.
+      stuck_seconds: without progress (`at`) of any process after which this one ends; 0: never. Not while any
+        process judges: nobody knows how long that takes.
       silent_seconds: without a sign of life of another process after which it counts as gone.
     """
     global _watch
@@ -118,7 +118,12 @@ class Watch:
         now = time.monotonic()
         for key, text in beats.items():
             process, beat = int(key.rpartition("/")[2]), json.loads(text)
-            if process != cluster.process() and beat != self._heard.get(process, (None,))[0]:
+            if process == cluster.process():
+                continue
+            before = self._heard.get(process, (None,))[0]
+            if before is None or (before["step"], before["doing"]) != (beat["step"], beat["doing"]):
+                self._progress = now  # theirs: who is first through with compiling waits for the last
+            if before != beat:
                 self._heard[process] = beat, now
         for process, (beat, since) in self._heard.items():
             if beat["doing"] != DONE and now - since > self._silent:

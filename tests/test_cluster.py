@@ -123,11 +123,38 @@ def test_judging_may_take_long(monkeypatch):
     seen = watch.Watch(stuck_seconds=0.5, silent_seconds=9)
     seen.at(3, "judging (KNN)", None)
     time.sleep(2.5)
-    assert ended == []
+    early = list(ended)
     seen.at(3, "training", None)
     time.sleep(2.5)
     seen.stop()
-    assert ended and "no step" in ended[0]
+    assert early == [] and "no step" in ended[0]
+
+
+def test_while_another_gets_on_nobody_is_stuck(monkeypatch):
+    """Who is first through with compiling waits for the last, and a collective waits for its slowest host."""
+
+    class Store:
+        other = {"host": "b", "step": 3, "doing": "training", "waited": 0.0}
+        key_value_set = staticmethod(lambda *_, **__: None)
+
+        def key_value_dir_get(self, folder):
+            return [(f"{folder}1", json.dumps(self.other))] if "beat" in folder else []
+
+    ended, store = [], Store()
+    for name, value in {"several": True, "process": 0, "store": store}.items():
+        monkeypatch.setattr(cluster, name, lambda value=value: value)
+    monkeypatch.setattr(watch.Watch, "_end", lambda self, status, why: ended.append(why))
+    monkeypatch.setattr(watch, "START_SECONDS", 0)
+    monkeypatch.setattr(watch, "BEAT_SECONDS", 0.1)
+    seen = watch.Watch(stuck_seconds=0.6, silent_seconds=9)
+    seen.at(3, "training", None)
+    for step in range(4, 8):
+        time.sleep(0.4)
+        store.other = store.other | {"step": step}
+    early = list(ended)
+    time.sleep(1.2)
+    seen.stop()
+    assert early == [] and "Behind is process 0" in ended[0]
 
 
 @pytest.mark.parametrize("told", [{"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE"}, {"preempted": "TRUE"}, {}])

@@ -1,0 +1,168 @@
+"""How good a CIFAR-10 encoder becomes within minutes on one device: recipes tried on held-out images, the best tested.
+
+    python -m bt_jax.prepare --data=cifar10 --npz=cifar10.npz
+    python -m benchmarks.cifar10_fast --npz=cifar10.npz --workdir=runs/fast [--call-minutes=9]
+    python -m benchmarks.cifar10_fast --npz=cifar10.npz --workdir=runs/fast --stages=online --seeds=1
+
+Three stages. `search` gives every candidate the same short time on 45,000 training images and compares 200-NN and the
+online probe on the other 5,000. `knn` and `online` give the best of each its whole time on all training images, once a
+seed, and look at the test images once, at the end. Time is the wall clock of the process, with imports, compiler and
+the last evaluation in it; how many epochs fit is told by a first run of a few. Each run is `bt_jax.main` on
+configs/pretrain_cifar10_r18.py; what is known stands in WORKDIR/results.json, where a run that is through is not run
+again. After --call-minutes the run in progress is saved, and the same command goes on (exit status 75).
+What follows `--` is given to every run, such as --config.model.width=0.125 for a dry run.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bt_jax.cluster import TRY_AGAIN
+
+ROOT = Path(__file__).parents[1]
+IMAGES = 50_000
+HELD_OUT = ("train[:45000]", "train[45000:]")
+WHOLE = ("train", "test")
+MEASURE = {"search": "val/knn_top1", "knn": "val/knn_top1", "online": "val/online_top1"}
+ADAMW = {"optim.name": "adamw", "optim.grad_scale": 1.0, "optim.warmup_epochs": 2.0}
+GENTLE = {"views.view1.crop_scale": "(0.2,1.0)", "views.view2.crop_scale": "(0.2,1.0)"}
+
+
+def rates(weights: float) -> dict[str, float]:
+    return {"optim.lr_weights": weights, "optim.lr_biases": weights}
+
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "solo-learn": {},
+    "batch 1024": {"batch_size": 1024},
+    "batch 512, gentle crops": {"batch_size": 512} | GENTLE,
+    "adamw 0.002": ADAMW | rates(0.002),
+    "adamw 0.004": ADAMW | rates(0.004),
+    "adamw 0.002, gentle crops": ADAMW | rates(0.002) | GENTLE,
+    "adamw 0.002, batch 512": ADAMW | rates(0.002) | {"batch_size": 512},
+    "sgd 0.12": {"optim.name": "sgd", "optim.weight_decay": 5e-4, "optim.warmup_epochs": 2.0} | rates(0.12),
+    "one pass for both views": {"model.two_passes": False},
+}
+
+
+class OutOfTime(Exception):
+    """This call's minutes are over; the run in progress is saved."""
+
+
+class Bench:
+    """The runs below one folder and what is known of them."""
+
+    def __init__(self, options: argparse.Namespace):
+        self._options, self._folder = options, Path(options.workdir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = self._folder / "results.json"
+        self.known: dict[str, dict[str, Any]] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._until = time.monotonic() + 60 * options.call_minutes
+
+    def run(self, name: str, keys: dict[str, Any], splits: tuple[str, str], epochs: float, seed: int) -> dict[str, Any]:
+        """What a run came to: {"val/knn_top1", "val/online_top1", "seconds", "pairs_per_sec", …}.
+
+        Raises:
+          OutOfTime: see there.
+          SystemExit: the run failed; its output says why.
+        """
+        found = self.known.setdefault(name, {"seconds": 0.0})
+        if "val/knn_top1" in found:
+            return found
+        workdir, began = self._folder / name.replace(" ", "_").replace(",", ""), time.monotonic()
+        with (self._folder / "output.txt").open("a") as said:
+            running = subprocess.Popen(
+                command(workdir, self._options, keys, splits, epochs, seed), cwd=ROOT, stdout=said, stderr=said
+            )
+            try:
+                status = running.wait(max(self._until - began, 1))
+            except subprocess.TimeoutExpired:
+                running.send_signal(signal.SIGUSR1)
+                status = running.wait()
+        found["seconds"] += time.monotonic() - began
+        if status == 0:
+            found |= {"keys": keys, "epochs": epochs, "seed": seed} | read(workdir)
+        self._file.write_text(json.dumps(self.known, indent=1) + "\n")
+        if status == 128 + signal.SIGUSR1:
+            raise OutOfTime
+        if status:
+            raise SystemExit(f"benchmarks.cifar10_fast: {name} ended with status {status}: {self._folder}/output.txt")
+        print(f"{name}: {100 * found['val/knn_top1']:.2f} % 200-NN, {100 * found['val/online_top1']:.2f} % online,"
+              f" {epochs:g} epochs, {found['seconds']:.0f} s", flush=True)  # fmt: skip
+        return found
+
+    def epochs(self, candidate: str, minutes: float, images: int) -> float:
+        """How many passes over the images fit, by the start-up time and the speed of a run of `--trial-epochs`."""
+        keys, trial = CANDIDATES[candidate], self._options.trial_epochs
+        found = self.run(f"trial {candidate}", keys, HELD_OUT, trial, seed=0)
+        start = found["seconds"] - trial * 45_000 / found["pairs_per_sec"]
+        return max(int((0.95 * 60 * minutes - start) * found["pairs_per_sec"] / images), 1)
+
+    def best(self, stage: str) -> str:
+        """The candidate with the best held-out figure of the stage's kind."""
+        return max(CANDIDATES, key=lambda candidate: self.known[f"search {candidate}"][MEASURE[stage]])
+
+
+def command(workdir: Path, options: argparse.Namespace, keys, splits, epochs: float, seed: int) -> list[str]:
+    keys = {"data.npz": Path(options.npz).resolve(), "data.train_split": splits[0], "data.val_split": splits[1]} | keys
+    keys |= {"total_epochs": epochs, "seed": seed, "checkpoint.every_epochs": 0.0}
+    # The images of `val_split` are looked at once, after the last step.
+    keys |= {"evals.every_epochs": epochs, "evals.final": False, "evals.spectrum_images": 0, "compile_cache": ""}
+    flags = [f"--config.{key}={value}" for key, value in keys.items()]
+    config = "--config=configs/pretrain_cifar10_r18.py"
+    return [sys.executable, "-m", "bt_jax.main", config, f"--workdir={workdir.resolve()}", *flags, *options.rest]
+
+
+def read(workdir: Path) -> dict[str, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    speeds = [line["perf/pairs_per_sec"] for line in lines if "perf/pairs_per_sec" in line]
+    judged = next(line for line in reversed(lines) if "val/knn_top1" in line)
+    return {"pairs_per_sec": float(np.median(speeds))} | {name: judged[name] for name in set(MEASURE.values())}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--npz", required=True)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--stages", default="search,knn,online")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--search-minutes", type=float, default=1.5, help="for each candidate")
+    parser.add_argument("--knn-minutes", type=float, default=3)
+    parser.add_argument("--online-minutes", type=float, default=15)
+    parser.add_argument("--trial-epochs", type=float, default=5)
+    parser.add_argument("--call-minutes", type=float, default=1e6)
+    parser.add_argument("rest", nargs="*", help="after --")
+    options = parser.parse_args()
+    bench = Bench(options)
+    try:
+        for stage in options.stages.split(","):
+            if stage == "search":
+                for candidate, keys in CANDIDATES.items():
+                    epochs = bench.epochs(candidate, options.search_minutes, 45_000)
+                    bench.run(f"search {candidate}", keys, HELD_OUT, epochs, seed=0)
+                continue
+            candidate = bench.best(stage)
+            epochs = bench.epochs(candidate, getattr(options, f"{stage}_minutes"), IMAGES)
+            runs = [
+                bench.run(f"{stage} {candidate} seed {seed}", CANDIDATES[candidate], WHOLE, epochs, int(seed))
+                for seed in options.seeds.split(",")
+            ]
+            figures = [100 * each[MEASURE[stage]] for each in runs]
+            print(f"{stage}: {candidate}, {epochs:g} epochs, test images, {len(runs)} seeds: mean"
+                  f" {np.mean(figures):.2f} %, from {min(figures):.2f} to {max(figures):.2f} %, at most"
+                  f" {max(each['seconds'] for each in runs):.0f} s")  # fmt: skip
+    except OutOfTime:
+        print("this call's time is over; the same command goes on")
+        return TRY_AGAIN
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
