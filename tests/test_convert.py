@@ -101,7 +101,7 @@ def test_wrong_state_dicts_are_refused():
     given = state_dict("resnet34", width=NARROW)
     with pytest.raises(UserError, match=r"not that of a resnet18: it also has layer1.2.conv1.weight.*arch='resnet34'"):
         convert.from_torch(given, arch="resnet18")
-    with pytest.raises(UserError, match=r"lacks layer1.0.conv3.weight, .* 82 more. Pass arch='resnet34', or --arch=resnet34"):
+    with pytest.raises(UserError, match=r"lacks layer1.0.conv3.weight, .* 82 more. Pass arch='resnet34', or --arch"):
         convert.from_torch(given, arch="resnet50")
     with pytest.raises(UserError, match="lacks conv1.weight, .* and also has model. .*own state dict"):
         convert.from_torch({"model": given}, arch="resnet34")

@@ -36,7 +36,9 @@ def from_torch(state_dict: Mapping[str, Any], *, arch: str) -> dict[str, Any]:
       UserError: keys are missing or left over, or the shapes are not those of this architecture at any width.
     """
     own, fits = _own(state_dict), fitting(state_dict)
-    cure = f"Pass arch={fits!r}, or --arch={fits} to bt_jax.convert." if fits else "Pass the model's own state dict, with torchvision's keys."
+    cure = "Pass the model's own state dict, with torchvision's keys."
+    if fits:
+        cure = f"Pass arch={fits!r}, or --arch={fits} to bt_jax.convert."
     variables = _read(own, _backbone_table(arch), f"a {arch}", cure)
     if variables["params"]["conv1"]["kernel"].ndim != 4:
         raise UserError(f"conv1.weight has the shape {np.shape(own['conv1.weight'])}, not (out, in, h, w)", cure)
