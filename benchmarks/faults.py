@@ -36,17 +36,19 @@ class Fault(NamedTuple):
       options: config keys of process 1 alone.
       fault: what process 1 does to itself, see `work`.
       says: a pattern that somebody's output must hold.
-      statuses: that every process must end with; None: any but 0 for the victim, for which it stands.
+      statuses: that every process must end with, or one of several; None: any but 0 for the victim, for which it
+        stands.
       goes_on: the same command, without the fault, must come to the same end.
     """
 
     says: str
-    statuses: tuple[int | None, ...]
+    statuses: tuple[int | tuple[int, ...] | None, ...]
     act: Callable[[list[subprocess.Popen]], None] | None = None
     options: dict[str, str] = {}
     fault: str = ""
     goes_on: bool = True
     streamed: bool = False
+    devices: int = 2  # of each process
 
 
 def send(number: signal.Signals, process: int) -> Callable:
@@ -57,9 +59,12 @@ def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
     lost = "(has been silent|is gone|because one has ended)"
     return {
         "kill -9, process 1": Fault(lost, (75, None), send(signal.SIGKILL, 1)),
-        "kill -9, process 0": Fault("", (None, None), send(signal.SIGKILL, 0)),
+        "kill -9, process 1, one device each": Fault(lost, (75, None), send(signal.SIGKILL, 1), devices=1),
+        # JAX aborts whoever loses the coordination service, unless `watch` or a collective is quicker.
+        "kill -9, process 0": Fault("", (None, (75, -signal.SIGABRT)), send(signal.SIGKILL, 0)),
         "kill -9, process 2 of 4": Fault(lost, (75, 75, None, 75), send(signal.SIGKILL, 2)),
         "SIGSTOP, process 1": Fault("process 1 .* silent", (75, None), send(signal.SIGSTOP, 1)),
+        "SIGSTOP, process 0": Fault("process 0 .* silent", (None, 75), send(signal.SIGSTOP, 0)),
         "SIGTERM, process 1": Fault("SIGTERM: saving", (143, 143), send(signal.SIGTERM, 1)),
         "SIGUSR1, process 0 of 4": Fault("SIGUSR1: saving", (138,) * 4, send(signal.SIGUSR1, 0)),
         "stuck, process 1": Fault("no step for .*Behind is process 1", (75, 75), fault="stuck"),
@@ -79,7 +84,7 @@ def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
         "run folder not shared": Fault(
             "not the same folder on all hosts: process 1", (2, 2), options={"workdir": str(elsewhere)}, goes_on=False
         ),
-        "only one of two comes": Fault("", (2, None), fault="absent"),
+        "only one of two comes": Fault("Not all processes came together", (75,), fault="absent"),
     }
 
 
@@ -89,7 +94,7 @@ def work() -> None:
     from bt_jax import cluster, main, watch
     from bt_jax.data import prefetch
 
-    cluster.WAIT_SECONDS = 30
+    cluster.JOIN_SECONDS = 30
     if fault in ("stuck", "raise"):
         report = watch.at
 
@@ -114,12 +119,13 @@ def work() -> None:
 
 
 def start(workdir: Path, count: int, fault: Fault, images: Path | None) -> list[subprocess.Popen]:
+    """All processes of a run, their output in files beside the run folder."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     cache = {"COMPILATION_CACHE_DIR": str(workdir.parent / "xla"), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = os.environ | {f"JAX_{name}": value for name, value in cache.items()}
-    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={fault.devices}", "JAX_PLATFORMS": "cpu"}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
     options = OPTIONS
     if images:
@@ -170,25 +176,28 @@ def brought_about(name: str, fault: Fault, scratch: Path, images: Path | None) -
     said = "".join(path.read_text(errors="replace") for path in sorted(scratch.glob(f"{workdir.name}-?.log")))
     found = re.search(fault.says, said)
     right = [
-        wanted is None and got != 0 or got == wanted for got, wanted in zip(statuses, fault.statuses, strict=False)
+        got != 0 if wanted is None else got in (wanted if isinstance(wanted, tuple) else (wanted,))
+        for got, wanted in zip(statuses, fault.statuses, strict=False)
     ]
     promised = all(right) and bool(found)
     ends = "-"
     if fault.goes_on:
-        for process in (again := start(workdir, count, Fault("", ()), images)):
+        well = Fault("", (), devices=fault.devices)
+        for process in (again := start(workdir, count, well, images)):
             process.wait()
-        same = all(process.returncode == 0 for process in again) and remains(workdir) == whole(scratch, count, images)
+        same = all(process.returncode == 0 for process in again)
+        same = same and remains(workdir) == whole(scratch, count, well, images)
         ends, promised = "the same run" if same else "ANOTHER RUN", promised and same
     line = next((line for line in said.splitlines() if fault.says and re.search(fault.says, line)), "")
     told = f"| {name} | {max(seen.values(), default=180):.0f} s | {', '.join(map(str, statuses))} | {ends} |"
     return f"{told} {line.removeprefix('bt_jax: ')[:150]} |" + ("" if promised else " NOT AS PROMISED"), promised
 
 
-def whole(scratch: Path, count: int, images: Path | None) -> tuple[str, str]:
+def whole(scratch: Path, count: int, well: Fault, images: Path | None) -> tuple[str, str]:
     """What is left of the run that was let alone, made once."""
-    folder = scratch / f"whole-{count}-{bool(images)}"
+    folder = scratch / f"whole-{count}-{well.devices}-{bool(images)}"
     if not folder.exists():
-        for process in start(folder, count, Fault("", ()), images):
+        for process in start(folder, count, well, images):
             process.wait()
     return remains(folder)
 

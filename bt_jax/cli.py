@@ -1,6 +1,7 @@
 """What the programs that take a config share: the --config flag, and every mistake in one line.
 
-A program is `main(argv)` under absl's flags; `run(main, doc)` gives it exit status 0, or 2 with one line on stderr.
+A program is `main(argv)` under absl's flags; `run(main, doc)` gives it exit status 0, or the error's with one
+line on stderr.
 """
 
 import os
@@ -36,7 +37,7 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
         app.run(main, argv=argv, flags_parser=_parse)
     except UserError as error:
         print(f"bt_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -8,9 +8,11 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -23,12 +25,15 @@ from bt_jax import log
 from bt_jax.errors import UserError
 
 TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): nothing is wrong with the command, give it once more
-WAIT_SECONDS = 300  # for the others, at the start and whenever something is compared
+JOIN_SECONDS = 300  # for the others to come at all
+WAIT_SECONDS = 1800  # for the others once they have come: one may list a million files; `watch` sees who is gone
+CAUSE_SECONDS = 3  # for a process that fails to say why, where others notice that it is gone
+TELL_SECONDS = 5  # for the others to read why a process ends
 SEEN_SECONDS = 15  # for what one host writes to show on another: network file systems keep lists of files for seconds
 _gathered = 0  # how often this process has gathered; part of the keys, so that each is used once
 
 
-def start(address: str | None, number: int | None, own: int | None) -> None:
+def start(address: str | None, number: int | None, own: int | None, *, silent_seconds: float = 60) -> None:
     """Joins the run's other processes; must come before anything that touches a device.
 
     Args:
@@ -36,9 +41,10 @@ def start(address: str | None, number: int | None, own: int | None) -> None:
         none of them this process is alone.
       number: of processes; 1: alone, without looking.
       own: which of them this is, from 0.
+      silent_seconds: of `watch`, which says more than JAX's own, later, look at who is gone.
 
     Raises:
-      UserError: only some of the three are given, or the others do not come.
+      UserError: only some of the three are given, or (status 75) the others do not come.
     """
     if number == 1:
         return
@@ -49,7 +55,14 @@ def start(address: str | None, number: int | None, own: int | None) -> None:
     # Its handler would take SIGTERM from ours (`stopping`), which covers more signals and saves.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(address, number, own, initialization_timeout=WAIT_SECONDS)
+        jax.distributed.initialize(
+            address,
+            number,
+            own,
+            local_device_ids=_the_only_gpu(),
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=int(max(100, 2 * silent_seconds)),
+        )
     except ValueError as error:
         if missing and "should be defined" in str(error):  # JAX found no cluster
             return
@@ -61,7 +74,14 @@ def start(address: str | None, number: int | None, own: int | None) -> None:
             f"Not all processes came together at {where} ({told})",
             "Start all of them within five minutes, with one address that every machine reaches; --processes=1 runs"
             " this one alone.",
+            status=TRY_AGAIN,
         ) from None
+
+
+def _the_only_gpu() -> list[int] | None:
+    """[0] where SLURM shows this task one GPU: JAX would ask for the one with the task's number (jax#28194)."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [0] if "SLURM_LOCALID" in os.environ and shown and "," not in shown else None
 
 
 def several() -> bool:
@@ -94,20 +114,22 @@ def _joined():
     return distributed.global_state
 
 
-def gather(value: Any, *, what: str, seconds: float = WAIT_SECONDS) -> list[Any]:
+def gather(value: Any, *, what: str, seconds: float | None = None) -> list[Any]:
     """Every process's value, in their order; all of them must call it equally often.
 
     Args:
       value: JSON-able.
       what: told where somebody is missing, such as "the comparison of configs".
+      seconds: to wait; WAIT_SECONDS by default.
 
     Raises:
-      UserError: a process has not come within `seconds`; it is named.
+      UserError: (status 75) a process has not come within `seconds`; it is named.
     """
     global _gathered
     if not several():
         return [value]
     _gathered += 1
+    seconds = WAIT_SECONDS if seconds is None else seconds
     key = f"bt_jax/gather/{_gathered}"
     store().key_value_set(f"{key}/{process()}", json.dumps([socket.gethostname(), value]))
     deadline, found = time.monotonic() + seconds, []
@@ -123,6 +145,7 @@ def gather(value: Any, *, what: str, seconds: float = WAIT_SECONDS) -> list[Any]
             raise UserError(
                 f"Process {absent} of {processes()} did not come to {what} within {seconds:g} s",
                 "See what its own output says, and start all of them again: the run goes on.",
+                status=TRY_AGAIN,
             ) from None
     return found
 
@@ -200,13 +223,11 @@ def leaving() -> Iterator[None]:
     except UserError as error:
         if several():
             say_everywhere(str(error))
-            leave(2, why=str(error))
+            leave(error.status, why=str(error))
         raise
     except BaseException as error:
         if several() and _is_of_a_collective(error):
-            why = f"what all processes do together has failed, most likely because one has ended ({_short(error)})"
-            say_everywhere(f"{why}. This process ends with status {TRY_AGAIN}; the same command goes on")
-            leave(TRY_AGAIN, why=why)
+            _leave_with_who_broke_it(error)
         if several():
             traceback.print_exc()
             leave(130 if isinstance(error, KeyboardInterrupt) else 1, why=f"{type(error).__name__}: {error}")
@@ -215,8 +236,31 @@ def leaving() -> Iterator[None]:
 
 def _is_of_a_collective(error: BaseException) -> bool:
     """Whether the runtime says that the connection to another process broke, rather than that memory is full, …"""
-    words = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "Gloo", "NCCL")
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in words)
+    text = str(error)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return any(word in text for word in ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "Gloo", "NCCL"))
+    # What fails while it is dispatched comes as one of these.
+    return isinstance(error, ValueError | RuntimeError) and bool(re.search(r"(Gloo|NCCL)\b.* failed", text))
+
+
+def _leave_with_who_broke_it(error: BaseException) -> None:
+    """With the status of the process that has ended, if it tells within a moment why it did."""
+    deadline = time.monotonic() + CAUSE_SECONDS
+    with contextlib.suppress(Exception):  # the store is gone, too
+        while time.monotonic() < deadline:
+            for other, told in ended().items():
+                why = f"process {other} on {told['host']} has ended: {told['why']}"
+                say_everywhere(f"{why}. {ends_with(told['status'])}")
+                leave(told["status"], why=why)
+            time.sleep(0.1)
+    why = f"what all processes do together has failed, most likely because one has ended ({_short(error)})"
+    say_everywhere(f"{why}. {ends_with(TRY_AGAIN)}")
+    leave(TRY_AGAIN, why=why)
+
+
+def ends_with(status: int) -> str:
+    """The last sentence of a process that is ended."""
+    return f"This process ends with status {status}" + ("; the same command goes on" if status == TRY_AGAIN else "")
 
 
 def _short(error: BaseException) -> str:
@@ -227,13 +271,17 @@ def leave(status: int, *, why: str) -> None:
     """Ends a process that failed: tells the others, who end as well within seconds (`watch`), and does not return.
 
     Without it JAX would, at its exit, wait for the others for minutes."""
-    told = {"status": status, "host": socket.gethostname(), "why": " ".join(why.split())[:400]}
-    try:
-        store().key_value_set(f"bt_jax/ended/{process()}", json.dumps(told), allow_overwrite=True)
-        if process() == 0:  # the store goes with it: the others must have read
-            time.sleep(5)
-    except Exception:  # noqa: S110  the store is gone, and so are the others
-        pass
+    told = json.dumps({"status": status, "host": socket.gethostname(), "why": " ".join(why.split())[:400]})
+
+    def tell():
+        with contextlib.suppress(Exception):  # the store is gone, and so are the others
+            store().key_value_set(f"bt_jax/ended/{process()}", told, allow_overwrite=True)
+
+    telling = threading.Thread(target=tell, daemon=True)
+    telling.start()
+    telling.join(TELL_SECONDS)  # of a process 0 that was stopped nobody gets an answer
+    if process() == 0:  # the store goes with it: the others must have read
+        time.sleep(TELL_SECONDS)
     end(status)
 
 

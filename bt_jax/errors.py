@@ -4,18 +4,20 @@ import errno
 
 
 class UserError(Exception):
-    """One line with the cause and the cure. `main` prints it without a traceback and exits with status 2.
+    """One line with the cause and the cure. `main` prints it without a traceback and exits with `status`.
 
     Args:
       cause: what is wrong, naming the value that was given.
       cure: what to do about it, starting with a verb.
+      status: 2, or another where a launcher is to do something else than to give up.
     """
 
-    def __init__(self, cause: str, cure: str):
+    def __init__(self, cause: str, cure: str, *, status: int = 2):
         # Names that a person gave may hold line breaks.
         super().__init__(" ".join((f"{cause}. {cure}" if cure else cause).split()))
         self.cause = cause
         self.cure = cure
+        self.status = status
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -16,6 +16,7 @@ from bt_jax.errors import UserError
 from bt_jax.state import TrainState
 from bt_jax.stopping import Stop, Stopped
 
+AT_THE_END = "judging (at the end)"
 SECONDS_TO_STOP = 5  # of training after a signal; a preempted machine is gone after 30
 
 
@@ -66,7 +67,8 @@ def train(this: Loop, state: TrainState) -> TrainState:
     runs.
 
     What metrics.jsonl says up to a step is on the disk before that step is saved, and it is saved before it is judged:
-    whenever the run dies, the next start misses no line and writes none twice.
+    whenever the run dies, the next start misses no line and writes none twice. What comes after the last step is a
+    judgement, for `watch`.
     """
     config, plan = this.config, this.plan
     at = int(state.step)
@@ -82,6 +84,7 @@ def train(this: Loop, state: TrainState) -> TrainState:
     unjudged = at > 0 and bool(judges()) and not judged
     if at >= last and not unjudged:
         log.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
+        watch.at(at, AT_THE_END)
         return state
     written = log.RunLog(this.folder, first_step=at, tensorboard=config.log.tensorboard)
     progress = log.Progress(
@@ -98,7 +101,6 @@ def train(this: Loop, state: TrainState) -> TrainState:
     stop = Stop(at)
     unseen = None  # the newest window's metrics, still on their way from the device
     first, speed = True, math.inf  # speed: steps a second
-    stopped = False
 
     def look(window):
         nonlocal first, speed
@@ -135,7 +137,7 @@ def train(this: Loop, state: TrainState) -> TrainState:
             progress.skip()
         while at < last:
             window = min([this.feed.window(at), last - at] + [every - at % every for every in stops])
-            if stopped := stop.before(at, at + window):
+            if stop.before(at, at + window):
                 break
             shown = []
             while window and not (shown and stop.now and window > speed * SECONDS_TO_STOP):
@@ -162,7 +164,9 @@ def train(this: Loop, state: TrainState) -> TrainState:
                 progress.skip()
         if unseen:
             look(unseen)
-        stopped = stopped or stop.now
+        # Somebody may have been told since the last window began, too late to stop before it.
+        stop.signal = max(cluster.gather(int(stop.signal), what="the end of training"))
+        stopped = bool(stop.signal)
         if stopped:
             written.sync()
             this.checkpoints.save(state)
@@ -175,6 +179,7 @@ def train(this: Loop, state: TrainState) -> TrainState:
     if stopped:
         log.say(f"stopped at step {at} of {last}, saved; the same command goes on from there")
         raise Stopped(128 + stop.signal)
+    watch.at(at, AT_THE_END)
     return state
 
 

@@ -32,11 +32,12 @@ def main(argv: list[str]) -> None:
         raise UserError("No --workdir is given", "Name the folder the run is written to.")
     config = cli.CONFIG.value
     _compile_cache(config.compile_cache)
-    cluster.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    cluster.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, silent_seconds=config.watch.silent_seconds)
     watch.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)
     try:
         with cluster.leaving():
             _run(config)
+            cluster.gather(None, what="the end")  # process 0 writes the report; nobody leaves before it is through
     finally:
         watch.end()
 
@@ -64,7 +65,7 @@ def _compile_cache(folder: str) -> None:
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Entry point: exit status 0, or 2 with one line on stderr for anything the user can mend."""
+    """Entry point: exit status 0, or 2 with one line on stderr for anything the user can mend; launch/README.md."""
     cli.run(main, __doc__, argv)
 
 

@@ -80,7 +80,9 @@ class Stop:
     def _note(self, number, frame):
         del frame
         self.signal = number
-        signal.signal(number, self._before.get(number, signal.SIG_DFL))  # a second one has its usual effect
+        before = self._before.get(number)
+        # A second one has its usual effect, also where a shell that started this in the background ignores Ctrl-C.
+        signal.signal(number, signal.SIG_DFL if before in (None, signal.SIG_IGN) else before)
         self._say(signal.Signals(number).name)
 
     def _say(self, told: str) -> None:

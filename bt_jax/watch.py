@@ -5,6 +5,7 @@ alive and how far it is, and ends it when another has failed, has fallen silent,
 waits for a process that is gone would wait for ever (jax#38503).
 """
 
+import contextlib
 import faulthandler
 import json
 import socket
@@ -59,16 +60,19 @@ def end() -> None:
 
 
 class Watch:
-    """The thread. A process has one: see `begin`."""
+    """The threads: one that judges, and with several processes one that talks, which may have to wait for an answer. A
+    process has one of these: see `begin`."""
 
     def __init__(self, stuck_seconds: float, silent_seconds: float):
         self._stuck, self._silent = stuck_seconds, silent_seconds
-        self._progress = time.monotonic()
+        self._begun = self._progress = self._talked = time.monotonic()
         self._beat = {"host": socket.gethostname(), "step": -1, "doing": "starting", "waited": 0.0}
         self._heard: dict[int, tuple[dict, float]] = {}  # of the others: the last beat, and when it was another one
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._thread.start()
+        jobs = {"watch": self._judge} | ({"talk": self._talk} if cluster.several() else {})
+        self._threads = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
+        for thread in self._threads:
+            thread.start()
 
     def at(self, step: int, doing: str, waited: float | None) -> None:
         self._progress = time.monotonic()
@@ -76,20 +80,49 @@ class Watch:
 
     def beats(self) -> dict[int, dict]:
         """The last of every process that has told one."""
-        heard = {process: beat for process, (beat, _) in self._heard.items()}
+        heard = {process: beat for process, (beat, _) in dict(self._heard).items()}
         return heard | {cluster.process(): self._beat}
 
     def stop(self) -> None:
         self._beat |= {"doing": DONE}
         self._done.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(self._silent)
 
-    def _run(self) -> None:
-        count = 0
-        while not self._done.wait(BEAT_SECONDS):
+    def _talk(self) -> None:
+        count, done = 0, False
+        while not done:
+            done = self._done.wait(BEAT_SECONDS)
             count += 1
+            with contextlib.suppress(Exception):  # process 0 does not answer: `_judge` sees for how long
+                self._exchange(count, last=done)
+                self._talked = time.monotonic()
+
+    def _exchange(self, count: int, *, last: bool) -> None:
+        """Tells the own beat, also that it is the last one, and hears the others'."""
+        store, beat = cluster.store(), json.dumps(self._beat | {"count": count})
+        store.key_value_set(f"{_BEATS}/{cluster.process()}", beat, allow_overwrite=True)
+        if last:
+            return
+        for process, told in cluster.ended().items():
+            if process != cluster.process():
+                why = f": {told['why']}" if told["why"] else ""
+                self._end(told["status"], f"process {process} on {told['host']} has ended{why}")
+        now = time.monotonic()
+        for key, text in store.key_value_dir_get(f"{_BEATS}/"):
+            process, beat = int(key.rpartition("/")[2]), json.loads(text)
+            if process == cluster.process():
+                continue
+            before = self._heard.get(process, (None,))[0]
+            if before is None or (before["step"], before["doing"]) != (beat["step"], beat["doing"]):
+                self._progress = now  # theirs: who is first through with compiling waits for the last
+            if before != beat:
+                self._heard[process] = beat, now
+
+    def _judge(self) -> None:
+        while not self._done.wait(BEAT_SECONDS):
             if cluster.several():
-                self._exchange(count)
+                self._end_if_silent()
             idle = time.monotonic() - self._progress
             # Of anybody: who is through with it waits for who compiles longer.
             doing = {beat["doing"].split()[0] for beat in self.beats().values()}
@@ -100,37 +133,18 @@ class Watch:
                     " threads are above"
                 )
 
-    def _exchange(self, count: int) -> None:
-        try:
-            cluster.store().key_value_set(
-                f"{_BEATS}/{cluster.process()}", json.dumps(self._beat | {"count": count}), allow_overwrite=True
-            )
-            beats = dict(cluster.store().key_value_dir_get(f"{_BEATS}/"))
-            ended = cluster.ended()
-        except Exception as error:  # jaxlib's own, in no public module
-            if not self._done.is_set():
-                self._end(cluster.TRY_AGAIN, f"process 0 is gone ({' '.join(str(error).split())[:80]})")
-            return
-        for process, told in ended.items():
-            if process != cluster.process():
-                why = f": {told['why']}" if told["why"] else ""
-                self._end(told["status"], f"process {process} on {told['host']} has ended{why}")
+    def _end_if_silent(self) -> None:
         now = time.monotonic()
-        for key, text in beats.items():
-            process, beat = int(key.rpartition("/")[2]), json.loads(text)
-            if process == cluster.process():
-                continue
-            before = self._heard.get(process, (None,))[0]
-            if before is None or (before["step"], before["doing"]) != (beat["step"], beat["doing"]):
-                self._progress = now  # theirs: who is first through with compiling waits for the last
-            if before != beat:
-                self._heard[process] = beat, now
-        for process, (beat, since) in self._heard.items():
-            if beat["doing"] != DONE and now - since > self._silent:
+        since = {other: self._heard.get(other, (None, self._begun))[1] for other in range(cluster.processes())}
+        since[0] = self._talked  # it keeps what all tell: who does not hear from it hears from nobody
+        for other, then in since.items():
+            beat = self._heard.get(other, ({"host": "", "step": -1, "doing": ""},))[0]
+            if other != cluster.process() and beat["doing"] != DONE and now - then > self._silent:
+                host = f" on {beat['host']}" if beat["host"] else ""
                 self._end(
                     cluster.TRY_AGAIN,
-                    f"process {process} on {beat['host']} has been silent for {now - since:.0f} s, at step"
-                    f" {beat['step']}: killed, stopped, or its host is gone",
+                    f"process {other}{host} has been silent for {now - then:.0f} s, at step {beat['step']}: killed,"
+                    " stopped, or its host is gone",
                 )
 
     def _behind(self) -> str:
@@ -149,7 +163,7 @@ class Watch:
         self._end(cluster.TRY_AGAIN, why)
 
     def _end(self, status: int, why: str) -> None:
-        cluster.say_everywhere(f"{why}. This process ends with status {status}; the same command goes on")
+        cluster.say_everywhere(f"{why}. {cluster.ends_with(status)}")
         if cluster.several():
             cluster.leave(status, why=why)
         cluster.end(status)

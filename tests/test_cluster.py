@@ -80,9 +80,21 @@ def test_who_does_not_come_is_named(talked):
     assert "Process 1 of 2 did not come to dinner within 1 s" in talked[0]["absent"]
 
 
-def test_a_silent_process_ends_the_others(tmp_path):
-    ((status, _, error),) = together("silent", tmp_path, ends=(0,))
-    assert status == cluster.TRY_AGAIN and "process 1 on" in error and "silent" in error
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_silent_process_ends_the_others(tmp_path, process):
+    """Also process 0, which keeps what they tell each other, so that nobody hears anything any more."""
+    ((status, _, error),) = together("silent", tmp_path / str(process), ends=(1 - process,))
+    assert status == cluster.TRY_AGAIN and f"process {process} on" in error and "silent" in error
+
+
+def test_who_is_through_is_not_silent(tmp_path):
+    assert [status for status, *_ in together("unequal", tmp_path)] == [0, 0]
+
+
+def test_a_broken_collective_has_the_status_of_who_broke_it(tmp_path):
+    found = together("broken", tmp_path)
+    assert [status for status, *_ in found] == [2, 2]
+    assert "process 1 on" in found[0][2] and "There is no folder /x" in found[0][2]
 
 
 def test_a_mistake_of_one_ends_all_with_its_status(tmp_path):
@@ -187,6 +199,18 @@ def test_notices_of_compute_engine(monkeypatch, capsys, told):
     assert not told or next(iter(told.values())) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("shown, asked", [("0", [0]), ("0,1,2,3", None), ("", None)])
+def test_the_only_gpu_that_slurm_shows_is_number_0(monkeypatch, shown, asked):
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: given.update(options))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    cluster.start("localhost:1", 4, 3)
+    assert given["local_device_ids"] is None
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    cluster.start("localhost:1", 4, 3)
+    assert given["local_device_ids"] == asked
+
+
 @pytest.mark.parametrize(
     "text, lost",
     [
@@ -197,4 +221,5 @@ def test_notices_of_compute_engine(monkeypatch, capsys, told):
 )
 def test_a_lost_connection_is_told_from_other_faults_of_the_runtime(text, lost):
     assert cluster._is_of_a_collective(jax.errors.JaxRuntimeError(text)) == lost
-    assert not cluster._is_of_a_collective(ValueError(text))
+    assert cluster._is_of_a_collective(ValueError(text)) == ("Gloo" in text)
+    assert not cluster._is_of_a_collective(KeyError(text))

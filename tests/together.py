@@ -57,12 +57,11 @@ def talk(folder: Path) -> dict:
 
 
 def silent(folder: Path) -> dict:
-    """Process 1 stops; nobody is there to wake it."""
+    """The process that the folder is named after stops; nobody is there to wake it."""
     watch.begin(stuck_seconds=0, silent_seconds=3)
     cluster.gather(None, what="a test")
     time.sleep(2)
-    if cluster.process() == 1:
-        (folder / "pid").write_text(str(os.getpid()))
+    if cluster.process() == int(folder.name):
         os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(60)
     return {}
@@ -75,6 +74,28 @@ def mistake(folder: Path) -> dict:
         if cluster.process() == 1:
             raise UserError("There is no folder /x", "Name another.")
         cluster.gather(None, what="a test", seconds=60)
+    return {}
+
+
+def broken(folder: Path) -> dict:
+    """Process 0 sees a broken collective before it hears that process 1 made a mistake."""
+    del folder
+    watch.begin(stuck_seconds=0, silent_seconds=30)
+    with cluster.leaving():
+        if cluster.process() == 0:
+            raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+        time.sleep(1)
+        raise UserError("There is no folder /x", "Name another.")
+    return {}
+
+
+def unequal(folder: Path) -> dict:
+    """Process 1 is through long before process 0."""
+    del folder
+    watch.begin(stuck_seconds=0, silent_seconds=4)
+    cluster.gather(None, what="a test")
+    time.sleep(9 if cluster.process() == 0 else 1)
+    watch.end()
     return {}
 
 
@@ -92,4 +113,5 @@ def told_to_stop(folder: Path) -> dict:
 if __name__ == "__main__":
     scene, address, process, folder = sys.argv[1:]
     cluster.start(address, 2, int(process))
-    print(json.dumps({"talk": talk, "silent": silent, "mistake": mistake, "stop": told_to_stop}[scene](Path(folder))))
+    scenes = {"talk": talk, "silent": silent, "mistake": mistake, "broken": broken, "unequal": unequal}
+    print(json.dumps((scenes | {"stop": told_to_stop})[scene](Path(folder))))
