@@ -192,6 +192,9 @@ def main(argv: list[str]) -> None:
     name = TOPOLOGY.value
     if name is None:
         raise UserError("No --topology is given", "Name a slice, such as --topology=v5e:16x16.")
+    if cli.CONFIG.value.task != "pretrain":
+        print(f"bt_jax.plan compiles pretraining alone; nothing is known ahead of task {cli.CONFIG.value.task}")
+        return
     plan = make_plan(cli.CONFIG.value, *topology_mesh(name))
     print(json.dumps({"topology": name} | plan, indent=2) if AS_JSON.value else table(name, plan))
 

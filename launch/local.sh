@@ -34,8 +34,8 @@ hand_on() {
   told=1
   for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2>/dev/null || true; done
 }
-# Ctrl-C reaches the processes by itself; a trap keeps this script until they have saved.
-trap 'told=1' INT
+# A shell that is not interactive starts what it puts into the background with Ctrl-C ignored.
+trap 'hand_on TERM' INT
 trap 'hand_on TERM' TERM
 trap 'hand_on USR1' USR1
 

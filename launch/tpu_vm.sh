@@ -7,16 +7,16 @@
 #   create   makes the slice, or waits for it in the queue; not twice
 #   install  copies this checkout to all workers and installs it; mounts the bucket
 #   run      starts the program on all workers, or finds it running, and follows worker 0 to the end; started again after
-#            a preemption, maintenance or a process that died
+#            a preemption, maintenance, a reboot or a process that died
 #   log      the last lines of every worker
 #   fetch    copies the run folder here, without the checkpoints' optimizer if --light
-#   delete   asks first
+#   delete   asks first; also what is still in the queue
 #   all      plan, create, install, run, fetch; the slice stays, and so do its costs, until it is deleted
 #
 # Options: --zone, --type (v5litepod-16, v6e-8, v4-32, …), --version (of the TPU software; by the type), --project, --spot,
 # --queued (a queued resource, for slices that are not to be had at once), --bucket (mounted as ~/bucket; a --workdir on
-# a slice of several hosts is then ~/bucket/WORKDIR), --restarts=20, --yes (delete without asking), --dry-run (prints every
-# command and runs none).
+# a slice of several hosts is then ~/bucket/WORKDIR), --restarts=20 (of runs shorter than ten minutes), --yes (delete without
+# asking), --dry-run (prints every command and runs none).
 # GCLOUD names another gcloud, POLL the seconds between two looks (30).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
@@ -57,6 +57,7 @@ while [ $# -gt 0 ]; do
 done
 program=("$@")
 [ -n "$zone" ] || fail "no --zone is given. Name the zone, e.g. --zone=us-west4-a."
+[ "$dry" = 1 ] || command -v "$gcloud" >/dev/null || fail "there is no $gcloud. Install the Google Cloud CLI."
 where=(--zone="$zone" --quiet)
 [ -z "$project" ] || where+=(--project="$project")
 
@@ -91,14 +92,15 @@ command_line() {
 }
 ssh_all() { tpu tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"; }
 ssh_one() { tpu tpu-vm ssh "$name" "${where[@]}" --worker=0 --command="$1"; }
-state() { # READY, CREATING, PREEMPTED, …; empty: there is none; UNKNOWN: gcloud itself failed
+errors=$(mktemp) && trap 'rm -f "$errors"' EXIT
+state() { look tpu-vm 'value(state)'; }                     # READY, CREATING, PREEMPTED, …
+queue_state() { look queued-resources 'value(state.state)'; } # WAITING_FOR_RESOURCES, ACTIVE, SUSPENDED, …
+look() { # prints the state; nothing: there is none; UNKNOWN: gcloud itself failed
   local told
-  if told=$("$gcloud" compute tpus tpu-vm describe "$name" "${where[@]}" --format='value(state)' 2>&1); then
+  if told=$("$gcloud" compute tpus "$1" describe "$name" "${where[@]}" --format="$2" 2>"$errors"); then
     echo "$told"
-  elif [[ $told == *NOT_FOUND* || $told == *"not found"* ]]; then
-    echo
-  else
-    say "gcloud: ${told:0:200}"
+  elif ! grep -q NOT_FOUND "$errors"; then
+    say "gcloud: $(tr '\n' ' ' <"$errors" | cut -c 1-200)"
     echo UNKNOWN
   fi
 }
@@ -138,51 +140,57 @@ create() {
     v5litepod-*) version=${version:-v2-alpha-tpuv5-lite} ;;
     *) version=${version:-tpu-ubuntu2204-base} ;;
   esac
-  local options=(--accelerator-type="$type") at=''
+  local options=(--accelerator-type="$type") failed=0
   [ "$spot" = 0 ] || options+=(--spot)
-  [ "$dry" = 1 ] || at=$(state)
-  case $at in
-    READY) say "$name is there and ready" && return ;;
-    UNKNOWN) fail "gcloud does not answer, see above. Log in (gcloud auth login) or give the same command again." ;;
-    PREEMPTED | TERMINATED | STOPPED)
-      say "$name is $at: making it anew"
-      remove
-      at=''
-      ;;
-  esac
-  if [ -z "$at" ] && [ "$queued" = 1 ]; then
-    if [ "$dry" = 1 ] || ! "$gcloud" compute tpus queued-resources describe "$name" "${where[@]}" >/dev/null 2>&1; then
-      tpu queued-resources create "$name" --node-id="$name" "${where[@]}" "${options[@]}" --runtime-version="$version" ||
-        fail "the slice cannot be queued, see above. Another --zone, --type or quota may do."
-    else
-      say "$name is in the queue already"
-    fi
-  elif [ -z "$at" ]; then
-    # What gcloud returns when it is preempted or loses the connection on the way is settled by looking.
-    tpu tpu-vm create "$name" "${where[@]}" "${options[@]}" --version="$version" || at=FAILED
+  [ "$spot" = 0 ] || [ -n "$bucket" ] || say "a preempted slice takes its run folder with it: give --bucket"
+  if [ "$dry" = 0 ]; then
+    until_settled
+    case $at in
+      READY) say "$name is there and ready" && return ;;
+      UNKNOWN) fail "gcloud does not answer, see above. Log in (gcloud auth login) or give the same command again." ;;
+      STOPPED) tpu tpu-vm start "$name" "${where[@]}" || fail "$name could not be started, see above." ;;
+      PREEMPTED | TERMINATED | QUEUE_FAILED | QUEUE_SUSPENDED) # nothing is on its disks that could be had again
+        say "$name is $at: making it anew"
+        remove
+        at=''
+        ;;
+    esac
   fi
-  [ "$dry" = 1 ] || until_ready "$at"
+  if [ -z "${at:-}" ] && [ "$queued" = 1 ]; then
+    tpu queued-resources create "$name" --node-id="$name" "${where[@]}" "${options[@]}" --runtime-version="$version" ||
+      failed=1
+  elif [ -z "${at:-}" ]; then
+    tpu tpu-vm create "$name" "${where[@]}" "${options[@]}" --version="$version" || failed=1
+  fi
+  [ "$dry" = 0 ] || return 0
+  # What gcloud returns when it is preempted or loses the connection on the way is settled by looking.
+  until_settled
+  case $at in
+    READY) ;;
+    '') [ "$failed" = 0 ] || fail "$name was not created, see above. Another --zone or --type, --queued, --spot or more quota may do." ;;
+    *) fail "$name is $at. Give the same command again to make it anew." ;;
+  esac
 }
 
-until_ready() {
-  local at failed=$1 looks=0
+until_settled() { # sets `at`: the state of the slice, or of its place in the queue if that is at an end
+  local looks=0
   while :; do
     at=$(state)
     case $at in
-      READY) return ;;
-      CREATING | STARTING | RESTARTING | REPAIRING | UNKNOWN) ;;
+      CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING | STOPPING | DELETING) ;;
       '')
-        if [ "$queued" = 1 ]; then
-          at=$("$gcloud" compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null)
-          [[ $at != FAILED && $at != SUSPENDED ]] || fail "the queued resource $name is $at. Delete it and queue it again."
-        elif [ "$failed" = FAILED ]; then
-          fail "$name was not created, see above. Another --zone or --type, --queued, --spot or more quota may do."
-        fi
+        [ "$queued" = 1 ] || return 0
+        at=$(queue_state)
+        case $at in
+          '') return ;;
+          UNKNOWN) return ;;
+          FAILED | SUSPENDED) at=QUEUE_$at && return ;;
+        esac
         ;;
-      *) fail "$name is $at. Give the same command again to make it anew." ;;
+      *) return ;;
     esac
     looks=$((looks + 1))
-    [ $((looks % 10)) != 1 ] || say "waiting for $name: ${at:-not there yet}"
+    [ $((looks % 10)) != 1 ] || say "waiting for $name: $at"
     sleep "$poll"
   done
 }
@@ -195,8 +203,11 @@ install() {
   tpu tpu-vm scp "$archive" "$name:bt_jax.tar.gz" "${where[@]}" --worker=all || fail "the code cannot be copied, see above."
   rm -f "$archive"
   local steps='set -e; mkdir -p bt_jax && tar -xzf bt_jax.tar.gz -C bt_jax; cd bt_jax'
+  # A fresh machine updates itself and holds apt's lock meanwhile.
+  # shellcheck disable=SC2016 # expanded on the workers
+  steps+='; get() { sudo apt-get -qq -o DPkg::Lock::Timeout=300 update; sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y "$1"; }'
   # The image's own python3 may be older; python3.11 has been in Ubuntu 22.04 from the start.
-  steps+='; command -v python3.11 >/dev/null || { sudo apt-get -qq update; sudo apt-get -qq install -y python3.11-venv; }'
+  steps+='; command -v python3.11 >/dev/null || get python3.11-venv'
   # shellcheck disable=SC2016 # expanded on the workers
   steps+='; source launch/environment.sh; PYTHON=python3.11 environment "$HOME/venv" "[tpu,tfds]"'
   if [ -n "$bucket" ]; then
@@ -206,56 +217,75 @@ install() {
     steps+='; curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee $key >/dev/null'
     # shellcheck disable=SC2016
     steps+='; echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main"'
-    steps+=' | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null'
-    steps+='; sudo apt-get -qq update; sudo apt-get -qq install -y gcsfuse; }'
-    steps+="; mkdir -p ~/bucket; mountpoint -q ~/bucket || gcsfuse --implicit-dirs --rename-dir-limit=10000 $bucket ~/bucket"
+    steps+=' | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null; get gcsfuse; }'
   fi
   ssh_all "$steps" || fail "the installation failed, see above. Give the same command again: it goes on."
 }
 
-start_line() { # on a worker: starts the program unless it is running; its status goes to a file when it ends
-  local arguments
+# On every worker the program holds run.lock while it runs; its status goes to run.status when it ends.
+start_line() { # $1: "anew" forgets the status of a program that has ended, "on" leaves it alone
+  local arguments line='cd ~'
   printf -v arguments ' %q' "${program[@]/#--workdir=*/--workdir=$(remote_run)}"
-  printf '%s' "if ! pgrep -f '[b]t_jax.main' >/dev/null; then rm -f run.status; cd ~ && " \
-    "setsid nohup bash -c '. ~/venv/bin/activate; export PYTHONPATH=~/bt_jax; cd ~; ln -sfn ~/bt_jax/configs configs;" \
-    "python -m bt_jax.main$arguments; echo \$? > ~/run.status' >> run.log 2>&1 < /dev/null & fi"
+  # A reboot loses the mount.
+  [ -z "$bucket" ] ||
+    line+="; mkdir -p bucket; mountpoint -q bucket || gcsfuse --implicit-dirs --rename-dir-limit=10000 $bucket bucket || exit"
+  line+='; exec 9>>run.lock; flock -w 1 9 || exit 0'
+  [ "$1" = anew ] && line+='; rm -f run.status' || line+='; [ ! -e run.status ] || exit 0'
+  line+="; setsid nohup bash -c '. venv/bin/activate; export PYTHONPATH=~/bt_jax; ln -sfn ~/bt_jax/configs configs;"
+  line+=" python -m bt_jax.main$arguments; echo \$? > run.status' >> run.log 2>&1 < /dev/null &"
+  printf '%s' "$line"
 }
+
+# Prints the status when the program has ended, or "vanished"; nothing where the connection is lost.
+follow_line='cd ~; tail -n 20 -F run.log >&2 & until [ -e run.status ]; do sleep 2; if flock -n run.lock true; then break; fi; done'
+follow_line+='; sleep 2; kill %1; cat run.status 2>/dev/null || echo vanished'
 
 run() {
   needs_program
-  local left=$restarts status at
+  local left=$restarts status at began tried
   if [ "$dry" = 1 ]; then
-    ssh_all "$(start_line)"
-    ssh_one 'tail -n +1 -F run.log'
+    ssh_all "$(start_line anew)"
+    ssh_one "$follow_line"
     return
   fi
+  ssh_all "$(start_line anew)" || say "not all workers could be reached; looking what became of the slice"
   while :; do
-    ssh_all "$(start_line)" || say "not all workers could be reached; looking what became of the slice"
-    status=''
+    began=$SECONDS status=''
     while [ -z "$status" ]; do
       # Ends when the program does, or when the connection is lost, which changes nothing there.
-      status=$(ssh_one 'tail -n 20 -F run.log >&2 & while [ ! -e run.status ]; do sleep 5; done; sleep 2; kill %1; cat run.status')
-      [[ $status =~ ^[0-9]+$ ]] && break
+      status=$(ssh_one "$follow_line")
+      [[ $status =~ ^([0-9]+|vanished)$ ]] && break
       status='' at=$(state)
       case $at in
-        READY | UNKNOWN) say "connection lost; trying again" && sleep "$poll" ;;
+        READY | UNKNOWN)
+          say "connection lost; trying again" && sleep "$poll"
+          ssh_all "$(start_line on)" || true # a host that was started again meanwhile
+          ;;
         *) status=gone ;;
       esac
     done
-    [ "$status" != 0 ] || break
     case $status in
-      gone | 75 | 134 | 137 | 138 | 139 | 143) ;;
+      0) break ;;
+      gone | vanished | 75 | 134 | 137 | 138 | 139 | 143) ;;
       *) fail "the program ended with status $status; its last lines are above. Mend that and give the same command again." ;;
     esac
-    [ "$left" -gt 0 ] || fail "the program ended with status $status, and so it did $restarts times. Read: $0 log $name --zone=$zone"
-    left=$((left - 1))
-    say "the program ended with status $status (slice: $(state)); starting it again, $left more times"
-    if [ "$(state)" != READY ]; then
-      create
-      install
-    else
-      ssh_all "pkill -f '[b]t_jax.main'; sleep 3; true" || true
-    fi
+    [ $((SECONDS - began)) -lt 600 ] || left=$restarts
+    tried=0 # to make it anew
+    while :; do
+      [ "$left" -gt 0 ] || fail "the program ended with status $status, and so it did $restarts times. Read: $0 log $name ${where[*]}"
+      left=$((left - 1))
+      at=$(state)
+      say "the program ended with status $status (slice: ${at:-gone}); starting it again, $left more times"
+      if [ "$at" = READY ]; then
+        ssh_all "pkill -f '[b]t_jax.main'; flock -w 60 run.lock true" || true
+      elif [ -z "$at" ] && [ "$tried" = 0 ] && { [ "$queued" = 0 ] || [ -z "$(queue_state)" ]; }; then
+        fail "$name is gone: somebody has deleted it. $0 all … makes it anew."
+      elif tried=1 && ! (create && install); then
+        sleep $((10 * poll)) # no slice is to be had at the moment
+        continue
+      fi
+      ssh_all "$(start_line anew)" && break
+    done
   done
   say "the run is through: $(remote_run) on worker 0"
 }
@@ -268,16 +298,22 @@ fetch() {
   local archive=/tmp/bt_jax_run.tar.gz
   local skip=()
   [ "$light" = 0 ] || skip=(--exclude=train)
-  mkdir -p "$workdir"
+  command_line mkdir -p "$workdir"
   ssh_one "tar -czf $archive ${skip[*]} -C '$(remote_run)' ." || fail "there is no run folder $(remote_run) on worker 0."
   tpu tpu-vm scp "$name:$archive" "$workdir/.fetched.tar.gz" "${where[@]}" --worker=0 || fail "it could not be copied, see above."
-  command_line tar -xzf "$workdir/.fetched.tar.gz" -C "$workdir" && command_line rm "$workdir/.fetched.tar.gz"
-  say "fetched to $workdir"
+  command_line tar -xzf "$workdir/.fetched.tar.gz" -C "$workdir" || fail "what was fetched cannot be unpacked in $workdir, see above."
+  command_line rm "$workdir/.fetched.tar.gz"
+  [ "$dry" = 1 ] || say "fetched to $workdir"
 }
 
-remove() {
-  tpu tpu-vm delete "$name" "${where[@]}" || say "$name could not be deleted, see above"
-  if [ "$queued" = 1 ]; then tpu queued-resources delete "$name" "${where[@]}" --force || true; fi
+remove() { # the slice and its place in the queue
+  if [ "$dry" = 1 ] || [ -n "$(state)" ]; then
+    tpu tpu-vm delete "$name" "${where[@]}" || fail "$name could not be deleted, see above: it costs as before."
+  fi
+  local place=$queued
+  [ "$dry" = 1 ] || place=$(queue_state)
+  case $place in '' | 0 | UNKNOWN) return ;; esac
+  tpu queued-resources delete "$name" "${where[@]}" --force || fail "$name could not be taken from the queue, see above."
 }
 
 delete() {
@@ -290,6 +326,6 @@ delete() {
 }
 
 case $verb in
-  all) plan && create && install && run && fetch && say "to end its costs: bash launch/tpu_vm.sh delete $name --zone=$zone" ;;
+  all) plan && create && install && run && fetch && say "to end its costs: bash launch/tpu_vm.sh delete $name --zone=$zone${project:+ --project=$project}" ;;
   *) "$verb" ;;
 esac

@@ -14,19 +14,22 @@ LAUNCH = ROOT / "launch"
 PROGRAM = ("--", "--config=configs/quickstart.py", "--workdir=runs/tpu")
 
 # Writes its arguments down. A step of $SCRIPT is [what the arguments hold, status, output, state afterwards]; the first
-# that fits is used up; whatever is not in the script is done and says nothing. State: $STATE, as `describe` tells it.
+# that fits is used up; whatever is not in the script is done and says nothing. What is told to a worker is done in the
+# folder `worker`, if there is one.
 GCLOUD = """
-import json, os, sys
+import json, os, subprocess, sys
 here, words = os.environ["HERE"], " ".join(sys.argv[1:])
+place = "queue" if "queued-resources" in words else "state"
 with open(f"{here}/calls", "a") as file:
     file.write(words + "\\n")
-state = open(f"{here}/state").read()
+state = open(f"{here}/{place}").read()
 script = json.load(open(f"{here}/script"))
 for index, (part, status, output, after) in enumerate(script):
     if part in words:
         del script[index]
         json.dump(script, open(f"{here}/script", "w"))
-        open(f"{here}/state", "w").write(state if after is None else after)
+        if after is not None:
+            open(f"{here}/state", "w").write(after)
         print(output, file=sys.stderr if status else sys.stdout)
         sys.exit(status)
 if " describe " in words:
@@ -36,9 +39,16 @@ if " describe " in words:
     print(state)
 if " create " in words:
     open(f"{here}/state", "w").write("READY")
+    open(f"{here}/queue", "w").write("ACTIVE" if place == "queue" else "")
+if " start " in words:
+    open(f"{here}/state", "w").write("READY")
 if " delete " in words:
-    open(f"{here}/state", "w").write("")
-if "run.status ]" in words:
+    open(f"{here}/{place}", "w").write("")
+if " ssh " in words and os.path.exists(f"{here}/worker"):
+    line = next(word for word in sys.argv if word.startswith("--command=")).removeprefix("--command=")
+    path = f"{here}/worker/bin:{os.environ['PATH']}"
+    sys.exit(subprocess.run(["bash", "-c", line], env=os.environ | {"HOME": f"{here}/worker", "PATH": path}).returncode)
+if "until [ -e" in words:
     print(0)
 """
 
@@ -50,8 +60,9 @@ def tpu_vm(tmp_path):
     gcloud.write_text(f"#!{sys.executable}\n{GCLOUD}")
     gcloud.chmod(0o755)
 
-    def run(*arguments, state="", script=(), answer=""):
+    def run(*arguments, state="", queue="", script=(), answer=""):
         (tmp_path / "state").write_text(state)
+        (tmp_path / "queue").write_text(queue)
         (tmp_path / "script").write_text(json.dumps(script))
         (tmp_path / "calls").write_text("")
         done = subprocess.run(
@@ -83,11 +94,10 @@ def test_dry_run_prints_every_command_and_calls_nothing(tpu_vm):
     assert "bt_jax.plan --config=configs/quickstart.py --topology=v5e:4x4" in lines[0]
     assert "--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite" in lines[1]
     assert any("bt_jax.main" in line and "bucket/runs/tpu" in line and "--worker=all" in line for line in lines)
-    words = [
-        next(w for w in line.split() if w in ("bt_jax.plan", "create", "scp", "ssh", "tar", "rm")) for line in lines
-    ]
-    assert words == ["bt_jax.plan", "create", "scp", "ssh", "ssh", "ssh", "ssh", "scp", "tar", "rm"]
-    assert "gcsfuse" in lines[3]
+    known = ("bt_jax.plan", "create", "scp", "ssh", "mkdir", "tar", "rm")
+    words = [next(word for word in line.split() if word in known) for line in lines]
+    assert words == ["bt_jax.plan", "create", "scp", "ssh", "ssh", "ssh", "mkdir", "ssh", "scp", "tar", "rm"]
+    assert "gcsfuse" in lines[3] and not (ROOT / "runs" / "tpu").exists()
 
 
 def test_nothing_is_created_twice(tpu_vm):
@@ -125,32 +135,118 @@ def test_gcloud_that_does_not_answer_makes_nothing(tpu_vm):
 
 
 def test_the_run_goes_on_after_a_lost_connection(tpu_vm):
-    script = [["run.status ]", 255, "", None]]
+    script = [["until [ -e", 255, "", None]]
     status, said, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
     assert status == 0 and "connection lost" in said
-    assert sum("bt_jax.main" in call and "pgrep" in call for call in calls) == 1  # it was running all the while
+    starts = [call for call in calls if "bt_jax.main" in call]
+    assert ["rm -f run.status" in start for start in starts] == [True, False]  # the second only if a host was restarted
 
 
 def test_the_run_goes_on_after_a_preemption(tpu_vm):
-    script = [["run.status ]", 255, "", "PREEMPTED"]]
+    script = [["until [ -e", 255, "", "PREEMPTED"]]
     status, said, calls = tpu_vm("run", *SLICE, "--bucket=mine", *PROGRAM, state="READY", script=script)
     assert status == 0, said
     assert verbs(calls) == ["ssh", "ssh", "delete", "create", "scp", "ssh", "ssh", "ssh"]
-    starts = [call for call in calls if "pgrep" in call]
+    starts = [call for call in calls if "-m bt_jax.main" in call]
     assert len(starts) == 2 and starts[0] == starts[1]  # the same command
+
+
+def test_the_run_waits_for_a_slice_to_be_had(tpu_vm):
+    script = [["until [ -e", 255, "", "PREEMPTED"], [" create ", 1, "ERROR: no more capacity", None]]
+    status, said, calls = tpu_vm("run", *SLICE, "--spot", *PROGRAM, state="READY", script=script)
+    assert status == 0 and "was not created" in said and "--bucket" in said
+    assert [verb for verb in verbs(calls) if verb != "ssh"] == ["delete", "create", "create", "scp"]
+
+
+def test_a_queued_slice_that_was_preempted_is_queued_again(tpu_vm):
+    script = [["until [ -e", 255, "", ""]]
+    options = ("--spot", "--queued", "--bucket=mine")
+    status, said, calls = tpu_vm("run", *SLICE, *options, *PROGRAM, state="READY", queue="SUSPENDED", script=script)
+    assert status == 0 and "QUEUE_SUSPENDED" in said
+    made = [call.split()[:2] for call in calls if call.split()[1] in ("create", "delete")]
+    assert made == [["queued-resources", "delete"], ["queued-resources", "create"]]
+
+
+def test_a_slice_that_somebody_deleted_is_not_made_anew(tpu_vm):
+    status, said, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=[["until [ -e", 255, "", ""]])
+    assert status == 2 and "somebody has deleted it" in said and "create" not in verbs(calls)
+
+
+def test_a_stopped_slice_is_started_with_its_disks(tpu_vm):
+    status, _, calls = tpu_vm("create", *SLICE, state="STOPPED")
+    assert status == 0 and verbs(calls) == ["start"]
+
+
+def test_a_slice_that_is_being_deleted_is_waited_for(tpu_vm):
+    script = [["describe", 0, "DELETING", None], ["describe", 1, "NOT_FOUND", ""]]
+    status, _, calls = tpu_vm("create", *SLICE, state="DELETING", script=script)
+    assert status == 0 and verbs(calls) == ["create"]
+
+
+def test_warnings_of_gcloud_are_no_state(tpu_vm, tmp_path):
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(
+        gcloud.read_text().replace("import json", "import sys; print('WARNING: old', file=sys.stderr)\nimport json", 1)
+    )
+    assert verbs(tpu_vm("create", *SLICE, state="READY")[2]) == []
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """A worker's home, whose python takes what to do from `todo`, a line each time, and writes down its arguments."""
+    home = tmp_path / "worker"
+    for folder in ("bin", "venv/bin", "bt_jax/configs"):
+        (home / folder).mkdir(parents=True)
+    (home / "venv" / "bin" / "activate").touch()
+    programs = {
+        "python": 'echo "$@" >> did; todo=$(head -n 1 todo); sed -i 1d todo; eval "${todo:-exit 0}"',
+        "mountpoint": "[ -e mounted ]",
+        "gcsfuse": 'echo "$@" > mounted',
+    }
+    for name, body in programs.items():
+        (home / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (home / "bin" / name).chmod(0o755)
+    (home / "did").touch()
+    return home
+
+
+@pytest.mark.parametrize(
+    "todo, starts, ends, says",
+    [
+        ("sleep 3", 1, 0, "through"),
+        ("exit 75", 2, 0, "status 75"),
+        ("exit 2", 1, 2, "status 2; its last lines"),
+        ("kill -9 $PPID", 2, 0, "status vanished"),  # as a reboot does
+    ],
+)
+def test_what_is_told_to_a_worker_works(tpu_vm, worker, todo, starts, ends, says):
+    (worker / "todo").write_text(f"echo at work; {todo}\n")
+    status, said, _ = tpu_vm("run", *SLICE, "--bucket=mine", *PROGRAM, state="READY")
+    assert status == ends and says in said and "at work" in said, said
+    started = (worker / "did").read_text().splitlines()
+    assert started == ["-m bt_jax.main --config=configs/quickstart.py --workdir=bucket/runs/tpu"] * starts
+    assert "mine bucket" in (worker / "mounted").read_text()
+
+
+def test_a_program_that_runs_is_not_started_again(tpu_vm, worker):
+    (worker / "todo").write_text("sleep 3\n")
+    script = [["until [ -e", 255, "", None]] * 3  # the connection is lost, and its place is taken by the next
+    status, said, _ = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
+    assert status == 0 and said.count("connection lost") == 3
+    assert len((worker / "did").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("ended, starts, status", [(75, 3, 0), (143, 3, 0), (2, 1, 2), (1, 1, 2)])
 def test_what_is_started_again(tpu_vm, ended, starts, status):
-    script = [["run.status ]", 0, str(ended), None]] * 2
+    script = [["until [ -e", 0, str(ended), None]] * 2
     got, said, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
-    assert got == status and sum("pgrep" in call for call in calls) == starts, said
+    assert got == status and sum("-m bt_jax.main" in call for call in calls) == starts, said
 
 
 def test_it_is_not_started_again_for_ever(tpu_vm):
-    script = [["run.status ]", 0, "75", None]] * 9
+    script = [["until [ -e", 0, "75", None]] * 9
     status, said, calls = tpu_vm("run", *SLICE, "--restarts=2", *PROGRAM, state="READY", script=script)
-    assert status == 2 and "2 times" in said and sum("pgrep" in call for call in calls) == 3
+    assert status == 2 and "2 times" in said and sum("-m bt_jax.main" in call for call in calls) == 3
 
 
 def test_deleting_asks(tpu_vm):
@@ -158,6 +254,10 @@ def test_deleting_asks(tpu_vm):
     assert status == 2 and verbs(calls) == [] and "not deleted" in said
     assert verbs(tpu_vm("delete", *SLICE, state="READY", answer="y\n")[2]) == ["delete"]
     assert verbs(tpu_vm("delete", *SLICE, "--yes", state="READY")[2]) == ["delete"]
+    assert verbs(tpu_vm("delete", *SLICE, "--yes", state="READY", queue="ACTIVE")[2]) == ["delete", "delete"]
+    refused = [[" delete ", 1, "ERROR: PERMISSION_DENIED", None]]
+    status, said, _ = tpu_vm("delete", *SLICE, "--yes", state="READY", script=refused)
+    assert status == 2 and "costs as before" in said
 
 
 @pytest.mark.parametrize(
@@ -224,23 +324,35 @@ def test_local_processes_are_started_again(fake_python, tmp_path, statuses, rest
     assert done.returncode == status and len(calls) == starts
 
 
-@pytest.mark.parametrize("ended, requeued, status", [(0, False, 0), (138, True, 0), (75, True, 0), (2, False, 2)])
-def test_slurm_queues_the_job_again(fake_python, tmp_path, ended, requeued, status):
+@pytest.mark.parametrize(
+    "ended, state, requeued, status",
+    [
+        (0, "RUNNING", False, 0),
+        (138, "RUNNING", True, 0),
+        (75, "RUNNING", True, 0),
+        (137, "RUNNING", True, 0),
+        (143, "COMPLETING", False, 143),  # scancel
+        (2, "RUNNING", False, 2),
+    ],
+)
+def test_slurm_queues_the_job_again(fake_python, tmp_path, ended, state, requeued, status):
     """With stand-ins for srun and scontrol; the real ones: `benchmarks/slurm.sh`."""
     for name, body in {
         "srun": f'echo "$@" > {tmp_path}/srun; exit {ended}',
-        "scontrol": f'echo "$@" > {tmp_path}/asked',
+        "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/asked || echo "JobId=7 JobState={state} Reason=None"',
     }.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"}
-    environment |= {"PYTHON": str(fake_python)}
+    environment |= {"PYTHON": str(fake_python), "SLURM_CPUS_PER_TASK": "3"}
     done = subprocess.run(
         ["bash", str(LAUNCH / "slurm.sbatch"), "--config=c", "--workdir=w"], env=os.environ | environment, timeout=60
     )
     assert done.returncode == status
     assert (tmp_path / "asked").exists() == requeued
-    assert (tmp_path / "srun").read_text().split()[-4:] == ["-m", "bt_jax.main", "--config=c", "--workdir=w"]
+    asked = (tmp_path / "srun").read_text().split()
+    assert asked[-4:] == ["-m", "bt_jax.main", "--config=c", "--workdir=w"]
+    assert "--kill-on-bad-exit=0" in asked and "--cpus-per-task=3" in asked
 
 
 def test_gke_manifest_is_a_jobset():
