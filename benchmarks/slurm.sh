@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM of one machine, from Debian's packages (slurmctld, slurmd, munge), and launch/slurm.sbatch on it: submitted,
-# signalled, queued again by itself, gone on, compared with the run that was left alone. As root, in a container or VM:
+# signalled, a task killed, queued again by itself, gone on, compared with the run that was left alone; a job with a
+# mistake and one that is cancelled, which must not be queued again. As root, in a container or VM:
 #   apt-get install -y slurmctld slurmd munge && bash benchmarks/slurm.sh
 # PYTHON: .venv/bin/python by default. Everything is written below WORK (a temporary folder) but for munge's key.
 set -euo pipefail
@@ -33,6 +34,7 @@ SlurmctldHost=$host
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
+AuthInfo=cred_expire=5
 StateSaveLocation=$work/state
 SlurmdSpoolDir=$work/spool
 SlurmctldPidFile=$work/slurmctld.pid
@@ -62,10 +64,12 @@ sinfo
 export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=2
 options=(--config=configs/quickstart.py:smoke --config.total_epochs=10.0 --config.evals.final=False
   "--config.data.train_split=train[:64]" --config.evals.every_epochs=2.0 --config.log.every_steps=1)
-submit() { # prints the job's number
+submit() { # $1: the run folder, then more options; prints the job's number
+  local run=$1
+  shift
   # A GPU a task is what the script asks for; this machine has none. USR1 comes when the bench sends it.
-  sbatch --parsable --gpus-per-task=0 --cpus-per-task=1 --ntasks-per-node="$cpus" --time=60 --output="$work/$1.out" \
-    launch/slurm.sbatch --workdir="$work/$1" "${options[@]}"
+  sbatch --parsable --gpus-per-task=0 --cpus-per-task=1 --ntasks-per-node="$cpus" --time=60 --output="$work/$run.out" \
+    launch/slurm.sbatch --workdir="$work/$run" "${options[@]}" "$@"
 }
 wait_for() {
   while squeue --noheader --jobs="$1" 2>/dev/null | grep -q .; do sleep 1; done
@@ -73,21 +77,26 @@ wait_for() {
 echo "--- left alone, $cpus tasks"
 wait_for "$(submit whole)"
 tail -n 3 "$work/whole.out"
-echo "--- signalled"
+echo "--- signalled and killed"
 job=$(submit victim)
 lines() { grep -c step "$work/victim/metrics.jsonl" 2>/dev/null || true; }
-for signal in USR1 TERM USR1; do
+for signal in USR1 TERM KILL; do
   before=$(lines)
   while [ "$(lines)" -lt $((${before:-0} + 7)) ] 2>/dev/null || [ -z "$(lines)" ]; do
     squeue --noheader --jobs="$job" 2>/dev/null | grep -q . || break
     sleep 0.2
   done
-  echo "scancel --signal=$signal $job"
-  scancel --signal="$signal" "$job" || break
+  if [ "$signal" = KILL ]; then
+    echo "kill -9 of one task"
+    pkill -9 -n -f "bt_jax.main --workdir=$work/victim"
+  else
+    echo "scancel --signal=$signal $job"
+    scancel --signal="$signal" "$job" || break
+  fi
   sleep 3
 done
 wait_for "$job"
-grep -E 'saving within|stopped at|queueing|going on|step 40/40' "$work/victim.out" || true
+grep -E 'saving within|stopped at|has failed|has ended|queueing|going on from|step 40/40' "$work/victim.out" | cut -c 1-160 || true
 "$PYTHON" - "$work/whole" "$work/victim" <<'PYTHON'
 import pathlib, sys
 from benchmarks.kills import remains
@@ -95,3 +104,14 @@ whole, victim = (remains(pathlib.Path(path)) for path in sys.argv[1:])
 print("the same arrays, the same lines" if whole == victim else f"NOT the same: {whole} {victim}")
 sys.exit(whole != victim)
 PYTHON
+echo "--- a mistake"
+wait_for "$(submit mistake --config.data.folder=/no-such-folder)"
+grep -E 'no-such-folder|queueing' "$work/mistake.out" | cut -c 1-160
+if grep -q queueing "$work/mistake.out"; then exit 1; fi
+echo "--- cancelled"
+job=$(submit cancelled)
+while [ ! -s "$work/cancelled/metrics.jsonl" ]; do sleep 0.5; done
+scancel "$job"
+wait_for "$job"
+grep -E 'saving within|stopped at|slurm.sbatch' "$work/cancelled.out" | cut -c 1-160
+if grep -q queueing "$work/cancelled.out"; then exit 1; fi

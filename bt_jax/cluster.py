@@ -54,13 +54,23 @@ def start(address: str | None, number: int | None, own: int | None, *, silent_se
         raise UserError(f"{' and '.join(missing)} not given", f"Give all of {', '.join(given)}, or none of them.")
     # Its handler would take SIGTERM from ours (`stopping`), which covers more signals and saves.
     jax.config.update("jax_enable_preemption_service", False)
+    where = address or "the first process's machine"
+    absent = UserError(
+        f"Not all processes came together at {where} within {JOIN_SECONDS} s",
+        "Start all of them, with one address that every machine reaches; --processes=1 runs this one alone.",
+        status=TRY_AGAIN,
+    )
+    # JAX would abort, with a stack.
+    waiting = threading.Timer(JOIN_SECONDS, lambda: (say_everywhere(str(absent)), end(TRY_AGAIN)))
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
             address,
             number,
             own,
             local_device_ids=_the_only_gpu(),
-            initialization_timeout=JOIN_SECONDS,
+            initialization_timeout=JOIN_SECONDS + 60,
             heartbeat_timeout_seconds=int(max(100, 2 * silent_seconds)),
         )
     except ValueError as error:
@@ -68,14 +78,9 @@ def start(address: str | None, number: int | None, own: int | None, *, silent_se
             return
         raise UserError(f"The processes cannot be joined: {error}", "See launch/README.md.") from None
     except RuntimeError as error:
-        told = " ".join(str(error).split())[:200]
-        where = address or "the first process's machine"
-        raise UserError(
-            f"Not all processes came together at {where} ({told})",
-            "Start all of them within five minutes, with one address that every machine reaches; --processes=1 runs"
-            " this one alone.",
-            status=TRY_AGAIN,
-        ) from None
+        raise absent from error
+    finally:
+        waiting.cancel()
 
 
 def _the_only_gpu() -> list[int] | None:

@@ -133,12 +133,16 @@ def small():
     return net, recipe, net.init(jax.random.key(0)), images
 
 
-def test_spectrum_equals_numpy(small):
-    """37 images in padded batches of 16 over 8 devices, against the whole features at once."""
+@pytest.mark.parametrize("streamed", [False, True])
+def test_spectrum_equals_numpy(small, streamed):
+    """37 images in padded batches of 16 over 8 devices, against the whole features at once. Streamed, what fills a
+    batch up is of no pixels here: NaN after the crop, and left out all the same."""
     net, recipe, variables, images = small
     mesh, key = sharding.make_mesh(), jax.random.key(5)
     accumulate = spectrum.make_accumulate(net, recipe, mesh)
     batches = device.eval_batches(images, None, batch_size=16)
+    if streamed:
+        batches = [batch | {"size": np.stack([16 * batch["mask"]] * 2, axis=1).astype(np.int32)} for batch in batches]
     values, eigenvalues = spectrum.measure(accumulate, key, variables, batches, mesh, net.feature_dim)
 
     views = jax.jit(augment.two_views, static_argnames="recipe")(key, images, recipe, ids=jnp.arange(37))
@@ -177,6 +181,11 @@ def test_spectrum_tells_a_collapse():
     assert found["line"]["rank"] < 1.1 and found["line"]["off_diagonal"] > 0.99
     assert found["half"]["dead_dimensions"] == 32 and 30 < found["half"]["rank"] < 33
     assert found["good"]["spectrum_slope"] < 0.3 < found["line"]["spectrum_slope"]
+
+
+def test_features_that_are_not_finite_are_told_not_raised():
+    values, eigenvalues = spectrum.summarise(moments_of(np.full((50, 4), np.nan)))
+    assert set(values) == set(spectrum.NAMES) and all(map(np.isnan, values.values())) and np.isnan(eigenvalues).all()
 
 
 def test_slope_is_the_power():

@@ -127,7 +127,12 @@ def _without(batch: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
 def _fill(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
     batch = _without(batch, "broken") | {"mask": ~batch["broken"]}
     missing = rows - len(batch["id"])
-    return {key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()}
+    # An image of no pixels would be one of NaN after the crop.
+    fill = {"size": 1}
+    return {
+        key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1), constant_values=fill.get(key, 0))
+        for key, value in batch.items()
+    }
 
 
 # The order of records ------------------------------------------------------------------------------------------------

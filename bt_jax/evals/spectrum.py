@@ -18,6 +18,7 @@ from bt_jax.state import TrainState
 
 EPS = 1e-7  # RankMe (Garrido et al., ICML 2023), equation 1
 SLOPE_RANKS = (11, 500)  # between which the power law is fitted: Stringer et al., Nature 2019, figure 2
+NAMES = ("rank", "spectrum_slope", "alignment", "uniformity", "dead_dimensions", "off_diagonal")
 DEAD = 1e-3  # a dimension whose deviation is below this share of the mean deviation carries nothing
 
 
@@ -42,7 +43,7 @@ def make_accumulate(net: Net, recipe: augment.Recipe, mesh: Mesh) -> Callable[..
     def accumulate(sums: Moments, key, variables, batch):
         views = augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
         mask = batch["mask"].astype(jnp.float32)
-        h = [net.apply(variables, view, train=False) * mask[:, None] for view in views]
+        h = [jnp.where(batch["mask"][:, None], net.apply(variables, view, train=False), 0) for view in views]
         product = sum(jnp.einsum("nd,ne->de", x, x, precision=jax.lax.Precision.HIGHEST) for x in h)
         unit1, unit2 = (x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in h)
         distance = 2 - 2 * jnp.matmul(unit1, unit1.T, precision=jax.lax.Precision.HIGHEST)
@@ -84,9 +85,11 @@ def summarise(sums: Moments) -> tuple[dict[str, float], np.ndarray]:
       features of two views, 0 ... 4, less is better, "uniformity": log of the mean exp(-2 squared distance) of two
       images, 0 where all are one point, -4 at best (both: Wang and Isola, ICML 2020), "dead_dimensions": how many do
       not vary, "off_diagonal": mean absolute correlation of two dimensions, 0 ... 1}, and the eigenvalues of the
-      covariance, float32 (d,), descending.
+      covariance, float32 (d,), descending. All NaN where the features are not finite.
     """
     n, total, products = float(sums.n), np.asarray(sums.total, np.float64), np.asarray(sums.products, np.float64)
+    if not np.isfinite(products).all():  # of which there are no eigenvalues
+        return dict.fromkeys(NAMES, float("nan")), np.full(len(total), np.nan, np.float32)
     singular = np.sqrt(np.maximum(np.linalg.eigvalsh(products), 0))
     shares = singular / max(singular.sum(), 1e-300) + EPS
     mean = total / n
@@ -96,14 +99,15 @@ def summarise(sums: Moments) -> tuple[dict[str, float], np.ndarray]:
     alive = deviation > DEAD * deviation.mean()
     correlation = covariance[np.ix_(alive, alive)] / np.outer(deviation[alive], deviation[alive])
     off = np.abs(correlation[~np.eye(len(correlation), dtype=bool)])
-    values = {
-        "rank": float(np.exp(-(shares * np.log(shares)).sum())),
-        "spectrum_slope": _slope(eigenvalues),
-        "alignment": float(sums.aligned) / (n / 2),
-        "uniformity": float(np.log(max(float(sums.close) / max(float(sums.pairs), 1.0), 1e-300))),
-        "dead_dimensions": float((~alive).sum()),
-        "off_diagonal": float(off.mean()) if len(off) else 1.0,
-    }
+    shown = (
+        np.exp(-(shares * np.log(shares)).sum()),
+        _slope(eigenvalues),
+        float(sums.aligned) / (n / 2),
+        np.log(max(float(sums.close) / max(float(sums.pairs), 1.0), 1e-300)),
+        (~alive).sum(),
+        off.mean() if len(off) else 1.0,
+    )
+    values = dict(zip(NAMES, map(float, shown), strict=True))
     return values, eigenvalues.astype(np.float32)
 
 
