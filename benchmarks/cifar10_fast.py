@@ -64,6 +64,7 @@ class Bench:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = self._folder / "results.json"
         self.known: dict[str, dict[str, Any]] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self.candidates = [name for name in CANDIDATES if options.candidates in name]
         self._until = time.monotonic() + 60 * options.call_minutes
 
     def run(self, name: str, keys: dict[str, Any], splits: tuple[str, str], epochs: float, seed: int) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class Bench:
 
     def best(self, stage: str) -> str:
         """The candidate with the best held-out figure of the stage's kind."""
-        return max(CANDIDATES, key=lambda candidate: self.known[f"search {candidate}"][MEASURE[stage]])
+        return max(self.candidates, key=lambda candidate: self.known[f"search {candidate}"][MEASURE[stage]])
 
 
 def command(workdir: Path, options: argparse.Namespace, keys, splits, epochs: float, seed: int) -> list[str]:
@@ -133,6 +134,7 @@ def main() -> int:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--stages", default="search,knn,online")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--candidates", default="", help="only those whose name holds this")
     parser.add_argument("--search-minutes", type=float, default=1.5, help="for each candidate")
     parser.add_argument("--knn-minutes", type=float, default=3)
     parser.add_argument("--online-minutes", type=float, default=15)
@@ -144,9 +146,9 @@ def main() -> int:
     try:
         for stage in options.stages.split(","):
             if stage == "search":
-                for candidate, keys in CANDIDATES.items():
+                for candidate in bench.candidates:
                     epochs = bench.epochs(candidate, options.search_minutes, 45_000)
-                    bench.run(f"search {candidate}", keys, HELD_OUT, epochs, seed=0)
+                    bench.run(f"search {candidate}", CANDIDATES[candidate], HELD_OUT, epochs, seed=0)
                 continue
             candidate = bench.best(stage)
             epochs = bench.epochs(candidate, getattr(options, f"{stage}_minutes"), IMAGES)

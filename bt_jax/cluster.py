@@ -276,7 +276,7 @@ def leave(status: int, *, why: str) -> None:
     """Ends a process that failed: tells the others, who end as well within seconds (`watch`), and does not return.
 
     Without it JAX would, at its exit, wait for the others for minutes."""
-    told = json.dumps({"status": status, "host": socket.gethostname(), "why": " ".join(why.split())[:400]})
+    told = json.dumps({"status": status, "host": socket.gethostname(), "why": " ".join(why.split())[:400].rstrip(".")})
 
     def tell():
         with contextlib.suppress(Exception):  # the store is gone, and so are the others

@@ -43,6 +43,8 @@ def tfds_dir() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Programs that several tests compile are compiled once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    """Programs that several tests compile are compiled once, also where workers share the tests."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    jax.config.update("jax_compilation_cache_dir", str(shared / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
