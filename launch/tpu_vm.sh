@@ -222,7 +222,8 @@ install() {
   ssh_all "$steps" || fail "the installation failed, see above. Give the same command again: it goes on."
 }
 
-# On every worker the program holds run.lock while it runs; its status goes to run.status when it ends.
+# On every worker the program holds run.lock while it runs, its process group is in run.group, and its status goes to
+# run.status when it ends.
 start_line() { # $1: "anew" forgets the status of a program that has ended, "on" leaves it alone
   local arguments line='cd ~'
   printf -v arguments ' %q' "${program[@]/#--workdir=*/--workdir=$(remote_run)}"
@@ -231,7 +232,7 @@ start_line() { # $1: "anew" forgets the status of a program that has ended, "on"
     line+="; mkdir -p bucket; mountpoint -q bucket || gcsfuse --implicit-dirs --rename-dir-limit=10000 $bucket bucket || exit"
   line+='; exec 9>>run.lock; flock -w 1 9 || exit 0'
   [ "$1" = anew ] && line+='; rm -f run.status' || line+='; [ ! -e run.status ] || exit 0'
-  line+="; setsid nohup bash -c '. venv/bin/activate; export PYTHONPATH=~/bt_jax; ln -sfn ~/bt_jax/configs configs;"
+  line+="; setsid nohup bash -c 'echo \$\$ > run.group; . venv/bin/activate; export PYTHONPATH=~/bt_jax; ln -sfn ~/bt_jax/configs configs;"
   line+=" python -m bt_jax.main$arguments; echo \$? > run.status' >> run.log 2>&1 < /dev/null &"
   printf '%s' "$line"
 }
@@ -277,7 +278,8 @@ run() {
       at=$(state)
       say "the program ended with status $status (slice: ${at:-gone}); starting it again, $left more times"
       if [ "$at" = READY ]; then
-        ssh_all "pkill -f '[b]t_jax.main'; flock -w 60 run.lock true" || true
+        # shellcheck disable=SC2016 # expanded on the workers
+        ssh_all 'cd ~; flock -n run.lock true || kill -- "-$(cat run.group)"; flock -w 60 run.lock true' || true
       elif [ -z "$at" ] && [ "$tried" = 0 ] && { [ "$queued" = 0 ] || [ -z "$(queue_state)" ]; }; then
         fail "$name is gone: somebody has deleted it. $0 all … makes it anew."
       elif tried=1 && ! (create && install); then

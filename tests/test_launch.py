@@ -218,6 +218,7 @@ def worker(tmp_path):
         ("exit 75", 2, 0, "status 75"),
         ("exit 2", 1, 2, "status 2; its last lines"),
         ("kill -9 $PPID", 2, 0, "status vanished"),  # as a reboot does
+        ("echo 75 > run.status; sleep 100", 2, 0, "status 75"),  # what is left of it is ended first
     ],
 )
 def test_what_is_told_to_a_worker_works(tpu_vm, worker, todo, starts, ends, says):
