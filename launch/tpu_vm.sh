@@ -287,6 +287,7 @@ run() {
         continue
       fi
       ssh_all "$(start_line anew)" && break
+      sleep "$poll"
     done
   done
   say "the run is through: $(remote_run) on worker 0"
