@@ -1,0 +1,187 @@
+"""The configs: every recipe to its last constant, and the small form of each that is not tested elsewhere."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bt_jax
+from bt_jax import build, pretrain
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
+from bt_jax.recipes import View
+from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
+
+
+def _lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def science(config):
+    """What a recipe is: every key that is not about devices, files, monitors or the terminal."""
+    flat = config_lib.flatten(config_lib.to_dict(config))
+    chosen = ("batch_size", "total_epochs", "data.name", "views", "model", "loss", "optim")
+    return {key: value for key, value in flat.items() if f"{key}.".startswith(tuple(f"{c}." for c in chosen))}
+
+
+def unset_views():
+    fields = {f"views.{view}.{field.name}": None for view in ("view1", "view2") for field in dataclasses.fields(View)}
+    return fields | {"views.mean": None, "views.std": None}
+
+
+PAPER = {
+    "batch_size": 2048,
+    "total_epochs": 1000.0,
+    "data.name": "imagenet2012",
+    "views.name": "imagenet",
+    "views.size": 224,
+    "model.arch": "resnet50",
+    "model.width": 1.0,
+    "model.small_images": False,
+    "model.stem_padding": 1,
+    "model.zero_init_residual": True,
+    "model.projector": [8192, 8192, 8192],
+    "model.projector_bias": False,
+    "model.dtype": "bfloat16",
+    "model.two_passes": True,
+    "model.head": "replicated",
+    "loss.lambd": 0.0051,
+    "loss.form": "auto",
+    "loss.gather_dtype": "float32",
+    "optim.name": "lars",
+    "optim.lr_weights": 0.2,
+    "optim.lr_biases": 0.0048,
+    "optim.weight_decay": 1.5e-6,
+    "optim.momentum": 0.9,
+    "optim.trust_coefficient": 0.001,
+    "optim.clip": False,
+    "optim.warmup_epochs": 10.0,
+    "optim.start_factor": 0.0,
+    "optim.end_factor": 0.001,
+    "optim.grad_scale": 1 / 32,
+}
+SOLO = PAPER | {
+    "batch_size": 256,
+    "data.name": "cifar10",
+    "views.name": "cifar",
+    "views.size": 32,
+    "model.arch": "resnet18",
+    "model.small_images": True,
+    "model.stem_padding": 2,
+    "model.zero_init_residual": False,
+    "model.projector": [2048, 2048, 2048],
+    "model.projector_bias": True,
+    "optim.lr_weights": 0.3,
+    "optim.lr_biases": 0.3,
+    "optim.weight_decay": 1e-4,
+    "optim.trust_coefficient": 0.02,
+    "optim.clip": True,
+    "optim.start_factor": 1e-4,
+    "optim.end_factor": 0.0,
+    "optim.grad_scale": 0.1,
+}
+LIGHTLY = SOLO | {
+    "batch_size": 128,
+    "total_epochs": 200.0,
+    "views.name": "lightly_cifar",
+    "model.stem_padding": 1,
+    "model.projector": [2048, 2048],
+    "model.projector_bias": False,
+    "loss.lambd": 5e-3,
+    "optim.name": "sgd",
+    "optim.lr_weights": 0.12,
+    "optim.lr_biases": 0.12,
+    "optim.weight_decay": 5e-4,
+    "optim.trust_coefficient": 0.001,
+    "optim.clip": False,
+    "optim.warmup_epochs": 0.0,
+    "optim.start_factor": 0.0,
+    "optim.grad_scale": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    "config, recipe",
+    [
+        (pretrain_imagenet_r50.get_config(), PAPER),
+        (pretrain_cifar10_r18.get_config(), SOLO),
+        (pretrain_cifar10_r18.get_config("recipe=lightly"), LIGHTLY),
+    ],
+    ids=("paper", "solo", "lightly"),
+)
+def test_recipes_to_the_last_constant(config, recipe):
+    """Written down a second time, so that no constant of a recipe changes by accident or with a default."""
+    assert science(config) == recipe | unset_views()
+
+
+def test_the_rate_follows_the_batch():
+    config = pretrain_imagenet_r50.get_config("batch=256")
+    assert (config.batch_size, config.optim.lr_weights, config.tuned_batch_size) == (256, 0.4, 256)
+
+
+def test_batch_changed_behind_the_recipe_warns(capsys):
+    config = pretrain_imagenet_r50.get_config()
+    build.check_rate(config)
+    assert not capsys.readouterr().out
+    config.batch_size = 512
+    build.check_rate(config)
+    assert "tuned for a batch of 2048, not 512" in capsys.readouterr().out
+
+
+def test_views_are_set_key_by_key():
+    config = pretrain_cifar10_r18.get_config()
+    config.views.view2.blur, config.views.view1.crop_scale = 0.5, (0.3, 0.9)
+    recipe, plain = build.build_recipe(config), build.build_recipe(pretrain_cifar10_r18.get_config())
+    assert recipe.view2 == dataclasses.replace(plain.view2, blur=0.5)
+    assert recipe.view1 == dataclasses.replace(plain.view1, crop_scale=(0.3, 0.9))
+    assert config_lib.differences(
+        config_lib.to_dict(pretrain_cifar10_r18.get_config()), config_lib.to_dict(config)
+    ) == ["views.view1.crop_scale: None -> [0.3, 0.9]", "views.view2.blur: None -> 0.5"]
+
+
+def test_batch_outside_the_authors_table_warns(caplog):
+    caplog.set_level("WARNING", logger="absl")  # a program that ran before may have made it quieter
+    assert pretrain_imagenet_r50.get_config("batch=16").optim.lr_weights == 0.7
+    assert "not in the authors' table" in caplog.text
+
+
+def test_unknown_recipe():
+    with pytest.raises(UserError, match="recipe='swav'"):
+        pretrain_cifar10_r18.get_config("recipe=swav")
+
+
+def test_cifar_smoke(tfds_dir, tmp_path):
+    config = pretrain_cifar10_r18.get_config("smoke")
+    config.data.dir, config.stop_after_steps = str(tfds_dir), 2
+    config.evals.every_epochs = 0.0  # the quickstart's tests are of the monitors
+    assert _lines(pretrain.run(config, str(tmp_path / "run")))[-1]["step"] == 2
+
+
+def test_own_gray_images_without_labels(tmp_path, monkeypatch):
+    """A folder of 16-bit PNGs of several sizes, one of them no image: streamed, one channel, unlabelled monitors."""
+    pytest.importorskip("tensorflow")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images, rng = tmp_path / "images" / "scan", np.random.default_rng(0)
+    images.mkdir(parents=True)
+    for i in range(65):
+        Image.fromarray(rng.integers(0, 2**16, (12 + i % 9, 20), np.uint16)).save(images / f"{i:03d}.png")
+    (images / "040.png").write_text("no image")
+    config = pretrain_folder.get_config("smoke,size=16,gray")
+    config.data.folder, config.total_epochs, config.data.broken_limit = str(tmp_path / "images"), 1.0, 0.05
+    run = pretrain.run(config, str(tmp_path / "run"))
+    last = _lines(run)[-1]
+    assert last["step"] == 4 and "val/knn_top1" not in last and last["val/rank"] >= 1
+    (line,) = (run / "broken.txt").read_text().splitlines()
+    assert line.startswith(f"{images / '040.png'}: the image cannot be read (cannot identify image file")
+    net, variables = bt_jax.load_encoder(run)
+    assert variables["params"]["conv1"]["kernel"].shape[2] == 1 and (run / "report.html").exists()
+
+
+def test_imagenet_smoke_streams(tfds_dir, tmp_path):
+    config = pretrain_imagenet_r50.get_config("smoke")
+    config.data.dir = str(tfds_dir)
+    config.total_epochs, config.evals.every_epochs, config.evals.spectrum_images = 0.5, 0.5, 0
+    folder = pretrain.run(config, str(tmp_path / "run"))
+    assert "val/knn_top1" in _lines(folder)[-1] and (folder / "report.html").exists()
