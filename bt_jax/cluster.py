@@ -166,7 +166,7 @@ def agree(own: dict[str, Any]) -> None:
     """
     if not several():
         return
-    own |= {"devices of a process": jax.local_device_count(), "kind of device": jax.devices()[0].device_kind}
+    own = own | {"devices of a process": jax.local_device_count(), "kind of device": jax.devices()[0].device_kind}
     told = gather([socket.gethostname(), {key: repr(value) for key, value in own.items()}], what="the comparison")
     hosts = sorted({host for host, _ in told})
     log.say(f"{len(told)} processes on {len(hosts)} hosts: {', '.join(hosts[:8])}{', ...' * (len(hosts) > 8)}")

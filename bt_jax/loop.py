@@ -164,9 +164,7 @@ def train(this: Loop, state: TrainState) -> TrainState:
                 progress.skip()
         if unseen:
             look(unseen)
-        # Somebody may have been told since the last window began, too late to stop before it.
-        stop.signal = max(cluster.gather(int(stop.signal), what="the end of training"))
-        stopped = bool(stop.signal)
+        stopped = stop.after_all()
         if stopped:
             written.sync()
             this.checkpoints.save(state)
