@@ -65,8 +65,8 @@ class Stop:
             return self._target is not None and at >= self._target
 
     def after_all(self) -> bool:
-        """Whether anybody was told to stop, asked by all once no more windows are taken: somebody may have been since the
-        last one began, too late to stop before it."""
+        """Whether anybody was told to stop, asked by all once no more windows are taken: somebody may have been since
+        the last one began, too late to stop before it."""
         self.signal = max(cluster.gather(int(self.signal), what="the end of training"))
         return bool(self.signal)
 
