@@ -19,9 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from bt_jax import log, manifest, models
+from bt_jax import log, manifest, models, storage
 from bt_jax.conversion import files
-from bt_jax.errors import UserError, is_disk_full
+from bt_jax.errors import TRY_AGAIN, UserError, is_disk_full
 from bt_jax.state import TrainState
 
 NONE = -1  # in place of a step
@@ -41,7 +41,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, model: dict[str, Any], keep_last: int = 2, keep_every: int = 0):
-        self._folder = Path(folder).absolute() / "checkpoints"
+        self._folder = storage.absolute(storage.path(folder)) / "checkpoints"
         self._model = model
         self._saving = NONE
         _set_damaged_aside(self._folder)
@@ -63,7 +63,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        with _Explained(f"checkpoint {step} in {self._folder}"):
+        with _Explained(f"checkpoint {step}", self._folder):
             self._manager.wait_until_finished()
             self._saving = step
             self._manager.save(step, args=ocp.args.Composite(**items, model=ocp.args.JsonSave(self._model)))
@@ -79,7 +79,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises if a save failed."""
-        with _Explained(f"checkpoint in {self._folder}"):
+        with _Explained("checkpoint", self._folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -91,6 +91,9 @@ class Checkpoints:
         """Orbax calls it in its own thread when all parts are written, and before they get their final name."""
         if jax.process_index() == 0:
             step = str(self._saving)
+            if storage.in_bucket(self._folder):
+                manifest.write(self._folder / step)
+                return
             names = (path for path in self._folder.iterdir() if path.name.split(".")[0] == step)
             manifest.write(max(names, key=lambda path: path.stat().st_mtime))
 
@@ -114,6 +117,7 @@ def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = N
     return models.build(**found.model["build"]), found.variables
 
 
+@storage.reached()
 def read(path: str | Path, *, projector: bool = False, sharding: jax.sharding.Sharding | None = None) -> files.Weights:
     """All that stands there of an encoder, of one and the same step; see `load_encoder`.
 
@@ -170,12 +174,13 @@ def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any
 
 def begun(run: str | Path) -> bool:
     """Whether a run folder has any checkpoint, whole or not."""
-    return bool(_steps(Path(run).expanduser() / "checkpoints"))
+    return bool(_steps(storage.path(run) / "checkpoints"))
 
 
+@storage.reached()
 def place(path: str | Path) -> Path:
     """Where the weights lie that `load_encoder` takes: a file, or a `step_folder`."""
-    return Path(path).expanduser().absolute() if files.is_foreign(path) else step_folder(path)
+    return storage.absolute(storage.path(path)) if files.is_foreign(path) else step_folder(path)
 
 
 def step_folder(path: str | Path) -> Path:
@@ -184,7 +189,7 @@ def step_folder(path: str | Path) -> Path:
     Raises:
       UserError: there is none, or none whole.
     """
-    path = Path(path).expanduser().absolute()
+    path = storage.absolute(storage.path(path))
     parts = ("encoder", "model", "projector")
     if (path / "encoder").is_dir():
         if fault := manifest.fault(path, parts):
@@ -208,8 +213,13 @@ def _steps(root: Path) -> list[int]:
     """Newest first."""
     if not root.is_dir():
         return []
-    named = (p.name for p in root.iterdir() if p.is_dir() and p.name.isdecimal())
+    named = (p.name for p in root.iterdir() if p.name.isdecimal() and p.is_dir() and _is_finished(p))
     return sorted((int(name) for name in named if str(int(name)) == name), reverse=True)
+
+
+def _is_finished(folder: Path) -> bool:
+    """In a bucket a checkpoint has its name from the start, and at the end gets an object that says so."""
+    return not storage.in_bucket(folder) or ocp.utils.is_checkpoint_finalized(folder)
 
 
 def _newest_whole(root: Path, steps: list[int], parts: tuple[str, ...] | None = None) -> tuple[int, dict[int, str]]:
@@ -237,8 +247,7 @@ def _set_damaged_aside(root: Path) -> None:
             whole, damaged = _newest_whole(root, steps) if steps else (NONE, {})
             for step, fault in damaged.items():
                 aside = _free_name(root.parent / "damaged" / str(step))
-                aside.parent.mkdir(exist_ok=True)
-                (root / str(step)).rename(aside)
+                storage.move(root / str(step), aside)
                 log.say(f"WARNING: checkpoint {step} is damaged ({fault}): moved to {aside}, going back to {whole}")
         except UserError as found:
             error = found
@@ -307,10 +316,10 @@ def _from_items(items, like: TrainState) -> TrainState:
 
 
 class _Explained:
-    """Turns a full disk, which reaches us in several guises, into one line."""
+    """Turns a full disk, or a bucket out of reach, which come to us in several guises, into one line."""
 
-    def __init__(self, what: str):
-        self._what = what
+    def __init__(self, what: str, folder: Path):
+        self._what, self._folder = f"{what} in {folder}", folder
 
     def __enter__(self):
         return self
@@ -320,4 +329,10 @@ class _Explained:
             raise UserError(
                 f"The disk is full while writing {self._what}",
                 "Free some space and give the same command again: earlier checkpoints are whole.",
+            ) from error
+        if isinstance(error, Exception) and storage.in_bucket(self._folder):
+            raise UserError(
+                f"{self._what} cannot be written: {storage.line(error)}",
+                "Give the same command again: earlier checkpoints are whole.",
+                status=TRY_AGAIN,
             ) from error

@@ -21,10 +21,9 @@ from typing import Any
 
 import jax
 
-from bt_jax import log
-from bt_jax.errors import UserError
+from bt_jax import log, storage
+from bt_jax.errors import TRY_AGAIN, UserError
 
-TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): nothing is wrong with the command, give it once more
 JOIN_SECONDS = 300  # for the others to come at all
 WAIT_SECONDS = 1800  # for the others once they have come: one may list a million files; `watch` sees who is gone
 CAUSE_SECONDS = 3  # for a process that fails to say why, where others notice that it is gone
@@ -186,7 +185,7 @@ def agree(own: dict[str, Any]) -> None:
 
 def check_shared(folder: Path) -> None:
     """Raises UserError on every process unless all of them see what process 0 writes to the folder."""
-    if not several():
+    if not several() or storage.in_bucket(folder):
         return
     name = f".together-{gather(secrets.token_hex(8), what='the look at the run folder')[0]}"
     if process() == 0:
@@ -203,8 +202,8 @@ def check_shared(folder: Path) -> None:
         raise UserError(
             f"{folder} is not the same folder on all hosts: {', '.join(blind[:5])} cannot see what process 0 writes"
             " there, so that no checkpoint could be put together",
-            "Give a --workdir on a file system that all hosts share: NFS, Lustre, Filestore, or a bucket that is"
-            " mounted (launch/README.md).",
+            "Give a --workdir on a file system that all hosts share: NFS, Lustre, Filestore, or in a bucket, gs://…"
+            " (launch/README.md).",
         )
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 
 from absl import logging
 
+from bt_jax import storage
 from bt_jax.conversion.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
 from bt_jax.errors import UserError, is_disk_full
 
@@ -94,13 +95,12 @@ def run(options: argparse.Namespace) -> None:
 
 def _named(out: str, suffix: str, suffixes: set[str]) -> Path:
     """The path to write, with the form's suffix."""
-    path = Path(os.path.expanduser(out))
+    path = storage.here(out)
     if path.name in ("", "..") or len(path.name) > NAME_LENGTH:
         raise UserError(f"--out={out[:80]} is no name for a file or folder", "Give one, like --out=mine.")
     if path.suffix in suffixes - {suffix, ""}:
         takes = f"a name that ends in {suffix}" if suffix else "a folder"
         raise UserError(f"--out={out} ends in {path.suffix}, but this form is {takes}", "Give another --out or --to.")
-    path = path.absolute()
     return path if path.suffix == suffix or not suffix else path.with_name(path.name + suffix)
 
 

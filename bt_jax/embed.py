@@ -39,7 +39,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import augment, checkpoint, models, sharding
+from bt_jax import augment, checkpoint, models, sharding, storage
 from bt_jax.data.prefetch import prefetch
 from bt_jax.data.records import Source, Span, progress
 from bt_jax.data.source import open_source
@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
         "format": options.format,
         "shard": options.shard,
     } | view
-    out = Path(options.out).expanduser().absolute()
+    out = storage.here(options.out)
     record = open_out(out, options.encoder, settings, spans)
     mesh = sharding.make_mesh()
     recipe = augment.RECIPES["imagenet"](view["size"])  # of which the evaluation sees the normalisation alone

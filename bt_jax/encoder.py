@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bt_jax import checkpoint, log, models, recipes
+from bt_jax import checkpoint, log, models, recipes, storage
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.models import Net
@@ -64,7 +64,7 @@ def complete(config: ConfigDict) -> ConfigDict:
       UserError: no data set is named, and the encoder does not lie in a run folder.
     """
     config = ConfigDict(config.to_dict())
-    run = _run_config(Path(config.encoder).expanduser())
+    run = _run_config(storage.path(config.encoder))
     if not (config.data.name or config.data.folder or config.data.npz):
         if run is None:
             raise UserError(
@@ -128,7 +128,7 @@ def begin_with(given: Given, state: TrainState) -> TrainState:
 
 def _run_config(path: Path) -> dict | None:
     """config.json of the run folder that the path is, or is a checkpoint of."""
-    for folder in (path, path.absolute().parent.parent):
+    for folder in (path, storage.absolute(path).parent.parent):
         if (folder / "config.json").is_file():
             try:
                 found = json.loads((folder / "config.json").read_text())

@@ -2,6 +2,8 @@
 
 import errno
 
+TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): nothing is wrong with the command, give it once more
+
 
 class UserError(Exception):
     """One line with the cause and the cure. `main` prints it without a traceback and exits with `status`.

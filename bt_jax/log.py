@@ -9,6 +9,10 @@ from pathlib import Path
 
 import jax
 
+from bt_jax import storage
+
+NAME = "metrics.jsonl"
+
 
 def say(text: str) -> None:
     """One line on the terminal, from the first process only."""
@@ -28,11 +32,12 @@ class RunLog:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        path = folder / "metrics.jsonl"
+        self._folder = storage.Growing(folder, (NAME,))
+        path = self._folder.here / NAME
         if path.exists():
             _drop_after(path, first_step)
         self._file = path.open("a")
-        self._board = _Board(folder / "tensorboard", first_step + 1) if tensorboard else None
+        self._board = _Board(self._folder.here / "tensorboard", first_step + 1) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line {"step": …, name: value, …}. Values that are not finite are written as null."""
@@ -43,11 +48,13 @@ class RunLog:
         self._file.flush()
         if self._board:
             self._board.write(step, values)
+        self._folder.grown()
 
     def sync(self) -> None:
-        """Returns when all lines are on the disk."""
+        """Returns when all lines are on the disk, or in the bucket."""
         if self._writes:
             os.fsync(self._file.fileno())
+            self._folder.sync()
 
     def close(self) -> None:
         """Flushes and closes what was opened."""
@@ -55,6 +62,7 @@ class RunLog:
             for file in filter(None, (self._file, self._board)):
                 with contextlib.suppress(OSError):  # a full disk, of which the write has told
                     file.close()
+            self._folder.close()
 
 
 class _Board:
@@ -87,16 +95,14 @@ class _Board:
 
 def judged(folder: Path, step: int) -> bool:
     """Whether the run's evaluators have written their line of that step."""
-    path = folder / "metrics.jsonl"
+    path = folder / NAME
     lines = path.read_text().splitlines() if path.exists() else []
     return any(_step(line) == step and '"perf/' not in line for line in lines)
 
 
 def _drop_after(path: Path, step: int) -> None:
     kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    temporary.replace(path)
+    storage.write(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step(line: str) -> float:

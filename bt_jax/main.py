@@ -11,12 +11,14 @@ STARTED = time.monotonic()
 
 from absl import flags  # noqa: E402  (the clock starts before the imports, which take seconds)
 
-from bt_jax import cli, cluster, watch  # noqa: E402
+from bt_jax import cli, cluster, storage, watch  # noqa: E402
 from bt_jax.config import choose, user_cache  # noqa: E402
 from bt_jax.errors import UserError, is_disk_full  # noqa: E402
 
 TASKS = ("pretrain", "evaluate", "finetune")  # modules of this package
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made if absent, continued if it holds the same run.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Run folder, here or gs://BUCKET/FOLDER: made if absent, continued if it holds the same run."
+)
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where nothing tells it: SLURM, TPU slices and Kubernetes do."
 )
@@ -45,7 +47,8 @@ def main(argv: list[str]) -> None:
 def _run(config) -> None:
     task = importlib.import_module(f"bt_jax.{choose('config.task', config.task, TASKS)}")
     try:
-        task.run(config, WORKDIR.value, started=STARTED)
+        with storage.reached():
+            task.run(config, WORKDIR.value, started=STARTED)
     except OSError as error:
         if not is_disk_full(error):
             raise

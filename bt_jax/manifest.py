@@ -5,16 +5,13 @@ a manifest, or with one that does not agree, is not to be trusted.
 """
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import google_crc32c
+from bt_jax import storage
 
 NAME = "manifest.json"
 FORMAT = 2  # of the checkpoint as a whole; format 1 had no manifest
 NEEDED = {"encoder", "model"}  # sub-folders that every checkpoint has
-CHUNK = 1 << 22  # bytes read at a time
 
 
 def write(folder: Path) -> None:
@@ -22,16 +19,12 @@ def write(folder: Path) -> None:
 
     The files at the top are Orbax's own, written later; nothing is read from them.
     """
-    files = {name: [path.stat().st_size, _checksum(path, sync=True)] for name, path in _files(folder)}
-    for inner in (path for path in folder.rglob("*") if path.is_dir()):
-        _sync(inner)
-    temporary = folder / f"{NAME}.tmp"
-    with temporary.open("w") as file:
-        json.dump({"format": FORMAT, "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / NAME)
-    _sync(folder)
+    found = [(name, path) for name, path in storage.files_below(folder) if "/" in name]
+    files = {name: [storage.size(path), storage.checksum(path, sync=True)] for name, path in found}
+    for inner in {parent for name, _ in found for parent in Path(name).parents}:
+        storage.sync(folder / inner)
+    storage.write(folder / NAME, json.dumps({"format": FORMAT, "files": files}, indent=1))
+    storage.sync(folder)
 
 
 def fault(folder: Path, parts: tuple[str, ...] | None = None) -> str:
@@ -59,33 +52,8 @@ def fault(folder: Path, parts: tuple[str, ...] | None = None) -> str:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _checksum(path) != checksum:
+        if storage.size(path) != size:
+            return f"{name} has {storage.size(path)} bytes instead of {size}"
+        if storage.checksum(path) != checksum:
             return f"{name} has other bytes than were written"
     return ""
-
-
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.parent != folder:
-            yield path.relative_to(folder).as_posix(), path
-
-
-def _checksum(path: Path, *, sync: bool = False) -> str:
-    checksum = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            checksum.update(chunk)
-        if sync:
-            os.fsync(file.fileno())
-    return checksum.hexdigest().decode()
-
-
-def _sync(folder: Path) -> None:
-    """A folder's entries, like a file's bytes, are on the disk only after this."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,15 +7,15 @@ Only `metrics.jsonl` must be there. A part whose input is missing or damaged is 
 """
 
 import argparse
+import io
 import json
-import os
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from bt_jax import log
+from bt_jax import log, storage
 from bt_jax.errors import UserError
 from bt_jax.reporting.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.reporting.mistakes import confusion_section
@@ -35,6 +35,7 @@ from bt_jax.reporting.sections import (
 PAGE = "report.html"
 
 
+@storage.reached()
 def write(run_dir, *others, out=None) -> Path:
     """Writes the report of a run and returns its path.
 
@@ -47,17 +48,13 @@ def write(run_dir, *others, out=None) -> Path:
     if len({run.name for run in runs}) < len(runs):  # a/run and b/run
         for run in runs:
             run.name = str(run.path)
-    target = Path(out) if out else runs[0].path / PAGE
-    partial = target.with_name(f".{target.name}.partial")
+    target = storage.path(out) if out else runs[0].path / PAGE
     text = page(runs)
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
+        storage.write(target, text)
     except OSError as error:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
         cure = "Make room there, or name another file with --out"
-        raise UserError(f"Cannot write {target}: {error.strerror}", cure) from error
+        raise UserError(f"Cannot write {target}: {error.strerror or error}", cure) from error
     return target
 
 
@@ -67,8 +64,10 @@ def conclude(folder: Path, summary: dict, pictures: dict) -> None:
     if jax.process_index():
         return
     (folder / PAGE).unlink(missing_ok=True)  # it comes last: what `concluded` goes by
-    np.savez(folder / "pictures.npz", **pictures)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    arrays = io.BytesIO()
+    np.savez(arrays, **pictures)
+    storage.write(folder / "pictures.npz", arrays.getvalue())
+    storage.write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     log.say(f"report      {write(folder)}")
 
 

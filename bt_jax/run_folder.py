@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from bt_jax import cluster, log
+from bt_jax import cluster, log, storage
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 
@@ -26,16 +26,13 @@ def open_folder(path: str, config: dict) -> Path:
     Raises:
       UserError: the folder cannot be made, or holds another run's config; the keys that differ are named.
     """
-    if "://" in path:
-        raise UserError(
-            f"--workdir={path} is not a folder", "Mount the bucket and name the folder there; see launch/README.md."
-        )
-    folder = Path(path).expanduser().absolute()
+    folder = storage.absolute(storage.path(path))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with storage.reached():
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"The work folder {folder} cannot be made: {error.strerror}", "Give another --workdir."
+            f"The work folder {folder} cannot be made: {error.strerror or error}", "Give another --workdir."
         ) from None
     cluster.check_shared(folder)
     file = folder / "config.json"
@@ -142,6 +139,4 @@ def _read(file: Path) -> dict:
 
 
 def _write(file: Path, content: dict) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(file)
+    storage.write(file, json.dumps(content, indent=2) + "\n")

@@ -14,6 +14,7 @@ import threading
 import time
 
 from bt_jax import cluster
+from bt_jax.errors import TRY_AGAIN
 
 BEAT_SECONDS = 1.0
 START_SECONDS = 1800.0  # the least that reading data and compiling may take before the first step
@@ -142,7 +143,7 @@ class Watch:
             if other != cluster.process() and beat["doing"] != DONE and now - then > self._silent:
                 host = f" on {beat['host']}" if beat["host"] else ""
                 self._end(
-                    cluster.TRY_AGAIN,
+                    TRY_AGAIN,
                     f"process {other}{host} has been silent for {now - then:.0f} s, at step {beat['step']}: killed,"
                     " stopped, or its host is gone",
                 )
@@ -160,7 +161,7 @@ class Watch:
 
     def _give_up(self, why: str) -> None:
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        self._end(cluster.TRY_AGAIN, why)
+        self._end(TRY_AGAIN, why)
 
     def _end(self, status: int, why: str) -> None:
         cluster.say_everywhere(f"{why}. {cluster.ends_with(status)}")

@@ -2,7 +2,7 @@
 # Runs bt_jax.main in several processes on this machine; one that ends takes the others with it.
 #   bash launch/local.sh 2 --config=configs/quickstart.py --workdir=runs/two       2 processes; of GPUs one each
 #   bash launch/local.sh 2x4 --config=... --workdir=...                            of 4 simulated CPU devices each
-# Process 0 talks here, the others to WORKDIR-process-N.log. SIGTERM, SIGUSR1 and Ctrl-C are handed on: the run is saved.
+# Process 0 talks here, the others to WORKDIR-process-N.log (of gs://…/RUN to RUN-process-N.log here). SIGTERM, SIGUSR1 and Ctrl-C are handed on: the run is saved.
 # RESTARTS=3 gives the command again where a process died (status 75), up to three times. PYTHON: .venv's by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +25,9 @@ fi
 if [ -n "$devices" ]; then
   export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 fi
-mkdir -p "$(dirname "$workdir")"
+logs=$workdir
+[[ $workdir != *://* ]] || logs=${workdir##*/} # of a run in a bucket they are here
+mkdir -p "$(dirname "$logs")"
 
 pids=()
 told=0 # to stop: then nothing is started again
@@ -49,7 +51,7 @@ round() { # starts all processes, waits for them, and sets `status` to the large
     one=()
     if [ -z "$devices" ] && [ "$processes" -gt 1 ]; then one=(env CUDA_VISIBLE_DEVICES="$index"); fi
     if [ "$index" -gt 0 ]; then
-      "${one[@]}" "${command[@]}" >>"$workdir-process-$index.log" 2>&1 &
+      "${one[@]}" "${command[@]}" >>"$logs-process-$index.log" 2>&1 &
     else
       "${one[@]}" "${command[@]}" &
     fi
@@ -74,6 +76,6 @@ for ((left = ${RESTARTS:-0}; ; left--)); do
   echo "launch/local.sh: a process ended with status $status; starting all again ($left left)" >&2
 done
 if [ "$status" -ne 0 ] && [ "$processes" -gt 1 ]; then
-  echo "launch/local.sh: status $status; what the others said: $workdir-process-*.log" >&2
+  echo "launch/local.sh: status $status; what the others said: $logs-process-*.log" >&2
 fi
 exit "$status"

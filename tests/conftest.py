@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests import bucket as stand_in
+
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
 
@@ -39,6 +41,15 @@ def tfds_dir() -> Path:
     if not (path / "cifar10").is_dir():
         pytest.skip(f"no TFDS data in {path}; set TFDS_DATA_DIR to a folder that holds cifar10 and imagenet2012")
     return path
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """gs://bucket/, which is a server of this process: `objects` holds what is in it."""
+    with stand_in.running() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in stand_in.environment(server.server_port).items():
+            patch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from bt_jax import cluster, watch
-from bt_jax.errors import UserError
+from bt_jax.errors import TRY_AGAIN, UserError
 from bt_jax.stopping import Stop
 
 SCRIPT = Path(__file__).with_name("together.py")
@@ -84,7 +84,7 @@ def test_who_does_not_come_is_named(talked):
 def test_a_silent_process_ends_the_others(tmp_path, process):
     """Also process 0, which keeps what they tell each other, so that nobody hears anything any more."""
     ((status, _, error),) = together("silent", tmp_path / str(process), ends=(1 - process,))
-    assert status == cluster.TRY_AGAIN and f"process {process} on" in error and "silent" in error
+    assert status == TRY_AGAIN and f"process {process} on" in error and "silent" in error
 
 
 def test_who_is_through_is_not_silent(tmp_path):
@@ -124,7 +124,7 @@ def test_a_standstill_ends_the_process_with_its_stacks():
         "def here_it_hangs(): time.sleep(60)\nhere_it_hangs()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.returncode == cluster.TRY_AGAIN
+    assert done.returncode == TRY_AGAIN
     assert "in here_it_hangs" in done.stderr and "training at step 3" in done.stderr  # not before: steps were taken
 
 

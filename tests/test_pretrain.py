@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import pytest
 
 import bt_jax
 from benchmarks import kills
-from bt_jax import build, checkpoint, encoder, log, main, pretrain, sharding, train_step
+from bt_jax import build, checkpoint, encoder, log, main, pretrain, report, sharding, train_step
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.evals import protocols
@@ -96,6 +97,30 @@ def test_stopped_and_continued_is_the_same_run(finished, tmp_path):
     assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(at_three), strict=True))
     steps = [line["step"] for line in _lines(Path(folder)) if "train/loss" in line]
     assert steps == sorted(set(steps)) and steps[-1] == 8
+
+
+def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
+    """Stopped and continued as well. Everything is in the bucket, and nothing is left of the run on this machine."""
+    made, mkdtemp = [], tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda *args, **named: made.append(mkdtemp(*args, **named)) or made[-1])
+    bucket.objects.clear()
+    pretrain.run(tiny(stop_after_steps=3), "gs://bucket/run")
+    folder = pretrain.run(tiny(), "gs://bucket/run")
+    assert not [path for path in made if "bt_jax-" in path and os.path.exists(path)]
+    here, there = (bt_jax.load_encoder(path)[1] for path in (finished, folder))
+    for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
+        np.testing.assert_array_equal(a, b)
+    here, there = (
+        [{key: value for key, value in line.items() if "perf/" not in key} for line in _lines(path)]
+        for path in (finished, folder)
+    )
+    assert [line for line in there if line["step"] > 4] == [line for line in here if line["step"] > 4]
+    assert sorted({line["step"] for line in there}) == [2, 3, 4, 6, 8]
+    names = {path.relative_to(finished).parts[0] for path in finished.rglob("*") if path.is_file()}
+    assert {name.split("/")[1] for name in bucket.objects} == names
+    judged = (json.loads((path / "summary.json").read_text()) for path in (finished, folder))
+    assert len({json.dumps(summary | {"seconds": 0}) for summary in judged}) == 1
+    assert len(report.read_run(folder).pictures["c_steps"]) == 3  # of two epochs, and of where it was stopped
 
 
 def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bt_jax import recipes
+from bt_jax import recipes, storage
 from bt_jax.conversion import state_dicts
 from bt_jax.conversion.names import as_torchvision
 from bt_jax.errors import UserError
@@ -41,8 +41,9 @@ class Weights(NamedTuple):
 def is_foreign(path: str | Path) -> bool:
     """Whether the path is a file of weights, or a folder with one, and not a checkpoint of ours."""
     try:
-        path = Path(path).expanduser()
-        return path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
+        with storage.reached():
+            path = storage.path(path)
+            return path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
     except (OSError, RuntimeError) as error:  # a name too long, the home of nobody
         raise UserError(f"{str(path)[:80]} is no path: {_line(error)}", "Name a file or a folder.") from None
 
@@ -57,7 +58,9 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
     Raises:
       UserError: the file is damaged, wants to execute code, or does not hold a ResNet of torchvision's shapes.
     """
-    path = folder = Path(path).expanduser()
+    path = folder = storage.path(path)
+    if storage.in_bucket(path):
+        raise UserError(f"{path} is in a bucket, from which only checkpoints are read", "Copy it to this machine.")
     if path.is_dir():
         path = next(path / name for name in IN_FOLDERS if (path / name).is_file())
     arrays, given = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)

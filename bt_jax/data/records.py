@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from bt_jax import storage
 from bt_jax.errors import UserError
 
 
@@ -78,7 +79,9 @@ class Broken:
         reason = str(reason).partition("\n")[0].split("<_io")[0].strip()
         line = f"{self._source.where(span.base, number)}: the image cannot be read ({reason})"
         self.lines.append(line)
-        if self._file:
+        if self._file and storage.in_bucket(self._file):
+            self.list_in(self._file)
+        elif self._file:
             with self._file.open("a") as file:
                 file.write(f"{line}\n")
         unreadable = sum(span.start <= number < span.stop for number in found)

@@ -1,12 +1,13 @@
 """The cross-correlation matrix of some training images, looked at while it becomes the identity."""
 
+import io
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import augment, losses
+from bt_jax import augment, losses, storage
 from bt_jax.state import Nets, TrainState
 
 PICTURE = 128  # rows and columns of a heat map: a screen shows no more
@@ -43,7 +44,9 @@ class CrossCorrelation:
         """Writes the picture; has no number to tell."""
         if self._folder is not None:
             self._folder.mkdir(exist_ok=True)
-            np.save(self._folder / f"{int(state.step)}.npy", self.of(state, PICTURE).astype(np.float16))
+            file = io.BytesIO()
+            np.save(file, self.of(state, PICTURE).astype(np.float16))
+            storage.write(self._folder / f"{int(state.step)}.npy", file.getvalue())
         return {}
 
     def of(self, state: TrainState, limit: int = MOST) -> np.ndarray:
@@ -58,7 +61,11 @@ class CrossCorrelation:
         if not files:
             return {}
         steps = np.array([int(file.stem) for file in files], np.int64)
-        return {"c_steps": steps, "c_over_time": np.stack([np.load(file, allow_pickle=False) for file in files])}
+        return {"c_steps": steps, "c_over_time": np.stack([_array(file) for file in files])}
+
+
+def _array(file: Path) -> np.ndarray:
+    return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
 
 
 def picture(c: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What lies in a run folder, read into memory; what is missing or damaged is left out and said so."""
 
+import io
 import json
 import math
 import zipfile
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bt_jax import storage
 from bt_jax.errors import UserError
 from bt_jax.reporting.arrays import checked
 from bt_jax.reporting.formats import number, plural
@@ -42,13 +44,13 @@ class Run:
 
 
 def read_run(folder) -> Run:
-    path = Path(folder)
+    path = storage.path(folder)
     if not path.is_dir():
         raise UserError(f"No run folder {path}", "Name the folder that was given as --workdir")
     if not (path / "metrics.jsonl").is_file():
         raise UserError(f"No metrics.jsonl in {path}", "Name the --workdir of a run that has logged a step")
     series, unreadable = read_metrics(path / "metrics.jsonl")
-    run = Run(path, path.resolve().name, series)
+    run = Run(path, storage.absolute(path).name, series)
     if unreadable:
         run.why.append(
             f"Skipped {plural(unreadable, 'line')} of metrics.jsonl that could not be read; a run killed"
@@ -64,7 +66,7 @@ def read_run(folder) -> Run:
 def read_metrics(path: Path) -> tuple[dict, int]:
     """({metric: {step: value}}, number of unreadable lines). A step logged twice, after a resume, keeps the later."""
     series, unreadable = {}, 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         if not line.strip():
             continue
         try:
@@ -103,7 +105,7 @@ def read_pictures(path: Path, why: list[str]) -> dict[str, np.ndarray]:
         return {}
     arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             for name in file.files:
                 arrays[name] = file[name]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

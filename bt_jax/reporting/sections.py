@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from bt_jax import storage
 from bt_jax.reporting.formats import duration, number, percent, short
 from bt_jax.reporting.page import COLOURS, bar, esc, figure, section, swatch, table
 from bt_jax.reporting.plots import Panel, draw_panel, svg
@@ -131,13 +132,15 @@ def details_section(run: Run) -> str:
         else "<p>The command that made this run is not known: environment.json does not name it.</p>"
     )
     entries = [path for path in sorted(run.path.iterdir()) if not path.name.startswith(".")]
-    size = {path: f"{path.stat().st_size / 1000:,.1f} kB" if path.is_file() else "folder" for path in entries}
+    size = {path: f"{storage.size(path) / 1000:,.1f} kB" if path.is_file() else "folder" for path in entries}
     rows = [
         [f"<code>{esc(path.name)}</code>", size[path], FILES.get(path.name, "")]
         for path in entries
         if path.name != "report.html"
     ]
-    again += f"<p>In <code>{esc(run.path.resolve())}</code>:</p>" + table(["file", "size", "what it holds"], rows)
+    again += f"<p>In <code>{esc(storage.absolute(run.path))}</code>:</p>" + table(
+        ["file", "size", "what it holds"], rows
+    )
     again += f"<p>This report again:</p><pre>python -m bt_jax.report {esc(run.path)}</pre>"
     missing = "".join(f'<p class="quiet">{esc(why)}</p>' for why in run.why)
     return section(

@@ -1,0 +1,246 @@
+"""Where run folders lie: on this machine, as pathlib's paths, or in a bucket, gs://BUCKET/FOLDER, as etils.epath's.
+
+Both have the same methods, and what differs is here: in a bucket an object appears whole or not at all, but nothing can
+be appended to or renamed, there are no folders, and `absolute` and `resolve` of such a path are wrong.
+Buckets are reached through gcsfs, which finds the credentials as Google's own tools do; arrays of checkpoints go there
+through TensorStore, from all processes at once.
+"""
+
+import base64
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import google_crc32c
+
+from bt_jax.errors import TRY_AGAIN, UserError
+
+CHUNK = 1 << 22  # bytes read at a time
+SECONDS = 30.0  # between two copies of what grows: an object takes one write a second, and each writes it anew
+
+# epath would reach buckets through TensorFlow where that is installed. One road is enough, and it is the one tested.
+if importlib.util.find_spec("gcsfs"):
+    os.environ.setdefault("EPATH_USE_TF", "false")
+
+
+def path(text: str | os.PathLike) -> Path:
+    """A path of this machine with `~` expanded, or of a bucket.
+
+    Raises:
+      UserError: another kind of address, one without a folder, or gcsfs is not installed.
+    """
+    text = os.fspath(text)
+    if "://" not in text:
+        return Path(text).expanduser()
+    bucket, _, rest = text.removeprefix("gs://").partition("/")
+    if not text.startswith("gs://") or not bucket or not rest.strip("/"):
+        raise UserError(
+            f"{text} is neither a path nor gs://BUCKET/FOLDER", "Name a folder; other storage can be mounted as one."
+        )
+    _file_system()
+    from etils import epath
+
+    return epath.Path(text.rstrip("/"))
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Whether it is an address and not a path of this machine."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root on, without `..`; an address is that already."""
+    return path if in_bucket(path) else Path(os.path.abspath(path))
+
+
+def here(text: str | os.PathLike) -> Path:
+    """An absolute path of this machine; UserError for an address."""
+    if in_bucket(text):
+        raise UserError(f"{text} is not on this machine", "Name a path here, and copy it from or to where you want it.")
+    return Path(text).expanduser().absolute()
+
+
+@functools.cache
+def _file_system():
+    """gcsfs's, for all threads."""
+    if not importlib.util.find_spec("gcsfs"):
+        raise UserError("gs:// takes gcsfs, which is not installed", "Run pip install -e '.[gcs]'.")
+    import fsspec
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its tracebacks; what failed is told in one line here
+    # Its list of what lies in a folder would not show what other processes write there.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return fsspec.filesystem("gcs", finalize_on_close=True)  # the very one that epath takes
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file; whoever reads it sees the old one or the new one."""
+    content = content.encode() if isinstance(content, str) else content
+    if in_bucket(path):
+        try:
+            path.write_bytes(content)
+        except FileNotFoundError:
+            raise UserError(f"There is no bucket for {path}", "Make it, or name another.") from None
+        return
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file."""
+    return path.stat().length if in_bucket(path) else path.stat().st_size
+
+
+def checksum(path: Path, *, sync: bool = False) -> str:
+    """CRC-32C of a file, 8 hexadecimal digits. In a bucket it is the one that is kept with the object, of what was
+    stored: nothing is fetched for it.
+
+    Args:
+      sync: wait until the file is on the disk.
+    """
+    if in_bucket(path):
+        return base64.b64decode(_file_system().info(os.fspath(path))["crc32c"]).hex()
+    found = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            found.update(chunk)
+        if sync:
+            os.fsync(file.fileno())
+    return found.hexdigest().decode()
+
+
+# -------------------------------------------------------------------------------------------------------------- folders
+
+
+def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(name within the folder, path) of all files in it and in its sub-folders, sorted."""
+    if not in_bucket(folder):
+        yield from sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+        return
+    root = os.fspath(folder).removeprefix("gs://") + "/"
+    for name in sorted(_file_system().find(root)):
+        yield name.removeprefix(root), folder / name.removeprefix(root)
+
+
+def sync(folder: Path) -> None:
+    """A folder's entries, like a file's bytes, are on the disk only after this."""
+    if in_bucket(folder):
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move(folder: Path, to: Path) -> None:
+    """Gives a folder another name on the same disk, or in the same bucket, where every object is copied."""
+    if not in_bucket(folder):
+        to.parent.mkdir(exist_ok=True)
+        folder.rename(to)
+        return
+    bucket = _file_system()
+    for name, path in list(files_below(folder)):
+        bucket.cp_file(os.fspath(path), os.fspath(to / name))
+    bucket.rm(os.fspath(folder), recursive=True)
+
+
+class Growing:
+    """A folder with files that are appended to. Those of a bucket grow in a folder of this machine and are copied.
+
+    Attributes:
+      here: the folder to write to.
+    """
+
+    def __init__(self, folder: Path, names: tuple[str, ...]):
+        """`names`: files that are to be gone on with, where they are there."""
+        self._folder, self._copies = folder, in_bucket(folder)
+        self.here = Path(tempfile.mkdtemp(prefix="bt_jax-")) if self._copies else folder
+        if not self._copies:
+            return
+        for name in names:
+            if (folder / name).exists():
+                (self.here / name).write_bytes((folder / name).read_bytes())
+        self._copied: dict[str, tuple[int, int]] = {}
+        self._thread, self._copying = ThreadPoolExecutor(1, "bucket"), Future()
+        self._copying.set_result(None)
+        self._next = time.monotonic() + SECONDS
+
+    def grown(self) -> None:
+        """Copies in the background what has changed, where the last time is SECONDS ago."""
+        if self._copies and self._copying.done() and time.monotonic() > self._next:
+            if error := self._copying.exception():
+                self._warn(error)
+            self._copying, self._next = self._thread.submit(self._copy), time.monotonic() + SECONDS
+
+    def sync(self) -> None:
+        """Returns when everything that was written is in the bucket."""
+        if self._copies:
+            self._thread.submit(self._copy).result()
+
+    def close(self) -> None:
+        """Copies for the last time; where that fails it only warns, as an error that ends the run may be on its way."""
+        if self._copies:
+            try:
+                self.sync()
+            except Exception as error:  # gcsfs has no class for its errors
+                self._warn(error)
+            self._thread.shutdown()
+            shutil.rmtree(self.here, ignore_errors=True)
+
+    def _warn(self, error: BaseException) -> None:
+        print(f"WARNING: the newest lines could not be written to {self._folder}: {line(error)}", file=sys.stderr)
+
+    def _copy(self) -> None:
+        for name, path in files_below(self.here):
+            now = (path.stat().st_size, path.stat().st_mtime_ns)
+            if self._copied.get(name) != now:
+                (self._folder / name).write_bytes(path.read_bytes())
+                self._copied[name] = now
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def reached() -> Iterator[None]:
+    """Turns the errors of a bucket that could not be reached into one line; also a decorator."""
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.walk_tb(error.__traceback__)  # by class its errors are everybody's, OSError and such
+        through = any(frame.f_globals.get("__name__", "").startswith(("fsspec.", "gcsfs.")) for frame, _ in frames)
+        if isinstance(error, FileNotFoundError) or not through:
+            raise
+        refused = any(word in f"{type(error).__name__} {error}" for word in ("Credentials", "Forbidden", "401"))
+        cure = "Give this account the right to it, or log in: gcloud auth application-default login."
+        raise UserError(
+            f"The bucket cannot be reached: {line(error)}",
+            cure if refused else "Give the same command again once the network is back.",
+            status=2 if refused else TRY_AGAIN,
+        ) from error
+
+
+def line(error: BaseException) -> str:
+    """What an error says, on one line that is not too long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
