@@ -1,14 +1,16 @@
 """Runs that are killed at random moments and started again, compared bit for bit with one that never was.
 
-    python -m benchmarks.kills [--kills=100] [--input=device|streamed] [--seed=0] [--out=FILE.json]
+    python -m benchmarks.kills [--kills=100] [--input=device|streamed] [--bucket] [--seed=0] [--out=FILE.json]
 
 One small run is left alone. Others are hit again and again until they are through: SIGKILL, SIGTERM or SIGUSR1, after a
 step drawn at random or in the middle of writing a checkpoint. Each start is the same command. At the end every array of
 the last checkpoint (parameters, batch statistics, momentum, probe, counters) and every line of metrics.jsonl but for
-speeds must be the same bytes. Exit status 0 only where all are.
+speeds must be the same bytes. Exit status 0 only where all are. With --bucket the run folders are in a stand-in for
+Cloud Storage, of this process.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +27,8 @@ import jax
 import numpy as np
 from PIL import Image
 
+from benchmarks import bucket
+from bt_jax import storage
 from bt_jax.checkpoint import read_part, step_folder
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +52,7 @@ MOMENTS = ("step", "save")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
 
 
-def command(workdir: Path, images: Path | None) -> list[str]:
+def command(workdir: str, images: Path | None) -> list[str]:
     """The run on drawn patterns that live on the device, or on PNG files that are streamed."""
     options = dict(TINY)
     if images:
@@ -70,39 +74,61 @@ def draw_images(folder: Path) -> Path:
     return folder
 
 
-def start(workdir: Path, images: Path | None) -> subprocess.Popen:
+class Run:
+    """One run folder: the disk's, or the bucket's.
+
+    Attributes:
+      log: what it said on the terminal.
+    """
+
+    def __init__(self, scratch: Path, name: str, server: bucket.Bucket | None):
+        self.server, self.log = server, scratch / f"{name}.log"
+        self.workdir = storage.path(f"gs://bucket/{name}") if server else scratch / name
+        self._name = name
+
+    def steps(self) -> int:
+        """Lines of steps so far."""
+        try:
+            return self.log.read_bytes().count(b"\nstep ")
+        except FileNotFoundError:
+            return 0
+
+    def saving(self) -> bool:
+        if self.server:
+            found = [
+                name.split("/")[2:] for name in list(self.server.objects) if name.startswith(f"{self._name}/checkp")
+            ]
+            finished = {step for step, *rest in found if rest == ["commit_success.txt"]}
+            return bool({step for step, *_ in found} - finished)
+        try:
+            return any("tmp" in name for name in os.listdir(self.workdir / "checkpoints"))
+        except FileNotFoundError:
+            return False
+
+
+def start(run: Run, images: Path | None) -> subprocess.Popen:
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "XLA_FLAGS": ""}
     # Every program, however small, is compiled once: most of a start would be compiling.
-    cache = {"COMPILATION_CACHE_DIR": str(workdir.parent / "xla"), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache = {"COMPILATION_CACHE_DIR": str(run.log.parent / "xla"), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment |= {f"JAX_{name}": value for name, value in cache.items()}
-    with (workdir.parent / f"{workdir.name}.log").open("a") as said:
+    with run.log.open("a") as said:
         return subprocess.Popen(
-            command(workdir, images), cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True
+            command(str(run.workdir), images),
+            cwd=ROOT,
+            env=environment,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
         )
 
 
-def steps(workdir: Path) -> int:
-    """Lines of metrics so far."""
-    try:
-        return (workdir / "metrics.jsonl").read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0
-
-
-def saving(workdir: Path) -> bool:
-    try:
-        return any("tmp" in name for name in os.listdir(workdir / "checkpoints"))
-    except FileNotFoundError:
-        return False
-
-
-def hit(workdir: Path, images: Path | None, draw: random.Random, kind: signal.Signals | None, moment: str) -> str:
+def hit(run: Run, images: Path | None, draw: random.Random, kind: signal.Signals | None, moment: str) -> str:
     """Starts the run and hits it at that moment. "through" where it ended by itself, else "killed" or its status."""
-    running = start(workdir, images)
-    before = steps(workdir)
+    running = start(run, images)
+    before = run.steps()
     wanted = draw.randint(1, 16)
     while running.poll() is None:
-        if kind is not None and steps(workdir) >= before + wanted and (moment == "step" or saving(workdir)):
+        if kind is not None and run.steps() >= before + wanted and (moment == "step" or run.saving()):
             time.sleep(draw.uniform(0, 0.03))
             os.killpg(running.pid, kind)
             running.wait()
@@ -133,22 +159,26 @@ def main(arguments=None) -> int:
     parser.add_argument("--input", choices=("device", "streamed"), default="device")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--bucket", action="store_true")
     options = parser.parse_args(arguments)
     draw = random.Random(options.seed)
     hits: Counter[str] = Counter()
     equal = different = 0
     faults: list[str] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        images = draw_images(Path(scratch) / "images") if options.input == "streamed" else None
-        whole = Path(scratch) / "whole"
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(bucket.running()) if options.bucket else None
+        os.environ.update(bucket.environment(server.server_port) if server else {})
+        images = draw_images(scratch / "images") if options.input == "streamed" else None
+        whole = Run(scratch, "whole", server)
         if hit(whole, images, draw, None, "") != "through":
-            print((Path(scratch) / "whole.log").read_text()[-2000:])
+            print(whole.log.read_text()[-2000:])
             return 1
-        wanted = remains(whole)
+        wanted = remains(whole.workdir)
         number = 0
         while hits.total() < options.kills:
             number += 1
-            victim, came = Path(scratch) / f"victim{number}", ""
+            victim, came = Run(scratch, f"victim{number}", server), ""
             while came != "through":
                 enough = hits.total() >= options.kills
                 kind, moment = draw.choice(SIGNALS), draw.choice(MOMENTS)
@@ -156,19 +186,27 @@ def main(arguments=None) -> int:
                 if came == "killed":
                     hits[f"{kind.name} at a {moment}"] += 1
                 elif came != "through":
-                    log = (Path(scratch) / f"{victim.name}.log").read_text()[-2000:]
-                    faults.append(f"{victim.name}: {came} after {kind.name} at a {moment}\n{log}")
+                    faults.append(
+                        f"{victim.workdir}: {came} after {kind.name} at a {moment}\n{victim.log.read_text()[-2000:]}"
+                    )
                     break
-            found = remains(victim) if came == "through" else ("", "")
+            found = remains(victim.workdir) if came == "through" else ("", "")
             names = [name for name, a, b in zip(("arrays", "metrics"), found, wanted, strict=True) if a != b]
             equal, different = equal + (not names), different + bool(names)
             if names:
-                faults.append(f"{victim.name}: other {' and '.join(names)}")
+                faults.append(f"{victim.workdir}: other {' and '.join(names)}")
             print(f"{hits.total()} kills, {number} runs, {equal} equal", flush=True)
     print(*(f"{name:22} {count}" for name, count in sorted(hits.items())), *faults, sep="\n")
     print(f"{hits.total()} kills in {number} runs: {equal} equal bit for bit, {different} not")
     if options.out:
-        result = {"input": options.input, "kills": dict(hits), "runs": number, "equal": equal, "faults": faults}
+        result = {
+            "input": options.input,
+            "bucket": options.bucket,
+            "kills": dict(hits),
+            "runs": number,
+            "equal": equal,
+            "faults": faults,
+        }
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     return 1 if faults else 0
 

@@ -31,6 +31,8 @@ SECONDS = 30.0  # between two copies of what grows: an object takes one write a 
 # epath would reach buckets through TensorFlow where that is installed. One road is enough, and it is the one tested.
 if importlib.util.find_spec("gcsfs"):
     os.environ.setdefault("EPATH_USE_TF", "false")
+    # Else gcsfs asks for a bucket's kind before every access, for as long as the account may not know it.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def path(text: str | os.PathLike) -> Path:

@@ -1,4 +1,4 @@
-"""Run folders in a bucket, against a stand-in for Cloud Storage (tests/bucket.py)."""
+"""Run folders in a bucket, against a stand-in for Cloud Storage (benchmarks/bucket.py)."""
 
 import json
 
