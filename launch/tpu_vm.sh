@@ -1,27 +1,26 @@
 #!/usr/bin/env bash
 # A Cloud TPU VM slice, from creating it to fetching the run, for one run of bt_jax.main.
-#   bash launch/tpu_vm.sh all    NAME --zone=us-west4-a --type=v5litepod-16 --bucket=MINE -- --config=... --workdir=RUN
+#   bash launch/tpu_vm.sh all    NAME --zone=us-west4-a --type=v5litepod-16 -- --config=... --workdir=gs://MINE/RUN
 #   bash launch/tpu_vm.sh create NAME --zone=... --type=...     only that part: create, install, run, log, fetch, delete
 #
 #   plan     compiles the config for the slice on this machine, to see that it fits (bt_jax.plan); part of `all`
 #   create   makes the slice, or waits for it in the queue; not twice
-#   install  copies this checkout to all workers and installs it; mounts the bucket
+#   install  copies this checkout to all workers and installs it
 #   run      starts the program on all workers, or finds it running, and follows worker 0 to the end; started again after
 #            a preemption, maintenance, a reboot or a process that died
 #   log      the last lines of every worker
-#   fetch    copies the run folder here, without the checkpoints' optimizer if --light
+#   fetch    copies the run folder here, to RUN, without the checkpoints' optimizer if --light
 #   delete   asks first; also what is still in the queue
 #   all      plan, create, install, run, fetch; the slice stays, and so do its costs, until it is deleted
 #
 # Options: --zone, --type (v5litepod-16, v6e-8, v4-32, …), --version (of the TPU software; by the type), --project, --spot,
-# --queued (a queued resource, for slices that are not to be had at once), --bucket (mounted as ~/bucket; a --workdir on
-# a slice of several hosts is then ~/bucket/WORKDIR), --restarts=20 (of runs shorter than ten minutes), --yes (delete without
-# asking), --dry-run (prints every command and runs none).
+# --queued (a queued resource, for slices that are not to be had at once), --restarts=20 (of runs shorter than ten minutes),
+# --yes (delete without asking), --dry-run (prints every command and runs none).
 # GCLOUD names another gcloud, POLL the seconds between two looks (30).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 gcloud=${GCLOUD:-gcloud} poll=${POLL:-30}
-zone='' type='' version='' project='' bucket='' spot=0 queued=0 restarts=20 yes=0 dry=0 light=0
+zone='' type='' version='' project='' spot=0 queued=0 restarts=20 yes=0 dry=0 light=0
 
 fail() { # cause and cure in one line
   echo "launch/tpu_vm.sh: $*" >&2
@@ -43,7 +42,6 @@ while [ $# -gt 0 ]; do
     --type=*) type=${1#*=} ;;
     --version=*) version=${1#*=} ;;
     --project=*) project=${1#*=} ;;
-    --bucket=*) bucket=${1#*=} bucket=${bucket#gs://} ;;
     --restarts=*) restarts=${1#*=} ;;
     --spot) spot=1 ;;
     --queued) queued=1 ;;
@@ -71,10 +69,10 @@ done
 needs_program() {
   [ ${#config[@]} -gt 0 ] || fail "no --config is given. Write it after --, as for bt_jax.main."
   [[ ${program[*]} != *"'"* ]] || fail "an argument has a quote (') in it. Write it without."
-  [[ $workdir =~ ^[A-Za-z0-9._/-]+$ ]] || fail "--workdir='$workdir' is not a plain path. Name the run folder after --."
-}
-remote_run() { # where the run folder is on the workers
-  case $workdir in /*) echo "$workdir" ;; *) [ -n "$bucket" ] && echo "bucket/$workdir" || echo "$workdir" ;; esac
+  [[ $workdir =~ ^(gs://[a-z0-9._-]+/)?[A-Za-z0-9._/-]+$ ]] ||
+    fail "--workdir='$workdir' is neither gs://BUCKET/FOLDER nor a plain path. Name the run folder after --."
+  in_bucket=0
+  [[ $workdir != gs://* ]] || in_bucket=1
 }
 
 tpu() { command_line "$gcloud" compute tpus "$@"; }
@@ -142,7 +140,8 @@ create() {
   esac
   local options=(--accelerator-type="$type") failed=0
   [ "$spot" = 0 ] || options+=(--spot)
-  [ "$spot" = 0 ] || [ -n "$bucket" ] || say "a preempted slice takes its run folder with it: give --bucket"
+  [ "$spot" = 0 ] || [[ $workdir == gs://* ]] ||
+    say "a preempted slice takes its disks with it: give the program --workdir=gs://BUCKET/FOLDER"
   if [ "$dry" = 0 ]; then
     until_settled
     case $at in
@@ -209,16 +208,7 @@ install() {
   # The image's own python3 may be older; python3.11 has been in Ubuntu 22.04 from the start.
   steps+='; command -v python3.11 >/dev/null || get python3.11-venv'
   # shellcheck disable=SC2016 # expanded on the workers
-  steps+='; source launch/environment.sh; PYTHON=python3.11 environment "$HOME/venv" "[tpu,tfds]"'
-  if [ -n "$bucket" ]; then
-    # shellcheck disable=SC2016 # expanded on the workers
-    steps+='; command -v gcsfuse >/dev/null || { key=/usr/share/keyrings/cloud.google.asc'
-    # shellcheck disable=SC2016
-    steps+='; curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee $key >/dev/null'
-    # shellcheck disable=SC2016
-    steps+='; echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main"'
-    steps+=' | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null; get gcsfuse; }'
-  fi
+  steps+='; source launch/environment.sh; PYTHON=python3.11 environment "$HOME/venv" "[tpu,tfds,gcs]"'
   ssh_all "$steps" || fail "the installation failed, see above. Give the same command again: it goes on."
 }
 
@@ -226,10 +216,7 @@ install() {
 # run.status when it ends.
 start_line() { # $1: "anew" forgets the status of a program that has ended, "on" leaves it alone
   local arguments line='cd ~'
-  printf -v arguments ' %q' "${program[@]/#--workdir=*/--workdir=$(remote_run)}"
-  # A reboot loses the mount.
-  [ -z "$bucket" ] ||
-    line+="; mkdir -p bucket; mountpoint -q bucket || gcsfuse --implicit-dirs --rename-dir-limit=10000 $bucket bucket || exit"
+  printf -v arguments ' %q' "${program[@]}"
   line+='; exec 9>>run.lock; flock -w 1 9 || exit 0'
   [ "$1" = anew ] && line+='; rm -f run.status' || line+='; [ ! -e run.status ] || exit 0'
   line+="; setsid nohup bash -c 'echo \$\$ > run.group; . venv/bin/activate; export PYTHONPATH=~/bt_jax; ln -sfn ~/bt_jax/configs configs;"
@@ -290,7 +277,7 @@ run() {
       sleep "$poll"
     done
   done
-  say "the run is through: $(remote_run) on worker 0"
+  say "the run is through: $workdir$([ $in_bucket = 1 ] || echo ' on worker 0')"
 }
 
 # shellcheck disable=SC2016 # expanded on the workers
@@ -300,9 +287,17 @@ fetch() {
   needs_program
   local archive=/tmp/bt_jax_run.tar.gz
   local skip=()
+  if [ $in_bucket = 1 ]; then
+    local here=${workdir#gs://*/}
+    [ "$light" = 0 ] || skip=('--exclude=.*/train/.*')
+    command_line mkdir -p "$here"
+    command_line "$gcloud" storage rsync --recursive "${skip[@]}" "$workdir" "$here" || fail "it could not be copied, see above."
+    [ "$dry" = 1 ] || say "fetched to $here"
+    return
+  fi
   [ "$light" = 0 ] || skip=(--exclude=train)
   command_line mkdir -p "$workdir"
-  ssh_one "tar -czf $archive ${skip[*]} -C '$(remote_run)' ." || fail "there is no run folder $(remote_run) on worker 0."
+  ssh_one "tar -czf $archive ${skip[*]} -C '$workdir' ." || fail "there is no run folder $workdir on worker 0."
   tpu tpu-vm scp "$name:$archive" "$workdir/.fetched.tar.gz" "${where[@]}" --worker=0 || fail "it could not be copied, see above."
   command_line tar -xzf "$workdir/.fetched.tar.gz" -C "$workdir" || fail "what was fetched cannot be unpacked in $workdir, see above."
   command_line rm "$workdir/.fetched.tar.gz"

@@ -12,7 +12,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
-PROGRAM = ("--", "--config=configs/quickstart.py", "--workdir=runs/tpu")
+PROGRAM = ("--", "--config=configs/quickstart.py", "--workdir=gs://mine/runs/tpu")
+ON_ITS_DISKS = (*PROGRAM[:-1], "--workdir=runs/tpu")
 
 # Writes its arguments down. A step of $SCRIPT is [what the arguments hold, status, output, state afterwards]; the first
 # that fits is used up; whatever is not in the script is done and says nothing. What is told to a worker is done in the
@@ -89,16 +90,27 @@ SLICE = ("bt-test", "--zone=us-west4-a", "--type=v5litepod-16")
 
 
 def test_dry_run_prints_every_command_and_calls_nothing(tpu_vm):
-    status, said, calls = tpu_vm("all", *SLICE, "--bucket=gs://mine", "--dry-run", *PROGRAM)
+    status, said, calls = tpu_vm("all", *SLICE, "--dry-run", *PROGRAM)
     assert status == 0 and calls == []
     lines = [line for line in said.splitlines() if line.startswith("+ ")]
     assert "bt_jax.plan --config=configs/quickstart.py --topology=v5e:4x4" in lines[0]
     assert "--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite" in lines[1]
-    assert any("bt_jax.main" in line and "bucket/runs/tpu" in line and "--worker=all" in line for line in lines)
-    known = ("bt_jax.plan", "create", "scp", "ssh", "mkdir", "tar", "rm")
+    assert any("bt_jax.main" in line and "gs://mine/runs/tpu" in line and "--worker=all" in line for line in lines)
+    known = ("bt_jax.plan", "create", "scp", "ssh", "mkdir", "tar", "rm", "storage")
     words = [next(word for word in line.split() if word in known) for line in lines]
-    assert words == ["bt_jax.plan", "create", "scp", "ssh", "ssh", "ssh", "mkdir", "ssh", "scp", "tar", "rm"]
-    assert "gcsfuse" in lines[3] and not (ROOT / "runs" / "tpu").exists()
+    assert words == ["bt_jax.plan", "create", "scp", "ssh", "ssh", "ssh", "mkdir", "storage"]
+    assert "[tpu,tfds,gcs]" in lines[3] and not (ROOT / "runs" / "tpu").exists()
+    assert lines[-1].endswith("gcloud storage rsync --recursive gs://mine/runs/tpu runs/tpu")
+    status, said, _ = tpu_vm("fetch", *SLICE, "--dry-run", "--light", *ON_ITS_DISKS)
+    lines = [line for line in said.splitlines() if line.startswith("+ ")]
+    assert [next(word for word in line.split() if word in known) for line in lines] == [
+        "mkdir",
+        "ssh",
+        "scp",
+        "tar",
+        "rm",
+    ]
+    assert "--exclude=train" in lines[1]
 
 
 def test_nothing_is_created_twice(tpu_vm):
@@ -145,7 +157,7 @@ def test_the_run_goes_on_after_a_lost_connection(tpu_vm):
 
 def test_the_run_goes_on_after_a_preemption(tpu_vm):
     script = [["until [ -e", 255, "", "PREEMPTED"]]
-    status, said, calls = tpu_vm("run", *SLICE, "--bucket=mine", *PROGRAM, state="READY", script=script)
+    status, said, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
     assert status == 0, said
     assert verbs(calls) == ["ssh", "ssh", "delete", "create", "scp", "ssh", "ssh", "ssh"]
     starts = [call for call in calls if "-m bt_jax.main" in call]
@@ -154,14 +166,14 @@ def test_the_run_goes_on_after_a_preemption(tpu_vm):
 
 def test_the_run_waits_for_a_slice_to_be_had(tpu_vm):
     script = [["until [ -e", 255, "", "PREEMPTED"], [" create ", 1, "ERROR: no more capacity", None]]
-    status, said, calls = tpu_vm("run", *SLICE, "--spot", *PROGRAM, state="READY", script=script)
-    assert status == 0 and "was not created" in said and "--bucket" in said
+    status, said, calls = tpu_vm("run", *SLICE, "--spot", *ON_ITS_DISKS, state="READY", script=script)
+    assert status == 0 and "was not created" in said and "--workdir=gs://" in said
     assert [verb for verb in verbs(calls) if verb != "ssh"] == ["delete", "create", "create", "scp"]
 
 
 def test_a_queued_slice_that_was_preempted_is_queued_again(tpu_vm):
     script = [["until [ -e", 255, "", ""]]
-    options = ("--spot", "--queued", "--bucket=mine")
+    options = ("--spot", "--queued")
     status, said, calls = tpu_vm("run", *SLICE, *options, *PROGRAM, state="READY", queue="SUSPENDED", script=script)
     assert status == 0 and "QUEUE_SUSPENDED" in said
     made = [call.split()[:2] for call in calls if call.split()[1] in ("create", "delete")]
@@ -201,8 +213,6 @@ def worker(tmp_path):
     (home / "venv" / "bin" / "activate").touch()
     programs = {
         "python": 'echo "$@" >> did; todo=$(head -n 1 todo); sed -i 1d todo; eval "${todo:-exit 0}"',
-        "mountpoint": "[ -e mounted ]",
-        "gcsfuse": 'echo "$@" > mounted',
     }
     for name, body in programs.items():
         (home / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -223,11 +233,10 @@ def worker(tmp_path):
 )
 def test_what_is_told_to_a_worker_works(tpu_vm, worker, todo, starts, ends, says):
     (worker / "todo").write_text(f"echo at work; {todo}\n")
-    status, said, _ = tpu_vm("run", *SLICE, "--bucket=mine", *PROGRAM, state="READY")
+    status, said, _ = tpu_vm("run", *SLICE, *PROGRAM, state="READY")
     assert status == ends and says in said and "at work" in said, said
     started = (worker / "did").read_text().splitlines()
-    assert started == ["-m bt_jax.main --config=configs/quickstart.py --workdir=bucket/runs/tpu"] * starts
-    assert "mine bucket" in (worker / "mounted").read_text()
+    assert started == ["-m bt_jax.main --config=configs/quickstart.py --workdir=gs://mine/runs/tpu"] * starts
 
 
 def test_a_program_that_runs_is_not_started_again(tpu_vm, worker):
