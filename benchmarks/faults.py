@@ -21,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.kills import ROOT, TINY, draw_images, remains, steps
+from benchmarks import bucket
+from benchmarks.kills import ROOT, TINY, Run, draw_images, remains
 
-AFTER = 6  # lines of metrics
+AFTER = 6  # steps
 SILENT, STUCK = 10, 15  # seconds; the defaults are 60 and 3600
 OPTIONS = TINY | {"watch.silent_seconds": SILENT, "watch.stuck_seconds": STUCK, "compile_cache": ""}
 
@@ -32,7 +33,8 @@ class Fault(NamedTuple):
     """What goes wrong.
 
     Attributes:
-      act: act(processes) once some steps are taken.
+      act: act(processes) once some steps are taken; act(bucket) where it is the bucket's.
+      bucket: the run folder is in one.
       options: config keys of process 1 alone.
       fault: what process 1 does to itself, see `work`.
       says: a pattern that somebody's output must hold.
@@ -43,7 +45,8 @@ class Fault(NamedTuple):
 
     says: str
     statuses: tuple[int | tuple[int, ...] | None, ...]
-    act: Callable[[list[subprocess.Popen]], None] | None = None
+    act: Callable | None = None
+    bucket: bool = False
     options: dict[str, str] = {}
     fault: str = ""
     goes_on: bool = True
@@ -53,6 +56,10 @@ class Fault(NamedTuple):
 
 def send(number: signal.Signals, process: int) -> Callable:
     return lambda running: running[process].send_signal(number)
+
+
+def refuse(server: bucket.Bucket) -> None:
+    server.refuses = 503
 
 
 def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
@@ -67,6 +74,9 @@ def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
         "SIGSTOP, process 0": Fault("process 0 .* silent", (None, 75), send(signal.SIGSTOP, 0)),
         "SIGTERM, process 1": Fault("SIGTERM: saving", (143, 143), send(signal.SIGTERM, 1)),
         "SIGUSR1, process 0 of 4": Fault("SIGUSR1: saving", (138,) * 4, send(signal.SIGUSR1, 0)),
+        "kill -9, process 1, in a bucket": Fault(lost, (75, None), send(signal.SIGKILL, 1), bucket=True),
+        "SIGTERM, process 1, in a bucket": Fault("SIGTERM: saving", (143, 143), send(signal.SIGTERM, 1), bucket=True),
+        "the bucket says 503 from now on": Fault("cannot be (reached|written)", (75, 75), refuse, bucket=True),
         "stuck, process 1": Fault("no step for .*Behind is process 1", (75, 75), fault="stuck"),
         "an exception, process 1": Fault("process 1 .* has ended: ValueError: planted", (1, 1), fault="raise"),
         "slow data, process 1": Fault("most waiting: process 1", (0, 0), fault="slow", streamed=True),
@@ -118,12 +128,12 @@ def work() -> None:
     main.run()
 
 
-def start(workdir: Path, count: int, fault: Fault, images: Path | None) -> list[subprocess.Popen]:
+def start(run: Run, count: int, fault: Fault, images: Path | None) -> list[subprocess.Popen]:
     """All processes of a run, their output in files beside the run folder."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    cache = {"COMPILATION_CACHE_DIR": str(workdir.parent / "xla"), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache = {"COMPILATION_CACHE_DIR": str(run.scratch / "xla"), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = os.environ | {f"JAX_{name}": value for name, value in cache.items()}
     environment |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={fault.devices}", "JAX_PLATFORMS": "cpu"}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -135,12 +145,12 @@ def start(workdir: Path, count: int, fault: Fault, images: Path | None) -> list[
     for process in range(count):
         if process and fault.fault == "absent":
             continue
-        flags = {"config": "configs/quickstart.py:smoke", "workdir": str(workdir)}
+        flags = {"config": "configs/quickstart.py:smoke", "workdir": str(run.workdir)}
         flags |= {f"config.{key}": str(value) for key, value in options.items()}
         flags |= {"coordinator": f"localhost:{port}", "processes": str(count), "process": str(process)}
         flags |= fault.options if process == 1 else {}
         mine = environment | ({"FAULT": fault.fault} if process == 1 else {})
-        with (workdir.parent / f"{workdir.name}-{process}.log").open("a") as said:
+        with (run.scratch / f"{run.name}-{process}.log").open("a") as said:
             running.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "benchmarks.faults", "work", *(f"--{k}={v}" for k, v in flags.items())],
@@ -153,17 +163,17 @@ def start(workdir: Path, count: int, fault: Fault, images: Path | None) -> list[
     return running
 
 
-def brought_about(name: str, fault: Fault, scratch: Path, images: Path | None) -> tuple[str, bool]:
+def brought_about(name: str, fault: Fault, scratch: Path, images: Path | None, server) -> tuple[str, bool]:
     """A line of the table, and whether all is as promised."""
     count = 4 if name.endswith("of 4") else 2
-    workdir = scratch / re.sub(r"\W+", "-", name)
-    running = start(workdir, count, fault, images)
+    run = Run(scratch, re.sub(r"\W+", "-", name), server if fault.bucket else None)
+    running = start(run, count, fault, images)
     began = time.monotonic()
     if fault.act:
-        while steps(workdir) < AFTER and all(process.poll() is None for process in running):
+        while run.steps() < AFTER and all(process.poll() is None for process in running):
             time.sleep(0.05)
         began = time.monotonic()
-        fault.act(running)
+        fault.act(server if fault.act is refuse else running)
     seen, victims = {}, [i for i, status in enumerate(fault.statuses) if status is None]
     while time.monotonic() - began < 180 and len(seen) < len(running) - (fault.act is not None and len(victims) == 1):
         for i, process in enumerate(running):
@@ -173,20 +183,20 @@ def brought_about(name: str, fault: Fault, scratch: Path, images: Path | None) -
     for process in running:
         process.kill()
     statuses = [process.wait() for process in running]
-    said = "".join(path.read_text(errors="replace") for path in sorted(scratch.glob(f"{workdir.name}-?.log")))
+    said = "".join(path.read_text(errors="replace") for path in sorted(scratch.glob(f"{run.name}-?.log")))
     found = re.search(fault.says, said)
     right = [
         got != 0 if wanted is None else got in (wanted if isinstance(wanted, tuple) else (wanted,))
         for got, wanted in zip(statuses, fault.statuses, strict=False)
     ]
     promised = all(right) and bool(found)
-    ends = "-"
+    ends, server.refuses = "-", 0
     if fault.goes_on:
         well = Fault("", (), devices=fault.devices)
-        for process in (again := start(workdir, count, well, images)):
+        for process in (again := start(run, count, well, images)):
             process.wait()
         same = all(process.returncode == 0 for process in again)
-        same = same and remains(workdir) == whole(scratch, count, well, images)
+        same = same and remains(run.workdir) == whole(scratch, count, well, images)
         ends, promised = "the same run" if same else "ANOTHER RUN", promised and same
     line = next((line for line in said.splitlines() if fault.says and re.search(fault.says, line)), "")
     told = f"| {name} | {max(seen.values(), default=180):.0f} s | {', '.join(map(str, statuses))} | {ends} |"
@@ -195,11 +205,11 @@ def brought_about(name: str, fault: Fault, scratch: Path, images: Path | None) -
 
 def whole(scratch: Path, count: int, well: Fault, images: Path | None) -> tuple[str, str]:
     """What is left of the run that was let alone, made once."""
-    folder = scratch / f"whole-{count}-{well.devices}-{bool(images)}"
-    if not folder.exists():
-        for process in start(folder, count, well, images):
+    run = Run(scratch, f"whole-{count}-{well.devices}-{bool(images)}")
+    if not run.workdir.exists():
+        for process in start(run, count, well, images):
             process.wait()
-    return remains(folder)
+    return remains(run.workdir)
 
 
 def main() -> int:
@@ -207,7 +217,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="names of faults, or parts of them")
     options = parser.parse_args()
     kept = True
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, bucket.running() as server:
+        os.environ.update(bucket.environment(server.server_port))
         scratch = Path(folder)
         images = draw_images(scratch / "images")
         shutil.copytree(images, scratch / "fewer")
@@ -218,7 +229,7 @@ def main() -> int:
         print("| fault | all had ended after | statuses | the same command then gives | said |\n|---|---|---|---|---|")
         for name, fault in faults(scratch / "elsewhere", scratch / "fewer").items():
             if any(part in name for part in options.only.split(",")):
-                line, promised = brought_about(name, fault, scratch, images if fault.streamed else None)
+                line, promised = brought_about(name, fault, scratch, images if fault.streamed else None, server)
                 print(line, flush=True)
                 if not promised:
                     for path in sorted(scratch.glob(f"{re.sub(r'[^0-9A-Za-z_]+', '-', name)}-?.log")):

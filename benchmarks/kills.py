@@ -78,13 +78,13 @@ class Run:
     """One run folder: the disk's, or the bucket's.
 
     Attributes:
-      log: what it said on the terminal.
+      log: what it said on the terminal, or process 0 of several did.
     """
 
-    def __init__(self, scratch: Path, name: str, server: bucket.Bucket | None):
-        self.server, self.log = server, scratch / f"{name}.log"
+    def __init__(self, scratch: Path, name: str, server: bucket.Bucket | None = None):
+        self.scratch, self.name, self._server = scratch, name, server
+        self.log = scratch / f"{name}-0.log"
         self.workdir = storage.path(f"gs://bucket/{name}") if server else scratch / name
-        self._name = name
 
     def steps(self) -> int:
         """Lines of steps so far."""
@@ -94,10 +94,9 @@ class Run:
             return 0
 
     def saving(self) -> bool:
-        if self.server:
-            found = [
-                name.split("/")[2:] for name in list(self.server.objects) if name.startswith(f"{self._name}/checkp")
-            ]
+        if self._server:
+            names = [name for name in list(self._server.objects) if name.startswith(f"{self.name}/checkpoints/")]
+            found = [name.split("/")[2:] for name in names]
             finished = {step for step, *rest in found if rest == ["commit_success.txt"]}
             return bool({step for step, *_ in found} - finished)
         try:
@@ -109,7 +108,7 @@ class Run:
 def start(run: Run, images: Path | None) -> subprocess.Popen:
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "XLA_FLAGS": ""}
     # Every program, however small, is compiled once: most of a start would be compiling.
-    cache = {"COMPILATION_CACHE_DIR": str(run.log.parent / "xla"), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache = {"COMPILATION_CACHE_DIR": str(run.scratch / "xla"), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment |= {f"JAX_{name}": value for name, value in cache.items()}
     with run.log.open("a") as said:
         return subprocess.Popen(
