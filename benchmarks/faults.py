@@ -76,7 +76,8 @@ def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
         "SIGUSR1, process 0 of 4": Fault("SIGUSR1: saving", (138,) * 4, send(signal.SIGUSR1, 0)),
         "kill -9, process 1, in a bucket": Fault(lost, (75, None), send(signal.SIGKILL, 1), bucket=True),
         "SIGTERM, process 1, in a bucket": Fault("SIGTERM: saving", (143, 143), send(signal.SIGTERM, 1), bucket=True),
-        "the bucket says 503 from now on": Fault("cannot be (reached|written)", (75, 75), refuse, bucket=True),
+        # gcsfs tries for about half a minute; `stuck_seconds` is shorter here.
+        "the bucket says 503 from now on": Fault("(no step for|cannot be)", (75, 75), refuse, bucket=True),
         "stuck, process 1": Fault("no step for .*Behind is process 1", (75, 75), fault="stuck"),
         "an exception, process 1": Fault("process 1 .* has ended: ValueError: planted", (1, 1), fault="raise"),
         "slow data, process 1": Fault("most waiting: process 1", (0, 0), fault="slow", streamed=True),
