@@ -234,9 +234,10 @@ def test_other_devices_and_another_head_are_the_same_run(finished, tmp_path, mon
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
 
 
-def test_killed_at_random_and_started_again():
-    """A short form of the bench: two kills of the program itself, by signal 9 or a kinder one, then to the end."""
-    assert kills.main(["--kills=2"]) == 0
+def test_killed_while_it_saves_and_started_again(capsys):
+    """A short form of the bench: the program is killed by signal 9 in the middle of a save, and runs on to its end."""
+    assert kills.main(["--kills=1", "--seed=1"]) == 0
+    assert "SIGKILL at a save      1" in capsys.readouterr().out
 
 
 def test_finished_run_is_not_trained_again(finished):
