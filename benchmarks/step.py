@@ -10,6 +10,7 @@ and ninetieth percentile, and pairs a second from steps in a row without waiting
 
 --against=torch   the same step in plain PyTorch (`torch_step.py`; no views there), eager and compiled, taking turns
 --profile=DIR     leaves a trace there and tells the ten costliest operations, with the share of the measured bandwidth
+--largest         the largest batch that fits the device by the compiler's count, from the counts of two smaller ones
 --out=FILE        all of it as JSON
 """
 
@@ -34,6 +35,8 @@ WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before that.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "How often ours and PyTorch's take turns.")
 AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Time another program's step, too.")
 PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace.")
+LARGEST = flags.DEFINE_bool("largest", False, "Tell the largest batch that fits.")
+MEMORY_GB = flags.DEFINE_float("memory_gb", None, "What it is to fit; by default what the device says it has.")
 OUT = flags.DEFINE_string("out", None, "JSON file.")
 
 ON_CPU = jax.default_backend() == "cpu"
@@ -45,8 +48,20 @@ def main(argv: list[str]) -> None:
     del argv
     options = cli.CONFIG.value
     config.check(options)
-    programs, found = prepare(options)
-    found |= {"device": jax.devices()[0].device_kind, "devices": len(jax.devices()), "jax": jax.__version__}
+    largest_batch = {"largest_batch": largest(options)} if LARGEST.value else {}
+    try:
+        programs, found = prepare(options)
+        jax.block_until_ready(programs["step"]())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        smaller = f"--config.batch_size={options.batch_size // 2}"
+        raise UserError(f"A step of batch {options.batch_size} does not fit this device", f"Try {smaller}.") from error
+    found |= largest_batch | {
+        "device": jax.devices()[0].device_kind,
+        "devices": len(jax.devices()),
+        "jax": jax.__version__,
+    }
     found["limits"] = limits()
     found["floor_ms"] = {
         "arithmetic": 1e3 * found["flops"] / found["limits"]["flops"],
@@ -130,6 +145,21 @@ def prepare(options) -> tuple[dict[str, Callable], dict]:
         "hlo": step_program.as_text,
     }
     return programs, found
+
+
+def largest(options) -> int:
+    """The most images in a batch, in steps of 32, whose step fits: what it needs grows in proportion to them."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = MEMORY_GB.value * 1e9 if MEMORY_GB.value else stats.get("bytes_limit")
+    if not limit:
+        raise UserError("This device does not say how much memory it has", "Give --memory_gb.")
+    mesh, peaks = sharding.make_mesh(), {}
+    for n in (options.batch_size // 2, options.batch_size):
+        smaller = options.copy_and_resolve_references()
+        smaller.batch_size = n
+        peaks[n] = plan.measure(plan.compile_step(smaller, mesh)[0], mesh)["peak_bytes"]
+    each = (peaks[options.batch_size] - peaks[options.batch_size // 2]) / (options.batch_size - options.batch_size // 2)
+    return int((limit - peaks[options.batch_size]) / each + options.batch_size) // 32 * 32
 
 
 def loss_memory(options, mesh) -> int:
@@ -277,6 +307,8 @@ def table(options, found: dict) -> str:
         lines.append(f"| {name} | {times} | {row['pairs']:,.0f} |")
     memory = ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in found["memory"].items() if size)
     lines += ["", f"MFU {found['mfu']:.1%}; views are {found['views_share']:.1%} of the step", f"memory: {memory}"]
+    if "largest_batch" in found:
+        lines.append(f"largest batch that fits, by the compiler's count: {found['largest_batch']}")
     if "torch" in found:
         lines += ["", "| step | in a row |", "|---|---|"]
         lines += [f"| {name} | {ms:.2f} ms |" for name, ms in found["torch"]["ms"].items()]

@@ -95,12 +95,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _named(out: str, suffix: str, suffixes: set[str]) -> Path:
     """The path to write, with the form's suffix."""
-    path = storage.here(out)
+    path = Path(out)
     if path.name in ("", "..") or len(path.name) > NAME_LENGTH:
         raise UserError(f"--out={out[:80]} is no name for a file or folder", "Give one, like --out=mine.")
     if path.suffix in suffixes - {suffix, ""}:
         takes = f"a name that ends in {suffix}" if suffix else "a folder"
         raise UserError(f"--out={out} ends in {path.suffix}, but this form is {takes}", "Give another --out or --to.")
+    path = storage.here(out)
     return path if path.suffix == suffix or not suffix else path.with_name(path.name + suffix)
 
 

@@ -21,7 +21,7 @@ def write(folder: Path) -> None:
     """
     found = [(name, path) for name, path in storage.files_below(folder) if "/" in name]
     files = {name: [storage.size(path), storage.checksum(path, sync=True)] for name, path in found}
-    for inner in {parent for name, _ in found for parent in Path(name).parents}:
+    for inner in {parent for name, _ in found for parent in Path(name).parents if parent.name}:
         storage.sync(folder / inner)
     storage.write(folder / NAME, json.dumps({"format": FORMAT, "files": files}, indent=1))
     storage.sync(folder)

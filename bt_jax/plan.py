@@ -96,6 +96,31 @@ def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     Returns:
       Per chip, bytes, FLOPs and seconds; see `table` for the words. Plain JSON types.
     """
+    started = time.monotonic()
+    compiled, state, batch = compile_step(config, mesh)
+    seconds = time.monotonic() - started
+    need = measure(compiled, mesh)
+    times = {
+        "arithmetic": need["flops"] / chip.flops,
+        "memory": need["bytes_accessed"] / chip.memory_bytes,
+        "interconnect": need["link_bytes"] / chip.link_bytes,
+    }
+    return {
+        "chips": mesh.devices.size,
+        "batch_size": config.batch_size,
+        "state_bytes": _bytes_per_chip(state),
+        "batch_bytes": _bytes_per_chip(batch),
+        "memory_bytes": chip.memory,
+        "fits": bool(need["peak_bytes"] <= chip.memory),
+        **need,
+        "seconds": times,
+        "limit": max(times, key=times.__getitem__),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def compile_step(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Compiled, Any, dict[str, Any]]:
+    """The config's training step, compiled without any array; and the shapes and layouts of its state and its batch."""
     config_lib.check(config)
     sharding.check_batch(config.batch_size, mesh)
     recipe = build.build_recipe(config)
@@ -113,27 +138,7 @@ def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     batch = {name: jax.ShapeDtypeStruct(*spec, sharding=rows) for name, spec in batch.items()}
 
     jitted = jax.jit(training.step, donate_argnums=0, out_shardings=(training.layout, sharding.replicated(mesh)))
-    started = time.monotonic()
-    compiled = jitted.lower(state, batch).compile()
-    seconds = time.monotonic() - started
-    need = measure(compiled, mesh)
-    times = {
-        "arithmetic": need["flops"] / chip.flops,
-        "memory": need["bytes_accessed"] / chip.memory_bytes,
-        "interconnect": need["link_bytes"] / chip.link_bytes,
-    }
-    return {
-        "chips": mesh.devices.size,
-        "batch_size": n,
-        "state_bytes": _bytes_per_chip(state),
-        "batch_bytes": _bytes_per_chip(batch),
-        "memory_bytes": chip.memory,
-        "fits": bool(need["peak_bytes"] <= chip.memory),
-        **need,
-        "seconds": times,
-        "limit": max(times, key=times.__getitem__),
-        "compile_seconds": round(seconds, 1),
-    }
+    return jitted.lower(state, batch).compile(), state, batch
 
 
 def measure(compiled: jax.stages.Compiled, mesh: Mesh) -> dict[str, Any]:

@@ -30,14 +30,14 @@ logs=$workdir
 mkdir -p "$(dirname "$logs")"
 
 pids=()
-told=0 # to stop: then nothing is started again
+told=0 interrupted=0 # to stop: then nothing is started again; by Ctrl-C
 # shellcheck disable=SC2317 # called by the traps
 hand_on() {
   told=1
   for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2>/dev/null || true; done
 }
 # A shell that is not interactive starts what it puts into the background with Ctrl-C ignored.
-trap 'hand_on TERM' INT
+trap 'interrupted=1; hand_on TERM' INT
 trap 'hand_on TERM' TERM
 trap 'hand_on USR1' USR1
 
@@ -78,4 +78,5 @@ done
 if [ "$status" -ne 0 ] && [ "$processes" -gt 1 ]; then
   echo "launch/local.sh: status $status; what the others said: $logs-process-*.log" >&2
 fi
+if [ "$interrupted" = 1 ] && [ "$status" = 143 ]; then status=130; fi
 exit "$status"

@@ -119,7 +119,7 @@ def test_everything_is_on_the_disk_before_the_manifest(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", spy)
     manifest.write(tmp_path)
     before = {"encoder/d/file", "model/file", "encoder", "encoder/d", "model"}
-    assert set(synced[:-2]) == before and synced[-2:] == ["manifest.json.tmp", "."]
+    assert set(synced[:-2]) == before and synced[-2:] == [".manifest.json.tmp", "."]
 
 
 def test_a_save_cut_off_in_the_middle_does_not_count(run):

@@ -69,6 +69,11 @@ def test_a_run_folder_must_be_one(talked):
         assert not any("together" in name for name in found["left"])
 
 
+def test_a_signal_in_the_last_window_stops_all(tmp_path):
+    told = [json.loads(out.splitlines()[-1]) for _, out, _ in together("late", tmp_path)]
+    assert told == [{"before": False, "after": True, "signal": int(signal.SIGUSR1)}] * 2
+
+
 def test_all_stop_at_one_step(talked):
     """The hosts are windows apart, and the signal reaches the slow one alone."""
     steps = {found["stopped_at"] for found in talked}

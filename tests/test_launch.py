@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -333,6 +335,22 @@ def test_local_processes_are_started_again(fake_python, tmp_path, statuses, rest
     fake_python.with_name("statuses").write_text(statuses.replace(" ", "\n") + "\n")
     done, calls = local(fake_python, "2", f"--workdir={tmp_path / 'run'}", RESTARTS=str(restarts))
     assert done.returncode == status and len(calls) == starts
+
+
+@pytest.mark.parametrize("told, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_local_processes_are_told_to_stop(fake_python, tmp_path, told, status):
+    """Ctrl-C reaches them as SIGTERM: a shell has it ignored by what it puts into the background."""
+    lines = fake_python.read_text().splitlines()
+    calls = tmp_path / "calls"
+    lines[2:] = ["trap 'exit 143' TERM", "trap 'exit 138' USR1", f"echo >> {calls}; while :; do sleep 0.1; done"]
+    fake_python.write_text("\n".join(lines) + "\n")
+    command = ["bash", str(LAUNCH / "local.sh"), "2", f"--workdir={tmp_path / 'run'}"]
+    running = subprocess.Popen(command, env=os.environ | {"PYTHON": str(fake_python), "RESTARTS": "3"})
+    deadline = time.monotonic() + 30
+    while not (calls.exists() and calls.read_text().count("\n") == 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(told)
+    assert running.wait(timeout=30) == status and calls.read_text().count("\n") == 2
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,18 @@ def talk(folder: Path) -> dict:
     return found
 
 
+def late(folder: Path) -> dict:
+    """Process 1 is told to stop when it has taken its last window, and process 0 is not."""
+    del folder
+    stop = Stop(0)
+    found = {"before": stop.before(0, 3)}
+    if cluster.process() == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    found |= {"after": stop.after_all(), "signal": int(stop.signal)}
+    stop.close(3)
+    return found
+
+
 def silent(folder: Path) -> dict:
     """The process that the folder is named after stops; nobody is there to wake it."""
     watch.begin(stuck_seconds=0, silent_seconds=3)
@@ -113,5 +125,5 @@ def told_to_stop(folder: Path) -> dict:
 if __name__ == "__main__":
     scene, address, process, folder = sys.argv[1:]
     cluster.start(address, 2, int(process))
-    scenes = {"talk": talk, "silent": silent, "mistake": mistake, "broken": broken, "unequal": unequal}
+    scenes = {"talk": talk, "late": late, "silent": silent, "mistake": mistake, "broken": broken, "unequal": unequal}
     print(json.dumps((scenes | {"stop": told_to_stop})[scene](Path(folder))))

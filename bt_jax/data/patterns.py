@@ -6,6 +6,8 @@ what two crops of one image share too, and hence what Barlow Twins learns. Image
 alone, the same on every machine.
 """
 
+import functools
+
 import numpy as np
 
 SIZE = 32
@@ -13,15 +15,19 @@ CLASSES = ("stripes", "checks", "dots", "rings", "triangles", "bricks", "zigzag"
 COUNTS = {"train": 10_000, "test": 2_000}
 
 
+@functools.cache
 def load(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The images of "train" or "test": uint8 (n, 32, 32, 3) and labels int32 (n,)."""
+    """The images of "train" or "test": uint8 (n, 32, 32, 3) and labels int32 (n,), drawn once, not to be written to."""
     count = COUNTS[split]
     labels = np.arange(count, dtype=np.int32) % len(CLASSES)
     images = [
         _image(CLASSES[label], np.random.default_rng([2103, 3230, list(COUNTS).index(split), i]))
         for i, label in enumerate(labels)
     ]
-    return np.stack(images), labels
+    arrays = np.stack(images), labels
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
 
 
 def _image(family: str, rng: np.random.Generator) -> np.ndarray:

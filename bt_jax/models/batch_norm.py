@@ -59,4 +59,5 @@ class BatchNorm(nnx.Module):
     @staticmethod
     def _move(running: nnx.BatchStat, batch: jax.Array) -> None:
         old = running[...]
-        running[...] = ((1 - MOMENTUM) * old.astype(batch.dtype) + MOMENTUM * batch).astype(old.dtype)
+        # Not `running[...] = `, which asks a tracer for its sharding: more than half of the time to trace a ResNet-50.
+        running.set_value(((1 - MOMENTUM) * old.astype(batch.dtype) + MOMENTUM * batch).astype(old.dtype))
