@@ -37,8 +37,9 @@ stage() { # NAME COMMAND...: leaves OUT/NAME.md
 if [ -n "${DRY:-}" ]; then
   step=("$python" -m benchmarks.step --config=configs/pretrain_cifar10_r18.py:smoke --config.data.on_device=False --steps=3)
   fits=(--memory_gb=0.5) sizes=(--n=64 '--d=128,256')
-  fast=(--seeds=0 --candidates=adamw --search-minutes=0.8 --knn-minutes=1 --online-minutes=1 --trial-epochs=0.2)
-  narrow=(-- --config.model.width=0.0625 --config.evals.train_images=2000 --config.evals.val_images=500)
+  fast=(--seeds=0 '--candidates=adamw 0.002' --search-minutes=0.8 --knn-minutes=1 --online-minutes=1 --trial-epochs=0.1)
+  narrow=(-- --config.model.width=0.0625 '--config.model.projector=(64,64)' --config.views.size=12)
+  narrow+=(--config.evals.train_images=2000 --config.evals.val_images=500)
 else
   # Batches that leave room for PyTorch's step beside ours: it keeps about 90 MB an image of ResNet-50 at 224 pixels.
   memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
