@@ -40,6 +40,7 @@ class Bucket(ThreadingHTTPServer):
     Attributes:
       objects: name -> (bytes, generation).
       refuses: status with which it answers everything, or 0.
+      hidden: nobody may look at the bucket itself, as an account that has rights on objects alone.
     """
 
     daemon_threads = True
@@ -47,7 +48,7 @@ class Bucket(ThreadingHTTPServer):
     def __init__(self, port: int = 0):
         super().__init__(("127.0.0.1", port), _Request)
         self.objects: dict[str, tuple[bytes, int]] = {}
-        self.refuses = 0
+        self.refuses, self.hidden = 0, False
         self.lock, self.generations, self.uploads = threading.Lock(), itertools.count(1), {}
 
     def handle_error(self, request, client_address):
@@ -95,7 +96,9 @@ class _Request(BaseHTTPRequestHandler):
                 return self._delete(name, asked)
             if name:
                 return self._get(name, asked, media=kind == "/download" or asked.get("alt") == "media")
-            return self._list(asked) if address.path.endswith("/o") else self._say({"name": NAME})
+            if address.path.endswith("/o"):
+                return self._list(asked)
+            return self._error(403) if self.server.hidden else self._say({"name": NAME})
 
     do_GET = do_POST = do_PUT = do_DELETE = _answer
 

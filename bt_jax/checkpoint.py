@@ -21,10 +21,11 @@ from jax.experimental import multihost_utils
 
 from bt_jax import log, manifest, models, storage
 from bt_jax.conversion import files
-from bt_jax.errors import TRY_AGAIN, UserError, is_disk_full
+from bt_jax.errors import UserError, is_disk_full
 from bt_jax.state import TrainState
 
 NONE = -1  # in place of a step
+COMMITTED = "commit_success.txt"  # Orbax's name (orbax/checkpoint/_src/path/atomicity.py), only in buckets
 
 
 class Checkpoints:
@@ -134,6 +135,7 @@ def read(path: str | Path, *, projector: bool = False, sharding: jax.sharding.Sh
     return files.Weights(model, _restore(folder / "encoder", shapes, sharding), head)
 
 
+@storage.reached()
 def load_projector(path: str | Path) -> dict[str, Any] | None:
     """{"params", "batch_stats"} of numpy arrays of a checkpoint's projector, or None where it has none.
 
@@ -142,6 +144,7 @@ def load_projector(path: str | Path) -> dict[str, Any] | None:
     return files.read(path).projector if files.is_foreign(path) else read_part(step_folder(path) / "projector")
 
 
+@storage.reached()
 def read_model(path: str | Path) -> dict[str, Any]:
     """What stands beside the weights of an encoder: {"build": arguments of `models.build`, "mean", "std": per channel,
     of pixels in [0, 1]}, plain JSON types. Paths and errors as for `load_encoder`."""
@@ -191,11 +194,11 @@ def step_folder(path: str | Path) -> Path:
     """
     path = storage.absolute(storage.path(path))
     parts = ("encoder", "model", "projector")
-    if (path / "encoder").is_dir():
+    if storage.is_dir(path / "encoder"):
         if fault := manifest.fault(path, parts):
             raise UserError(f"The checkpoint {path} is damaged: {fault}", "Name an earlier one, or the run folder.")
         return path
-    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    root = path / "checkpoints" if storage.is_dir(path / "checkpoints") else path
     steps = _steps(root)
     if not path.exists():
         raise UserError(f"There is no file or folder {path}", "Name a run folder, a checkpoint, or a file of weights.")
@@ -211,15 +214,28 @@ def step_folder(path: str | Path) -> Path:
 
 def _steps(root: Path) -> list[int]:
     """Newest first."""
-    if not root.is_dir():
+    if not storage.is_dir(root):
         return []
-    named = (p.name for p in root.iterdir() if p.name.isdecimal() and p.is_dir() and _is_finished(p))
+    named = (p.name for p in root.iterdir() if p.name.isdecimal() and storage.is_dir(p) and _is_finished(p))
     return sorted((int(name) for name in named if str(int(name)) == name), reverse=True)
 
 
 def _is_finished(folder: Path) -> bool:
-    """In a bucket a checkpoint has its name from the start, and at the end gets an object that says so."""
-    return not storage.in_bucket(folder) or ocp.utils.is_checkpoint_finalized(folder)
+    """In a bucket a checkpoint has its name from the start; when it has its manifest all of it is there."""
+    return not storage.in_bucket(folder) or any((folder / name).exists() for name in (manifest.NAME, COMMITTED))
+
+
+def _commit(folder: Path) -> None:
+    """Says so to Orbax, which deletes what is not committed: in a bucket by an object, in the folder and in its parts.
+
+    What was interrupted right before that has none, and what was copied from a disk may have none.
+    """
+    names = storage.files_below(folder)
+    for part in sorted({name.split("/")[0] for name in names if "/" in name}):
+        if f"{part}/{COMMITTED}" not in names:
+            storage.write(folder / part / COMMITTED, "")
+    if COMMITTED not in names:
+        storage.write(folder / COMMITTED, "")
 
 
 def _newest_whole(root: Path, steps: list[int], parts: tuple[str, ...] | None = None) -> tuple[int, dict[int, str]]:
@@ -249,6 +265,9 @@ def _set_damaged_aside(root: Path) -> None:
                 aside = _free_name(root.parent / "damaged" / str(step))
                 storage.move(root / str(step), aside)
                 log.say(f"WARNING: checkpoint {step} is damaged ({fault}): moved to {aside}, going back to {whole}")
+            if storage.in_bucket(root):
+                for step in set(steps) - set(damaged):
+                    _commit(root / str(step))
         except UserError as found:
             error = found
     failed = error is not None
@@ -278,7 +297,7 @@ def _model(folder: Path) -> dict[str, Any]:
 
 def read_part(folder: Path) -> dict[str, Any] | None:
     """RUN/checkpoints/STEP/PART as numpy arrays, whatever devices it was saved from; None where it is not there."""
-    if not folder.is_dir():
+    if not storage.is_dir(folder):
         return None
     stored = ocp.StandardCheckpointHandler().metadata(folder).tree
     return _restore(folder, jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), stored), None)
@@ -330,9 +349,5 @@ class _Explained:
                 f"The disk is full while writing {self._what}",
                 "Free some space and give the same command again: earlier checkpoints are whole.",
             ) from error
-        if isinstance(error, Exception) and storage.in_bucket(self._folder):
-            raise UserError(
-                f"{self._what} cannot be written: {storage.line(error)}",
-                "Give the same command again: earlier checkpoints are whole.",
-                status=TRY_AGAIN,
-            ) from error
+        if error is not None and (found := storage.explained(error, f"{self._what} cannot be written")):
+            raise found from error

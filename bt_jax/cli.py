@@ -4,6 +4,7 @@ A program is `main(argv)` under absl's flags; `run(main, doc)` gives it exit sta
 line on stderr.
 """
 
+import logging as std_logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from bt_jax import storage
 from bt_jax.errors import UserError, is_disk_full
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -29,15 +31,19 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
 
         sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{config_lib.describe()}\n"
     logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
-    # A full disk is told of in one line by whoever waits for the save; Orbax's threads log their tracebacks as well.
-    logging.get_absl_handler().addFilter(
-        lambda record: not is_disk_full(record.exc_info[1] if record.exc_info else None)
-    )
+    logging.get_absl_handler().addFilter(_is_told_by_nobody_else)
     try:
         app.run(main, argv=argv, flags_parser=_parse)
     except UserError as error:
         print(f"bt_jax: {error}", file=sys.stderr)
         sys.exit(error.status)
+
+
+def _is_told_by_nobody_else(record: std_logging.LogRecord) -> bool:
+    """A full disk and a bucket out of reach are told of in one line by whoever waits for the save; Orbax's threads log
+    their tracebacks as well."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not (is_disk_full(error) or storage.explained(error, ""))
 
 
 def _parse(argv: list[str]) -> list[str]:

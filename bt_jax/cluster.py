@@ -185,7 +185,16 @@ def agree(own: dict[str, Any]) -> None:
 
 def check_shared(folder: Path) -> None:
     """Raises UserError on every process unless all of them see what process 0 writes to the folder."""
-    if not several() or storage.in_bucket(folder):
+    if not several():
+        return
+    places = gather(os.fspath(folder) if storage.in_bucket(folder) else "a folder of its own", what="the run folder")
+    if len(set(places)) > 1:
+        other = next(i for i, place in enumerate(places) if place != places[0])
+        raise UserError(
+            f"The run folder is {places[0]} for process 0 and {places[other]} for process {other}",
+            "Give all of them the same --workdir.",
+        )
+    if storage.in_bucket(folder):
         return
     name = f".together-{gather(secrets.token_hex(8), what='the look at the run folder')[0]}"
     if process() == 0:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,9 +130,9 @@ def begin_with(given: Given, state: TrainState) -> TrainState:
 def _run_config(path: Path) -> dict | None:
     """config.json of the run folder that the path is, or is a checkpoint of."""
     for folder in (path, storage.absolute(path).parent.parent):
-        if (folder / "config.json").is_file():
+        if os.fspath(folder) != "gs://" and (content := storage.read(folder / "config.json")) is not None:
             try:
-                found = json.loads((folder / "config.json").read_text())
+                found = json.loads(content)
             except ValueError:
                 return None
             return found if found.get("task") == "pretrain" else None

@@ -64,6 +64,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
         log.say(f"{name}, {summary['seconds_each'][name]:.0f} s")
         for key, value in summary[name].items():
             log.say(f"  {key:24}{value:.4g}")
+    written.sync()
     written.close()
     summary["seconds"] = round(time.monotonic() - started, 1)
     shown = _pictures(config, evaluators, source, feed, embed, encoder, mesh)

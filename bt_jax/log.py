@@ -95,8 +95,7 @@ class _Board:
 
 def judged(folder: Path, step: int) -> bool:
     """Whether the run's evaluators have written their line of that step."""
-    path = folder / NAME
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = (storage.read(folder / NAME) or b"").decode(errors="replace").splitlines()
     return any(_step(line) == step and '"perf/' not in line for line in lines)
 
 

@@ -165,8 +165,8 @@ def train(this: Loop, state: TrainState) -> TrainState:
         if unseen:
             look(unseen)
         stopped = stop.after_all()
+        written.sync()
         if stopped:
-            written.sync()
             this.checkpoints.save(state)
     finally:
         close()

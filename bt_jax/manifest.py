@@ -19,9 +19,12 @@ def write(folder: Path) -> None:
 
     The files at the top are Orbax's own, written later; nothing is read from them.
     """
-    found = [(name, path) for name, path in storage.files_below(folder) if "/" in name]
-    files = {name: [storage.size(path), storage.checksum(path, sync=True)] for name, path in found}
-    for inner in {parent for name, _ in found for parent in Path(name).parents if parent.name}:
+    names = [name for name in storage.files_below(folder) if "/" in name]
+    contents, files = storage.contents(folder, sync=True), {}
+    for name in names:
+        size, checksum = contents(name)
+        files[name] = [size, checksum()]
+    for inner in {parent for name in names for parent in Path(name).parents if parent.name}:
         storage.sync(folder / inner)
     storage.write(folder / NAME, json.dumps({"format": FORMAT, "files": files}, indent=1))
     storage.sync(folder)
@@ -33,27 +36,27 @@ def fault(folder: Path, parts: tuple[str, ...] | None = None) -> str:
     Args:
       parts: its sub-folders to look at; by default all.
     """
+    if (content := storage.read(folder / NAME)) is None:
+        return f"no {NAME}: of an earlier version of bt_jax (format 1), or not finished"
     try:
-        noted = json.loads((folder / NAME).read_text())
+        noted = json.loads(content)
         version = noted["format"]
         files = [(Path(name), int(size), str(checksum)) for name, (size, checksum) in noted["files"].items()]
         complete = version != FORMAT or {path.parts[0] for path, *_ in files} >= NEEDED
-    except FileNotFoundError:
-        return f"no {NAME}: of an earlier version of bt_jax (format 1), or not finished"
-    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         complete, version = False, FORMAT
     if not complete:
         return f"{NAME} is damaged"
     if version != FORMAT:
         return f"it has format {version}, where this version of bt_jax reads format {FORMAT}"
+    contents = storage.contents(folder)
     for name, size, checksum in files:
         if parts and name.parts[0] not in parts:
             continue
-        path = folder / name
-        if not path.is_file():
+        if (found := contents(name.as_posix())) is None:
             return f"{name} is missing"
-        if storage.size(path) != size:
-            return f"{name} has {storage.size(path)} bytes instead of {size}"
-        if storage.checksum(path) != checksum:
+        if found[0] != size:
+            return f"{name} has {found[0]} bytes instead of {size}"
+        if found[1]() != checksum:
             return f"{name} has other bytes than were written"
     return ""

@@ -74,8 +74,9 @@ def conclude(folder: Path, summary: dict, pictures: dict) -> None:
 def concluded(folder: Path, step: int) -> bool:
     """Whether the run was judged at that step: a run that was made longer is judged anew."""
     try:
-        return json.loads((folder / "summary.json").read_text())["steps"] == step and (folder / PAGE).exists()
-    except (OSError, ValueError, LookupError, TypeError):
+        found = json.loads(storage.read(folder / "summary.json") or b"")
+        return found["steps"] == step and (folder / PAGE).exists()
+    except (ValueError, LookupError, TypeError):
         return False
 
 

@@ -28,12 +28,13 @@ def open_folder(path: str, config: dict) -> Path:
     """
     folder = storage.absolute(storage.path(path))
     try:
-        with storage.reached():
-            folder.mkdir(parents=True, exist_ok=True)
+        storage.make(folder)
     except OSError as error:
         raise UserError(
-            f"The work folder {folder} cannot be made: {error.strerror or error}", "Give another --workdir."
+            f"The work folder {folder} cannot be made: {error.strerror}", "Give another --workdir."
         ) from None
+    if storage.in_bucket(folder):
+        storage.look_at_bucket(folder)
     cluster.check_shared(folder)
     file = folder / "config.json"
     if file.exists():
@@ -108,8 +109,8 @@ def of_step(step_folder: Path, name: str) -> dict:
     if step_folder.parent.name != "checkpoints":
         return {}
     try:
-        found = json.loads((step_folder.parents[1] / name).read_text())
-    except (OSError, ValueError):
+        found = json.loads(storage.read(step_folder.parents[1] / name) or b"")
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -131,7 +132,7 @@ def _git_commit() -> str:
 
 def _read(file: Path) -> dict:
     try:
-        return json.loads(file.read_text())
+        return json.loads(storage.read(file) or b"")
     except ValueError:
         raise UserError(
             f"{file} is damaged", "Delete it if the folder is yours to use, or give another --workdir."

@@ -12,12 +12,13 @@ import functools
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,11 +29,16 @@ from bt_jax.errors import TRY_AGAIN, UserError
 CHUNK = 1 << 22  # bytes read at a time
 SECONDS = 30.0  # between two copies of what grows: an object takes one write a second, and each writes it anew
 
-# epath would reach buckets through TensorFlow where that is installed. One road is enough, and it is the one tested.
+# Whoever reaches a bucket first, TFDS perhaps, makes the one file system that epath has in a process.
 if importlib.util.find_spec("gcsfs"):
+    import fsspec
+
+    # epath would take TensorFlow where that is installed. One road is enough, and it is the one tested.
     os.environ.setdefault("EPATH_USE_TF", "false")
     # Else gcsfs asks for a bucket's kind before every access, for as long as the account may not know it.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # Its list of what lies in a folder would not show what other processes write there.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
 def path(text: str | os.PathLike) -> Path:
@@ -41,13 +47,16 @@ def path(text: str | os.PathLike) -> Path:
     Raises:
       UserError: another kind of address, one without a folder, or gcsfs is not installed.
     """
-    text = os.fspath(text)
+    text = re.sub("^gs:/(?=[^/])", "gs://", os.fspath(text))  # pathlib takes the second slash away
     if "://" not in text:
         return Path(text).expanduser()
-    bucket, _, rest = text.removeprefix("gs://").partition("/")
-    if not text.startswith("gs://") or not bucket or not rest.strip("/"):
+    if not re.fullmatch("gs://[a-z0-9][a-z0-9._-]+/[^/].*", text):
         raise UserError(
             f"{text} is neither a path nor gs://BUCKET/FOLDER", "Name a folder; other storage can be mounted as one."
+        )
+    if odd := re.search(r"[^\w./=+@,-]", text.removeprefix("gs://")):  # marks of addresses and of patterns, as # and *
+        raise UserError(
+            f"{text} has a {odd[0]!r} in it", "Name the folder with letters, digits and . _ - = + @ , alone."
         )
     _file_system()
     from etils import epath
@@ -61,8 +70,8 @@ def in_bucket(path: str | os.PathLike) -> bool:
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root on, without `..`; an address is that already."""
-    return path if in_bucket(path) else Path(os.path.abspath(path))
+    """Path.absolute, which an address is already."""
+    return path if in_bucket(path) else path.absolute()
 
 
 def here(text: str | os.PathLike) -> Path:
@@ -77,12 +86,8 @@ def _file_system():
     """gcsfs's, for all threads."""
     if not importlib.util.find_spec("gcsfs"):
         raise UserError("gs:// takes gcsfs, which is not installed", "Run pip install -e '.[gcs]'.")
-    import fsspec
-
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its tracebacks; what failed is told in one line here
-    # Its list of what lies in a folder would not show what other processes write there.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    return fsspec.filesystem("gcs", finalize_on_close=True)  # the very one that epath takes
+    return fsspec.filesystem("gcs", finalize_on_close=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -108,20 +113,39 @@ def write(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def read(path: Path) -> bytes | None:
+    """What is in a file, or None where there is none, or none that can be read here. A bucket out of reach raises."""
+    try:
+        return _file_system().cat_file(os.fspath(path)) if in_bucket(path) else path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        if in_bucket(path):
+            raise
+        return None
+
+
+def is_dir(path: Path) -> bool:
+    """Path.is_dir; epath's takes a bucket out of reach for an absent folder."""
+    if not in_bucket(path):
+        return path.is_dir()
+    try:
+        return _file_system().info(os.fspath(path))["type"] == "directory"
+    except FileNotFoundError:
+        return False
+
+
 def size(path: Path) -> int:
     """Bytes of a file."""
     return path.stat().length if in_bucket(path) else path.stat().st_size
 
 
 def checksum(path: Path, *, sync: bool = False) -> str:
-    """CRC-32C of a file, 8 hexadecimal digits. In a bucket it is the one that is kept with the object, of what was
-    stored: nothing is fetched for it.
+    """CRC-32C of a file of this machine, 8 hexadecimal digits.
 
     Args:
       sync: wait until the file is on the disk.
     """
-    if in_bucket(path):
-        return base64.b64decode(_file_system().info(os.fspath(path))["crc32c"]).hex()
     found = google_crc32c.Checksum()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -134,14 +158,56 @@ def checksum(path: Path, *, sync: bool = False) -> str:
 # -------------------------------------------------------------------------------------------------------------- folders
 
 
-def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(name within the folder, path) of all files in it and in its sub-folders, sorted."""
+def make(folder: Path) -> None:
+    """Makes a folder, and its parents; in a bucket there is nothing to be made."""
     if not in_bucket(folder):
-        yield from sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
-        return
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def look_at_bucket(folder: Path) -> None:
+    """Raises UserError where this account cannot look at the bucket itself, as Orbax does whenever it deletes."""
+    from google.api_core import exceptions
+    from google.cloud import storage
+
+    name = os.fspath(folder).removeprefix("gs://").partition("/")[0]
+    try:
+        storage.Client().get_bucket(name, timeout=60)
+    except exceptions.NotFound:
+        raise UserError(f"There is no bucket {name}", "Make it, or name another.") from None
+    except exceptions.Forbidden as error:
+        raise UserError(
+            f"This account may not look at the bucket {name}: {line(error)}",
+            "Give it roles/storage.objectUser and roles/storage.legacyBucketReader there.",
+        ) from error
+
+
+def files_below(folder: Path) -> list[str]:
+    """The names within the folder of all files in it and in its sub-folders, sorted."""
+    if in_bucket(folder):
+        return sorted(_listed(folder))
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def contents(folder: Path, *, sync: bool = False) -> Callable[[str], tuple[int, Callable[[], str]] | None]:
+    """contents(folder)(name) -> (bytes, its CRC-32C when called) of a file below the folder, None where it is not.
+
+    In a bucket all of it is one request: the checksum is kept with the object, of what was stored.
+    """
+    if in_bucket(folder):
+        found = _listed(folder)
+        codes = {name: base64.b64decode(about["crc32c"]).hex() for name, about in found.items()}
+        return lambda name: (found[name]["size"], lambda: codes[name]) if name in found else None
+
+    def look(name):
+        path = folder / name
+        return (size(path), lambda: checksum(path, sync=sync)) if path.is_file() else None
+
+    return look
+
+
+def _listed(folder: Path) -> dict[str, dict]:
     root = os.fspath(folder).removeprefix("gs://") + "/"
-    for name in sorted(_file_system().find(root)):
-        yield name.removeprefix(root), folder / name.removeprefix(root)
+    return {name.removeprefix(root): about for name, about in _file_system().find(root, detail=True).items()}
 
 
 def sync(folder: Path) -> None:
@@ -162,8 +228,8 @@ def move(folder: Path, to: Path) -> None:
         folder.rename(to)
         return
     bucket = _file_system()
-    for name, path in list(files_below(folder)):
-        bucket.cp_file(os.fspath(path), os.fspath(to / name))
+    for name in files_below(folder):
+        bucket.cp_file(os.fspath(folder / name), os.fspath(to / name))
     bucket.rm(os.fspath(folder), recursive=True)
 
 
@@ -181,8 +247,8 @@ class Growing:
         if not self._copies:
             return
         for name in names:
-            if (folder / name).exists():
-                (self.here / name).write_bytes((folder / name).read_bytes())
+            if (content := read(folder / name)) is not None:
+                (self.here / name).write_bytes(content)
         self._copied: dict[str, tuple[int, int]] = {}
         self._thread, self._copying = ThreadPoolExecutor(1, "bucket"), Future()
         self._copying.set_result(None)
@@ -205,16 +271,18 @@ class Growing:
         if self._copies:
             try:
                 self.sync()
+                shutil.rmtree(self.here, ignore_errors=True)
             except Exception as error:  # gcsfs has no class for its errors
                 self._warn(error)
+                print(f"They are in {self.here}", file=sys.stderr)
             self._thread.shutdown()
-            shutil.rmtree(self.here, ignore_errors=True)
 
     def _warn(self, error: BaseException) -> None:
         print(f"WARNING: the newest lines could not be written to {self._folder}: {line(error)}", file=sys.stderr)
 
     def _copy(self) -> None:
-        for name, path in files_below(self.here):
+        for name in files_below(self.here):
+            path = self.here / name
             now = (path.stat().st_size, path.stat().st_mtime_ns)
             if self._copied.get(name) != now:
                 (self._folder / name).write_bytes(path.read_bytes())
@@ -230,17 +298,30 @@ def reached() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        frames = traceback.walk_tb(error.__traceback__)  # by class its errors are everybody's, OSError and such
-        through = any(frame.f_globals.get("__name__", "").startswith(("fsspec.", "gcsfs.")) for frame, _ in frames)
-        if isinstance(error, FileNotFoundError) or not through:
-            raise
-        refused = any(word in f"{type(error).__name__} {error}" for word in ("Credentials", "Forbidden", "401"))
-        cure = "Give this account the right to it, or log in: gcloud auth application-default login."
-        raise UserError(
-            f"The bucket cannot be reached: {line(error)}",
-            cure if refused else "Give the same command again once the network is back.",
-            status=2 if refused else TRY_AGAIN,
-        ) from error
+        if found := explained(error, "The bucket cannot be reached"):
+            raise found from error
+        raise
+
+
+def explained(error: BaseException, what: str) -> UserError | None:
+    """Of an error that came from a bucket, or the way to it, what to do about it; of others None."""
+    # By class they are everybody's, OSError and such; TensorStore's are ValueErrors.
+    frames = traceback.walk_tb(error.__traceback__)
+    roads = ("fsspec.", "gcsfs.", "google.")
+    through = any(frame.f_globals.get("__name__", "").startswith(roads) for frame, _ in frames)
+    if isinstance(error, (FileNotFoundError, UserError)) or not (
+        through or re.search("Error (opening|reading|writing) .*gs://", str(error))
+    ):
+        return None
+    told = f"{type(error).__name__} {error}"
+    refused = any(word in told for word in ("Credentials", "Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED"))
+    refused = refused or getattr(error, "code", None) in (401, 403)
+    cure = "Give this account the right to it, or log in: gcloud auth application-default login."
+    return UserError(
+        f"{what}: {line(error)}",
+        cure if refused else "Give the same command again once the network is back.",
+        status=2 if refused else TRY_AGAIN,
+    )
 
 
 def line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 import bt_jax
 from benchmarks import kills
-from bt_jax import build, checkpoint, encoder, log, main, pretrain, report, sharding, train_step
+from bt_jax import build, checkpoint, encoder, log, main, pretrain, report, sharding, storage, train_step
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.evals import protocols
@@ -104,8 +104,16 @@ def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
     made, mkdtemp = [], tempfile.mkdtemp
     monkeypatch.setattr(tempfile, "mkdtemp", lambda *args, **named: made.append(mkdtemp(*args, **named)) or made[-1])
     bucket.objects.clear()
+    save, told = checkpoint.Checkpoints.save, {}
+
+    def spy(self, state):
+        told[int(state.step)] = _lines(storage.path("gs://bucket/run"))[-1]["step"]
+        save(self, state)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", spy)
     pretrain.run(tiny(stop_after_steps=3), "gs://bucket/run")
     folder = pretrain.run(tiny(), "gs://bucket/run")
+    assert told == {3: 3, 4: 4, 8: 8}  # who is killed in the save, or after it, misses no line
     assert not [path for path in made if "bt_jax-" in path and os.path.exists(path)]
     here, there = (bt_jax.load_encoder(path)[1] for path in (finished, folder))
     for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):

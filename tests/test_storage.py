@@ -1,6 +1,10 @@
 """Run folders in a bucket, against a stand-in for Cloud Storage (benchmarks/bucket.py)."""
 
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,10 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import bt_jax
 from benchmarks import damage
-from bt_jax import checkpoint, convert, log, sharding, storage
+from bt_jax import checkpoint, convert, log, manifest, run_folder, sharding, storage
 from bt_jax.data.records import Broken
 from bt_jax.errors import TRY_AGAIN, UserError
 
+ROOT = Path(storage.__file__).parents[1]
 MODEL = {"build": damage.BUILD, "mean": [0.5], "std": [0.25]}
 
 
@@ -52,6 +57,27 @@ def test_other_addresses_are_refused(text):
         storage.path(text)
 
 
+@pytest.mark.parametrize("mark", "#?*[ ")
+def test_marks_that_mean_something_else_are_refused(mark):
+    """Orbax would cut the address at some of them, and gcsfs delete by the others as by patterns."""
+    with pytest.raises(UserError, match="in it. Name the folder with letters"):
+        storage.path(f"gs://bucket/runs/a{mark}b")
+
+
+def test_an_address_that_pathlib_has_had_in_its_hands(folder):
+    assert storage.path(Path("gs://bucket/runs/mine")) == folder and str(folder) == "gs://bucket/runs/mine"
+
+
+def test_everybody_in_a_process_has_one_file_system_without_memory():
+    """TFDS may have been there first; a remembered list would not show what other processes write."""
+    script = (
+        "import bt_jax.storage as s; from etils.epath import Path, backend; Path('gs://bucket/x').exists();"
+        "fs = backend.fsspec_backend.fs('gs://bucket/x'); assert fs is s._file_system();"
+        "assert not fs.dircache.use_listings_cache and type(fs).__name__ == 'GCSFileSystem', type(fs)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
 def test_without_gcsfs_it_says_so(monkeypatch):
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
     storage._file_system.cache_clear()
@@ -66,12 +92,15 @@ def test_here_and_there_say_the_same(where, folder, tmp_path):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         storage.write(root / name, "old")
         storage.write(root / name, content)
-    assert [name for name, _ in storage.files_below(root)] == ["a", "in/b", "in/deep/c"]
-    assert [storage.size(path) for _, path in storage.files_below(root)] == [3, 3, 0]
+    names, found = storage.files_below(root), storage.contents(root)
+    assert names == ["a", "in/b", "in/deep/c"] and found("b") is None
+    assert [found(name)[0] for name in names] == [storage.size(root / name) for name in names] == [3, 3, 0]
     # The CRC-32C of nothing is 0 by definition; the others are google_crc32c's.
-    assert [storage.checksum(path) for _, path in storage.files_below(root)] == ["2a94b2e9", "52d8b3a3", "00000000"]
+    assert [found(name)[1]() for name in names] == ["2a94b2e9", "52d8b3a3", "00000000"]
+    assert storage.is_dir(root / "in") and not storage.is_dir(root / "a") and not storage.is_dir(root / "b")
+    assert storage.read(root / "in/b") == b"two" and storage.read(root / "b") is None
     storage.move(root / "in", root / "other" / "out")
-    assert [name for name, _ in storage.files_below(root)] == ["a", "other/out/b", "other/out/deep/c"]
+    assert storage.files_below(root) == ["a", "other/out/b", "other/out/deep/c"]
     assert (root / "other" / "out" / "b").read_bytes() == b"two" and not (root / "in").exists()
     assert storage.absolute(root / "a") == root / "a" and storage.in_bucket(root) == (where == "bucket")
 
@@ -98,6 +127,31 @@ def test_a_bucket_that_refuses_is_told_in_one_line(folder, bucket, monkeypatch, 
 def test_no_such_bucket():
     with pytest.raises(UserError, match="There is no bucket for gs://other/runs/a"):
         storage.write(storage.path("gs://other/runs/a"), "")
+    with pytest.raises(UserError, match="There is no bucket other"):
+        run_folder.open_folder("gs://other/runs/a", {"seed": 0})
+
+
+def test_rights_that_orbax_will_need_are_asked_for_before_training(folder, bucket, monkeypatch):
+    monkeypatch.setattr(bucket, "hidden", True)
+    with pytest.raises(UserError, match="may not look at the bucket bucket: .* roles/storage.legacyBucketReader"):
+        run_folder.open_folder(str(folder), {"seed": 0})
+    assert not bucket.objects
+
+
+def test_an_outage_is_not_damage(folder, bucket, monkeypatch):
+    damage.write_run(folder)
+    monkeypatch.setattr(bucket, "refuses", 403)
+    for look in (checkpoint.begun, manifest.fault, storage.is_dir, storage.read, reopened):
+        with pytest.raises(OSError, match="Forbidden"):
+            look(folder / "checkpoints/2" if look is manifest.fault else folder)
+
+
+def test_the_program_says_it_in_one_line(bucket, monkeypatch):
+    monkeypatch.setattr(bucket, "refuses", 403)
+    command = ["-m", "bt_jax.main", "--config=configs/quickstart.py:smoke", "--workdir=gs://bucket/runs/mine"]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "bt_jax: The bucket cannot be reached: Forbidden" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints
@@ -132,19 +186,38 @@ def test_a_damaged_one_is_named_set_aside_and_passed_over(folder, bucket, way, c
     assert damage.equal(reopened(folder).restore(older, 2), newer)
 
 
-@pytest.mark.parametrize("missing", [("commit_success.txt",), ("commit_success.txt", "manifest.json")])
-def test_a_save_cut_off_in_the_middle_does_not_count(folder, bucket, missing, capsys):
-    """There the folder has its name from the start: what is missing is the object that is written last."""
+def test_a_save_cut_off_in_the_middle_does_not_count(folder, bucket, capsys):
+    """There the folder has its name from the start: what is missing are the objects that are written last."""
     older, newer = damage.write_run(folder)
-    for name in missing:
+    for name in ("commit_success.txt", "manifest.json"):
         del bucket.objects[f"runs/mine/checkpoints/2/{name}"]
-    assert jax.tree.leaves(bt_jax.load_encoder(folder)[1])[0] is not None
+    np.testing.assert_array_equal(
+        jax.tree.leaves(bt_jax.load_encoder(folder)[1])[0], jax.tree.leaves(older.encoder())[0]
+    )
     checkpoints = reopened(folder)
     assert checkpoints.latest() == 1 and damage.equal(checkpoints.restore(newer, 1), older)
     assert "damaged" not in capsys.readouterr().out
+    assert not [name for name in bucket.objects if name.startswith("runs/mine/checkpoints/2/")]
     checkpoints.save(newer)
     checkpoints.close()
     assert damage.equal(reopened(folder).restore(older, 2), newer)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_has_its_manifest_counts(folder, bucket, copied):
+    """Interrupted right before Orbax's mark, or copied from a disk, where an older Orbax makes none in the parts."""
+    older, newer = damage.write_run(folder)
+    for name in [name for name in bucket.objects if name.endswith("commit_success.txt")]:
+        if copied or name.count("/") == 4:
+            del bucket.objects[name]
+    for step in ("1", "2") if copied else ():
+        file = folder / "checkpoints" / step / "manifest.json"
+        noted = json.loads(file.read_text())
+        noted["files"] = {name: facts for name, facts in noted["files"].items() if "commit_success" not in name}
+        storage.write(file, json.dumps(noted))
+    checkpoints = reopened(folder)
+    assert checkpoints.latest() == 2 and damage.equal(checkpoints.restore(older, 2), newer)
+    assert damage.equal(checkpoints.restore(newer, 1), older)
 
 
 def test_the_manifest_is_there_before_the_checkpoint_counts(folder, bucket):
@@ -162,10 +235,12 @@ def test_a_bucket_that_goes_away_while_saving(folder, bucket, monkeypatch):
     _, newer = damage.write_run(folder)
     checkpoints = reopened(folder)
     monkeypatch.setattr(bucket, "refuses", 403)
-    with pytest.raises(UserError, match="checkpoint .*cannot be written.* earlier checkpoints are whole") as told:
+    with pytest.raises(
+        UserError, match="checkpoint .*cannot be written: Forbidden.* Give this account the right"
+    ) as told:
         checkpoints.save(damage.random_state(3))
         checkpoints.wait()
-    assert told.value.status == TRY_AGAIN
+    assert told.value.status == 2
     monkeypatch.setattr(bucket, "refuses", 0)
     checkpoints = reopened(folder)
     assert checkpoints.latest() == 2 and damage.equal(checkpoints.restore(newer, 2), newer)
@@ -184,6 +259,9 @@ def test_lines_are_in_the_bucket_when_they_must_be(folder, bucket):
     assert not bucket.objects  # within the first seconds
     written.sync()
     assert lines(folder) == [1]
+    before = dict(bucket.objects)
+    written.sync()
+    assert bucket.objects == before  # what has not grown is not written again
     written.write(2, {"train/loss": 1.0})
     written.close()
     assert lines(folder) == [1, 2] and not written._folder.here.exists()
@@ -211,10 +289,13 @@ def test_they_are_copied_while_it_trains(folder, bucket, monkeypatch, capsys):
     monkeypatch.setattr(bucket, "refuses", 403)
     written.write(4, {"train/loss": 1.0})
     written.close()  # no error: another may be on its way out
-    assert "WARNING: the newest lines could not" in capsys.readouterr().err
+    said, kept = capsys.readouterr().err, written._folder.here
+    assert "WARNING: the newest lines could not" in said and f"They are in {kept}" in said
+    assert (kept / "metrics.jsonl").read_text().count("\n") == 4
+    shutil.rmtree(kept)
 
 
-def test_broken_images_are_listed_there(folder):
+def test_broken_images_are_listed_there(folder, bucket, monkeypatch):
     class Photographs:
         def where(self, base, number):
             return f"{base}/{number}.jpg"
@@ -222,11 +303,16 @@ def test_broken_images_are_listed_there(folder):
     class Span:
         base, start, stop = "train", 0, 10
 
+    monkeypatch.setattr(storage, "SECONDS", 0.5)
     broken = Broken(Photographs(), limit=0.5, say=lambda line: None)
     broken.add(Span, 3, "cut off")
     broken.list_in(folder / "broken.txt")
+    broken.add(Span, 4, "cut off")
     broken.add(Span, 5, "cut off")
+    assert (folder / "broken.txt").read_text().count("\n") == 1  # not at every image
+    broken._later.join()
     assert [line.split(":")[0] for line in (folder / "broken.txt").read_text().splitlines()] == [
         "train/3.jpg",
+        "train/4.jpg",
         "train/5.jpg",
     ]

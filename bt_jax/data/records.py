@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -59,12 +60,13 @@ class Broken:
         self._found: dict[str, set[int]] = {}
         self.lines: list[str] = []
         self._file: Path | None = None
+        self._later: threading.Timer | None = None
 
     def list_in(self, file: Path) -> None:
         """From now on all of them stand in this file, a line each, also those found before."""
-        self._file = file
+        self._file, self._later = file, None
         if self.lines:
-            self._file.write_text("".join(f"{line}\n" for line in self.lines))
+            storage.write(file, "".join(f"{line}\n" for line in self.lines))
 
     def known(self, span: Span, ids: np.ndarray) -> np.ndarray:
         """bool, shaped as `ids`: those that have been added."""
@@ -80,7 +82,10 @@ class Broken:
         line = f"{self._source.where(span.base, number)}: the image cannot be read ({reason})"
         self.lines.append(line)
         if self._file and storage.in_bucket(self._file):
-            self.list_in(self._file)
+            if self._later is None:  # an object takes one write a second, and each writes all of it
+                self._later = threading.Timer(storage.SECONDS, self.list_in, [self._file])
+                self._later.daemon = True
+                self._later.start()
         elif self._file:
             with self._file.open("a") as file:
                 file.write(f"{line}\n")

@@ -43,7 +43,7 @@ class CrossCorrelation:
     def run(self, state: TrainState) -> dict[str, float]:
         """Writes the picture; has no number to tell."""
         if self._folder is not None:
-            self._folder.mkdir(exist_ok=True)
+            storage.make(self._folder)
             file = io.BytesIO()
             np.save(file, self.of(state, PICTURE).astype(np.float16))
             storage.write(self._folder / f"{int(state.step)}.npy", file.getvalue())

@@ -45,12 +45,12 @@ class Run:
 
 def read_run(folder) -> Run:
     path = storage.path(folder)
-    if not path.is_dir():
+    if not storage.is_dir(path):
         raise UserError(f"No run folder {path}", "Name the folder that was given as --workdir")
     if not (path / "metrics.jsonl").is_file():
         raise UserError(f"No metrics.jsonl in {path}", "Name the --workdir of a run that has logged a step")
     series, unreadable = read_metrics(path / "metrics.jsonl")
-    run = Run(path, storage.absolute(path).name, series)
+    run = Run(path, (path if storage.in_bucket(path) else path.resolve()).name, series)
     if unreadable:
         run.why.append(
             f"Skipped {plural(unreadable, 'line')} of metrics.jsonl that could not be read; a run killed"
