@@ -41,7 +41,7 @@ if [ -n "${DRY:-}" ]; then
   narrow=(-- --config.model.width=0.0625 '--config.model.projector=(64,64)' --config.views.size=12)
   narrow+=(--config.evals.train_images=2000 --config.evals.val_images=500)
 else
-  # Batches that leave room for PyTorch's step beside ours: it keeps about 90 MB an image of ResNet-50 at 224 pixels.
+  # Batches that by estimate leave room for PyTorch's step beside ours: some 90 MB an image of ResNet-50 at 224 pixels.
   memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
   batch=256
   [ "$memory" -lt 120000 ] || batch=512
