@@ -345,12 +345,21 @@ def test_local_processes_are_told_to_stop(fake_python, tmp_path, told, status):
     lines[2:] = ["trap 'exit 143' TERM", "trap 'exit 138' USR1", f"echo >> {calls}; while :; do sleep 0.1; done"]
     fake_python.write_text("\n".join(lines) + "\n")
     command = ["bash", str(LAUNCH / "local.sh"), "2", f"--workdir={tmp_path / 'run'}"]
-    running = subprocess.Popen(command, env=os.environ | {"PYTHON": str(fake_python), "RESTARTS": "3"})
+    running = subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHON": str(fake_python), "RESTARTS": "3"},
+        # Tests in the background have Ctrl-C ignored, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 30
     while not (calls.exists() and calls.read_text().count("\n") == 2) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(told)
-    assert running.wait(timeout=30) == status and calls.read_text().count("\n") == 2
+    try:
+        assert running.wait(timeout=20) == status and calls.read_text().count("\n") == 2
+    finally:
+        if running.poll() is None:
+            running.terminate()
 
 
 @pytest.mark.parametrize(
