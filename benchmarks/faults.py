@@ -33,7 +33,7 @@ class Fault(NamedTuple):
     """What goes wrong.
 
     Attributes:
-      act: act(processes) once some steps are taken; act(bucket) where it is the bucket's.
+      act: act(processes, bucket) once some steps are taken.
       bucket: the run folder is in one.
       options: config keys of process 1 alone.
       fault: what process 1 does to itself, see `work`.
@@ -55,10 +55,10 @@ class Fault(NamedTuple):
 
 
 def send(number: signal.Signals, process: int) -> Callable:
-    return lambda running: running[process].send_signal(number)
+    return lambda running, server: running[process].send_signal(number)
 
 
-def refuse(server: bucket.Bucket) -> None:
+def refuse(running: list[subprocess.Popen], server: bucket.Bucket) -> None:
     server.refuses = 503
 
 
@@ -174,7 +174,7 @@ def brought_about(name: str, fault: Fault, scratch: Path, images: Path | None, s
         while run.steps() < AFTER and all(process.poll() is None for process in running):
             time.sleep(0.05)
         began = time.monotonic()
-        fault.act(server if fault.act is refuse else running)
+        fault.act(running, server)
     seen, victims = {}, [i for i, status in enumerate(fault.statuses) if status is None]
     while time.monotonic() - began < 180 and len(seen) < len(running) - (fault.act is not None and len(victims) == 1):
         for i, process in enumerate(running):

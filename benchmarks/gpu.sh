@@ -2,7 +2,7 @@
 # All that one GPU settles, in one command: the step beside PyTorch's, the largest batch, the loss, CIFAR-10 in minutes.
 #   python -m bt_jax.prepare --data=cifar10 --npz=cifar10.npz        first, on a machine with TensorFlow; 56 MB
 #   bash benchmarks/gpu.sh cifar10.npz OUT [MINUTES]
-# OUT gets step.md, largest.md, loss.md and fast.md, each with its command and the device, and what they were made from.
+# OUT gets step.md, fits.md, largest.md, loss.md and fast.md, each with its command and the device, and what they were made from.
 # After MINUTES it stops with status 75, and the same command goes on; what is there is not done again. PYTHON names the
 # interpreter (python3): it needs this package's dependencies, JAX for the GPU, and PyTorch.
 #   DRY=1 bash benchmarks/gpu.sh cifar10.npz OUT                     tiny nets, to try it on a CPU in a quarter of an hour

@@ -338,7 +338,7 @@ class _Explained:
     """Turns a full disk, or a bucket out of reach, which come to us in several guises, into one line."""
 
     def __init__(self, what: str, folder: Path):
-        self._what, self._folder = f"{what} in {folder}", folder
+        self._what = f"{what} in {folder}"
 
     def __enter__(self):
         return self

@@ -1,6 +1,7 @@
 """The one exception for everything a user can mend: a wrong key, a missing folder, a batch that does not divide."""
 
 import errno
+import re
 
 TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): nothing is wrong with the command, give it once more
 
@@ -20,6 +21,12 @@ class UserError(Exception):
         self.cause = cause
         self.cure = cure
         self.status = status
+
+
+def line(error: BaseException, limit: int = 300) -> str:
+    """What an error of another program says: one line, without colours, of `limit` letters at most."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+    return " ".join(text.split())[:limit] or type(error).__name__
 
 
 def is_disk_full(error: BaseException | None) -> bool:

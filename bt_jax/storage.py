@@ -24,7 +24,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from bt_jax.errors import TRY_AGAIN, UserError
+from bt_jax.errors import TRY_AGAIN, UserError, line
 
 CHUNK = 1 << 22  # bytes read at a time
 SECONDS = 30.0  # between two copies of what grows: an object takes one write a second, and each writes it anew
@@ -322,8 +322,3 @@ def explained(error: BaseException, what: str) -> UserError | None:
         cure if refused else "Give the same command again once the network is back.",
         status=2 if refused else TRY_AGAIN,
     )
-
-
-def line(error: BaseException) -> str:
-    """What an error says, on one line that is not too long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

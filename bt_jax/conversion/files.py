@@ -5,7 +5,6 @@ whatever is not an array or a plain container. Bare pickles (`.pkl`) are not rea
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 from bt_jax import recipes, storage
 from bt_jax.conversion import state_dicts
 from bt_jax.conversion.names import as_torchvision
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, line
 
 METADATA = "bt_jax"  # of a safetensors file of ours: the JSON that a checkpoint's `model` holds
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".tar", ".bin")
@@ -45,7 +44,7 @@ def is_foreign(path: str | Path) -> bool:
             path = storage.path(path)
             return path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
     except (OSError, RuntimeError) as error:  # a name too long, the home of nobody
-        raise UserError(f"{str(path)[:80]} is no path: {_line(error)}", "Name a file or a folder.") from None
+        raise UserError(f"{str(path)[:80]} is no path: {line(error, 160)}", "Name a file or a folder.") from None
 
 
 def read(path: str | Path, *, arch: str = "") -> Weights:
@@ -132,7 +131,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
             arrays = {key: file.get_tensor(key) for key in file.keys()}
         return arrays, json.loads(metadata[METADATA]) if METADATA in metadata else None
     except (SafetensorError, ValueError, TypeError, OSError, RecursionError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {_line(error)}", "Fetch or write it again.") from None
+        raise UserError(
+            f"{path} is not a whole safetensors file: {line(error, 160)}", "Fetch or write it again."
+        ) from None
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -153,11 +154,11 @@ def _read_torch(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is not a file of weights alone, and nothing else in it is executed: {_line(error)}",
+            f"{path} is not a file of weights alone, and nothing else in it is executed: {line(error, 160)}",
             "Where you trust it, load it in PyTorch yourself and save its state_dict.",
         ) from None
     except Exception as error:  # a cut or foreign file fails anywhere in torch's readers
-        raise UserError(f"{path} cannot be read: {_line(error)}", "Fetch or write it again.") from None
+        raise UserError(f"{path} cannot be read: {line(error, 160)}", "Fetch or write it again.") from None
     if not isinstance(found, Mapping):
         raise UserError(f"{path} holds a {type(found).__name__}, not a state dict", "Save model.state_dict().")
     return _numpy(found, torch)
@@ -177,8 +178,3 @@ def _numpy(tree: Mapping[str, Any], torch) -> dict[str, Any]:
                 kind = f"{value.dtype}, {value.layout}"
                 raise UserError(f"{key} is an array of another kind ({kind})", "Save it as dense float32.") from None
     return arrays
-
-
-def _line(error: Exception) -> str:
-    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # PyTorch's messages come in colours
-    return " ".join(text.split())[:160] or type(error).__name__

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bt_jax import storage
 from bt_jax.errors import UserError, is_disk_full
 
 
@@ -127,4 +128,4 @@ class Explained:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    replace(file, lambda stream: stream.write((json.dumps(content, indent=2) + "\n").encode()))
+    storage.write(file, json.dumps(content, indent=2) + "\n")
