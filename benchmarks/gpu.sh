@@ -16,6 +16,8 @@ python=${PYTHON:-python3}
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs some of the memory, too
 export JAX_COMPILATION_CACHE_DIR="$out/xla"
 
+"$python" -m bt_jax.selfcheck >&2 || exit 2 # before minutes are spent on a machine that computes wrongly
+
 left() { echo $((minutes * 60 - SECONDS)); }
 stage() { # NAME COMMAND...: leaves OUT/NAME.md
   local name=$1 status=0

@@ -6,14 +6,19 @@ features = net.apply(variables, images, train=False)
 
 import importlib
 
+from bt_jax import compilers
+
 __version__ = "0.1.0"
 __all__ = ["augment", "convert", "load_encoder", "losses", "models", "optim"]
 
 
 def __getattr__(name: str):
-    # Nothing is imported before it is used: `import bt_jax` costs no time and touches no device.
+    # Submodules are imported when they are used: `import bt_jax` takes no time and touches no device.
     if name == "load_encoder":
         return importlib.import_module("bt_jax.checkpoint").load_encoder
     if name in __all__:
         return importlib.import_module(f"bt_jax.{name}")
     raise AttributeError(f"module 'bt_jax' has no attribute {name!r}")
+
+
+compilers.install()  # before any backend starts: releases of XLA that compute wrongly

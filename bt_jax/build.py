@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, log, models, optim, sharding, train_step
+from bt_jax import augment, compilers, log, models, optim, sharding, train_step
 from bt_jax import state as state_lib
 from bt_jax.errors import UserError
 from bt_jax.state import Nets, TrainState
@@ -189,4 +189,4 @@ def build_training(config: ConfigDict, plan: Plan, recipe: augment.Recipe, num_c
 
     layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, config.model.head)
     step = train_step.make_pretrain_step(update, recipe, seed=config.seed)
-    return Training(nets, step, layout, jax.jit(create, out_shardings=layout), update)
+    return Training(nets, step, layout, compilers.jit(create, out_shardings=layout), update)

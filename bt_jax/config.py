@@ -21,7 +21,7 @@ from bt_jax.errors import UserError
 
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
 FREE_KEYS = (
-    *("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log"),
+    *("platform", "devices", "self_check", "compile_cache", "data.dir", "data.npz", "model.head", "log"),
     *("stop_after_steps", "extend_epochs", "watch"),
 )
 
@@ -40,6 +40,7 @@ def _run(task: str) -> ConfigDict:
     config.nonfinite_limit = 10  # stop after so many steps in a row whose loss or gradient is not finite
     config.platform = "any"  # "cpu", "gpu", "tpu": refuse to run on anything else
     config.devices = 0  # > 0: refuse to run on any other number of devices
+    config.self_check = True  # compare what this machine computes with stored numbers first; see bt_jax.selfcheck
     config.watch = ConfigDict()
     config.watch.stuck_seconds = 3600.0  # without a step: tell why and end; 0: never
     config.watch.silent_seconds = 60.0  # without a sign of life of another process: it is gone, end

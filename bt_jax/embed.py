@@ -39,7 +39,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import augment, checkpoint, models, sharding, storage
+from bt_jax import augment, checkpoint, models, selfcheck, sharding, storage
+from bt_jax.config import user_cache
 from bt_jax.data.prefetch import prefetch
 from bt_jax.data.records import Source, Span, progress
 from bt_jax.data.source import open_source
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help=f"streamed images of a longer side are shrunk to this while decoding (default: the run's, else {CANVAS})",
     )
+    add("--no_self_check", action="store_true", help="skip the check that this machine computes rightly")
     add("--batch_size", metavar="N", type=int, default=256, help="rounded up to the number of devices (default: 256)")
     add(
         "--broken_limit",
@@ -148,6 +150,8 @@ def run(options: argparse.Namespace) -> None:
     out = storage.here(options.out)
     record = open_out(out, options.encoder, settings, spans)
     mesh = sharding.make_mesh()
+    if not options.no_self_check:
+        selfcheck.require(user_cache() / "selfcheck")
     recipe = augment.RECIPES["imagenet"](view["size"])  # of which the evaluation sees the normalisation alone
     recipe = dataclasses.replace(recipe, mean=tuple(model["mean"]), std=tuple(model["std"]))
     embed = features.make_embed(net, recipe, mesh, resize=view["resize"])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bt_jax import checkpoint, log, models, recipes, storage
+from bt_jax import checkpoint, compilers, log, models, recipes, storage
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.models import Net
@@ -54,7 +54,7 @@ def open_encoder(config: ConfigDict, *, dtype: str = "float32") -> Encoder:
         raise UserError(f"{config.encoder} is a {arch}, not a {config.arch}", f"Set --config.arch={arch}.")
     net = models.build(**model["build"] | {"dtype": jnp.dtype(dtype).name})
     if config.scratch:
-        variables = jax.device_get(jax.jit(net.init)(jax.random.key(config.seed)))
+        variables = jax.device_get(compilers.jit(net.init)(jax.random.key(config.seed)))
     return Encoder(net, variables, *(tuple(config.views[name] or model[name]) for name in ("mean", "std")))
 
 

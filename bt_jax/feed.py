@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import log, sharding, train_step
+from bt_jax import compilers, log, sharding, train_step
 from bt_jax.data import device
 from bt_jax.data.prefetch import prefetch
 from bt_jax.data.source import Broken, Source, evenly, open_source
@@ -71,10 +71,10 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
         first_id = source.span(config.data.train_split).start
         dispatch = device.make_dispatch(step, batch_size=config.batch_size, mesh=mesh, first_id=first_id, layout=layout)
         # Made where it is used: a key cannot be put onto the devices of other processes.
-        make_key = jax.jit(lambda: train_step.stream(config.seed, train_step.ORDER), out_shardings=replicated)
+        make_key = compilers.jit(lambda: train_step.stream(config.seed, train_step.ORDER), out_shardings=replicated)
         order_key = make_key()
         # By the step on the device: a number from the host would be a transfer.
-        order_of = jax.jit(lambda key, step: device.epoch_order(key, step // steps_per_epoch, len(images)))
+        order_of = compilers.jit(lambda key, step: device.epoch_order(key, step // steps_per_epoch, len(images)))
         epoch, order = -1, None
 
         def advance(state, steps):
@@ -129,7 +129,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
             **decoding,
         )
         ahead = prefetch(batches, lambda batch: sharding.put_batch(batch, mesh))
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
+        jitted = compilers.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
 
         def advance(state, steps):
             shown = []

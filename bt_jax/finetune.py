@@ -14,7 +14,20 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from bt_jax import augment, build, checkpoint, log, loop, metrics, optim, report, run_folder, sharding, train_step
+from bt_jax import (
+    augment,
+    build,
+    checkpoint,
+    compilers,
+    log,
+    loop,
+    metrics,
+    optim,
+    report,
+    run_folder,
+    sharding,
+    train_step,
+)
 from bt_jax import config as config_lib
 from bt_jax import encoder as encoder_lib
 from bt_jax import feed as feed_lib
@@ -98,7 +111,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
             return create(key, encoder._replace(variables=variables), tx, source.num_classes)
 
         key = train_step.stream(config.seed, train_step.INIT)
-        return jax.jit(state, out_shardings=sharding.replicated(mesh))(key, encoder.variables)
+        return compilers.jit(state, out_shardings=sharding.replicated(mesh))(key, encoder.variables)
 
     return Run(this, accuracy, list(source.class_names), fresh)
 
@@ -212,7 +225,7 @@ class Accuracy:
             head = variables["head"]
             return embed(variables["encoder"], batch) @ head["kernel"] + head["bias"]
 
-        self._logits, self._val, self._mesh = jax.jit(logits, out_shardings=sharding.replicated(mesh)), val, mesh
+        self._logits, self._val, self._mesh = compilers.jit(logits, out_shardings=sharding.replicated(mesh)), val, mesh
         self._state = self._found = None
         self.every_steps = every_steps
 

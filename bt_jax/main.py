@@ -11,7 +11,7 @@ STARTED = time.monotonic()
 
 from absl import flags  # noqa: E402  (the clock starts before the imports, which take seconds)
 
-from bt_jax import cli, cluster, storage, watch  # noqa: E402
+from bt_jax import cli, cluster, selfcheck, storage, watch  # noqa: E402
 from bt_jax.config import choose, user_cache  # noqa: E402
 from bt_jax.errors import UserError, is_disk_full  # noqa: E402
 
@@ -46,6 +46,8 @@ def main(argv: list[str]) -> None:
 
 def _run(config) -> None:
     task = importlib.import_module(f"bt_jax.{choose('config.task', config.task, TASKS)}")
+    if config.self_check:
+        selfcheck.require(user_cache() / "selfcheck")
     try:
         with storage.reached():
             task.run(config, WORKDIR.value, started=STARTED)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, build, checkpoint, encoder, log, loop, report, run_folder, sharding, train_step
+from bt_jax import augment, build, checkpoint, compilers, encoder, log, loop, report, run_folder, sharding, train_step
 from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
@@ -189,7 +189,7 @@ def _pictures(this: Run, before: TrainState, after: TrainState) -> dict[str, np.
     """c of some training images before and after, and some of their views as uint8."""
     batch = {name: values[:PICTURE_PAIRS] for name, values in this.sample.items()}
     key = train_step.stream(this.loop.config.seed, train_step.VIEWS)
-    two_views = jax.jit(
+    two_views = compilers.jit(
         lambda batch: augment.two_views(key, batch["image"], this.recipe, ids=batch["id"], sizes=batch.get("size"))
     )
     mean, std = np.asarray(this.recipe.mean), np.asarray(this.recipe.std)

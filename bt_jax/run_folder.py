@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from bt_jax import cluster, log, storage
+from bt_jax import cluster, compilers, log, selfcheck, storage
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 
@@ -88,6 +88,8 @@ def environment() -> dict:
         "versions": versions(),
         "python": platform.python_version(),
         "machine": platform.platform(),
+        "reduce_fusion": compilers.state(),
+        "self_check": selfcheck.outcome() or "left out",
         "devices": [f"{device.id}: {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
     }

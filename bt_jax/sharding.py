@@ -15,12 +15,17 @@ def make_mesh(devices=None) -> Mesh:
     The axis is `Auto`: jit then propagates the batch's sharding and inserts the collectives. `jax.make_mesh` would by
     default make it `Explicit`, under which z1.T @ z2 with a sharded batch is an error.
     """
+    devices = np.asarray(all_devices() if devices is None else devices)
+    return Mesh(devices.reshape(-1), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def all_devices() -> list[jax.Device]:
+    """The devices of all processes; UserError if JAX finds none."""
     try:
-        devices = np.asarray(jax.devices() if devices is None else devices)
-    except RuntimeError as error:  # JAX_PLATFORMS names what is not there
+        return jax.devices()
+    except RuntimeError as error:  # JAX_PLATFORMS names a platform that is not there
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"JAX finds no device: {reason}", "Unset JAX_PLATFORMS or set JAX_PLATFORMS=cpu.") from None
-    return Mesh(devices.reshape(-1), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

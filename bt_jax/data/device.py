@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import sharding
+from bt_jax import compilers, sharding
 
 
 def put_arrays(images: np.ndarray, labels: np.ndarray | None, mesh: Mesh) -> dict[str, jax.Array]:
@@ -51,7 +51,9 @@ def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh, first_id: int 
         return jax.lax.scan(body, state, length=steps)
 
     everywhere = sharding.replicated(mesh)
-    return jax.jit(run, static_argnames="steps", donate_argnums=0, out_shardings=(layout or everywhere, everywhere))
+    return compilers.jit(
+        run, static_argnames="steps", donate_argnums=0, out_shardings=(layout or everywhere, everywhere)
+    )
 
 
 def dispatch_size(steps_per_epoch: int, limit: int) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import augment, losses, storage
+from bt_jax import augment, compilers, losses, storage
 from bt_jax.state import Nets, TrainState
 
 PICTURE = 128  # rows and columns of a heat map: a screen shows no more
@@ -38,7 +38,7 @@ class CrossCorrelation:
                 z.append(nets.projector.apply(variables, h, train=True)[0])
             return z
 
-        self._embeddings = jax.jit(embeddings)
+        self._embeddings = compilers.jit(embeddings)
 
     def run(self, state: TrainState) -> dict[str, float]:
         """Writes the picture; has no number to tell."""

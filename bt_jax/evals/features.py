@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from bt_jax import augment, sharding
+from bt_jax import augment, compilers, sharding
 from bt_jax.models import Net
 
 Embed = Callable[[dict, dict], jax.Array]
@@ -21,7 +21,7 @@ def make_embed(net: Net, recipe: augment.Recipe, mesh: Mesh, *, resize: int = 0)
         images = augment.evaluation_view(batch["image"], recipe, sizes=batch.get("size"), resize=resize or None)
         return net.apply(variables, images, train=False)
 
-    return jax.jit(embed, out_shardings=sharding.replicated(mesh))
+    return compilers.jit(embed, out_shardings=sharding.replicated(mesh))
 
 
 def raw_pixels(recipe: augment.Recipe, mesh: Mesh) -> Embed:
@@ -32,7 +32,7 @@ def raw_pixels(recipe: augment.Recipe, mesh: Mesh) -> Embed:
         images = augment.normalise(batch["image"].astype(jnp.float32) / 255, recipe)
         return images.reshape(len(images), -1)
 
-    return jax.jit(embed, out_shardings=sharding.replicated(mesh))
+    return compilers.jit(embed, out_shardings=sharding.replicated(mesh))
 
 
 def extract(

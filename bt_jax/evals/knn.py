@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bt_jax import compilers
 from bt_jax.evals.features import normalise
 
 # Queries a call: 256 x 50,000 similarities are 51 MB, and the whole matrix never exists.
@@ -65,7 +66,7 @@ def predict(
     return np.concatenate(found, axis=-1)
 
 
-@partial(jax.jit, static_argnames=("ks", "temperatures", "num_classes"))
+@partial(compilers.jit, static_argnames=("ks", "temperatures", "num_classes"))
 def _vote(bank, bank_labels, queries, *, ks, temperatures, num_classes):
     similarity = jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST)
     nearest, index = _top_k(similarity, max(ks))

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bt_jax import compilers
+
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 1e-4, 1e-2)
 MOMENTUM = 0.9  # as the reference's linear evaluation (evaluate.py)
@@ -72,7 +74,7 @@ def fit(
     return Probe(predicted, float(rates[best][0]), float(decays[best][0]), table)
 
 
-@partial(jax.jit, static_argnames=("num_classes", "epochs"))
+@partial(compilers.jit, static_argnames=("num_classes", "epochs"))
 def _fit(key, x, labels, rates, decays, *, num_classes: int, epochs: int):
     """One head per pair of rate and decay: {"kernel": (heads, d, classes), "bias": (heads, classes)}."""
     n, d = x.shape
@@ -107,7 +109,7 @@ def _fit(key, x, labels, rates, decays, *, num_classes: int, epochs: int):
     return heads
 
 
-@jax.jit
+@compilers.jit
 def _classes(heads, x) -> jax.Array:
     logits = jnp.einsum("nd,hdc->hnc", x, heads["kernel"]) + heads["bias"][:, None]
     return logits.argmax(axis=-1).astype(jnp.int32)

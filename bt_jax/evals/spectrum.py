@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import augment, sharding
+from bt_jax import augment, compilers, sharding
 from bt_jax.models import Net
 from bt_jax.state import TrainState
 
@@ -57,7 +57,7 @@ def make_accumulate(net: Net, recipe: augment.Recipe, mesh: Mesh) -> Callable[..
             sums.pairs + different.sum(),
         )
 
-    return jax.jit(accumulate, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    return compilers.jit(accumulate, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
 
 def measure(

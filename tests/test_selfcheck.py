@@ -1,0 +1,205 @@
+"""The self-check's stored numbers, by NumPy in float64, and what it does about wrong ones.
+
+python tests/test_selfcheck.py      writes bt_jax/selfcheck.json anew
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from bt_jax import compilers, config, losses, main, pretrain, run_folder, selfcheck
+from bt_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+# ------------------------------------------------------------------------------------- the same programs by NumPy alone
+
+
+def standardised(z):
+    """z (n, d) with zero mean and unit biased variance, and the gradient of a sum through it."""
+    offset = z - z.mean(0)
+    scale = 1 / np.sqrt(np.square(offset).mean(0) + losses.EPS)
+    out = offset * scale
+    return out, lambda g: scale * (g - g.mean(0) - out * (g * out).mean(0))
+
+
+def loss_and_gradients(z1, z2):
+    (a, back1), (b, back2) = standardised(z1), standardised(z2)
+    n = len(z1)
+    c = np.einsum("ni,nj->ij", a, b) / n
+    weight = np.where(np.eye(len(c), dtype=bool), 1, losses.LAMBD)
+    error = c - np.eye(len(c))
+    by_c = 2 * weight * error
+    by_a, by_b = np.einsum("nj,ij->ni", b, by_c) / n, np.einsum("ni,ij->nj", a, by_c) / n
+    return (weight * np.square(error)).sum(), back1(by_a), back2(by_b)
+
+
+def batch_norm(x, cotangent):
+    out, back = standardised(x.reshape(-1, x.shape[-1]))
+    g = cotangent.reshape(out.shape)
+    return (out * g).sum(), back(g).reshape(x.shape)
+
+
+def convolution(x, kernel, cotangent):
+    size, stride = len(kernel), x.shape[1] // cotangent.shape[1]
+    pad, side = size // 2, cotangent.shape[1]
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    out, by_x, by_kernel = np.zeros_like(cotangent), np.zeros_like(padded), np.zeros_like(kernel)
+    for i in range(size):
+        for j in range(size):
+            rows, columns = (slice(start, start + stride * (side - 1) + 1, stride) for start in (i, j))
+            out += np.einsum("nhwi,io->nhwo", padded[:, rows, columns], kernel[i, j])
+            by_x[:, rows, columns] += np.einsum("nhwo,io->nhwi", cotangent, kernel[i, j])
+            by_kernel[i, j] = np.einsum("nhwi,nhwo->io", padded[:, rows, columns], cotangent)
+    return out, by_x[:, pad : pad + x.shape[1], pad : pad + x.shape[2]], by_kernel
+
+
+def similarities(bank, queries):
+    bank, queries = (x / np.sqrt(np.square(x).sum(1, keepdims=True)) for x in (bank, queries))
+    return np.einsum("qd,bd->qb", queries, bank)
+
+
+BY_NUMPY = {
+    "vmap of a sum of squares": lambda x, matrix: np.square(x).sum(1),  # the matrix is the identity
+    "sum((E @ broadcast(c)) * E)": lambda e, c: c * np.square(e.sum(1)).sum(),
+    "loss and gradients, covariance form": loss_and_gradients,
+    "loss and gradients, Gram form": loss_and_gradients,
+    "batch norm and its gradient": batch_norm,
+    "LARS norms": lambda p, g: np.sqrt(np.square(p).sum() / np.square(g).sum()) * g,
+    "3x3 convolution, its two gradients": convolution,
+    "3x3 convolution, stride 2, its gradients": convolution,
+    "1x1 convolution, stride 2, its gradients": convolution,
+    "kNN similarities": similarities,
+}
+
+
+PATTERNS = list(BY_NUMPY)[:2]  # those that releases of XLA compute wrongly
+
+
+def numbers() -> dict[str, list[list[float]]]:
+    """What selfcheck.json holds."""
+    found = {}
+    for rows in (16_385, 32_769):
+        for check in selfcheck.checks(rows):
+            outputs = BY_NUMPY[check.name](*check.inputs)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            name = f"{check.name}, {rows} rows" if check.name.startswith("vmap") else check.name
+            found[name] = [selfcheck.digest(np.asarray(out)).tolist() for out in outputs]
+    return found
+
+
+def test_the_stored_numbers_are_numpys():
+    stored, computed = json.loads(selfcheck.NUMBERS.read_text()), numbers()
+    assert stored.keys() == computed.keys()
+    for name, wanted in computed.items():
+        for found, want in zip(stored[name], wanted, strict=True):
+            # Another order of summing in another release of NumPy, no more.
+            np.testing.assert_allclose(found, want, rtol=0, atol=1e-13 * np.abs(want).max(), err_msg=name)
+
+
+# ------------------------------------------------------------------------------------------------ this machine is right
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_this_machine_computes_rightly(x64):
+    with jax.enable_x64(x64):
+        wrong = [result for result in selfcheck.run_on(jax.devices()[0]) if not result.right]
+    assert not wrong
+
+
+# ------------------------------------------------------------------------------------------------- wrong ones are found
+
+
+@pytest.mark.parametrize("name", BY_NUMPY)
+def test_a_wrong_number_is_found(name, monkeypatch, tmp_path):
+    """One element of an output is off by a tenth of the largest."""
+    check = next(check for check in selfcheck.checks(32_769) if check.name == name)
+
+    def planted(*inputs):
+        first, *rest = jax.tree.leaves(check.run(*inputs))
+        flat = first.ravel()
+        return flat.at[-1].add(0.1 * abs(flat).max()).reshape(first.shape), *rest
+
+    monkeypatch.setattr(selfcheck, "checks", lambda rows: [check._replace(run=planted)])
+    with pytest.raises(UserError) as caught:
+        selfcheck.require(tmp_path)
+    message = str(caught.value)
+    assert all(
+        part in message for part in (name, compilers.jaxlib_version(), jax.devices()[0].device_kind, "selfcheck")
+    )
+    assert not list(tmp_path.iterdir())  # what failed is checked again
+
+
+def test_not_a_number_is_found(monkeypatch):
+    check = selfcheck.checks(32_769)[1]
+    monkeypatch.setattr(selfcheck, "checks", lambda rows: [check._replace(run=lambda *inputs: jax.numpy.nan)])
+    assert selfcheck.run_on(jax.devices()[0])[0].error == np.inf
+
+
+@pytest.mark.skipif(not compilers.needs_flag(), reason="this jaxlib is not known to compute wrongly")
+def test_the_patterns_are_found_wrong_with_the_fusion_on():
+    """The command, with a user's own flag, which is left alone and named."""
+    flag = f"--{compilers.FLAG}=individual_dot,individual_convolution,reduce"
+    environment = os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "bt_jax.selfcheck"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    wrong = [text.split("  ")[1] for text in done.stdout.splitlines() if text.endswith("WRONG")]
+    assert wrong == [name for name in PATTERNS if "vmap" not in name or compilers.jaxlib_version() == "0.10.2"]
+    assert f"Take {flag} out of XLA_FLAGS" in done.stderr
+    assert f"XLA_FLAGS has {flag}" in done.stderr  # the warning
+
+
+# ------------------------------------------------------------------------------------------------------ when it is made
+
+
+def test_it_is_made_once_for_the_same_conditions(monkeypatch, tmp_path):
+    device = jax.devices()[0].device_kind
+
+    def passed():
+        selfcheck.require(tmp_path)
+        return selfcheck.outcome()
+
+    one = selfcheck.checks(32_769)[1:2]
+    monkeypatch.setattr(selfcheck, "checks", lambda rows: one)
+    assert passed() == {device: "passed"}
+    assert passed() == {device: "passed before"}
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_fast_math=false")
+    assert passed() == {device: "passed"}
+    with jax.enable_x64(True):
+        assert passed() == {device: "passed"}
+    monkeypatch.setattr(compilers, "jaxlib_version", lambda: "0.99")
+    assert passed() == {device: "passed"}
+
+
+def test_the_program_checks_first_unless_asked_not_to(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value=str(tmp_path / "run")))
+    monkeypatch.setattr(selfcheck, "_outcome", {})
+    runs = []
+    monkeypatch.setattr(pretrain, "run", lambda *a, **options: runs.append(run_folder.environment()["self_check"]))
+    check = selfcheck.checks(32_769)[1]
+    wrong, device = check._replace(run=lambda *inputs: check.run(*inputs) + 1), jax.devices()[0].device_kind
+    settings = config.pretrain()
+    monkeypatch.setattr(selfcheck, "checks", lambda rows: [wrong])
+    with pytest.raises(UserError, match="computes wrongly"):
+        main._run(settings)
+    assert not runs
+    settings.self_check = False
+    main._run(settings)
+    settings.self_check = True
+    monkeypatch.setattr(selfcheck, "checks", lambda rows: [check])
+    main._run(settings)
+    assert runs == ["left out", {device: "passed"}]
+
+
+if __name__ == "__main__":
+    selfcheck.NUMBERS.write_text(json.dumps(numbers(), indent=1) + "\n")
