@@ -40,7 +40,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bt_jax import augment, checkpoint, models, sharding, storage
-from bt_jax.data.prefetch import prefetch
+from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import Source, Span, progress
 from bt_jax.data.source import open_source
 from bt_jax.embedding.files import Explained, Npy, Parquet, Rows, write_json
@@ -175,7 +175,7 @@ def embed_split(job: Job, folder: Path, shards: list[Shard]) -> None:
     count = sum(shard.span.stop - shard.span.start for shard in missing)
     ticks = progress(range(count), f"embedding {base}", count)
     began = time.monotonic()
-    with prefetch(batches_of(job.reading, missing), partial(_put, mesh=job.mesh)) as ahead:
+    with Prefetch(batches_of(job.reading, missing), partial(_put, mesh=job.mesh)) as ahead:
         for shard, batches in groupby(ahead, key=lambda item: item[0]):
             rows = _rows(job, shard, batches, ticks)
             job.reading.unreadable.write()  # before the shard: a row that is in neither means that the shard is damaged
