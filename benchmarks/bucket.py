@@ -100,7 +100,7 @@ class _Request(BaseHTTPRequestHandler):
                 return self._list(asked)
             return self._error(403) if self.server.hidden else self._say({"name": NAME})
 
-    do_GET = do_POST = do_PUT = do_DELETE = _answer
+    do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the names that http.server calls
 
     def _chunks(self) -> bytes:
         found = b""
@@ -193,20 +193,20 @@ class _Request(BaseHTTPRequestHandler):
             asked["name"] = json.loads(told.get_payload())["name"]
             start = body.index(b"\n\n", body.index(b"Content-Type", body.index(b"{"))) + 2
             body = body[start : body.rindex(b"\n--")]
-        self._store(asked["name"], body, asked)
+        return self._store(asked["name"], body, asked)
 
     def _upload_more(self, key: str, body: bytes):
         name, before = self.server.uploads[key]
         self.server.uploads[key] = (name, before + body)
         if not self.headers.get("Content-Range", "").endswith("/*"):
             return self._store(name, before + body, {})
-        self._send(308, Range=f"bytes=0-{len(before + body) - 1}")
+        return self._send(308, Range=f"bytes=0-{len(before + body) - 1}")
 
     def _store(self, name: str, content: bytes, asked: dict):
         if status := self._unmet(name, asked):
             return self._error(status)
         self.server.objects[name] = (content, next(self.server.generations))
-        self._say(self._described(name))
+        return self._say(self._described(name))
 
     def _delete(self, name: str, asked: dict):
         if name not in self.server.objects:
@@ -214,13 +214,13 @@ class _Request(BaseHTTPRequestHandler):
         if status := self._unmet(name, asked):
             return self._error(status)
         del self.server.objects[name]
-        self._send(204)
+        return self._send(204)
 
     def _rewrite(self, name: str, to: str):
         if name not in self.server.objects:
             return self._error(404)
         self.server.objects[to] = (self.server.objects[name][0], next(self.server.generations))
-        self._say({"kind": "storage#rewriteResponse", "done": True, "resource": self._described(to)})
+        return self._say({"kind": "storage#rewriteResponse", "done": True, "resource": self._described(to)})
 
 
 if __name__ == "__main__":

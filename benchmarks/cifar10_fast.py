@@ -52,7 +52,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 }
 
 
-class OutOfTime(Exception):
+class OutOfTime(Exception):  # noqa: N818 - no error: the next call resumes the run
     """This call's minutes are over; the run in progress is saved."""
 
 

@@ -124,9 +124,9 @@ def stream(source, images: int, device: bool) -> float:
     if device:
         import jax
 
-        from bt_jax.data.prefetch import prefetch
+        from bt_jax.data.prefetch import Prefetch
 
-        batches = prefetch(batches, jax.device_put)
+        batches = Prefetch(batches, jax.device_put)
     for _ in range(4):
         next(batches)
     started = time.perf_counter()

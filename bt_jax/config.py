@@ -31,10 +31,10 @@ PER_HOST_KEYS = ("data.dir", "data.npz", "compile_cache")  # may differ between 
 def _run(task: str) -> ConfigDict:
     """Keys that every task has."""
     config = ConfigDict()
-    config.task = task
-    config.seed = 0
+    config.task = task  # "pretrain", "evaluate" or "finetune"
+    config.seed = 0  # of initial weights, views and the order of images
     config.batch_size = 256  # global: over all devices of all processes
-    config.total_epochs = 100.0
+    config.total_epochs = 100.0  # passes over the training images; a fraction counts
     config.extend_epochs = 0.0  # so many more than total_epochs: the one change of schedule that a begun run accepts
     config.stop_after_steps = 0  # > 0: end here, with the schedule of the whole run; the same command goes on
     config.nonfinite_limit = 10  # stop after so many steps in a row whose loss or gradient is not finite
@@ -52,7 +52,7 @@ def _run(task: str) -> ConfigDict:
     config.data.folder = ""  # a folder of images instead, labelled by sub-folder or not at all; the name is then free
     config.data.npz = ""  # read this cache, written by `python -m bt_jax.prepare`, and no TensorFlow
     config.data.broken_limit = 0.01  # share of unreadable images up to which a run goes on; they are named and listed
-    config.data.train_split = "train"
+    config.data.train_split = "train"  # a split of the data set
     config.data.val_split = "test"  # "": no held-out images, no monitors
     config.data.on_device = True  # the whole set on the device as uint8; False: streamed by tf.data
     config.data.canvas = 512  # streamed images are decoded onto a square of so many pixels
@@ -60,11 +60,11 @@ def _run(task: str) -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.every_steps = 50  # also the steps a dispatch where the data is on the device
-    config.log.tensorboard = True
+    config.log.tensorboard = True  # also write TensorBoard files
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 10.0  # 0: only at the end
-    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_last = 2  # number of newest checkpoints to keep
     config.checkpoint.keep_every_epochs = 0.0  # > 0: these stay for good
     return config
 
@@ -79,24 +79,24 @@ def pretrain() -> ConfigDict:
     config.views.name = "cifar"  # a recipe of bt_jax.augment.RECIPES
     config.views.size = 32  # pixels
     config.views.mean = placeholder(tuple)  # per channel, of pixels in [0, 1]; one number: images of one channel
-    config.views.std = placeholder(tuple)
+    config.views.std = placeholder(tuple)  # per channel, as mean
     config.views.view1 = _view()  # what differs from the recipe, e.g. --config.views.view1.blur=0.5; see recipes.View
-    config.views.view2 = _view()
+    config.views.view2 = _view()  # the same of the second view
 
     config.model = ConfigDict()
-    config.model.arch = "resnet18"
-    config.model.width = 1.0
+    config.model.arch = "resnet18"  # "resnet18", "resnet50", ...; see bt_jax.models
+    config.model.width = 1.0  # factor on every number of channels
     config.model.small_images = True  # 3x3 stride-1 stem, no max-pool
-    config.model.stem_padding = 1
-    config.model.zero_init_residual = True
-    config.model.projector = (2048, 2048, 2048)
-    config.model.projector_bias = False
+    config.model.stem_padding = 1  # of the 3x3 stem, in pixels; solo-learn's recipe has 2
+    config.model.zero_init_residual = True  # each block begins as its shortcut
+    config.model.projector = (2048, 2048, 2048)  # outputs of each layer; the last is the embedding
+    config.model.projector_bias = False  # biases in its linear layers
     config.model.head = "replicated"  # or "sharded": the projector split over the devices by feature
     config.model.dtype = "bfloat16"  # of the convolutions; parameters, statistics and loss are float32
     config.model.two_passes = True  # each view its own batch statistics, as in the reference; False: both at once
 
     config.loss = ConfigDict()
-    config.loss.lambd = 0.0051
+    config.loss.lambd = 0.0051  # weight of the off-diagonal term
     config.loss.form = "auto"  # "covariance", "gram": the same number; "auto" takes the cheaper
     config.loss.gather_dtype = "float32"  # "bfloat16": the covariance form sends half the bytes between devices
 
@@ -104,30 +104,30 @@ def pretrain() -> ConfigDict:
     config.optim.name = "lars"  # "lars", "sgd", "adamw"
     config.optim.lr_weights = 0.2  # per 256 images
     config.optim.lr_biases = 0.0048  # per 256 images
-    config.optim.weight_decay = 1.5e-6
-    config.optim.momentum = 0.9
-    config.optim.trust_coefficient = 0.001
-    config.optim.clip = False
-    config.optim.warmup_epochs = 10.0
-    config.optim.start_factor = 0.0
-    config.optim.end_factor = 0.001
+    config.optim.weight_decay = 1.5e-6  # of LARS and AdamW on kernels alone; of SGD on all parameters
+    config.optim.momentum = 0.9  # of LARS and SGD; AdamW has optax's constants
+    config.optim.trust_coefficient = 0.001  # eta of LARS
+    config.optim.clip = False  # cut the trust ratio of LARS at 1, as solo-learn does for small data sets
+    config.optim.warmup_epochs = 10.0  # linear rise of the rates; half a cosine follows
+    config.optim.start_factor = 0.0  # rate at the first step, as a factor
+    config.optim.end_factor = 0.001  # rate at the last step, as a factor
     config.optim.grad_scale = 1.0  # the gradient is multiplied by it; the loss that is shown is not
 
     config.probe = ConfigDict()  # linear classifier on detached features, trained alongside
     config.probe.lr = 0.1  # per 256 images
-    config.probe.momentum = 0.9
-    config.probe.weight_decay = 0.0
+    config.probe.momentum = 0.9  # of its SGD
+    config.probe.weight_decay = 0.0  # on all its parameters
 
     config.evals = ConfigDict()
     config.evals.every_epochs = 10.0  # kNN and the online probe on held-out images; 0: never
-    config.evals.batch_size = 500
+    config.evals.batch_size = 500  # global
     config.evals.size = 0  # pixels of the view that is evaluated; 0: views.size
     config.evals.resize = 0  # > 0: shorter side to this, then a centre crop, as for ImageNet
     config.evals.train_images = 0  # so many training images are the neighbours; 0: all
     config.evals.val_images = 0  # so many held-out images are classified; 0: all
     config.evals.spectrum_images = 2000  # so many images tell rank, spectrum, alignment, ... without labels; 0: none
-    config.evals.knn_k = 200
-    config.evals.knn_temperature = 0.1
+    config.evals.knn_k = 200  # number of neighbours that vote
+    config.evals.knn_temperature = 0.1  # a neighbour of cosine similarity s has the weight exp(s / this)
     config.evals.final = True  # at the end: kNN and linear probe of trained, untrained and raw pixels; the report
     return config
 
@@ -143,10 +143,10 @@ def _encoder_task(task: str) -> ConfigDict:
     config.views = ConfigDict()
     config.views.size = 0  # pixels; 0: as in the encoder's run folder, or 224
     config.views.mean = placeholder(tuple)  # per channel, of pixels in [0, 1]; by default what the encoder had
-    config.views.std = placeholder(tuple)
+    config.views.std = placeholder(tuple)  # per channel, as mean
 
     config.evals = ConfigDict()
-    config.evals.batch_size = 500
+    config.evals.batch_size = 500  # global
     config.evals.resize = 0  # > 0: shorter side to this, then a centre crop of views.size, as for ImageNet
     config.evals.train_images = 0  # of so many training images the features are taken; 0: all
     config.evals.val_images = 0  # so many held-out images are classified; 0: all
@@ -158,8 +158,8 @@ def evaluate() -> ConfigDict:
     config = _encoder_task("evaluate")
     config.protocols = ("knn", "linear", "spectrum")  # of these, and "svm" for images with several labels
     config.evals.knn_k = (200, 20)  # the first is the headline
-    config.evals.knn_temperature = (0.1, 0.07)
-    config.evals.linear_epochs = 30
+    config.evals.knn_temperature = (0.1, 0.07)  # each k votes with each of them
+    config.evals.linear_epochs = 30  # epochs of the linear probe
     config.evals.spectrum_images = 10_000  # 0: all
     return config
 
@@ -176,14 +176,14 @@ def finetune() -> ConfigDict:
     config.model.dtype = "bfloat16"  # of the convolutions; parameters, statistics and loss are float32
 
     config.optim = ConfigDict()  # SGD; rates are not scaled by the batch, as in the reference's evaluate.py
-    config.optim.lr_head = 0.3
-    config.optim.lr_backbone = 0.0
-    config.optim.momentum = 0.9
-    config.optim.nesterov = False
-    config.optim.weight_decay = 1e-6
+    config.optim.lr_head = 0.3  # of the classifier
+    config.optim.lr_backbone = 0.0  # of the trained parts of the backbone
+    config.optim.momentum = 0.9  # of SGD
+    config.optim.nesterov = False  # Nesterov's momentum
+    config.optim.weight_decay = 1e-6  # on all trained parameters
     config.optim.schedule = "cosine"  # once an epoch, to zero; "drops": by drop_factor after each of drop_epochs
-    config.optim.drop_epochs = ()
-    config.optim.drop_factor = 0.1
+    config.optim.drop_epochs = ()  # epochs after which "drops" lowers the rate
+    config.optim.drop_factor = 0.1  # factor of each drop
 
     config.evals.every_epochs = 10.0  # held-out accuracy while it trains; at the end always
     return config
@@ -288,7 +288,7 @@ def describe() -> str:
                 default = "(the recipe's)"
             if default == "_view()":
                 key, default = f"{key}.FIELD", "(the recipe's)"
-            lines.append(f"  --{key}={default}".ljust(44) + comment)
+            lines.append(f"  --{key}={default}".ljust(42) + "  " + comment)
     return "\n".join(lines)
 
 

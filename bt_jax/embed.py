@@ -39,9 +39,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+<<<<<<< HEAD
 from bt_jax import augment, checkpoint, models, selfcheck, sharding, storage
 from bt_jax.config import user_cache
 from bt_jax.data.prefetch import prefetch
+=======
+from bt_jax import augment, checkpoint, models, sharding, storage
+from bt_jax.data.prefetch import Prefetch
+>>>>>>> habits
 from bt_jax.data.records import Source, Span, progress
 from bt_jax.data.source import open_source
 from bt_jax.embedding.files import Explained, Npy, Parquet, Rows, write_json
@@ -179,7 +184,7 @@ def embed_split(job: Job, folder: Path, shards: list[Shard]) -> None:
     count = sum(shard.span.stop - shard.span.start for shard in missing)
     ticks = progress(range(count), f"embedding {base}", count)
     began = time.monotonic()
-    with prefetch(batches_of(job.reading, missing), partial(_put, mesh=job.mesh)) as ahead:
+    with Prefetch(batches_of(job.reading, missing), partial(_put, mesh=job.mesh)) as ahead:
         for shard, batches in groupby(ahead, key=lambda item: item[0]):
             rows = _rows(job, shard, batches, ticks)
             job.reading.unreadable.write()  # before the shard: a row that is in neither means that the shard is damaged

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import compilers, log, sharding, train_step
 from bt_jax.data import device
-from bt_jax.data.prefetch import prefetch
+from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.source import Broken, Source, evenly, open_source
 
 
@@ -128,7 +128,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
             process_count=jax.process_count(),
             **decoding,
         )
-        ahead = prefetch(batches, lambda batch: sharding.put_batch(batch, mesh))
+        ahead = Prefetch(batches, lambda batch: sharding.put_batch(batch, mesh))
         jitted = compilers.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
 
         def advance(state, steps):

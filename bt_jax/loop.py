@@ -62,7 +62,7 @@ def resume_or(this: Loop, fresh: TrainState) -> TrainState:
     return this.checkpoints.restore(fresh, newest)
 
 
-def train(this: Loop, state: TrainState) -> TrainState:
+def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cut into a schedule and a recorder
     """Trains to the end of the schedule or to `config.stop_after_steps`; the host looks at one window while the next
     runs.
 

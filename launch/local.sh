@@ -31,7 +31,7 @@ mkdir -p "$(dirname "$logs")"
 
 pids=()
 told=0 interrupted=0 # to stop: then nothing is started again; by Ctrl-C
-# shellcheck disable=SC2317 # called by the traps
+# shellcheck disable=SC2317,SC2329 # called by the traps
 hand_on() {
   told=1
   for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2>/dev/null || true; done

@@ -14,7 +14,7 @@ from benchmarks import fuzz_input
 from bt_jax.data import records as records_lib
 from bt_jax.data.npz import write_npz
 from bt_jax.data.pipeline import eval_batches, permutation, train_batches
-from bt_jax.data.prefetch import prefetch
+from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import decode
 from bt_jax.data.source import Broken, open_source
 from bt_jax.errors import UserError
@@ -357,7 +357,7 @@ def test_prefetch_keeps_order_and_runs_no_further_than_depth():
             made.append(i)
             yield i
 
-    batches = prefetch(numbers(), lambda i: -i, depth=3)
+    batches = Prefetch(numbers(), lambda i: -i, depth=3)
     wait_for(lambda: len(made) == 3)
     time.sleep(0.05)
     assert made == [0, 1, 2]
@@ -380,14 +380,14 @@ def test_prefetch_raises_errors_in_their_place():
         yield 1
         raise UserError("broken", "mend it")
 
-    batches = prefetch(failing(), lambda i: i)
+    batches = Prefetch(failing(), lambda i: i)
     assert next(batches) == 1
     with pytest.raises(UserError, match="broken"):
         next(batches)
     with pytest.raises(StopIteration):
         next(batches)
     with pytest.raises(ZeroDivisionError):
-        next(prefetch(iter([0]), lambda i: 1 / i))
+        next(Prefetch(iter([0]), lambda i: 1 / i))
 
 
 def test_prefetch_closes():
@@ -399,13 +399,13 @@ def test_prefetch_closes():
         finally:
             closed.set()
 
-    with prefetch(endless(), lambda i: i) as batches:
+    with Prefetch(endless(), lambda i: i) as batches:
         next(batches)
         thread = batches._thread
     assert closed.is_set() and not thread.is_alive()
 
     closed.clear()
-    batches = prefetch(endless(), lambda i: i)
+    batches = Prefetch(endless(), lambda i: i)
     thread = batches._thread
     del batches  # forgotten, as by an exception in the loop
     thread.join(10)
@@ -418,10 +418,10 @@ def test_prefetch_counts_the_wait():
             time.sleep(0.05)
             yield i
 
-    batches = prefetch(slow(), lambda i: i)
+    batches = Prefetch(slow(), lambda i: i)
     list(batches)
     assert 0.1 < batches.wait_seconds < 2
-    ready = prefetch(iter(range(3)), lambda i: i, depth=3)
+    ready = Prefetch(iter(range(3)), lambda i: i, depth=3)
     wait_for(lambda: ready._items.qsize() == 3)
     before = ready.wait_seconds
     next(ready)

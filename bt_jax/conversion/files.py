@@ -128,7 +128,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in file.keys()}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict: no iterator
         return arrays, json.loads(metadata[METADATA]) if METADATA in metadata else None
     except (SafetensorError, ValueError, TypeError, OSError, RecursionError) as error:
         raise UserError(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from bt_jax.errors import UserError
 
 
-class prefetch:
+class Prefetch:
     """Iterator over `put(batch)`, made on a background thread at most `depth` batches ahead of the consumer.
 
     An exception of the iterator or of `put` is raised to the consumer, at its place in the order. Closes the iterator.

@@ -203,10 +203,8 @@ def tensorflow():
             "Install it (pip install tensorflow tensorflow-datasets), or use a cache file",
         ) from None
     for kind in ("GPU", "TPU"):
-        try:
+        with contextlib.suppress(RuntimeError, ValueError):  # too late if the caller has used TensorFlow before
             tf.config.set_visible_devices([], kind)
-        except (RuntimeError, ValueError):  # the caller has used TensorFlow before: too late to hide anything
-            pass
     return tf
 
 

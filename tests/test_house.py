@@ -1,0 +1,215 @@
+"""The rules of the house, read from the sources: imports, packages, keys, comments, lengths, versions.
+
+Lists of exceptions may only shrink: an entry that is no longer needed fails its test.
+"""
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+from setuptools import Distribution
+
+import bt_jax
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "bt_jax").rglob("*.py"))
+
+TENSORFLOW = ("bt_jax/data/",)  # the folders that may import it
+TORCH = ("bt_jax/conversion/",)
+LIGHT = ("bt_jax", "bt_jax.prepare", "bt_jax.config", "bt_jax.recipes")  # load none of the frameworks
+
+# (importing file, imported file) of arrows that close a circle of folders.
+BACK_ARROWS = {("bt_jax/conversion/targets.py", "bt_jax/checkpoint.py")}
+# (file, function) whose random key is not the first argument.
+KEY_LATER = {
+    ("bt_jax/evals/correlation.py", "embeddings"),
+    ("bt_jax/evals/spectrum.py", "accumulate"),
+    ("bt_jax/evals/spectrum.py", "measure"),
+}
+LONGEST = 400  # lines of a file
+LONGER = {"bt_jax/augment.py", "bt_jax/data/pipeline.py"}
+
+
+def name_of(path: Path) -> str:
+    """Such as "bt_jax/data/npz.py"."""
+    return path.relative_to(ROOT).as_posix()
+
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): name_of(path) for path in FILES
+}
+
+
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text())
+
+
+@cache
+def imported(name: str) -> frozenset[str]:
+    """Full names of everything that a file imports, wherever in it: "numpy", "bt_jax.data.npz.read"."""
+    found = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name}: a relative import, which no check here follows"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            # The argument is made at run time, from the file's strings.
+            strings = {each.value for each in ast.walk(tree(name)) if isinstance(each, ast.Constant)}
+            found |= {module for module in MODULES if {module, module.removeprefix("bt_jax.")} & strings}
+    return frozenset(found)
+
+
+def arrows() -> set[tuple[str, str]]:
+    """(importing file, imported file) within the package."""
+    found = set()
+    for name in MODULES.values():
+        for full in imported(name):
+            while full and full not in MODULES:
+                full = full.rpartition(".")[0]
+            if full and MODULES[full] != name:
+                found.add((name, MODULES[full]))
+    return found
+
+
+def circle(pairs) -> list[str] | None:
+    """The nodes of one circle, or None if there is none."""
+    graph: dict[str, set[str]] = {}
+    for start, end in pairs:
+        graph.setdefault(start, set()).add(end)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1][::-1]
+    return None
+
+
+def room(name: str) -> str:
+    """The folder of a file; a file directly in bt_jax/ is a room of its own."""
+    folder = name.rpartition("/")[0]
+    return name if folder == "bt_jax" else folder
+
+
+def between_rooms(pairs) -> set[tuple[str, str]]:
+    return {(room(start), room(end)) for start, end in pairs if room(start) != room(end)}
+
+
+def test_files_import_one_way():
+    assert len(arrows()) > 200  # the graph is not empty by mistake
+    assert circle(arrows()) is None
+
+
+def test_folders_import_one_way():
+    forward = arrows() - BACK_ARROWS
+    assert circle(between_rooms(forward)) is None
+    for arrow in BACK_ARROWS:
+        assert arrow in arrows() and circle(between_rooms(forward | {arrow})), f"{arrow} is no exception any more"
+
+
+@pytest.mark.parametrize("framework, folders", [("tensorflow", TENSORFLOW), ("torch", TORCH)])
+def test_frameworks_have_one_place(framework, folders):
+    importing = {
+        name for name in MODULES.values() if any(full.split(".")[0].startswith(framework) for full in imported(name))
+    }
+    assert importing and {name for name in importing if not name.startswith(folders)} == set()
+
+
+def test_the_package_imports_nothing_beside_it():
+    beside = {"tests", "benchmarks", "configs", "launch"}
+    assert {name for name in MODULES.values() if {full.split(".")[0] for full in imported(name)} & beside} == set()
+
+
+def test_light_modules_load_no_framework():
+    heavy = "tensorflow", "torch", "jax", "flax", "orbax"
+    script = f"import sys, {', '.join(LIGHT)}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_every_file_is_in_the_wheel(monkeypatch):
+    """`build_py` lists what a wheel gets; a file that it does not list is in the repository alone."""
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files()
+    command = distribution.get_command_obj("build_py")
+    command.ensure_finalized()
+    outputs = {Path(path).relative_to(command.build_lib).as_posix() for path in command.get_outputs(False)}
+    present = {name_of(path) for path in (ROOT / "bt_jax").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert present <= outputs, present - outputs
+    assert {path.split("/")[0] for path in outputs} == {"bt_jax"}
+    folders = {path.parent for path in FILES}
+    assert {name_of(folder) for folder in folders if not (folder / "__init__.py").exists()} == set()
+
+
+def test_random_keys_come_first():
+    """A parameter `key` is a random one unless it is a str; one that can only be given by name has no place."""
+    found, later = 0, set()
+    for name in MODULES.values():
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.FunctionDef):
+                places = [each for each in (*node.args.posonlyargs, *node.args.args) if each.arg not in ("self", "cls")]
+                for place, each in enumerate(places):
+                    if each.arg == "key" and (each.annotation is None or ast.unparse(each.annotation) != "str"):
+                        found += 1
+                        later |= {(name, node.name)} if place else set()
+    assert found > 10 and later == KEY_LATER
+
+
+def test_every_config_key_has_a_comment():
+    lines = (ROOT / "bt_jax/config.py").read_text().splitlines()
+    keys, silent = set(), set()
+    for function in tree("bt_jax/config.py").body:
+        if isinstance(function, ast.FunctionDef) and "config" not in {each.arg for each in function.args.args}:
+            for node in ast.walk(function):
+                targets = [ast.unparse(target) for target in getattr(node, "targets", ())]
+                if targets and targets[0].startswith("config.") and ast.unparse(node.value) != "ConfigDict()":
+                    keys.add(targets[0])
+                    silent |= {targets[0]} if "  # " not in lines[node.end_lineno - 1] else set()
+    assert len(keys) > 60 and silent == set()
+
+
+def test_no_file_is_long():
+    longer = {name for name in MODULES.values() if len((ROOT / name).read_text().splitlines()) > LONGEST}
+    assert longer == LONGER
+
+
+def test_versions_agree():
+    changes = re.findall(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    readme = re.findall(r"^Version (\d[\w.]*\w)", (ROOT / "README.md").read_text(), flags=re.M)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert [changes[0], *readme, citation] == [bt_jax.__version__] * 3
+
+
+def requirements(option: str) -> list[Requirement]:
+    """The lines of setup.cfg's "install_requires", or of an extra."""
+    package = configparser.RawConfigParser()
+    package.read(ROOT / "setup.cfg")
+    section = "options" if option == "install_requires" else "options.extras_require"
+    return [Requirement(line) for line in package[section][option].split("\n") if line]
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    wanted = [each for option in ("install_requires", "tfds", "gcs", "test") for each in requirements(option)]
+    lowest = {(each.name, Version(b.version)) for each in wanted for b in each.specifier if b.operator == ">="}
+    lines = (ROOT / "tests/oldest.txt").read_text().splitlines()
+    pinned = [line.split("==") for line in lines if not line.startswith("#")]
+    assert {(name, Version(version)) for name, version in pinned} == lowest
+
+
+def test_hooks_and_check_use_one_ruff():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    asked = [Requirement(line) for hook in hooks for line in hook["additional_dependencies"]]
+    assert {each for each in asked if each.name == "ruff"} == {
+        each for each in requirements("dev") if each.name == "ruff"
+    }
