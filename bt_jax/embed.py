@@ -39,14 +39,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-<<<<<<< HEAD
 from bt_jax import augment, checkpoint, models, selfcheck, sharding, storage
 from bt_jax.config import user_cache
-from bt_jax.data.prefetch import prefetch
-=======
-from bt_jax import augment, checkpoint, models, sharding, storage
 from bt_jax.data.prefetch import Prefetch
->>>>>>> habits
 from bt_jax.data.records import Source, Span, progress
 from bt_jax.data.source import open_source
 from bt_jax.embedding.files import Explained, Npy, Parquet, Rows, write_json

@@ -16,12 +16,15 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import compilers
+from bt_jax import compilers, losses, sharding
 from bt_jax.errors import UserError, line
 
 _outcome: dict[str, str] = {}  # of `require` in this process
@@ -62,54 +65,57 @@ class Result(NamedTuple):
 # --------------------------------------------------------------------------------------------------------- the programs
 
 
+def rows_lost(x, matrix):
+    """The pattern of which jaxlib 0.10.2 loses rows."""
+    return jax.vmap(lambda row: jnp.square(matrix @ row).sum())(x)
+
+
+def memory_read(matrix, c):
+    """The pattern that reads uninitialised memory."""
+    return ((matrix @ jnp.broadcast_to(c, matrix.shape)) * matrix).sum()
+
+
+def loss(z1, z2, *, form):
+    """The loss and its two gradients."""
+    return jax.value_and_grad(lambda *z: losses.barlow_twins(*z, form=form)[0], argnums=(0, 1))(z1, z2)
+
+
+def batch_norm(x, cotangent):
+    """The sum of normalised x (n, h, w, c) times the cotangent, and its gradient by x."""
+
+    def total(x):
+        offset = x - x.mean((0, 1, 2))
+        return (offset * jax.lax.rsqrt(jnp.square(offset).mean((0, 1, 2)) + losses.EPS) * cotangent).sum()
+
+    return jax.value_and_grad(total)(x)
+
+
+def lars(parameter, gradient):
+    """A gradient scaled by the trust ratio."""
+    return jnp.linalg.norm(parameter) / jnp.linalg.norm(gradient) * gradient
+
+
+def convolution(x, kernel, cotangent, *, stride):
+    """The convolution, and its gradients by x and kernel; NHWC and HWIO."""
+
+    def total(x, kernel):
+        padding = [(kernel.shape[0] // 2,) * 2] * 2
+        layout = ("NHWC", "HWIO", "NHWC")
+        out = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=layout)
+        return (out * cotangent).sum(), out
+
+    (_, out), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(x, kernel)
+    return out, *gradients
+
+
+def similarities(bank, queries):
+    """Cosine similarities, as `evals.knn` computes them."""
+    bank, queries = (x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (bank, queries))
+    return jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST)
+
+
 def checks(rows: int) -> list[Check]:
     """The programs; `rows` is the length at which jaxlib 0.10.2 loses rows: 32,769 in float32, 16,385 in float64."""
-    import jax
-    import jax.numpy as jnp
-
-    from bt_jax import losses
-
-    def rows_lost(x, matrix):
-        return jax.vmap(lambda row: jnp.square(matrix @ row).sum())(x)
-
-    def memory_read(matrix, c):
-        return ((matrix @ jnp.broadcast_to(c, matrix.shape)) * matrix).sum()
-
-    def loss(form):
-        def total(z1, z2):
-            return losses.barlow_twins(z1, z2, form=form)[0]
-
-        return jax.value_and_grad(total, argnums=(0, 1))
-
-    def batch_norm(x, cotangent):
-        def total(x):
-            mean = x.mean((0, 1, 2))
-            offset = x - mean
-            return (offset * jax.lax.rsqrt(jnp.square(offset).mean((0, 1, 2)) + 1e-5) * cotangent).sum()
-
-        return jax.value_and_grad(total)(x)
-
-    def lars(parameter, gradient):
-        norms = jnp.linalg.norm(parameter), jnp.linalg.norm(gradient)
-        return norms[0] / norms[1] * gradient
-
-    def convolution(stride):
-        def total(x, kernel, cotangent):
-            dimensions = ("NHWC", "HWIO", "NHWC")
-            padding = [(kernel.shape[0] // 2,) * 2] * 2
-            out = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=dimensions)
-            return (out * cotangent).sum(), out
-
-        def out_and_gradients(x, kernel, cotangent):
-            (_, out), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(x, kernel, cotangent)
-            return out, *gradients
-
-        return out_and_gradients
-
-    def similarities(bank, queries):
-        bank, queries = (x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (bank, queries))
-        return jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST)
-
     draw = np.random.RandomState(0)  # whose stream is frozen
 
     def array(*shape):
@@ -120,16 +126,17 @@ def checks(rows: int) -> list[Check]:
     z = z1, np.round((z1 + array(24, 40) / 2) * 64) / 64
     image, kernel, pointwise = array(4, 8, 8, 6), array(3, 3, 6, 5), array(1, 1, 6, 5)
     same, halved = array(4, 8, 8, 5), array(4, 4, 4, 5)
+    once, twice = (partial(convolution, stride=stride) for stride in (1, 2))
     return [
         Check("vmap of a sum of squares", rows_lost, (np.concatenate([column, 0 * column, 0 * column], 1), np.eye(3))),
         Check("sum((E @ broadcast(c)) * E)", memory_read, (array(64, 64), np.array(0.5))),
-        Check("loss and gradients, covariance form", loss("covariance"), z),
-        Check("loss and gradients, Gram form", loss("gram"), z),
+        Check("loss and gradients, covariance form", partial(loss, form="covariance"), z),
+        Check("loss and gradients, Gram form", partial(loss, form="gram"), z),
         Check("batch norm and its gradient", batch_norm, (array(8, 6, 6, 16), array(8, 6, 6, 16))),
         Check("LARS norms", lars, (array(300, 70), array(300, 70))),
-        Check("3x3 convolution, its two gradients", convolution(1), (image, kernel, same), reduced=True),
-        Check("3x3 convolution, stride 2, its gradients", convolution(2), (image, kernel, halved), reduced=True),
-        Check("1x1 convolution, stride 2, its gradients", convolution(2), (image, pointwise, halved), reduced=True),
+        Check("3x3 convolution, its two gradients", once, (image, kernel, same), reduced=True),
+        Check("3x3 convolution, stride 2, its gradients", twice, (image, kernel, halved), reduced=True),
+        Check("1x1 convolution, stride 2, its gradients", twice, (image, pointwise, halved), reduced=True),
         Check("kNN similarities", similarities, (array(300, 48), array(20, 48))),
     ]
 
@@ -151,8 +158,6 @@ def run_on(device) -> list[Result]:
     Args:
       device: of `jax.local_devices()`.
     """
-    import jax
-
     stored = json.loads(NUMBERS.read_text())
     wide = bool(jax.config.jax_enable_x64) and device.platform == "cpu"
     dtype, rows = ("float64", 16_385) if wide else ("float32", 32_769)
@@ -176,10 +181,6 @@ def _error(out: np.ndarray, want: np.ndarray) -> float:
 
 def kinds() -> list:
     """One local device of each kind."""
-    import jax
-
-    from bt_jax import sharding
-
     local = [device for device in sharding.all_devices() if device.process_index == jax.process_index()]
     return list({(device.platform, device.device_kind): device for device in local}.values())
 
@@ -217,8 +218,6 @@ def _key(device) -> str:
 
 def _conditions(device) -> dict[str, str]:
     """All that a result depends on."""
-    import jax
-
     return {
         "jaxlib": compilers.jaxlib_version(),
         "platform_version": line(device.client.platform_version),
