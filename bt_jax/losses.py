@@ -16,6 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 EPS = 1e-5  # torch.nn.BatchNorm1d's default, which the reference keeps
 LAMBD = 0.0051  # reference main.py; the paper's text rounds it to 5e-3 (section 2.2)
@@ -59,7 +60,7 @@ def barlow_twins(
     lambd: float = LAMBD,
     form: Form = "auto",
     mesh: Mesh | None = None,
-    gather_dtype=None,
+    gather_dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of two embeddings of the same n images.
 
@@ -94,14 +95,16 @@ def barlow_twins(
         z1, z2 = (jax.lax.with_sharding_constraint(z, by_feature) for z in (z1, z2))
     z1, z2 = standardise(z1), standardise(z2)
     diag = (z1 * z2).sum(axis=0) / n
-    squares = _sum_of_squares(z1, z2, form, mesh, gather_dtype)
+    squares: jax.Array = _sum_of_squares(z1, z2, form, mesh, gather_dtype)
     on_diag = jnp.square(1 - diag).sum()
     off_diag = squares - jnp.square(diag).sum()
     return on_diag + lambd * off_diag, {"on_diag": on_diag, "off_diag": off_diag, "diag_mean": diag.mean()}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _sum_of_squares(z1, z2, form, mesh, gather_dtype):
+def _sum_of_squares(
+    z1: jax.Array, z2: jax.Array, form: Form, mesh: Mesh | None, gather_dtype: DTypeLike | None
+) -> jax.Array:
     """sum_ij c_ij^2 of two standardised embeddings.
 
     The gradient is made beside the value: each block of c serves both and is gone. Autodiff would keep all of them.

@@ -1,6 +1,7 @@
 """The cross-correlation matrix of some training images, looked at while it becomes the identity."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -25,12 +26,19 @@ class CrossCorrelation:
     """
 
     def __init__(
-        self, nets: Nets, recipe: augment.Recipe, batch: dict, *, key: jax.Array, folder: Path | None, every_steps: int
-    ):
+        self,
+        nets: Nets,
+        recipe: augment.Recipe,
+        batch: Mapping[str, jax.Array],
+        *,
+        key: jax.Array,
+        folder: Path | None,
+        every_steps: int,
+    ) -> None:
         self._batch, self._key, self._folder = batch, key, folder
         self.every_steps = every_steps
 
-        def embeddings(state: TrainState, key, batch):
+        def embeddings(state: TrainState, key: jax.Array, batch: Mapping[str, jax.Array]) -> list[jax.Array]:
             z = []
             for view in augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size")):
                 h, _ = nets.backbone.apply(state.encoder(), view, train=True)

@@ -51,15 +51,15 @@ def predict(
     Returns:
       int32 (len(ks), len(temperatures), n).
     """
-    bank, queries = normalise(bank), np.asarray(normalise(queries))
-    bank_labels = jnp.asarray(bank_labels, jnp.int32)
+    unit, asked = normalise(bank), np.asarray(normalise(queries))
+    unit_labels = jnp.asarray(bank_labels, jnp.int32)
     found = []
-    for start in range(0, len(queries), CHUNK):
-        chunk = queries[start : start + CHUNK]
+    for start in range(0, len(asked), CHUNK):
+        chunk = asked[start : start + CHUNK]
         padded = np.zeros((CHUNK, chunk.shape[1]), np.float32)
         padded[: len(chunk)] = chunk
         votes = _vote(
-            bank, bank_labels, padded, ks=tuple(ks), temperatures=tuple(temperatures), num_classes=num_classes
+            unit, unit_labels, padded, ks=tuple(ks), temperatures=tuple(temperatures), num_classes=num_classes
         )
         found.append(np.asarray(votes)[..., : len(chunk)])
     return np.concatenate(found, axis=-1)

@@ -13,7 +13,9 @@ NEIGHBOUR_PIXELS = 64  # side of the largest picture of a row of neighbours
 # Cross-correlation --------------------------------------------------------------------------------------------------
 
 
-def off_diagonal_histograms(before: np.ndarray | None, after: np.ndarray | None, bins: int = 81) -> dict:
+def off_diagonal_histograms(
+    before: np.ndarray | None, after: np.ndarray | None, bins: int = 81
+) -> dict[str, np.ndarray]:
     """How the values off the diagonal of full (d, d) cross-correlation matrices spread over [-1, 1].
 
     Returns:
@@ -33,7 +35,7 @@ def _counts(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.histogram(np.clip(values, -1, 1), bins=len(edges) - 1, range=(-1, 1))[0].astype(np.int64)
 
 
-def redundant_pairs(c: np.ndarray, count: int = 12) -> dict:
+def redundant_pairs(c: np.ndarray, count: int = 12) -> dict[str, np.ndarray]:
     """The pairs of features that repeat each other most.
 
     Args:
@@ -60,7 +62,14 @@ def redundant_pairs(c: np.ndarray, count: int = 12) -> dict:
 # Features -----------------------------------------------------------------------------------------------------------
 
 
-def embedding_map(features, images, labels=None, seed: int = 0, limit: int = MAP_IMAGES, thumbnail: int = 32) -> dict:
+def embedding_map(
+    features: np.ndarray,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    seed: int = 0,
+    limit: int = MAP_IMAGES,
+    thumbnail: int = 32,
+) -> dict[str, np.ndarray]:
     """Images laid out so that those with similar features lie close together (t-SNE).
 
     Args:
@@ -97,12 +106,12 @@ def _flattened(unit: np.ndarray, seed: int) -> np.ndarray:
         return TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(components).astype(np.float64)
 
 
-def of_embedding(features, images, labels=None) -> dict[str, np.ndarray]:
+def of_embedding(features: np.ndarray, images: np.ndarray, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """`embedding_map` and `neighbours` of the same images."""
     return embedding_map(features, images, labels) | neighbours(features, images)
 
 
-def neighbours(features, images, queries: int = 10, k: int = 6) -> dict:
+def neighbours(features: np.ndarray, images: np.ndarray, queries: int = 10, k: int = 6) -> dict[str, np.ndarray]:
     """The k images nearest in cosine similarity to each of some evenly spaced queries.
 
     Args:
@@ -126,7 +135,7 @@ def neighbours(features, images, queries: int = 10, k: int = 6) -> dict:
     }
 
 
-def confusion(labels, predicted, num_classes: int) -> dict:
+def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
     """{"confusion": int64 (num_classes, num_classes)}: row is the true class, column the predicted one.
 
     Args:
@@ -156,7 +165,7 @@ def thumbnails(images: np.ndarray, most: int) -> np.ndarray:
     return np.stack(small) if n else np.zeros((0, side, side, 3), np.uint8)
 
 
-def _unit(features) -> np.ndarray:
+def _unit(features: np.ndarray) -> np.ndarray:
     """Rows of length one, float64; NaN and infinities, of a run that broke, count as 0."""
     features = np.nan_to_num(np.asarray(features, np.float64), nan=0, posinf=0, neginf=0)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -32,7 +32,16 @@ class Probe(NamedTuple):
     held_out_top1: np.ndarray
 
 
-def top1(features, labels, test_features, test_labels, *, num_classes: int, epochs: int = 30, seed: int = 0) -> float:
+def top1(
+    features: np.ndarray,
+    labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    num_classes: int,
+    epochs: int = 30,
+    seed: int = 0,
+) -> float:
     """Top-1 accuracy of `fit` on test; test_labels int (m,)."""
     found = fit(features, labels, test_features, num_classes=num_classes, epochs=epochs, seed=seed)
     return float((found.predicted == np.asarray(test_labels)).mean())
