@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from bt_jax.errors import UserError
@@ -35,6 +34,7 @@ from bt_jax.recipes import (
     lightly_cifar,
     recipe_from_config,
 )
+from bt_jax.shapes import Array, Float, Int, Key, Number, UInt8, Whole
 
 __all__ = [
     "CIFAR_MEAN",
@@ -66,11 +66,7 @@ __all__ = [
     "two_views",
 ]
 
-Array = jax.Array | np.ndarray
-Image = Array  # float32 (height, width, channels) in [0, 1]
 Planes = tuple[jax.Array, ...]  # red, green and blue, each (height, width)
-Number = float | jax.Array  # a scalar, which may be traced
-Whole = int | jax.Array
 
 
 # ------------------------------------------------------------------------------------------- resizing: two products
@@ -152,7 +148,7 @@ def _center_crop_matrices(
 
 
 def resized_crop(
-    image: Image,
+    image: Float[Array, "h w c"],
     top: Whole,
     left: Whole,
     height: Whole,
@@ -161,7 +157,7 @@ def resized_crop(
     *,
     method: str = "bicubic",
     limit: tuple[Whole, Whole] | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "{size} {size} c"]:
     """Box of an image resized to (size, size), equal to Pillow's crop and antialiased resize.
 
     Args:
@@ -175,8 +171,8 @@ def resized_crop(
 
 
 def center_crop_of_resize(
-    image: Image, resize: int, size: int, height: Whole | None = None, width: Whole | None = None
-) -> jax.Array:
+    image: Float[Array, "h w c"], resize: int, size: int, height: Whole | None = None, width: Whole | None = None
+) -> Float[jax.Array, "{size} {size} c"]:
     """torchvision's Resize(resize, bilinear, antialiased) and CenterCrop(size): float32 (h, w, c) to (size, size, c).
 
     `height` and `width` are the true size of an image at the top left of a larger canvas; they may be traced.
@@ -187,7 +183,7 @@ def center_crop_of_resize(
     return _swap(jnp.clip(_products(rows, _swap(image), columns), 0.0, 1.0))
 
 
-def horizontal_flip(image: Image) -> Image:
+def horizontal_flip(image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
     """Mirror image of (h, w, c)."""
     return image[:, ::-1]
 
@@ -205,7 +201,7 @@ def _luma(rgb: Planes) -> jax.Array:
     return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
 
 
-def _blend(rgb: Planes, other: Number, factor: Number) -> Planes:
+def _blend(rgb: Planes, other: float | jax.Array, factor: Number) -> Planes:
     """factor * rgb + (1 - factor) * other, clipped. A factor of 1 is exactly the identity."""
     rest = (1 - factor) * other
     return tuple(jnp.clip(factor * plane + rest, 0.0, 1.0) for plane in rgb)
@@ -239,36 +235,36 @@ def _hue(rgb: Planes, delta: Number) -> Planes:
     return channel(3.0), channel(5.0), channel(1.0)
 
 
-def _planes(image: Image) -> Planes:
+def _planes(image: Array) -> Planes:
     return tuple(jnp.asarray(image[..., channel]) for channel in range(3))
 
 
-def adjust_brightness(image: Image, factor: Number) -> jax.Array:
+def adjust_brightness(image: Float[Array, "h w 3"], factor: Number) -> Float[jax.Array, "h w 3"]:
     """Blend with black, (h, w, 3): factor 0 is black, 1 the image."""
     return jnp.stack(_blend(_planes(image), 0.0, factor), axis=-1)
 
 
-def adjust_contrast(image: Image, factor: Number) -> jax.Array:
+def adjust_contrast(image: Float[Array, "h w 3"], factor: Number) -> Float[jax.Array, "h w 3"]:
     """Blend with the mean luma of the image, (h, w, 3)."""
     return jnp.stack(_contrast(_planes(image), factor), axis=-1)
 
 
-def adjust_saturation(image: Image, factor: Number) -> jax.Array:
+def adjust_saturation(image: Float[Array, "h w 3"], factor: Number) -> Float[jax.Array, "h w 3"]:
     """Blend with the luma of each pixel, (h, w, 3): factor 0 is grey, 1 the image."""
     return jnp.stack(_blend(_planes(image), _luma(_planes(image)), factor), axis=-1)
 
 
-def adjust_hue(image: Image, delta: Number) -> jax.Array:
+def adjust_hue(image: Float[Array, "h w 3"], delta: Number) -> Float[jax.Array, "h w 3"]:
     """Turn the hue of (h, w, 3) by `delta` turns in [-0.5, 0.5], as in HSV."""
     return jnp.stack(_hue(_planes(image), delta), axis=-1)
 
 
-def to_grayscale(image: Image) -> jax.Array:
+def to_grayscale(image: Float[Array, "h w 3"]) -> Float[jax.Array, "h w 3"]:
     """Luma in all three channels, (h, w, 3)."""
     return jnp.stack([_luma(_planes(image))] * 3, axis=-1)
 
 
-def solarize(image: Array, threshold: Number = 128 / 255) -> jax.Array:
+def solarize(image: Float[Array, "*shape"], threshold: Number = 128 / 255) -> Float[jax.Array, "*shape"]:
     """Invert values at and above the threshold, as on grey levels: a value counts as the level that it rounds to."""
     return jnp.where(image >= threshold - 0.5 / 255, 1 - image, image)
 
@@ -306,7 +302,7 @@ def _sum(terms: Sequence[jax.Array]) -> jax.Array:
     return functools.reduce(operator.add, terms)
 
 
-def gaussian_blur(image: Image, sigma: Number, *, max_sigma: float = 2.0) -> jax.Array:
+def gaussian_blur(image: Float[Array, "h w c"], sigma: Number, *, max_sigma: float = 2.0) -> Float[jax.Array, "h w c"]:
     """Pillow's GaussianBlur(radius=sigma), itself three box blurs, of a (h, w, c) image.
 
     The number of taps is compiled in and follows from `max_sigma`: a larger `sigma` blurs about as much as `max_sigma`.
@@ -336,7 +332,7 @@ class Draw(NamedTuple):
     solarize: jax.Array
 
 
-def draw(key: jax.Array, view: View, height: Whole, width: Whole) -> Draw:
+def draw(key: Key[jax.Array, ""], view: View, height: Whole, width: Whole) -> Draw:
     """Parameters of one view of a (height, width) image, which may be traced, with torchvision's distributions."""
     u = jax.random.uniform(key, (36,))  # one call, since a hash costs the same for one number as for many
     jitter = u[23] < view.jitter
@@ -438,14 +434,14 @@ def _one_view(key: jax.Array, image: jax.Array, size: Array, view: View, recipe:
 
 
 def two_views(
-    key: jax.Array,
-    images: Array,
+    key: Key[jax.Array, ""],
+    images: UInt8[Array, "n h w c"],
     recipe: Recipe,
     *,
-    ids: Array | None = None,
-    sizes: Array | None = None,
+    ids: Int[Array, " n"] | None = None,
+    sizes: Int[Array, "n 2"] | None = None,
     dtype: DTypeLike = jnp.float32,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[jax.Array, "n {recipe.size} {recipe.size} c"], Float[jax.Array, "n {recipe.size} {recipe.size} c"]]:
     """Two independently drawn views of every image.
 
     Args:
@@ -473,8 +469,12 @@ def two_views(
 
 
 def evaluation_view(
-    images: Array, recipe: Recipe, *, sizes: Array | None = None, resize: int | None = None
-) -> jax.Array:
+    images: UInt8[Array, "n h w c"],
+    recipe: Recipe,
+    *,
+    sizes: Int[Array, "n 2"] | None = None,
+    resize: int | None = None,
+) -> Float[jax.Array, "n {recipe.size} {recipe.size} c"]:
     """The one view without chance, float32 (n, size, size, c), normalised, of uint8 images (n, h, w, c).
 
     Images of `recipe.size` are only normalised. Others are resized to `resize` (by default `recipe.size`) along their
@@ -493,7 +493,7 @@ def evaluation_view(
     return normalise(jax.vmap(view)(images, sizes), recipe)
 
 
-def normalise(image: Array, recipe: Recipe) -> jax.Array:
+def normalise(image: Float[Array, "*shape c"], recipe: Recipe) -> Float[jax.Array, "*shape c"]:
     """(image - mean) / std of the recipe, per channel; image float32 in [0, 1], channels last."""
     return jnp.subtract(image, jnp.array(recipe.mean, jnp.float32)) / jnp.array(recipe.std, jnp.float32)
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from bt_jax.shapes import Float, Real
+
 Rate = float | optax.Schedule
 
 TRUST_COEFFICIENT = 0.001  # reference main.py, class LARS, eta
@@ -35,7 +37,7 @@ def warmup_cosine(
       A function of the step (int array) giving a float32 rate, or float64 under x64.
     """
 
-    def schedule(step: ArrayLike) -> jax.Array:
+    def schedule(step: Real[ArrayLike, "*shape"]) -> Float[jax.Array, "*shape"]:
         step = jnp.asarray(step, jnp.result_type(float))
         rise = start_factor + (1 - start_factor) * step / max(warmup_steps, 1)
         progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0, 1)
@@ -48,7 +50,7 @@ def warmup_cosine(
 def cosine_by_epoch(peak: float, *, steps_per_epoch: int, epochs: float) -> optax.Schedule:
     """Half a cosine to zero that moves once an epoch: torch's CosineAnnealingLR as in the reference's evaluate.py."""
 
-    def schedule(step: ArrayLike) -> jax.Array:
+    def schedule(step: Real[ArrayLike, "*shape"]) -> Float[jax.Array, "*shape"]:
         epoch = jnp.floor(jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch)
         return peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(epoch / epochs, 0, 1)))
 
@@ -113,7 +115,9 @@ def _by_dimension(
 def _clipped_trust_ratio(lr: Rate, weight_decay: float, trust_coefficient: float) -> optax.GradientTransformation:
     rate: optax.Schedule = lr if callable(lr) else lambda count: lr
 
-    def adapt(gradient: jax.Array, parameter: jax.Array, lr_now: ArrayLike) -> jax.Array:
+    def adapt(
+        gradient: Float[jax.Array, "*shape"], parameter: Float[jax.Array, "*shape"], lr_now: ArrayLike
+    ) -> Float[jax.Array, "*shape"]:
         # Not norm(x.ravel()): of an array split by its last axis, that would gather the whole.
         p, g = (jnp.sqrt(jnp.square(x).sum()) for x in (parameter, gradient))
         ratio = trust_coefficient * p / (g + weight_decay * p + CLIPPED_EPS)

@@ -11,12 +11,27 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
 
 import jax
+import jaxtyping
 import pytest
+
+# Every call of these modules' functions is checked against its annotations, shapes and dtypes among them.
+CHECKED = ["bt_jax.augment", "bt_jax.losses", "bt_jax.metrics", "bt_jax.optim"]
+CHECKED += [f"bt_jax.evals.{name}" for name in ("confidence", "correlation", "features", "knn", "pictures")]
+CHECKED += [f"bt_jax.evals.{name}" for name in ("probe", "svm")]
+jaxtyping.install_import_hook(CHECKED, "typechecker.checked")  # before any of them is imported
 
 from benchmarks import bucket as stand_in
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
+
+
+@pytest.fixture
+def unchecked():
+    """The check of annotations is off, so that a function's own error for a wrong shape is the one raised."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import augment, losses, storage
+from bt_jax.shapes import Float
 from bt_jax.state import Nets, TrainState
 
 PICTURE = 128  # rows and columns of a heat map: a screen shows no more
@@ -76,7 +77,7 @@ def _array(file: Path) -> np.ndarray:
     return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
 
 
-def picture(c: np.ndarray) -> np.ndarray:
+def picture(c: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "m m"]:
     """At most PICTURE evenly spaced rows and columns of a (d, d) matrix, for a heat map."""
     keep = np.linspace(0, len(c) - 1, min(PICTURE, len(c))).astype(np.int64)
     return c[np.ix_(keep, keep)]

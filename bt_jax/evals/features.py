@@ -11,6 +11,7 @@ from PIL import Image
 
 from bt_jax import augment, sharding
 from bt_jax.models import Net, Variables
+from bt_jax.shapes import Array, Float
 
 Batch = Mapping[str, jax.Array]
 HostBatch = Mapping[str, np.ndarray]
@@ -97,7 +98,7 @@ def _thumbnail(image: np.ndarray, height: int, width: int, side: int) -> np.ndar
     return np.asarray(small).reshape(*small.size, -1)
 
 
-def normalise(features: np.ndarray) -> jax.Array:
+def normalise(features: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
     """Rows of unit length, float32."""
     rows = jnp.asarray(features, jnp.float32)
     return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax.evals.features import normalise
+from bt_jax.shapes import Float, Int, Int32
 
 # Queries a call: 256 x 50,000 similarities are 51 MB, and the whole matrix never exists.
 CHUNK = 256
 
 
 def top1(
-    bank: np.ndarray,
-    bank_labels: np.ndarray,
-    queries: np.ndarray,
-    labels: np.ndarray,
+    bank: Float[np.ndarray, "m d"],
+    bank_labels: Int[np.ndarray, " m"],
+    queries: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
     *,
     k: int = 200,
     temperature: float = 0.1,
@@ -31,14 +32,14 @@ def top1(
 
 
 def predict(
-    bank: np.ndarray,
-    bank_labels: np.ndarray,
-    queries: np.ndarray,
+    bank: Float[np.ndarray, "m d"],
+    bank_labels: Int[np.ndarray, " m"],
+    queries: Float[np.ndarray, "n d"],
     *,
     ks: Sequence[int],
     temperatures: Sequence[float],
     num_classes: int,
-) -> np.ndarray:
+) -> Int32[np.ndarray, "ks temperatures n"]:
     """Classes of the queries for every k and temperature, all in one pass.
 
     Each of the k neighbours nearest in cosine similarity s votes for its class with exp(s / temperature).

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from bt_jax.shapes import Float, Int, UInt8
+
 ROWS = 512  # of a correlation matrix at a time: (8192, 8192) float32 is 268 MB, and no copy of it is made
 TSNE_FEWEST = 10  # images; below that t-SNE has no neighbours to speak of, and principal components are drawn
 TSNE_INPUT = 50  # principal components that t-SNE sees, as scikit-learn's manual advises
@@ -14,7 +16,7 @@ NEIGHBOUR_PIXELS = 64  # side of the largest picture of a row of neighbours
 
 
 def off_diagonal_histograms(
-    before: np.ndarray | None, after: np.ndarray | None, bins: int = 81
+    before: Float[np.ndarray, "d d"] | None, after: Float[np.ndarray, "d d"] | None, bins: int = 81
 ) -> dict[str, np.ndarray]:
     """How the values off the diagonal of full (d, d) cross-correlation matrices spread over [-1, 1].
 
@@ -35,7 +37,7 @@ def _counts(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.histogram(np.clip(values, -1, 1), bins=len(edges) - 1, range=(-1, 1))[0].astype(np.int64)
 
 
-def redundant_pairs(c: np.ndarray, count: int = 12) -> dict[str, np.ndarray]:
+def redundant_pairs(c: Float[np.ndarray, "d d"], count: int = 12) -> dict[str, np.ndarray]:
     """The pairs of features that repeat each other most.
 
     Args:
@@ -63,9 +65,9 @@ def redundant_pairs(c: np.ndarray, count: int = 12) -> dict[str, np.ndarray]:
 
 
 def embedding_map(
-    features: np.ndarray,
-    images: np.ndarray,
-    labels: np.ndarray | None = None,
+    features: Float[np.ndarray, "n d"],
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"] | None = None,
     seed: int = 0,
     limit: int = MAP_IMAGES,
     thumbnail: int = 32,
@@ -106,12 +108,18 @@ def _flattened(unit: np.ndarray, seed: int) -> np.ndarray:
         return TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(components).astype(np.float64)
 
 
-def of_embedding(features: np.ndarray, images: np.ndarray, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def of_embedding(
+    features: Float[np.ndarray, "n d"],
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"] | None = None,
+) -> dict[str, np.ndarray]:
     """`embedding_map` and `neighbours` of the same images."""
     return embedding_map(features, images, labels) | neighbours(features, images)
 
 
-def neighbours(features: np.ndarray, images: np.ndarray, queries: int = 10, k: int = 6) -> dict[str, np.ndarray]:
+def neighbours(
+    features: Float[np.ndarray, "n d"], images: UInt8[np.ndarray, "n h w c"], queries: int = 10, k: int = 6
+) -> dict[str, np.ndarray]:
     """The k images nearest in cosine similarity to each of some evenly spaced queries.
 
     Args:
@@ -135,7 +143,9 @@ def neighbours(features: np.ndarray, images: np.ndarray, queries: int = 10, k: i
     }
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
+def confusion(
+    labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], num_classes: int
+) -> dict[str, np.ndarray]:
     """{"confusion": int64 (num_classes, num_classes)}: row is the true class, column the predicted one.
 
     Args:
@@ -147,12 +157,12 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> di
     return {"confusion": flat.reshape(num_classes, num_classes).astype(np.int64)}
 
 
-def spaced(n: int, count: int) -> np.ndarray:
+def spaced(n: int, count: int) -> Int[np.ndarray, " m"]:
     """At most `count` of range(n), evenly spaced from first to last, int64."""
     return np.linspace(0, n - 1, min(count, n)).astype(np.int64)
 
 
-def thumbnails(images: np.ndarray, most: int) -> np.ndarray:
+def thumbnails(images: UInt8[np.ndarray, "n h w c"], most: int) -> UInt8[np.ndarray, "n s s 3"]:
     """uint8 (n, h, w, c), c 1 or 3, to uint8 (n, s, s, 3): the middle square, scaled down to s <= most pixels."""
     from PIL import Image, ImageOps
 

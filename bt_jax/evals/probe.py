@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bt_jax.shapes import Float, Int
+
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 1e-4, 1e-2)
 MOMENTUM = 0.9  # as the reference's linear evaluation (evaluate.py)
@@ -33,10 +35,10 @@ class Probe(NamedTuple):
 
 
 def top1(
-    features: np.ndarray,
-    labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    test_features: Float[np.ndarray, "m d"],
+    test_labels: Int[np.ndarray, " m"],
     *,
     num_classes: int,
     epochs: int = 30,
@@ -48,9 +50,9 @@ def top1(
 
 
 def fit(
-    features: np.ndarray,
-    labels: np.ndarray,
-    test_features: np.ndarray,
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    test_features: Float[np.ndarray, "m d"],
     *,
     num_classes: int,
     epochs: int = 30,

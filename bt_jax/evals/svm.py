@@ -18,6 +18,7 @@ import numpy as np
 
 from bt_jax.errors import UserError
 from bt_jax.evals.features import normalise
+from bt_jax.shapes import Float, Int, Real
 
 if TYPE_CHECKING:
     from sklearn.svm import LinearSVC
@@ -50,10 +51,10 @@ _LIBLINEAR = threading.Lock()
 
 
 def mean_average_precision(
-    features: np.ndarray,
-    targets: np.ndarray,
-    test_features: np.ndarray,
-    test_targets: np.ndarray,
+    features: Float[np.ndarray, "n d"],
+    targets: Int[np.ndarray, "n classes"],
+    test_features: Float[np.ndarray, "m d"],
+    test_targets: Int[np.ndarray, "m classes"],
     *,
     costs: Sequence[float] = COSTS,
     folds: int = 3,
@@ -116,7 +117,7 @@ def mean_average_precision(
     }
 
 
-def average_precision(scores: np.ndarray, targets: np.ndarray, *, points: str) -> float:
+def average_precision(scores: Real[np.ndarray, " n"], targets: Int[np.ndarray, " n"], *, points: str) -> float:
     """Average precision of a ranking, interpolated as by the VOC development kit.
 
     Images are taken from the highest score down; images of one score come together, so that their order plays no part.
