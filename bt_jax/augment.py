@@ -287,7 +287,7 @@ def _blur_matrix(sigma: Number, size: int, max_sigma: float) -> jax.Array:
     """
     reach = int((math.sqrt(4 * max_sigma**2 + 1) - 1) / 2) + 1  # of one box; taps in all: 13 for a sigma up to 2
     radius = _box_radius(sigma)
-    box = jnp.clip(radius + 1 - jnp.abs(jnp.arange(-reach, reach + 1)), 0.0, 1.0)
+    box = jnp.clip(radius + 1 - jnp.abs(jnp.arange(-reach, reach + 1, dtype=jnp.float32)), 0.0, 1.0)
     box = box / box.sum()
     taps = box
     for _ in range(2):
@@ -367,21 +367,30 @@ def _draw_crop(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """torchvision's RandomResizedCrop: the first of ten boxes that fits, else the largest central one in ratio."""
     low, high = view.crop_ratio
-    area = height * width * (view.crop_scale[0] + u_area * (view.crop_scale[1] - view.crop_scale[0]))
+    area = _real(height * width) * (view.crop_scale[0] + u_area * (view.crop_scale[1] - view.crop_scale[0]))
     ratio = jnp.exp(math.log(low) + u_ratio * (math.log(high) - math.log(low)))
     widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
     heights = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first, found = jnp.argmax(fits), jnp.any(fits)
 
-    most_wide = jnp.minimum(width, jnp.round(height * high).astype(jnp.int32))
-    most_high = jnp.minimum(height, jnp.round(width / low).astype(jnp.int32))
+    most_wide = jnp.minimum(width, jnp.round(_real(height) * high).astype(jnp.int32))
+    most_high = jnp.minimum(height, jnp.round(_real(width) / low).astype(jnp.int32))
     box_height = jnp.where(found, heights[first], most_high)
     box_width = jnp.where(found, widths[first], most_wide)
     spare_height, spare_width = height - box_height, width - box_width
-    top = jnp.where(found, jnp.floor(u_top * (spare_height + 1)).astype(jnp.int32), spare_height // 2)
-    left = jnp.where(found, jnp.floor(u_left * (spare_width + 1)).astype(jnp.int32), spare_width // 2)
+    top = jnp.where(
+        found, jnp.floor(u_top * (spare_height + 1).astype(jnp.float32)).astype(jnp.int32), spare_height // 2
+    )
+    left = jnp.where(
+        found, jnp.floor(u_left * (spare_width + 1).astype(jnp.float32)).astype(jnp.int32), spare_width // 2
+    )
     return top, left, box_height, box_width
+
+
+def _real(pixels: Whole) -> int | jax.Array:
+    """The same as float32 where it is traced: strict promotion of dtypes allows no product of int32 and float."""
+    return pixels if isinstance(pixels, int) else jnp.asarray(pixels, jnp.float32)
 
 
 def _jitter(rgb: Planes, drawn: Draw, view: View) -> Planes:

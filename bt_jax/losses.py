@@ -37,7 +37,7 @@ def standardise(z: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
     Returns:
       (n, d), float32 or the input's dtype where that is wider.
     """
-    wide = jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32))
+    wide = jnp.asarray(z, z.dtype if jnp.finfo(z.dtype).bits > 32 else jnp.float32)
     centred = wide - wide.mean(axis=0)
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=0) + EPS)
 

@@ -19,10 +19,10 @@ def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -
     picked = jnp.take_along_axis(
         jax.nn.log_softmax(logits.astype(jnp.float32)), jnp.where(known, labels, 0)[:, None], 1
     )
-    return -jnp.where(known, picked[:, 0], 0).sum() / jnp.maximum(known.sum(), 1)
+    return -jnp.where(known, picked[:, 0], 0).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32)
 
 
 def top1(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[jax.Array, ""]:
     """Share of rows whose largest logit is the label's, among those with a label (not -1)."""
     right = (logits.argmax(axis=1) == labels).sum(dtype=jnp.float32)
-    return right / jnp.maximum((labels >= 0).sum(), 1)
+    return right / jnp.maximum((labels >= 0).sum(), 1).astype(jnp.float32)
