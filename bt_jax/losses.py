@@ -16,6 +16,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from bt_jax.shapes import Array, Float
 
 EPS = 1e-5  # torch.nn.BatchNorm1d's default, which the reference keeps
 LAMBD = 0.0051  # reference main.py; the paper's text rounds it to 5e-3 (section 2.2)
@@ -25,7 +28,7 @@ Form = Literal["auto", "covariance", "gram"]
 FORMS: tuple[Form, ...] = ("covariance", "gram")
 
 
-def standardise(z: jax.Array) -> jax.Array:
+def standardise(z: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
     """Zero mean and unit biased variance for every feature over the batch.
 
     Args:
@@ -34,12 +37,12 @@ def standardise(z: jax.Array) -> jax.Array:
     Returns:
       (n, d), float32 or the input's dtype where that is wider.
     """
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    z = z - z.mean(axis=0)
-    return z * jax.lax.rsqrt(jnp.square(z).mean(axis=0) + EPS)
+    wide = jnp.asarray(z, z.dtype if jnp.finfo(z.dtype).bits > 32 else jnp.float32)
+    centred = wide - wide.mean(axis=0)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=0) + EPS)
 
 
-def cross_correlation(z1: jax.Array, z2: jax.Array) -> jax.Array:
+def cross_correlation(z1: Float[Array, "n d"], z2: Float[Array, "n e"]) -> Float[jax.Array, "d e"]:
     """c: (d, d) cross-correlation of two embeddings (n, d), in float32 or wider."""
     return _matmul(standardise(z1).T, standardise(z2)) / z1.shape[0]
 
@@ -53,14 +56,14 @@ def choose_form(n: int, d: int) -> Form:
 
 
 def barlow_twins(
-    z1: jax.Array,
-    z2: jax.Array,
+    z1: Float[Array, "n d"],
+    z2: Float[Array, "n d"],
     *,
     lambd: float = LAMBD,
     form: Form = "auto",
     mesh: Mesh | None = None,
-    gather_dtype=None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    gather_dtype: DTypeLike | None = None,
+) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
     """Loss of two embeddings of the same n images.
 
     Args:
@@ -94,14 +97,20 @@ def barlow_twins(
         z1, z2 = (jax.lax.with_sharding_constraint(z, by_feature) for z in (z1, z2))
     z1, z2 = standardise(z1), standardise(z2)
     diag = (z1 * z2).sum(axis=0) / n
-    squares = _sum_of_squares(z1, z2, form, mesh, gather_dtype)
+    squares: jax.Array = _sum_of_squares(z1, z2, form, mesh, gather_dtype)
     on_diag = jnp.square(1 - diag).sum()
     off_diag = squares - jnp.square(diag).sum()
     return on_diag + lambd * off_diag, {"on_diag": on_diag, "off_diag": off_diag, "diag_mean": diag.mean()}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _sum_of_squares(z1, z2, form, mesh, gather_dtype):
+def _sum_of_squares(
+    z1: Float[Array, "n d"],
+    z2: Float[Array, "n d"],
+    form: Form,
+    mesh: Mesh | None,
+    gather_dtype: DTypeLike | None,
+) -> Float[jax.Array, ""]:
     """sum_ij c_ij^2 of two standardised embeddings.
 
     The gradient is made beside the value: each block of c serves both and is gone. Autodiff would keep all of them.

@@ -3,24 +3,26 @@
 import jax
 import jax.numpy as jnp
 
+from bt_jax.shapes import Array, Float, Int
 
-def embedding_std(z: jax.Array) -> jax.Array:
+
+def embedding_std(z: Float[Array, "n d"]) -> Float[jax.Array, ""]:
     """Spread of the L2-normalised embeddings z (n, d): about 1 when they fill the sphere, 0 when they collapse."""
     z = z.astype(jnp.float32)
     z = z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     return z.std(axis=0).mean() * jnp.sqrt(z.shape[1])
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[jax.Array, ""]:
     """Mean cross-entropy of logits (n, classes) and int labels (n,), in nats; rows of label -1 do not count."""
     known = labels >= 0
     picked = jnp.take_along_axis(
         jax.nn.log_softmax(logits.astype(jnp.float32)), jnp.where(known, labels, 0)[:, None], 1
     )
-    return -jnp.where(known, picked[:, 0], 0).sum() / jnp.maximum(known.sum(), 1)
+    return -jnp.where(known, picked[:, 0], 0).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32)
 
 
-def top1(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def top1(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[jax.Array, ""]:
     """Share of rows whose largest logit is the label's, among those with a label (not -1)."""
     right = (logits.argmax(axis=1) == labels).sum(dtype=jnp.float32)
-    return right / jnp.maximum((labels >= 0).sum(), 1)
+    return right / jnp.maximum((labels >= 0).sum(), 1).astype(jnp.float32)

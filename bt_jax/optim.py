@@ -5,11 +5,14 @@ parameter by default. Here, as in reference main.py, the order is decay, trust r
 one-dimensional parameters (biases, batch-norm scales) have no decay, no trust ratio and a rate of their own.
 """
 
-from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+
+from bt_jax.shapes import Float, Real
 
 Rate = float | optax.Schedule
 
@@ -34,7 +37,7 @@ def warmup_cosine(
       A function of the step (int array) giving a float32 rate, or float64 under x64.
     """
 
-    def schedule(step):
+    def schedule(step: Real[ArrayLike, "*shape"]) -> Float[jax.Array, "*shape"]:
         step = jnp.asarray(step, jnp.result_type(float))
         rise = start_factor + (1 - start_factor) * step / max(warmup_steps, 1)
         progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0, 1)
@@ -47,7 +50,7 @@ def warmup_cosine(
 def cosine_by_epoch(peak: float, *, steps_per_epoch: int, epochs: float) -> optax.Schedule:
     """Half a cosine to zero that moves once an epoch: torch's CosineAnnealingLR as in the reference's evaluate.py."""
 
-    def schedule(step):
+    def schedule(step: Real[ArrayLike, "*shape"]) -> Float[jax.Array, "*shape"]:
         epoch = jnp.floor(jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch)
         return peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(epoch / epochs, 0, 1)))
 
@@ -88,7 +91,7 @@ def sgd(
 ) -> optax.GradientTransformation:
     """torch.optim.SGD: decay on every parameter is part of the gradient that enters the momentum."""
 
-    def one(lr: Rate):
+    def one(lr: Rate) -> optax.GradientTransformation:
         trace = optax.trace(momentum, nesterov=nesterov)
         return optax.chain(optax.add_decayed_weights(weight_decay), trace, optax.scale_by_learning_rate(lr))
 
@@ -100,17 +103,21 @@ def adamw(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float) -> optax.Gr
     return _by_dimension(weights=optax.adamw(lr_weights, weight_decay=weight_decay), biases=optax.adam(lr_biases))
 
 
-def _by_dimension(*, weights, biases) -> optax.GradientTransformation:
-    def label(params):
+def _by_dimension(
+    *, weights: optax.GradientTransformation, biases: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    def label(params: optax.Params):
         return jax.tree.map(lambda p: "biases" if p.ndim == 1 else "weights", params)
 
     return optax.multi_transform({"weights": weights, "biases": biases}, label)
 
 
 def _clipped_trust_ratio(lr: Rate, weight_decay: float, trust_coefficient: float) -> optax.GradientTransformation:
-    rate: Callable = lr if callable(lr) else lambda count: lr
+    rate: optax.Schedule = lr if callable(lr) else lambda count: lr
 
-    def adapt(gradient, parameter, lr_now):
+    def adapt(
+        gradient: Float[jax.Array, "*shape"], parameter: Float[jax.Array, "*shape"], lr_now: ArrayLike
+    ) -> Float[jax.Array, "*shape"]:
         # Not norm(x.ravel()): of an array split by its last axis, that would gather the whole.
         p, g = (jnp.sqrt(jnp.square(x).sum()) for x in (parameter, gradient))
         ratio = trust_coefficient * p / (g + weight_decay * p + CLIPPED_EPS)
@@ -119,11 +126,14 @@ def _clipped_trust_ratio(lr: Rate, weight_decay: float, trust_coefficient: float
         ratio = jnp.where((p == 0) | (g == 0), 1, ratio)
         return ratio * (gradient + weight_decay * parameter)
 
-    def update(gradients, state, params):
-        scaled = jax.tree.map(lambda g, p: adapt(g, p, rate(state.count)), gradients, params)
-        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        count = cast(optax.ScaleByScheduleState, state).count
+        scaled = jax.tree.map(lambda g, p: adapt(g, p, rate(count)), updates, params)
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(count))
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
 

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bt_jax.errors import UserError
@@ -36,7 +36,7 @@ class View:
     solarize: float = 0.0  # probability
     solarize_threshold: float = 128 / 255  # Pillow's default, at and above which a value is inverted
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability between 0 and 1")
         for name in ("brightness", "contrast", "saturation"):
@@ -59,7 +59,7 @@ class Recipe:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(isinstance(self.size, int) and self.size > 0, "size", self.size, "a positive number of pixels")
         _require(len(self.mean) == len(self.std), "mean", self.mean, "as many numbers as std")
 
@@ -86,7 +86,12 @@ def grayscale(size: int = 28) -> Recipe:
     return Recipe(size, view, dataclasses.replace(view, blur=0.1, solarize=0.2), (0.5,), (0.5,))
 
 
-RECIPES = {"imagenet": imagenet, "cifar": cifar, "lightly_cifar": lightly_cifar, "grayscale": grayscale}
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "imagenet": imagenet,
+    "cifar": cifar,
+    "lightly_cifar": lightly_cifar,
+    "grayscale": grayscale,
+}
 
 
 def recipe_from_config(config: Mapping[str, Any]) -> Recipe:
@@ -107,16 +112,16 @@ def recipe_from_config(config: Mapping[str, Any]) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
-def _frozen(value):
+def _frozen(value: object) -> object:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
-def _require(good: bool, name: str, value, wanted: str):
+def _require(good: bool, name: str, value: object, wanted: str) -> None:
     if not good:
         raise UserError(f"augmentation: {name} is {value!r}", f"Give {wanted}")
 
 
-def _require_known(names, valid: list[str], what: str):
+def _require_known(names: Iterable[object], valid: list[str], what: str) -> None:
     for name in names:
         if name not in valid:
             close = difflib.get_close_matches(str(name), valid, n=3) or sorted(valid)

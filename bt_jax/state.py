@@ -1,15 +1,13 @@
 """What training carries from step to step: one pytree of plain dicts."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bt_jax.models import Net
-
-Tree = Any
+from bt_jax.models import Net, Tree
 
 
 class Nets(NamedTuple):
@@ -33,9 +31,9 @@ class TrainState:
     """
 
     step: jax.Array
-    params: Tree
-    batch_stats: Tree
-    opt_state: Tree
+    params: dict[str, Tree]
+    batch_stats: dict[str, Tree]
+    opt_state: optax.OptState
     bad_steps: jax.Array
 
     def encoder(self) -> dict[str, Tree]:

@@ -3,7 +3,8 @@
 All randomness is folded from (seed, step, sample id), so nothing random is stored and the number of devices has no say.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,13 @@ from jax.sharding import Mesh
 
 from bt_jax import augment, losses, metrics, sharding
 from bt_jax.head import SplitProjector
+from bt_jax.models import Net, Tree
 from bt_jax.state import Nets, TrainState
 
 Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]  # float32 scalars
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Update = Callable[[TrainState, Sequence[jax.Array], jax.Array | None], tuple[TrainState, Metrics]]
 
 # Streams of a run's randomness, folded into the seed's key.
 INIT, ORDER, VIEWS, MONITOR = 0, 1, 2, 3
@@ -25,7 +30,7 @@ def stream(seed: int, purpose: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
-def make_pretrain_step(update: Callable, recipe: augment.Recipe, *, seed: int) -> Callable:
+def make_pretrain_step(update: Update, recipe: augment.Recipe, *, seed: int) -> Step:
     """Puts the views before an update of `make_update`.
 
     Returns:
@@ -34,7 +39,7 @@ def make_pretrain_step(update: Callable, recipe: augment.Recipe, *, seed: int) -
     """
     views_key = stream(seed, VIEWS)
 
-    def step(state: TrainState, batch: Batch):
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(views_key, state.step)
         views = augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
         return update(state, views, batch.get("label"))
@@ -53,7 +58,7 @@ def make_update(
     mesh: Mesh | None = None,
     head: str = "replicated",
     gather_dtype: str | None = None,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+) -> Update:
     """Builds update(state, views, labels) -> (state, metrics).
 
     Args:
@@ -62,17 +67,19 @@ def make_update(
         as in the reference; False concatenates them.
       rates: name -> schedule, shown among the metrics.
       mesh: over whose devices the batch is split; the loss then splits the embeddings by feature.
-      head: "sharded" splits the projector as well; the state must lie as `sharding.state_sharding` says.
+      head: "sharded" splits the projector as well, over a mesh; the state must lie as `sharding.state_sharding` says.
       gather_dtype: see `losses.barlow_twins`.
 
     Returns:
       The update. views: two float arrays (n, h, w, c); labels: int32 (n,) or None. metrics: float32 scalars under the
       names of the log. A loss or gradient that is not finite changes nothing but the counters.
+
+    Raises:
+      ValueError: a sharded head without a mesh.
     """
+    projector = _split(nets.projector, mesh) if head == "sharded" else nets.projector
 
-    projector = SplitProjector(nets.projector, mesh) if head == "sharded" else nets.projector
-
-    def forward(net, params, stats, inputs):
+    def forward(net: Net | SplitProjector, params: Tree, stats: Tree, inputs: Sequence[jax.Array]):
         """[view, ...] -> [output, ...] and the new running statistics."""
         if not two_passes:
             out, stats = net.apply({"params": params, "batch_stats": stats}, jnp.concatenate(inputs), train=True)
@@ -83,7 +90,9 @@ def make_update(
             outs.append(out)
         return outs, stats
 
-    def loss_fn(params, batch_stats, views, labels):
+    def loss_fn(
+        params: dict[str, Tree], batch_stats: dict[str, Tree], views: Sequence[jax.Array], labels: jax.Array | None
+    ):
         h, backbone_stats = forward(nets.backbone, params["backbone"], batch_stats["backbone"], views)
         z, projector_stats = forward(projector, params["projector"], batch_stats["projector"], h)
         if mesh is not None and head == "replicated":
@@ -103,7 +112,7 @@ def make_update(
             shown |= {"probe_loss": probe_loss, "probe_top1": metrics.top1(logits, twice)}
         return total, (shown, {"backbone": backbone_stats, "projector": projector_stats})
 
-    def update(state: TrainState, views, labels):
+    def update(state: TrainState, views: Sequence[jax.Array], labels: jax.Array | None) -> tuple[TrainState, Metrics]:
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (_, (shown, batch_stats)), grads = gradient(state.params, state.batch_stats, views, labels)
         new, norm = apply_gradient(state, tx, grads, batch_stats, shown["loss"])
@@ -114,14 +123,24 @@ def make_update(
     return update
 
 
+def _split(projector: Net, mesh: Mesh | None) -> SplitProjector:
+    if mesh is None:
+        raise ValueError("A sharded head needs a mesh to be split over")
+    return SplitProjector(projector, mesh)
+
+
 def apply_gradient(
-    state: TrainState, tx: optax.GradientTransformation, grads, batch_stats, loss: jax.Array
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    grads: dict[str, Tree],
+    batch_stats: dict[str, Tree],
+    loss: jax.Array,
 ) -> tuple[TrainState, jax.Array]:
     """The next state and the gradient's norm, without the online probe's. A loss or gradient that is not finite changes
     nothing but the counters."""
     norm = optax.global_norm({name: grad for name, grad in grads.items() if name != "probe"})
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = cast(dict[str, Tree], optax.apply_updates(state.params, updates))
     taken = TrainState(state.step + 1, params, batch_stats, opt_state, jnp.zeros_like(state.bad_steps))
     # The counters inside the optimizer go on with the step, so that the rate applied stays the schedule's.
     kept = jax.tree.map(lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b, opt_state, state.opt_state)

@@ -11,12 +11,27 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
 
 import jax
+import jaxtyping
 import pytest
+
+# Every call of these modules' functions is checked against its annotations, shapes and dtypes among them.
+CHECKED = ["bt_jax.augment", "bt_jax.losses", "bt_jax.metrics", "bt_jax.optim"]
+CHECKED += [f"bt_jax.evals.{name}" for name in ("confidence", "correlation", "features", "knn", "pictures")]
+CHECKED += [f"bt_jax.evals.{name}" for name in ("probe", "svm")]
+jaxtyping.install_import_hook(CHECKED, "typechecker.checked")  # before any of them is imported
 
 from benchmarks import bucket as stand_in
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
+
+
+@pytest.fixture
+def unchecked():
+    """The check of annotations is off, so that a function's own error for a wrong shape is the one raised."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +74,16 @@ def compiled_once(tmp_path_factory):
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     jax.config.update("jax_compilation_cache_dir", str(shared / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+# Test files under strict promotion of dtypes, where no operation may mix dtypes unless it says so. Left out are those
+# that go through optax's Adam (its bias correction raises a float to an int32 power) or through bfloat16 and float64
+# networks (`jnp.promote_types` itself obeys the setting), and those that are not about numbers. Strict promotion of
+# ranks is not set: (n, d) - (d,) is meant, all over the batch norm and the loss.
+STRICT = {"test_augment", "test_losses", "test_optim", "test_shapes"}
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes(request):
+    with jax.numpy_dtype_promotion("strict" if request.module.__name__ in STRICT else "standard"):
+        yield

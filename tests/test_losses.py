@@ -247,7 +247,7 @@ def test_form_is_chosen_by_shape(x64):
     assert [losses.choose_form(n, 8192) for n in (256, 2048, 6144, 6145, 16384)] == 3 * ["gram"] + 2 * ["covariance"]
 
 
-def test_wrong_input_is_refused():
+def test_wrong_input_is_refused(unchecked):
     with pytest.raises(ValueError, match="one shape"):
         losses.barlow_twins(jnp.zeros((4, 3)), jnp.zeros((4, 2)))
     with pytest.raises(ValueError, match="form"):

@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from bt_jax.shapes import Bool
+
 RESAMPLES = 10_000
 
 
 def interval(
-    right: np.ndarray, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    right: Bool[np.ndarray, " n"], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap over the test images (Efron and Tibshirani, 1993, chapter 13).
 

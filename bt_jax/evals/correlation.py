@@ -1,6 +1,7 @@
 """The cross-correlation matrix of some training images, looked at while it becomes the identity."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import augment, compilers, losses, storage
+from bt_jax.shapes import Float
 from bt_jax.state import Nets, TrainState
 
 PICTURE = 128  # rows and columns of a heat map: a screen shows no more
@@ -25,12 +27,19 @@ class CrossCorrelation:
     """
 
     def __init__(
-        self, nets: Nets, recipe: augment.Recipe, batch: dict, *, key: jax.Array, folder: Path | None, every_steps: int
-    ):
+        self,
+        nets: Nets,
+        recipe: augment.Recipe,
+        batch: Mapping[str, jax.Array],
+        *,
+        key: jax.Array,
+        folder: Path | None,
+        every_steps: int,
+    ) -> None:
         self._batch, self._key, self._folder = batch, key, folder
         self.every_steps = every_steps
 
-        def embeddings(state: TrainState, key, batch):
+        def embeddings(state: TrainState, key: jax.Array, batch: Mapping[str, jax.Array]) -> list[jax.Array]:
             z = []
             for view in augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size")):
                 h, _ = nets.backbone.apply(state.encoder(), view, train=True)
@@ -68,7 +77,7 @@ def _array(file: Path) -> np.ndarray:
     return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
 
 
-def picture(c: np.ndarray) -> np.ndarray:
+def picture(c: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "m m"]:
     """At most PICTURE evenly spaced rows and columns of a (d, d) matrix, for a heat map."""
     keep = np.linspace(0, len(c) - 1, min(PICTURE, len(c))).astype(np.int64)
     return c[np.ix_(keep, keep)]

@@ -1,6 +1,7 @@
 """Frozen features of every image of a set: each image once, whatever the batch and the number of devices."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,26 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from bt_jax import augment, compilers, sharding
-from bt_jax.models import Net
+from bt_jax.models import Net, Variables
+from bt_jax.shapes import Array, Float
 
-Embed = Callable[[dict, dict], jax.Array]
+Batch = Mapping[str, jax.Array]
+HostBatch = Mapping[str, np.ndarray]
+Embed = Callable[[Variables, Batch], jax.Array]
+
+
+class Encoded(Protocol):
+    """What has an encoder to evaluate: a `TrainState`, an `encoder.Encoder`."""
+
+    def encoder(self) -> Variables:
+        """The encoder's variables, as `Net.apply` takes them."""
+        ...
 
 
 def make_embed(net: Net, recipe: augment.Recipe, mesh: Mesh, *, resize: int = 0) -> Embed:
     """embed(variables, batch) -> float32 (n, feature_dim): the evaluation view, by running statistics."""
 
-    def embed(variables, batch):
+    def embed(variables: Variables, batch: Batch) -> jax.Array:
         images = augment.evaluation_view(batch["image"], recipe, sizes=batch.get("size"), resize=resize or None)
         return net.apply(variables, images, train=False)
 
@@ -27,7 +39,7 @@ def make_embed(net: Net, recipe: augment.Recipe, mesh: Mesh, *, resize: int = 0)
 def raw_pixels(recipe: augment.Recipe, mesh: Mesh) -> Embed:
     """The same for no net at all: the normalised pixels of the stored images, whatever the views' size, flattened."""
 
-    def embed(variables, batch):
+    def embed(variables: Variables, batch: Batch) -> jax.Array:
         del variables
         images = augment.normalise(batch["image"].astype(jnp.float32) / 255, recipe)
         return images.reshape(len(images), -1)
@@ -36,7 +48,7 @@ def raw_pixels(recipe: augment.Recipe, mesh: Mesh) -> Embed:
 
 
 def extract(
-    embed: Embed, variables: dict, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+    embed: Embed, variables: Variables, batches: Iterable[HostBatch], mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Runs `embed` over padded batches and drops the padding.
 
@@ -57,24 +69,23 @@ def extract(
 
 
 def gallery(
-    embed: Embed, variables: dict, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, side: int = 64
+    embed: Embed, variables: Variables, batches: Iterable[HostBatch], mesh: Mesh, *, side: int = 64
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Features and labels of `extract`, and between them thumbnails, uint8 (n, side, side, c): the middle square of
     each image; smaller images keep their size where all have one."""
-    kept = []
+    kept: list[np.ndarray] = []
 
-    def watched():
+    def watched() -> Iterator[HostBatch]:
         for batch in batches:
             sizes = batch["size"] if "size" in batch else [batch["image"].shape[1:3]] * len(batch["image"])
-            kept.extend(
-                _thumbnail(im, *hw, side) for im, hw, m in zip(batch["image"], sizes, batch["mask"], strict=True) if m
-            )
+            every = zip(batch["image"], sizes, batch["mask"], strict=True)
+            kept.extend(_thumbnail(image, height, width, side) for image, (height, width), real in every if real)
             yield batch
 
     found, labels = extract(embed, variables, watched(), mesh)
     smallest = min(len(image) for image in kept)
     if any(len(image) != smallest for image in kept):
-        kept = [_thumbnail(image, *image.shape[:2], smallest) for image in kept]
+        kept = [_thumbnail(image, image.shape[0], image.shape[1], smallest) for image in kept]
     return found, np.stack(kept), labels
 
 
@@ -87,7 +98,7 @@ def _thumbnail(image: np.ndarray, height: int, width: int, side: int) -> np.ndar
     return np.asarray(small).reshape(*small.size, -1)
 
 
-def normalise(features: np.ndarray) -> jax.Array:
+def normalise(features: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
     """Rows of unit length, float32."""
-    features = jnp.asarray(features, jnp.float32)
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    rows = jnp.asarray(features, jnp.float32)
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -10,16 +10,17 @@ import numpy as np
 
 from bt_jax import compilers
 from bt_jax.evals.features import normalise
+from bt_jax.shapes import Float, Int, Int32
 
 # Queries a call: 256 x 50,000 similarities are 51 MB, and the whole matrix never exists.
 CHUNK = 256
 
 
 def top1(
-    bank: np.ndarray,
-    bank_labels: np.ndarray,
-    queries: np.ndarray,
-    labels: np.ndarray,
+    bank: Float[np.ndarray, "m d"],
+    bank_labels: Int[np.ndarray, " m"],
+    queries: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
     *,
     k: int = 200,
     temperature: float = 0.1,
@@ -32,14 +33,14 @@ def top1(
 
 
 def predict(
-    bank: np.ndarray,
-    bank_labels: np.ndarray,
-    queries: np.ndarray,
+    bank: Float[np.ndarray, "m d"],
+    bank_labels: Int[np.ndarray, " m"],
+    queries: Float[np.ndarray, "n d"],
     *,
     ks: Sequence[int],
     temperatures: Sequence[float],
     num_classes: int,
-) -> np.ndarray:
+) -> Int32[np.ndarray, "ks temperatures n"]:
     """Classes of the queries for every k and temperature, all in one pass.
 
     Each of the k neighbours nearest in cosine similarity s votes for its class with exp(s / temperature).
@@ -52,15 +53,15 @@ def predict(
     Returns:
       int32 (len(ks), len(temperatures), n).
     """
-    bank, queries = normalise(bank), np.asarray(normalise(queries))
-    bank_labels = jnp.asarray(bank_labels, jnp.int32)
+    unit, asked = normalise(bank), np.asarray(normalise(queries))
+    unit_labels = jnp.asarray(bank_labels, jnp.int32)
     found = []
-    for start in range(0, len(queries), CHUNK):
-        chunk = queries[start : start + CHUNK]
+    for start in range(0, len(asked), CHUNK):
+        chunk = asked[start : start + CHUNK]
         padded = np.zeros((CHUNK, chunk.shape[1]), np.float32)
         padded[: len(chunk)] = chunk
         votes = _vote(
-            bank, bank_labels, padded, ks=tuple(ks), temperatures=tuple(temperatures), num_classes=num_classes
+            unit, unit_labels, padded, ks=tuple(ks), temperatures=tuple(temperatures), num_classes=num_classes
         )
         found.append(np.asarray(votes)[..., : len(chunk)])
     return np.concatenate(found, axis=-1)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from bt_jax.shapes import Float, Int, UInt8
+
 ROWS = 512  # of a correlation matrix at a time: (8192, 8192) float32 is 268 MB, and no copy of it is made
 TSNE_FEWEST = 10  # images; below that t-SNE has no neighbours to speak of, and principal components are drawn
 TSNE_INPUT = 50  # principal components that t-SNE sees, as scikit-learn's manual advises
@@ -13,7 +15,9 @@ NEIGHBOUR_PIXELS = 64  # side of the largest picture of a row of neighbours
 # Cross-correlation --------------------------------------------------------------------------------------------------
 
 
-def off_diagonal_histograms(before: np.ndarray | None, after: np.ndarray | None, bins: int = 81) -> dict:
+def off_diagonal_histograms(
+    before: Float[np.ndarray, "d d"] | None, after: Float[np.ndarray, "d d"] | None, bins: int = 81
+) -> dict[str, np.ndarray]:
     """How the values off the diagonal of full (d, d) cross-correlation matrices spread over [-1, 1].
 
     Returns:
@@ -33,7 +37,7 @@ def _counts(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.histogram(np.clip(values, -1, 1), bins=len(edges) - 1, range=(-1, 1))[0].astype(np.int64)
 
 
-def redundant_pairs(c: np.ndarray, count: int = 12) -> dict:
+def redundant_pairs(c: Float[np.ndarray, "d d"], count: int = 12) -> dict[str, np.ndarray]:
     """The pairs of features that repeat each other most.
 
     Args:
@@ -60,7 +64,14 @@ def redundant_pairs(c: np.ndarray, count: int = 12) -> dict:
 # Features -----------------------------------------------------------------------------------------------------------
 
 
-def embedding_map(features, images, labels=None, seed: int = 0, limit: int = MAP_IMAGES, thumbnail: int = 32) -> dict:
+def embedding_map(
+    features: Float[np.ndarray, "n d"],
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"] | None = None,
+    seed: int = 0,
+    limit: int = MAP_IMAGES,
+    thumbnail: int = 32,
+) -> dict[str, np.ndarray]:
     """Images laid out so that those with similar features lie close together (t-SNE).
 
     Args:
@@ -97,12 +108,18 @@ def _flattened(unit: np.ndarray, seed: int) -> np.ndarray:
         return TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(components).astype(np.float64)
 
 
-def of_embedding(features, images, labels=None) -> dict[str, np.ndarray]:
+def of_embedding(
+    features: Float[np.ndarray, "n d"],
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: Int[np.ndarray, " n"] | None = None,
+) -> dict[str, np.ndarray]:
     """`embedding_map` and `neighbours` of the same images."""
     return embedding_map(features, images, labels) | neighbours(features, images)
 
 
-def neighbours(features, images, queries: int = 10, k: int = 6) -> dict:
+def neighbours(
+    features: Float[np.ndarray, "n d"], images: UInt8[np.ndarray, "n h w c"], queries: int = 10, k: int = 6
+) -> dict[str, np.ndarray]:
     """The k images nearest in cosine similarity to each of some evenly spaced queries.
 
     Args:
@@ -126,7 +143,9 @@ def neighbours(features, images, queries: int = 10, k: int = 6) -> dict:
     }
 
 
-def confusion(labels, predicted, num_classes: int) -> dict:
+def confusion(
+    labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], num_classes: int
+) -> dict[str, np.ndarray]:
     """{"confusion": int64 (num_classes, num_classes)}: row is the true class, column the predicted one.
 
     Args:
@@ -138,12 +157,12 @@ def confusion(labels, predicted, num_classes: int) -> dict:
     return {"confusion": flat.reshape(num_classes, num_classes).astype(np.int64)}
 
 
-def spaced(n: int, count: int) -> np.ndarray:
+def spaced(n: int, count: int) -> Int[np.ndarray, " m"]:
     """At most `count` of range(n), evenly spaced from first to last, int64."""
     return np.linspace(0, n - 1, min(count, n)).astype(np.int64)
 
 
-def thumbnails(images: np.ndarray, most: int) -> np.ndarray:
+def thumbnails(images: UInt8[np.ndarray, "n h w c"], most: int) -> UInt8[np.ndarray, "n s s 3"]:
     """uint8 (n, h, w, c), c 1 or 3, to uint8 (n, s, s, 3): the middle square, scaled down to s <= most pixels."""
     from PIL import Image, ImageOps
 
@@ -156,7 +175,7 @@ def thumbnails(images: np.ndarray, most: int) -> np.ndarray:
     return np.stack(small) if n else np.zeros((0, side, side, 3), np.uint8)
 
 
-def _unit(features) -> np.ndarray:
+def _unit(features: np.ndarray) -> np.ndarray:
     """Rows of length one, float64; NaN and infinities, of a run that broke, count as 0."""
     features = np.nan_to_num(np.asarray(features, np.float64), nan=0, posinf=0, neginf=0)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import compilers
+from bt_jax.shapes import Float, Int
 
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (0.0, 1e-4, 1e-2)
@@ -34,16 +35,25 @@ class Probe(NamedTuple):
     held_out_top1: np.ndarray
 
 
-def top1(features, labels, test_features, test_labels, *, num_classes: int, epochs: int = 30, seed: int = 0) -> float:
+def top1(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    test_features: Float[np.ndarray, "m d"],
+    test_labels: Int[np.ndarray, " m"],
+    *,
+    num_classes: int,
+    epochs: int = 30,
+    seed: int = 0,
+) -> float:
     """Top-1 accuracy of `fit` on test; test_labels int (m,)."""
     found = fit(features, labels, test_features, num_classes=num_classes, epochs=epochs, seed=seed)
     return float((found.predicted == np.asarray(test_labels)).mean())
 
 
 def fit(
-    features: np.ndarray,
-    labels: np.ndarray,
-    test_features: np.ndarray,
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    test_features: Float[np.ndarray, "m d"],
     *,
     num_classes: int,
     epochs: int = 30,

@@ -13,8 +13,12 @@ from jax.sharding import Mesh
 from bt_jax import log
 from bt_jax.errors import UserError
 from bt_jax.evals import confidence, features, knn, probe, svm
+from bt_jax.evals.features import Encoded
+from bt_jax.state import TrainState
 
-Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
+Batches = Callable[[], Iterable[features.HostBatch]]
+Found = tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]
+Labelled = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class Frozen:
@@ -29,29 +33,45 @@ class Frozen:
 
     def __init__(
         self, embed: features.Embed, train: Batches, val: Batches, *, mesh: Mesh, num_classes: int, check: bool = False
-    ):
+    ) -> None:
         self.num_classes, self._check = num_classes, check
         self._embed, self._passes, self._mesh = embed, (train, val), mesh
-        self._state = self._found = None
+        self._state: Encoded | None = None
+        self._found: Found | None = None
 
     def by(self, embed: features.Embed) -> "Frozen":
         """The same images by another embed function."""
-        options = {"mesh": self._mesh, "num_classes": self.num_classes, "check": self._check}
-        return Frozen(embed, *self._passes, **options)
+        return Frozen(embed, *self._passes, mesh=self._mesh, num_classes=self.num_classes, check=self._check)
 
-    def of(self, state) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(features (m, d), labels (m,), held-out features (n, d), labels (n,)).
+    def of(self, state: Encoded) -> Found:
+        """(features (m, d), labels (m,), held-out features (n, d), labels (n,)); None for labels where there are none.
 
         Raises:
           UserError: with `check`, held-out images of a class that no training image has.
         """
-        if state is not self._state:
+        if state is not self._state or self._found is None:
             self._found = None  # before the next: two sets of features need not fit in memory
             pairs = [features.extract(self._embed, state.encoder(), start(), self._mesh) for start in self._passes]
             self._state, self._found = state, (*pairs[0], *pairs[1])
             if self._check and self.num_classes:
-                _check_labels(self._found[1], self._found[3])
+                _, labels, _, held_out = _labelled(self._found)
+                _check_labels(labels, held_out)
         return self._found
+
+    def labelled(self, state: Encoded) -> Labelled:
+        """As `of`, for images that all have labels.
+
+        Raises:
+          ValueError: they have none.
+        """
+        return _labelled(self.of(state))
+
+
+def _labelled(found: Found) -> Labelled:
+    train, labels, val, held_out = found
+    if labels is None or held_out is None:
+        raise ValueError("These images have no labels")
+    return train, labels, val, held_out
 
 
 def _check_labels(train: np.ndarray, val: np.ndarray) -> None:
@@ -78,20 +98,22 @@ class KNN:
         ks: Sequence[int] = (200,),
         temperatures: Sequence[float] = (0.1,),
         every_steps: int = 0,
-    ):
+    ) -> None:
         self._frozen, self._ks, self._temperatures = frozen, tuple(ks), tuple(temperatures)
         self.every_steps = every_steps
 
-    def run(self, state) -> dict[str, float]:
+    def run(self, state: Encoded) -> dict[str, float]:
         """{"val/knn_top1"} and, for lists, "val/knn_top1_k20_t0.07" of every pair; fractions."""
-        bank, labels, queries, wanted = self._frozen.of(state)
+        bank, labels, queries, wanted = self._frozen.labelled(state)
         if max(self._ks) > len(bank):
             raise UserError(
                 f"{max(self._ks)} neighbours are asked for, and there are {len(bank)} training images",
                 "Lower the k of kNN (--config.evals.knn_k), or use more images.",
             )
-        lists = {"ks": self._ks, "temperatures": self._temperatures}
-        predicted = knn.predict(bank, labels, queries, **lists, num_classes=self._frozen.num_classes)
+        classes = self._frozen.num_classes
+        predicted = knn.predict(
+            bank, labels, queries, ks=self._ks, temperatures=self._temperatures, num_classes=classes
+        )
         right = (predicted == wanted).mean(axis=-1)
         pairs = [(i, j) for i in range(len(self._ks)) for j in range(len(self._temperatures))]
         named = {f"val/knn_top1_k{self._ks[i]}_t{self._temperatures[j]:g}": float(right[i, j]) for i, j in pairs}
@@ -103,13 +125,13 @@ class KNN:
 class OnlineProbe:
     """The classifier that is trained alongside, on held-out images."""
 
-    def __init__(self, frozen: Frozen, *, every_steps: int = 0):
+    def __init__(self, frozen: Frozen, *, every_steps: int = 0) -> None:
         self._frozen = frozen
         self.every_steps = every_steps
 
-    def run(self, state) -> dict[str, float]:
+    def run(self, state: TrainState) -> dict[str, float]:
         """{"val/online_top1"}, a fraction."""
-        _, _, queries, wanted = self._frozen.of(state)
+        _, _, queries, wanted = self._frozen.labelled(state)
         head = jax.device_get(state.params["probe"])
         return {"val/online_top1": float(((queries @ head["kernel"] + head["bias"]).argmax(axis=1) == wanted).mean())}
 
@@ -117,20 +139,21 @@ class OnlineProbe:
 class LinearProbe:
     """A linear classifier fitted on the cached features, see `probe.fit`."""
 
-    def __init__(self, frozen: Frozen, *, epochs: int = 30, every_steps: int = 0):
+    def __init__(self, frozen: Frozen, *, epochs: int = 30, every_steps: int = 0) -> None:
         self._frozen, self._epochs = frozen, epochs
-        self._state = self._fitted = None
+        self._state: Encoded | None = None
+        self._fitted: probe.Probe | None = None
         self.every_steps = every_steps
 
-    def fit(self, state) -> tuple[probe.Probe, np.ndarray]:
+    def fit(self, state: Encoded) -> tuple[probe.Probe, np.ndarray]:
         """The classifier with what it predicts, and the true labels, int32 (n,); kept for the state last asked for."""
-        x, labels, queries, wanted = self._frozen.of(state)
-        if state is not self._state:
-            options = {"num_classes": self._frozen.num_classes, "epochs": self._epochs}
-            self._state, self._fitted = state, probe.fit(x, labels, queries, **options)
+        x, labels, queries, wanted = self._frozen.labelled(state)
+        if state is not self._state or self._fitted is None:
+            classes = self._frozen.num_classes
+            self._state, self._fitted = state, probe.fit(x, labels, queries, num_classes=classes, epochs=self._epochs)
         return self._fitted, wanted
 
-    def run(self, state) -> dict[str, float]:
+    def run(self, state: Encoded) -> dict[str, float]:
         """{"val/linear_top1", "val/linear_low", "val/linear_high"}, a fraction and its 95 % interval; and the rate and
         decay that were chosen on held-out training images."""
         found, wanted = self.fit(state)
@@ -148,11 +171,11 @@ class SVM:
       targets, val_targets: int8 (m, classes) and (n, classes) of 1, 0 (not counted) and -1, in the order of the images.
     """
 
-    def __init__(self, frozen: Frozen, targets: np.ndarray, val_targets: np.ndarray, *, every_steps: int = 0):
+    def __init__(self, frozen: Frozen, targets: np.ndarray, val_targets: np.ndarray, *, every_steps: int = 0) -> None:
         self._frozen, self._targets = frozen, (targets, val_targets)
         self.every_steps = every_steps
 
-    def run(self, state) -> dict[str, float]:
+    def run(self, state: Encoded) -> dict[str, float]:
         """{"val/svm_map"}, the mean over classes of the average precision as VISSL counts it, a fraction."""
         x, _, queries, _ = self._frozen.of(state)
         train, val = self._targets

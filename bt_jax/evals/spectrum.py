@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bt_jax import augment, compilers, sharding
-from bt_jax.models import Net
-from bt_jax.state import TrainState
+from bt_jax.evals.features import Batch, Encoded, HostBatch
+from bt_jax.models import Net, Variables
 
 EPS = 1e-7  # RankMe (Garrido et al., ICML 2023), equation 1
 SLOPE_RANKS = (11, 500)  # between which the power law is fitted: Stringer et al., Nature 2019, figure 2
@@ -26,21 +26,25 @@ class Moments(NamedTuple):
     """Sums over views. n: how many; total (d,); products (d, d); aligned: squared distances of the two views of an
     image; close: exp(-2 squared distance) over `pairs` pairs of images of a batch; the last three of unit features."""
 
-    n: jax.Array
-    total: jax.Array
-    products: jax.Array
-    aligned: jax.Array
-    close: jax.Array
-    pairs: jax.Array
+    n: jax.Array | np.ndarray
+    total: jax.Array | np.ndarray
+    products: jax.Array | np.ndarray
+    aligned: jax.Array | np.ndarray
+    close: jax.Array | np.ndarray
+    pairs: jax.Array | np.ndarray
 
 
-def make_accumulate(net: Net, recipe: augment.Recipe, mesh: Mesh) -> Callable[..., Moments]:
+Accumulate = Callable[[Moments, jax.Array, Variables, Batch], Moments]
+Summary = tuple[dict[str, float], np.ndarray]
+
+
+def make_accumulate(net: Net, recipe: augment.Recipe, mesh: Mesh) -> Accumulate:
     """accumulate(moments, key, variables, batch) -> moments with the batch's added.
 
     batch: {"image" uint8 (n, h, w, c), "mask" bool (n,), "id" int32 (n,), optionally "size"}.
     """
 
-    def accumulate(sums: Moments, key, variables, batch):
+    def accumulate(sums: Moments, key: jax.Array, variables: Variables, batch: Batch) -> Moments:
         views = augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
         mask = batch["mask"].astype(jnp.float32)
         h = [jnp.where(batch["mask"][:, None], net.apply(variables, view, train=False), 0) for view in views]
@@ -61,8 +65,13 @@ def make_accumulate(net: Net, recipe: augment.Recipe, mesh: Mesh) -> Callable[..
 
 
 def measure(
-    accumulate: Callable, key: jax.Array, variables: dict, batches: Iterable[dict], mesh: Mesh, features: int
-) -> tuple[dict[str, float], np.ndarray]:
+    accumulate: Accumulate,
+    key: jax.Array,
+    variables: Variables,
+    batches: Iterable[HostBatch],
+    mesh: Mesh,
+    features: int,
+) -> Summary:
     """The numbers of `summarise` over padded batches of numpy arrays, the same on every process."""
     shapes = ((), (features,), (features, features), (), (), ())
     sums = sharding.put_replicated(Moments(*(np.zeros(shape, np.float32) for shape in shapes)), mesh)
@@ -75,7 +84,7 @@ def measure(
     return summarise(jax.device_get(sums))
 
 
-def summarise(sums: Moments) -> tuple[dict[str, float], np.ndarray]:
+def summarise(sums: Moments) -> Summary:
     """From the sums to numbers.
 
     Returns:
@@ -89,7 +98,7 @@ def summarise(sums: Moments) -> tuple[dict[str, float], np.ndarray]:
     """
     n, total, products = float(sums.n), np.asarray(sums.total, np.float64), np.asarray(sums.products, np.float64)
     if not np.isfinite(products).all():  # of which there are no eigenvalues
-        return dict.fromkeys(NAMES, float("nan")), np.full(len(total), np.nan, np.float32)
+        return {name: float("nan") for name in NAMES}, np.full(len(total), np.nan, np.float32)
     singular = np.sqrt(np.maximum(np.linalg.eigvalsh(products), 0))
     shares = singular / max(singular.sum(), 1e-300) + EPS
     mean = total / n
@@ -107,7 +116,7 @@ def summarise(sums: Moments) -> tuple[dict[str, float], np.ndarray]:
         (~alive).sum(),
         off.mean() if len(off) else 1.0,
     )
-    values = dict(zip(NAMES, map(float, shown), strict=True))
+    values: dict[str, float] = dict(zip(NAMES, map(float, shown), strict=True))
     return values, eigenvalues.astype(np.float32)
 
 
@@ -132,20 +141,28 @@ class Spectrum:
     """
 
     def __init__(
-        self, net: Net, recipe: augment.Recipe, batches: Callable, *, mesh: Mesh, key: jax.Array, every_steps: int
-    ):
+        self,
+        net: Net,
+        recipe: augment.Recipe,
+        batches: Callable[[], Iterable[HostBatch]],
+        *,
+        mesh: Mesh,
+        key: jax.Array,
+        every_steps: int,
+    ) -> None:
         self._accumulate = make_accumulate(net, recipe, mesh)
         self._batches, self._mesh, self._key, self._features = batches, mesh, key, net.feature_dim
-        self._state = self._found = None
+        self._state: Encoded | None = None
+        self._found: Summary | None = None
         self.every_steps = every_steps
 
-    def run(self, state: TrainState) -> dict[str, float]:
+    def run(self, state: Encoded) -> dict[str, float]:
         """{"val/rank": …, …}, under the names of `summarise`."""
         return {f"val/{name}": value for name, value in self.of(state)[0].items()}
 
-    def of(self, state: TrainState) -> tuple[dict[str, float], np.ndarray]:
+    def of(self, state: Encoded) -> Summary:
         """The numbers and the eigenvalues for a state's encoder; kept for the state last asked for."""
-        if state is not self._state:
+        if state is not self._state or self._found is None:
             batches, variables = self._batches(), state.encoder()
             self._found = measure(self._accumulate, self._key, variables, batches, self._mesh, self._features)
             self._state = state

@@ -12,11 +12,16 @@ scikit-learn is imported when it is needed, not with this module.
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from bt_jax.errors import UserError
 from bt_jax.evals.features import normalise
+from bt_jax.shapes import Float, Int, Real
+
+if TYPE_CHECKING:
+    from sklearn.svm import LinearSVC
 
 COSTS = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)  # VISSL's, and those of VICReg's authors
 CLASS_WEIGHT = {1: 2, -1: 1}  # an image with the class counts twice: VISSL
@@ -24,22 +29,39 @@ MAX_ITER = 2000  # passes over the images: VISSL
 TOLERANCE = 1e-4  # VISSL, and scikit-learn's own
 POINTS = ("all", "11")
 
+
+class Precisions(TypedDict):
+    """What `mean_average_precision` found; fractions.
+
+    Attributes:
+      map: mean over the classes that count.
+      per_class: average precision of every class, nan where it does not count.
+      costs: the chosen ones, likewise.
+      unconverged: fits that met MAX_ITER, among those on folds too.
+    """
+
+    map: float
+    per_class: list[float]
+    costs: list[float]
+    unconverged: int
+
+
 # liblinear draws from one generator per process, which every fit seeds: fits that ran at once would share its draws.
 _LIBLINEAR = threading.Lock()
 
 
 def mean_average_precision(
-    features: np.ndarray,
-    targets: np.ndarray,
-    test_features: np.ndarray,
-    test_targets: np.ndarray,
+    features: Float[np.ndarray, "n d"],
+    targets: Int[np.ndarray, "n classes"],
+    test_features: Float[np.ndarray, "m d"],
+    test_targets: Int[np.ndarray, "m classes"],
     *,
     costs: Sequence[float] = COSTS,
     folds: int = 3,
     points: str = "11",
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
-) -> dict:
+) -> Precisions:
     """Mean over classes of the average precision on test of a linear SVM fitted on train.
 
     Features are brought to unit length. For each class the cost is the one with the highest average precision
@@ -58,9 +80,8 @@ def mean_average_precision(
       progress: is told one line after each class.
 
     Returns:
-      {"map": float, "per_class": list of float, "costs": list of float, the chosen ones, "unconverged": int, fits that
-      met MAX_ITER, among those on folds too}. Fractions. A class is left out of the mean, and nan in both lists, where
-      no image of test or fewer than two of train have it, or fewer than two of train lack it.
+      `Precisions`. A class is left out of the mean, and nan in both lists, where no image of test or fewer than two of
+      train have it, or fewer than two of train lack it.
 
     Raises:
       UserError: scikit-learn is missing, `points` is unknown, features are not finite, no class is left.
@@ -96,7 +117,7 @@ def mean_average_precision(
     }
 
 
-def average_precision(scores: np.ndarray, targets: np.ndarray, *, points: str) -> float:
+def average_precision(scores: Real[np.ndarray, " n"], targets: Int[np.ndarray, " n"], *, points: str) -> float:
     """Average precision of a ranking, interpolated as by the VOC development kit.
 
     Images are taken from the highest score down; images of one score come together, so that their order plays no part.
@@ -132,7 +153,9 @@ def average_precision(scores: np.ndarray, targets: np.ndarray, *, points: str) -
     return float(envelope[np.searchsorted(10 * found, np.arange(11) * total)].mean())
 
 
-def _fit_best(features, targets, *, costs, folds: int, seed: int):
+def _fit_best(
+    features: np.ndarray, targets: np.ndarray, *, costs: Sequence[float], folds: int, seed: int
+) -> tuple["LinearSVC", int]:
     """(LinearSVC of the cost that is best in cross-validation, fitted on all; number of fits that did not converge)."""
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import StratifiedKFold
@@ -150,17 +173,17 @@ def _fit_best(features, targets, *, costs, folds: int, seed: int):
     return machine, unconverged + _stopped(machine)
 
 
-def _fit(features, targets, cost: float, seed: int):
+def _fit(features: np.ndarray, targets: np.ndarray, cost: float, seed: int) -> "LinearSVC":
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
     machine = LinearSVC(
         penalty="l2",
         loss="squared_hinge",
-        dual=True,
+        dual=True,  # pyright: ignore[reportArgumentType]  (scikit-learn has no types, and the default is a string)
         C=cost,
         class_weight=CLASS_WEIGHT,
-        intercept_scaling=1.0,
+        intercept_scaling=1,
         tol=TOLERANCE,
         max_iter=MAX_ITER,
         random_state=seed,
@@ -170,7 +193,7 @@ def _fit(features, targets, cost: float, seed: int):
         return machine.fit(features, targets)
 
 
-def _stopped(machine) -> bool:
+def _stopped(machine: "LinearSVC") -> bool:
     """Whether a fit met MAX_ITER: the condition of scikit-learn's ConvergenceWarning."""
     return bool(machine.n_iter_ >= MAX_ITER)
 

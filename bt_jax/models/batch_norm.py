@@ -16,7 +16,7 @@ class BatchNorm(nnx.Module):
     the dtype of the input. Under `jax.jit` a batch split over devices is one array, so its statistics are global.
     """
 
-    def __init__(self, channels: int, *, scale: float = 1.0):
+    def __init__(self, channels: int, *, scale: float = 1.0) -> None:
         self.scale = nnx.Param(jnp.full((channels,), scale, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))

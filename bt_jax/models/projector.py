@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from bt_jax.errors import UserError
 from bt_jax.models.batch_norm import BatchNorm
@@ -16,10 +17,10 @@ from bt_jax.models.batch_norm import BatchNorm
 TORCH_LINEAR = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def linear(in_dim: int, out_dim: int, *, bias: bool, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(in_dim: int, out_dim: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """kernel (in, out) and bias as torch.nn.Linear starts them."""
 
-    def bias_init(key, shape, dtype):
+    def bias_init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -(in_dim**-0.5), in_dim**-0.5)
 
     return nnx.Linear(
@@ -37,7 +38,15 @@ class Projector(nnx.Module):
       dtype: what the linear layers compute in; parameters are float32.
     """
 
-    def __init__(self, in_dim: int, widths: Sequence[int], *, bias: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_dim: int,
+        widths: Sequence[int],
+        *,
+        bias: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
         if not widths or min(widths) < 1:
             raise UserError(f"A projector of widths {tuple(widths)} has no output", "Give at least one positive width.")
         self.dtype = jnp.dtype(dtype)
@@ -49,7 +58,9 @@ class Projector(nnx.Module):
                 setattr(self, f"bn{index}", BatchNorm(out_dim))
             in_dim = out_dim
 
-    def stages(self, h: jax.Array, *, train: bool, gather: Callable = lambda x: x) -> dict[str, jax.Array]:
+    def stages(
+        self, h: jax.Array, *, train: bool, gather: Callable[[jax.Array], jax.Array] = lambda x: x
+    ) -> dict[str, jax.Array]:
         """h: (n, in_dim) -> "hidden0", ...: (n, width) in the compute dtype; "features": (n, widths[-1]), float32+.
 
         Where the parameters are some columns of every layer, `gather` makes a whole hidden output of those columns'.

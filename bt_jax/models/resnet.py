@@ -9,6 +9,7 @@ they are numbers (`block0`, `downsample.conv`), so the parameters are nested dic
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from bt_jax.errors import UserError
 from bt_jax.models.batch_norm import BatchNorm
@@ -17,7 +18,9 @@ from bt_jax.models.batch_norm import BatchNorm
 KAIMING_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def conv(in_channels: int, out_channels: int, size: int, *, stride: int = 1, padding: int, dtype, rngs) -> nnx.Conv:
+def conv(
+    in_channels: int, out_channels: int, size: int, *, stride: int = 1, padding: int, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.Conv:
     """A square convolution without bias, zero-padded by the same number on all four sides."""
     return nnx.Conv(
         in_channels,
@@ -35,7 +38,7 @@ def conv(in_channels: int, out_channels: int, size: int, *, stride: int = 1, pad
 class Downsample(nnx.Module):
     """The shortcut's 1x1 convolution where a block changes the resolution or the number of channels."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, dtype, rngs):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.conv = conv(in_channels, out_channels, 1, stride=stride, padding=0, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(out_channels)
 
@@ -43,7 +46,9 @@ class Downsample(nnx.Module):
         return self.bn(self.conv(x), train=train)
 
 
-def downsample(in_channels: int, out_channels: int, stride: int, *, dtype, rngs) -> Downsample | None:
+def downsample(
+    in_channels: int, out_channels: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> Downsample | None:
     """None where the shortcut is the identity."""
     if stride == 1 and in_channels == out_channels:
         return None
@@ -56,7 +61,9 @@ class BasicBlock(nnx.Module):
     expansion = 1
     convs = 2
 
-    def __init__(self, in_channels: int, channels: int, stride: int, *, last_scale: float, dtype, rngs):
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, *, last_scale: float, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
         self.conv1 = conv(in_channels, channels, 3, stride=stride, padding=1, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(channels)
         self.conv2 = conv(channels, channels, 3, padding=1, dtype=dtype, rngs=rngs)
@@ -76,7 +83,9 @@ class Bottleneck(nnx.Module):
     expansion = 4
     convs = 3
 
-    def __init__(self, in_channels: int, channels: int, stride: int, *, last_scale: float, dtype, rngs):
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, *, last_scale: float, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
         out_channels = channels * self.expansion
         self.conv1 = conv(in_channels, channels, 1, padding=0, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(channels)
@@ -94,8 +103,10 @@ class Bottleneck(nnx.Module):
         return nnx.relu(y + shortcut)
 
 
+Block = BasicBlock | Bottleneck
+
 # He et al. 2015, "Deep residual learning", table 1: the block and how often each of the four stages repeats it.
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[type[Block], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
@@ -104,7 +115,7 @@ ARCHITECTURES = {
 }
 
 
-def architecture(arch: str) -> tuple[type[nnx.Module], tuple[int, ...]]:
+def architecture(arch: str) -> tuple[type[Block], tuple[int, int, int, int]]:
     """The block class and the four stages' depths; UserError for an unknown name."""
     if arch not in ARCHITECTURES:
         raise UserError(f"There is no architecture {arch!r}", f"Take one of {', '.join(ARCHITECTURES)}.")
@@ -124,7 +135,19 @@ def stem_channels(width: float) -> int:
 class Stage(nnx.Module):
     """`depth` blocks; the first one changes the number of channels and, from layer2 on, halves the resolution."""
 
-    def __init__(self, block, in_channels: int, channels: int, depth: int, stride: int, **options):
+    def __init__(
+        self,
+        block: type[Block],
+        in_channels: int,
+        channels: int,
+        depth: int,
+        stride: int,
+        *,
+        last_scale: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        options = {"last_scale": last_scale, "dtype": dtype, "rngs": rngs}
         self.depth = depth
         for index in range(depth):
             setattr(self, f"block{index}", block(in_channels, channels, stride if index == 0 else 1, **options))
@@ -158,9 +181,9 @@ class ResNet(nnx.Module):
         channels: int = 3,
         zero_init_residual: bool = True,
         stem_padding: int = 1,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         block, depths = architecture(arch)
         base = stem_channels(width)
         self.dtype = jnp.dtype(dtype)
@@ -190,7 +213,9 @@ class ResNet(nnx.Module):
         """
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train=train))
         if not self.small_images:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf, as torch
+            padding = ((1, 1), (1, 1))  # with -inf, as torch
+            # Flax documents such pairs and has no type for them: pyright sees the default, a string.
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)  # pyright: ignore[reportArgumentType]
         outputs = {"maxpool": x}
         for name in ("layer1", "layer2", "layer3", "layer4"):
             x = outputs[name] = getattr(self, name)(x, train=train)
