@@ -92,7 +92,7 @@ def mean_average_precision(
     targets, test_targets = np.asarray(targets), np.asarray(test_targets)
     per_class, chosen, unconverged = [], [], 0
     for column, test_column in zip(targets.T, test_targets.T, strict=True):
-        parts = min(folds, (column > 0).sum(), (column < 0).sum())
+        parts = min(folds, int((column > 0).sum()), int((column < 0).sum()))
         precision = cost = float("nan")
         if parts >= 2 and (test_column > 0).any():
             kept = column != 0
