@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import bucket as stand_in
+from tests.support import bucket as stand_in
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"

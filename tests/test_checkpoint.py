@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import bt_jax
-from benchmarks import damage
 from bt_jax import checkpoint, manifest, sharding
 from bt_jax.errors import UserError
+from tests.drills import damage
 
 MODEL = {"build": damage.BUILD, "mean": [0.5], "std": [0.25]}
 

@@ -18,15 +18,15 @@ from bt_jax import cluster, watch
 from bt_jax.errors import TRY_AGAIN, UserError
 from bt_jax.stopping import Stop
 
-SCRIPT = Path(__file__).with_name("together.py")
+SCRIPT = Path(__file__).parent / "support" / "scenes.py"
 
 
 def together(scene, folder, *, ends=(0, 1)):
-    """Runs a scene of `together.py` in two processes -> [(status, what was said)] of those that are waited for."""
+    """Runs a scene of `scenes.py` in two processes -> [(status, what was said)] of those that are waited for."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1]), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     running = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), scene, address, str(process), str(folder)],

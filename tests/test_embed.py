@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_pretrain import tiny
-from test_source import Listed, encode
 
 import bt_jax
 from bt_jax import augment, build, checkpoint, embed, models
@@ -19,6 +17,8 @@ from bt_jax.data.npz import write_npz
 from bt_jax.embedding import files, record
 from bt_jax.embedding.images import one_size
 from bt_jax.state import TrainState
+from tests.test_pretrain import tiny
+from tests.test_source import Listed, encode
 
 SIZE, DIM, COUNT = 20, 64, 23
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_source import Listed, encode
 
 import bt_jax
 from bt_jax import augment, build, checkpoint, evaluate, finetune, models, optim, pretrain
@@ -17,6 +16,7 @@ from bt_jax.errors import UserError
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
 from configs import linear, quickstart, semisupervised, transfer, transfer_voc07
+from tests.test_source import Listed, encode
 
 
 @pytest.fixture(scope="module")

@@ -374,7 +374,7 @@ def test_local_processes_are_told_to_stop(fake_python, tmp_path, told, status):
     ],
 )
 def test_slurm_queues_the_job_again(fake_python, tmp_path, ended, state, requeued, status):
-    """With stand-ins for srun and scontrol; the real ones: `benchmarks/slurm.sh`."""
+    """With stand-ins for srun and scontrol; the real ones: `tests/drills/slurm.sh`."""
     for name, body in {
         "srun": f'echo "$@" > {tmp_path}/srun; exit {ended}',
         "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/asked || echo "JobId=7 JobState={state} Reason=None"',

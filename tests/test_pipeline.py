@@ -8,9 +8,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from test_source import Listed, encode
 
-from benchmarks import fuzz_input
 from bt_jax.data import records as records_lib
 from bt_jax.data.npz import write_npz
 from bt_jax.data.pipeline import eval_batches, permutation, train_batches
@@ -18,6 +16,8 @@ from bt_jax.data.prefetch import prefetch
 from bt_jax.data.records import decode
 from bt_jax.data.source import Broken, open_source
 from bt_jax.errors import UserError
+from tests.drills import fuzz_input
+from tests.test_source import Listed, encode
 
 COUNT, CANVAS = 22, 16
 
@@ -274,7 +274,7 @@ def test_images_of_no_and_of_enormous_size():
 
 
 def test_damaged_files_of_every_kind():
-    """A short form of `benchmarks/fuzz_input.py`: nothing crashes, every id comes once, whole images are untouched."""
+    """A short form of `tests.drills.fuzz_input`: nothing crashes, every id comes once, whole images are untouched."""
     pytest.importorskip("tensorflow")
     fuzz_input.check(files=300, seed=0)
 

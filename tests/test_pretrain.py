@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 import bt_jax
-from benchmarks import kills
 from bt_jax import build, checkpoint, encoder, log, main, pretrain, report, sharding, storage, train_step
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.evals import protocols
 from configs import quickstart
+from tests.drills import kills
 
 ROOT = Path(main.__file__).parents[1]
 

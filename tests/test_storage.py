@@ -1,4 +1,4 @@
-"""Run folders in a bucket, against a stand-in for Cloud Storage (benchmarks/bucket.py)."""
+"""Run folders in a bucket, against a stand-in for Cloud Storage (tests/support/bucket.py)."""
 
 import json
 import shutil
@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import bt_jax
-from benchmarks import damage
 from bt_jax import checkpoint, convert, log, manifest, run_folder, sharding, storage
 from bt_jax.data.records import Broken
 from bt_jax.errors import TRY_AGAIN, UserError
+from tests.drills import damage
 
 ROOT = Path(storage.__file__).parents[1]
 MODEL = {"build": damage.BUILD, "mean": [0.5], "std": [0.25]}

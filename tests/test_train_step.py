@@ -8,8 +8,6 @@ import sys
 import zlib
 from pathlib import Path
 
-import hlo
-import invariance
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +19,7 @@ from bt_jax import state as state_lib
 from bt_jax.errors import UserError
 from bt_jax.head import SplitProjector
 from bt_jax.state import Nets, TrainState
+from tests.support import hlo, invariance
 
 
 def _by_rule(name, shape, seed):
@@ -190,7 +189,7 @@ def test_two_processes_of_four_devices(on_one_device, tmp_path):
         address = f"localhost:{free.getsockname()[1]}"
     script = Path(invariance.__file__)
     outs = [tmp_path / "0.npz", tmp_path / "1.npz"]
-    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(script.parents[2])}
     running = [
         subprocess.Popen(
             [sys.executable, str(script), address, str(process), str(out)],

@@ -1,6 +1,6 @@
 """Damaged files through the decoder path: no crash, nothing lost, no sample silently duplicated.
 
-    python -m benchmarks.fuzz_input [--files=10000] [--seed=0]
+    python -m tests.drills.fuzz_input [--files=10000] [--seed=0]
 
 Half of the files are whole. The others are cut, have bytes flipped, overwritten, inserted or removed, or are no image
 at all. One epoch of the streaming path must bring every id once; a whole file its own pixels; a damaged one either

@@ -1,6 +1,6 @@
 """A run that changes devices half-way, compared with the same run going on where it was.
 
-    python -m benchmarks.elastic
+    python -m tests.drills.elastic
 
 Simulated CPU devices. A small run is stopped after the first of its two epochs; then its folder is continued on the
 same devices, and a copy of it, with the same global batch, on others: fewer, more, two processes of four. Told is the
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROADS = {
     "8 -> 1": [(1, 8), (1, 1)],
     "8 -> 2": [(1, 8), (1, 2)],
@@ -59,7 +59,7 @@ def half(workdir: Path, stop: int, processes: int, devices: int, head: str = "re
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.elastic", *map(str, (workdir, stop, head, processes, i, address))],
+            [sys.executable, "-m", "tests.drills.elastic", *map(str, (workdir, stop, head, processes, i, address))],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,

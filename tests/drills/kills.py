@@ -1,6 +1,6 @@
 """Runs that are killed at random moments and started again, compared bit for bit with one that never was.
 
-    python -m benchmarks.kills [--kills=100] [--input=device|streamed] [--bucket] [--seed=0] [--out=FILE.json]
+    python -m tests.drills.kills [--kills=100] [--input=device|streamed] [--bucket] [--seed=0] [--out=FILE.json]
 
 One small run is left alone. Others are hit again and again until they are through: SIGKILL, SIGTERM or SIGUSR1, after a
 step drawn at random or in the middle of writing a checkpoint. Each start is the same command. At the end every array of
@@ -27,11 +27,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from benchmarks import bucket
 from bt_jax import storage
 from bt_jax.checkpoint import read_part, step_folder
+from tests.support import bucket
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = {
     "total_epochs": 10.0,
     "compile_cache": "",

@@ -1,6 +1,6 @@
 """Every file of a checkpoint truncated, with a flipped bit, or deleted in turn; then the run is opened again.
 
-    python -m benchmarks.damage [--out=FILE.json]
+    python -m tests.drills.damage [--out=FILE.json]
 
 Two checkpoints of a small state are written as a run writes them, at steps 1 and 2; each file of the newer one is
 damaged in each way. What may come out: the newer state, bit for bit (the file is not needed), or the older one, with a

@@ -1,6 +1,6 @@
 """What happens to a run of several processes when something goes wrong with one: seen when, ended how, lost what.
 
-    python -m benchmarks.faults [--only=NAME,…]
+    python -m tests.drills.faults [--only=NAME,…]
 
 Two or four processes on this machine, two simulated devices each, the small run of `kills.py`. Each fault is brought
 about once the run has taken some steps, or from the start. Told is how long the last process needed to end, all
@@ -21,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import bucket
-from benchmarks.kills import ROOT, TINY, Run, draw_images, remains
+from tests.drills.kills import ROOT, TINY, Run, draw_images, remains
+from tests.support import bucket
 
 AFTER = 6  # steps
 SILENT, STUCK = 10, 15  # seconds; the defaults are 60 and 3600
@@ -154,7 +154,7 @@ def start(run: Run, count: int, fault: Fault, images: Path | None) -> list[subpr
         with (run.scratch / f"{run.name}-{process}.log").open("a") as said:
             running.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "benchmarks.faults", "work", *(f"--{k}={v}" for k, v in flags.items())],
+                    [sys.executable, "-m", "tests.drills.faults", "work", *(f"--{k}={v}" for k, v in flags.items())],
                     cwd=ROOT,
                     env=mine,
                     stdout=said,
