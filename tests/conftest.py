@@ -14,15 +14,13 @@ import jax
 import pytest
 
 from tests.support import bucket as stand_in
-
-TESTS = Path(__file__).parent
-SHARED = TESTS.parent.parent / "shared"
+from tests.support.paths import FIXTURES, SHARED
 
 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Number fixtures of the reference implementation, in the repository."""
-    return TESTS / "fixtures"
+    return FIXTURES
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from bt_jax.data.pipeline import train_batches
 from bt_jax.data.records import Broken
 from bt_jax.data.source import open_source
 from bt_jax.errors import UserError
-from tests.test_source import encode
+from tests.support.drawn_images import encode
 
 
 def write(root, *paths, value=None):

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
 LAUNCH = ROOT / "launch"
 PROGRAM = ("--", "--config=configs/quickstart.py", "--workdir=gs://mine/runs/tpu")
 ON_ITS_DISKS = (*PROGRAM[:-1], "--workdir=runs/tpu")

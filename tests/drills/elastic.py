@@ -1,6 +1,6 @@
 """A run that changes devices half-way, compared with the same run going on where it was.
 
-    python -m tests.drills.elastic
+    python -m tests.drills.elastic [--only=ROAD]
 
 Simulated CPU devices. A small run is stopped after the first of its two epochs; then its folder is continued on the
 same devices, and a copy of it, with the same global batch, on others: fewer, more, two processes of four. Told is the
@@ -8,16 +8,19 @@ largest relative difference of any number of training in metrics.jsonl from ther
 the change alone, which shows that the order of the data is the same: other images would move it by per cents.
 """
 
-import json
+import argparse
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+from tests.support.processes import free_address
+from tests.support.runs import read_lines, tiny
+
 ROADS = {
     "8 -> 1": [(1, 8), (1, 1)],
     "8 -> 2": [(1, 8), (1, 2)],
@@ -38,28 +41,23 @@ def work(workdir: str, stop: str, head: str, processes: str, process: str, addre
     if int(processes) > 1:
         jax.distributed.initialize(address, num_processes=int(processes), process_id=int(process))
     from bt_jax import pretrain
-    from configs import quickstart
 
-    config = quickstart.get_config("smoke")
-    config.data.train_split, config.data.val_split = "train[:64]", "test[:40]"
-    config.evals.knn_k, config.evals.final = 5, False
+    config = tiny(**{"model.head": head, "stop_after_steps": int(stop)})
+    config.evals.final, config.evals.every_epochs = False, 0.0
     # SGD at a small rate: Adam divides by a gradient's own rounding where it is zero, LARS by a gradient's norm. Both,
     # and large steps, make float32's last digit grow to per cents within a few steps, which would hide what is asked.
     config.optim.name, config.optim.lr_weights, config.optim.lr_biases = "sgd", 1e-4, 1e-4
-    config.evals.every_epochs = 0.0
-    config.model.head, config.stop_after_steps = head, int(stop)
     pretrain.run(config, workdir)
 
 
 def half(workdir: Path, stop: int, processes: int, devices: int, head: str = "replicated") -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.drills.elastic", "work"]
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.drills.elastic", *map(str, (workdir, stop, head, processes, i, address))],
+            [*command, *map(str, (workdir, stop, head, processes, i, address))],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -71,35 +69,70 @@ def half(workdir: Path, stop: int, processes: int, devices: int, head: str = "re
 
 
 def curve(workdir: Path) -> list[tuple[int, str, float]]:
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], name, value) for line in lines for name, value in line.items() if name.startswith("train/")]
+    """(step, name, value) of every number of training."""
+    return [
+        (line["step"], name, value)
+        for line in read_lines(workdir)
+        for name, value in line.items()
+        if name.startswith("train/")
+    ]
 
 
-def main() -> None:
+class Difference(NamedTuple):
+    """How far a run that changed devices is from one that did not.
+
+    Attributes:
+      first: relative difference of the first loss after the change.
+      largest: of all numbers of training after the start.
+      where: of which number, and at which step, that is.
+    """
+
+    first: float
+    largest: float
+    where: str
+
+
+def difference(name: str, scratch: Path, begun: dict[tuple, tuple[Path, list]]) -> Difference:
+    """Takes one of `ROADS`.
+
+    Args:
+      begun: for each first half that was run, its folder and the curve of the run that changes nothing; more is noted.
+    """
+    first, second = ROADS[name]
+    if first not in begun:
+        stopped, whole = scratch / f"stopped{len(begun)}", scratch / f"whole{len(begun)}"
+        half(stopped, STOP, *first)
+        shutil.copytree(stopped, whole)
+        half(whole, 0, *first)
+        begun[first] = stopped, curve(whole)
+    stopped, wanted = begun[first]
+    folder = scratch / name.replace(" ", "_")
+    shutil.copytree(stopped, folder)
+    half(folder, 0, *second)
+    found = curve(folder)
+    assert [each[:2] for each in found] == [each[:2] for each in wanted], f"{name}: other lines"
+    differences = {
+        (step, key): abs(a - b) / max(abs(b), 1e-9) for (step, key, a), (_, _, b) in zip(found, wanted, strict=True)
+    }
+    after = next(value for (step, key), value in differences.items() if step > STOP and key == "train/loss")
+    worst = max(differences, key=differences.get)
+    return Difference(after, differences[worst], f"{worst[1]}, step {worst[0]}")
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=ROADS)
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         begun: dict[tuple, tuple[Path, list]] = {}
         print("| devices | first loss after | largest difference | of |\n|---|---|---|---|")
-        for name, (first, second) in ROADS.items():
-            if first not in begun:
-                stopped, whole = Path(scratch) / f"stopped{len(begun)}", Path(scratch) / f"whole{len(begun)}"
-                half(stopped, STOP, *first)
-                shutil.copytree(stopped, whole)
-                half(whole, 0, *first)
-                begun[first] = stopped, curve(whole)
-            stopped, wanted = begun[first]
-            folder = Path(scratch) / name.replace(" ", "_")
-            shutil.copytree(stopped, folder)
-            half(folder, 0, *second)
-            found = curve(folder)
-            assert [each[:2] for each in found] == [each[:2] for each in wanted], f"{name}: other lines"
-            differences = {
-                (step, key): abs(a - b) / max(abs(b), 1e-9)
-                for (step, key, a), (_, _, b) in zip(found, wanted, strict=True)
-            }
-            after = next(value for (step, key), value in differences.items() if step > STOP and key == "train/loss")
-            worst = max(differences, key=differences.get)
-            print(f"| {name} | {after:.0e} | {differences[worst]:.0e} | {worst[1]}, step {worst[0]} |", flush=True)
+        for name in [options.only] if options.only else ROADS:
+            found = difference(name, Path(scratch), begun)
+            print(f"| {name} | {found.first:.0e} | {found.largest:.0e} | {found.where} |", flush=True)
 
 
 if __name__ == "__main__":
-    work(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    if sys.argv[1:2] == ["work"]:
+        work(*sys.argv[2:])
+    else:
+        main()
