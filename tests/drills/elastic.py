@@ -3,7 +3,7 @@
     python -m tests.drills.elastic [--only=ROAD]
 
 Simulated CPU devices. A small run is stopped after the first of its two epochs; then its folder is continued on the
-same devices, and a copy of it, with the same global batch, on others: fewer, more, two processes of four. Told is the
+same devices, and a copy of it, with the same global batch, on others: fewer, more, two processes of four. Printed: the
 largest relative difference of any number of training in metrics.jsonl from there on, and that of the first loss after
 the change alone, which shows that the order of the data is the same: other images would move it by per cents.
 """
@@ -93,7 +93,7 @@ class Difference(NamedTuple):
 
 
 def difference(name: str, scratch: Path, begun: dict[tuple, tuple[Path, list]]) -> Difference:
-    """Takes one of `ROADS`.
+    """Runs one of `ROADS`.
 
     Args:
       begun: for each first half that was run, its folder and the curve of the run that changes nothing; more is noted.

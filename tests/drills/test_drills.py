@@ -32,12 +32,12 @@ def drill(name: str, *options: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills, options", [(6, []), (3, ["--input=streamed"]), (3, ["--bucket"])])
-def test_killed_again_and_again(kills, options):
+@pytest.mark.parametrize("count, options", [(6, []), (3, ["--input=streamed"]), (3, ["--bucket"])])
+def test_killed_again_and_again(count, options):
     if "--input=streamed" in options:
         pytest.importorskip("tensorflow")
-    said = drill("kills", f"--kills={kills}", *options).splitlines()[-1]
-    assert said.startswith(f"{kills} kills in ") and said.endswith(" equal bit for bit, 0 not")
+    said = drill("kills", f"--kills={count}", *options).splitlines()[-1]
+    assert said.startswith(f"{count} kills in ") and said.endswith(" equal bit for bit, 0 not")
 
 
 @pytest.mark.slow
