@@ -18,12 +18,10 @@ import pytest
 CHECKED = ["bt_jax.augment", "bt_jax.losses", "bt_jax.metrics", "bt_jax.optim"]
 CHECKED += [f"bt_jax.evals.{name}" for name in ("confidence", "correlation", "features", "knn", "pictures")]
 CHECKED += [f"bt_jax.evals.{name}" for name in ("probe", "svm")]
-jaxtyping.install_import_hook(CHECKED, "typechecker.checked")  # before any of them is imported
+jaxtyping.install_import_hook(CHECKED, "tests.support.typechecker.checked")  # before any of them is imported
 
-from benchmarks import bucket as stand_in
-
-TESTS = Path(__file__).parent
-SHARED = TESTS.parent.parent / "shared"
+from tests.support import bucket as stand_in
+from tests.support.paths import FIXTURES, SHARED
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def unchecked():
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Number fixtures of the reference implementation, in the repository."""
-    return TESTS / "fixtures"
+    return FIXTURES
 
 
 @pytest.fixture(scope="session")

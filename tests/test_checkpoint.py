@@ -10,21 +10,16 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import bt_jax
-from benchmarks import damage
 from bt_jax import checkpoint, manifest, sharding
 from bt_jax.errors import UserError
-
-MODEL = {"build": damage.BUILD, "mean": [0.5], "std": [0.25]}
+from tests.support import damage
+from tests.support.damage import reopened
 
 
 @pytest.fixture
 def run(tmp_path):
     """A run folder with whole checkpoints of steps 1 and 2, and their states."""
     return tmp_path / "run", damage.write_run(tmp_path / "run")
-
-
-def reopened(folder):
-    return checkpoint.Checkpoints(folder, model=MODEL)
 
 
 def newest(folder):
@@ -166,7 +161,7 @@ def test_a_failed_save_is_noticed_and_the_one_before_is_whole(run, monkeypatch):
 
 
 def test_as_many_are_kept_as_asked_for(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, model=MODEL, keep_last=2, keep_every=2)
+    checkpoints = checkpoint.Checkpoints(tmp_path, model=damage.MODEL, keep_last=2, keep_every=2)
     for step in range(1, 6):
         checkpoints.save(damage.random_state(step))
     checkpoints.close()

@@ -2,14 +2,11 @@
 
 import http.server
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import pytest
@@ -17,32 +14,12 @@ import pytest
 from bt_jax import cluster, watch
 from bt_jax.errors import TRY_AGAIN, UserError
 from bt_jax.stopping import Stop
-
-SCRIPT = Path(__file__).with_name("together.py")
+from tests.support.processes import run_two
 
 
 def together(scene, folder, *, ends=(0, 1)):
-    """Runs a scene of `together.py` in two processes -> [(status, what was said)] of those that are waited for."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1]), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), scene, address, str(process), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        said = [running[process].communicate(timeout=120) for process in ends]
-    finally:
-        for process in running:
-            process.kill()
-    return [(running[process].returncode, *texts) for process, texts in zip(ends, said, strict=True)]
+    """Runs a scene of `scenes.py` in two processes -> [(status, stdout, stderr)] of those that are waited for."""
+    return run_two("tests.support.scenes", lambda address, process: (scene, address, process, folder), ends=ends)
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from bt_jax import compilers
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 FLAG = f"--{compilers.FLAG}="
 KNOWN = next(iter(compilers.WRONG_REDUCE_FUSION))
 wrong_here = pytest.mark.skipif(not compilers.needs_flag(), reason="this jaxlib is not known to compute wrongly")

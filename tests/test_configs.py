@@ -1,7 +1,6 @@
 """The configs: every recipe to its last constant, and the small form of each that is not tested elsewhere."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -13,10 +12,7 @@ from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.recipes import View
 from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
-
-
-def _lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+from tests.support.runs import read_lines
 
 
 def science(config):
@@ -156,7 +152,7 @@ def test_cifar_smoke(tfds_dir, tmp_path):
     config = pretrain_cifar10_r18.get_config("smoke")
     config.data.dir, config.stop_after_steps = str(tfds_dir), 2
     config.evals.every_epochs = 0.0  # the quickstart's tests are of the monitors
-    assert _lines(pretrain.run(config, str(tmp_path / "run")))[-1]["step"] == 2
+    assert read_lines(pretrain.run(config, str(tmp_path / "run")))[-1]["step"] == 2
 
 
 def test_own_gray_images_without_labels(tmp_path, monkeypatch):
@@ -171,7 +167,7 @@ def test_own_gray_images_without_labels(tmp_path, monkeypatch):
     config = pretrain_folder.get_config("smoke,size=16,gray")
     config.data.folder, config.total_epochs, config.data.broken_limit = str(tmp_path / "images"), 1.0, 0.05
     run = pretrain.run(config, str(tmp_path / "run"))
-    last = _lines(run)[-1]
+    last = read_lines(run)[-1]
     assert last["step"] == 4 and "val/knn_top1" not in last and last["val/rank"] >= 1
     (line,) = (run / "broken.txt").read_text().splitlines()
     assert line.startswith(f"{images / '040.png'}: the image cannot be read (cannot identify image file")
@@ -184,4 +180,4 @@ def test_imagenet_smoke_streams(tfds_dir, tmp_path):
     config.data.dir = str(tfds_dir)
     config.total_epochs, config.evals.every_epochs, config.evals.spectrum_images = 0.5, 0.5, 0
     folder = pretrain.run(config, str(tmp_path / "run"))
-    assert "val/knn_top1" in _lines(folder)[-1] and (folder / "report.html").exists()
+    assert "val/knn_top1" in read_lines(folder)[-1] and (folder / "report.html").exists()

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_pretrain import tiny
-from test_source import Listed, encode
 
 import bt_jax
 from bt_jax import augment, build, checkpoint, embed, models
@@ -19,6 +17,8 @@ from bt_jax.data.npz import write_npz
 from bt_jax.embedding import files, record
 from bt_jax.embedding.images import one_size
 from bt_jax.state import TrainState
+from tests.support.drawn_images import Counted, Listed, encode
+from tests.support.runs import tiny
 
 SIZE, DIM, COUNT = 20, 64, 23
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -420,13 +420,6 @@ def test_a_full_disk(encoder, npz, tmp_path, capsys, monkeypatch):
 
 
 def test_sizes_are_told_apart_by_a_few_images():
-    asked = []
-
-    class Counted(Listed):
-        def read(self, base, ids):
-            asked.extend(ids)
-            return super().read(base, ids)
-
     source = Counted([(encode(np.zeros((4 + (i == 1), 4, 3), np.uint8)), 0) for i in range(100)])
-    assert one_size(source, source.span("train"))[0] is None and max(asked) == 15
+    assert one_size(source, source.span("train"))[0] is None and max(source.asked) == 15
     assert one_size(source, source.span("train[2:]")) == ((4, 4), "")

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_source import Listed, encode
 
 import bt_jax
 from bt_jax import augment, build, checkpoint, evaluate, finetune, models, optim, pretrain
@@ -16,22 +15,17 @@ from bt_jax.encoder import Encoder, complete, open_encoder, view_recipe
 from bt_jax.errors import UserError
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
-from configs import linear, quickstart, semisupervised, transfer, transfer_voc07
+from configs import linear, semisupervised, transfer, transfer_voc07
+from tests.support import runs
+from tests.support.drawn_images import Listed, encode
+from tests.support.runs import changed
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """The quickstart, stopped after two steps: a run folder with an encoder."""
-    config = quickstart.get_config("smoke")
-    config.data.train_split, config.data.val_split, config.stop_after_steps = "train[:64]", "test[:40]", 2
-    config.evals.every_epochs = 0.0
+    config = runs.tiny(**{"stop_after_steps": 2, "evals.every_epochs": 0.0})
     return str(pretrain.run(config, str(tmp_path_factory.mktemp("run") / "pretrained")))
-
-
-def changed(config, **changes):
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    return config
 
 
 def tiny(pretrained, get_config=linear.get_config, arg="smoke", **changes):
@@ -207,7 +201,7 @@ def test_evaluation_end_to_end(pretrained, tmp_path):
     linear = summary["linear"]
     assert 1 <= summary["spectrum"]["rank"] <= net.feature_dim
     assert 0 <= linear["linear_low"] <= linear["linear_top1"] <= linear["linear_high"] <= 1
-    line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    line = runs.read_lines(folder)[0]
     assert line["val/knn_top1"] == summary["knn"]["knn_top1"] and (folder / "report.html").exists()
     page = (folder / "report.html").read_text()
     assert f"{100 * linear['linear_top1']:.1f} % of the held-out images are classified rightly" in page

@@ -5,7 +5,6 @@ import time
 
 import numpy as np
 import pytest
-from test_source import encode
 
 from bt_jax import prepare
 from bt_jax.data import folder
@@ -14,6 +13,7 @@ from bt_jax.data.pipeline import train_batches
 from bt_jax.data.records import Broken
 from bt_jax.data.source import open_source
 from bt_jax.errors import UserError
+from tests.support.drawn_images import encode
 
 
 def write(root, *paths, value=None):

@@ -19,8 +19,8 @@ from packaging.version import Version
 from setuptools import Distribution
 
 import bt_jax
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "bt_jax").rglob("*.py"))
 
 TENSORFLOW = ("bt_jax/data/",)  # the folders that may import it

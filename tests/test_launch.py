@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
 LAUNCH = ROOT / "launch"
 PROGRAM = ("--", "--config=configs/quickstart.py", "--workdir=gs://mine/runs/tpu")
 ON_ITS_DISKS = (*PROGRAM[:-1], "--workdir=runs/tpu")
@@ -374,7 +374,7 @@ def test_local_processes_are_told_to_stop(fake_python, tmp_path, told, status):
     ],
 )
 def test_slurm_queues_the_job_again(fake_python, tmp_path, ended, state, requeued, status):
-    """With stand-ins for srun and scontrol; the real ones: `benchmarks/slurm.sh`."""
+    """With stand-ins for srun and scontrol; the real ones: `tests/drills/slurm.sh`."""
     for name, body in {
         "srun": f'echo "$@" > {tmp_path}/srun; exit {ended}',
         "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/asked || echo "JobId=7 JobState={state} Reason=None"',

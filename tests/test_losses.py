@@ -2,7 +2,6 @@
 
 import re
 
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ import optax
 import pytest
 
 from bt_jax import losses, optim, sharding, train_step
+from tests.support import hlo
 
 CASES = ("n64_d32", "n32_d128", "n48_d48", "n8_d256")
 FORMS = ("covariance", "gram")

@@ -8,9 +8,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from test_source import Listed, encode
 
-from benchmarks import fuzz_input
 from bt_jax.data import records as records_lib
 from bt_jax.data.npz import write_npz
 from bt_jax.data.pipeline import eval_batches, permutation, train_batches
@@ -18,6 +16,8 @@ from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import decode
 from bt_jax.data.source import Broken, open_source
 from bt_jax.errors import UserError
+from tests.support.drawn_images import Counted, Listed, encode
+from tests.support.tfds_files import write_dataset
 
 COUNT, CANVAS = 22, 16
 
@@ -91,19 +91,11 @@ def test_resuming_gives_the_batches_of_an_uninterrupted_run(source, start):
 
 
 def test_skipped_records_are_not_read(images):
-    asked = []
-
-    class Counted(Listed):
-        def read(self, base, ids):
-            asked.extend(ids)
-            return super().read(base, ids)
-
     pytest.importorskip("tensorflow")
-    batches = train_batches(
-        Counted([(encode(im), 0) for im in images]), "train", batch_size=4, canvas=CANVAS, seed=3, start_step=1_000_001
-    )
+    source = Counted([(encode(im), 0) for im in images])
+    batches = train_batches(source, "train", batch_size=4, canvas=CANVAS, seed=3, start_step=1_000_001)
     first = next(batches)["id"]
-    assert set(first) <= set(asked) and len(asked) < 60, "only what is ahead of the consumer"
+    assert set(first) <= set(source.asked) and len(source.asked) < 60, "only what is ahead of the consumer"
     assert list(first) == list(permutation(COUNT, 3, 200_000)[4:8])
 
 
@@ -273,12 +265,6 @@ def test_images_of_no_and_of_enormous_size():
     np.testing.assert_allclose(batch["image"][1, :48, [10, 50], 0], [[0] * 48, [200] * 48], atol=3)
 
 
-def test_damaged_files_of_every_kind():
-    """A short form of `benchmarks/fuzz_input.py`: nothing crashes, every id comes once, whole images are untouched."""
-    pytest.importorskip("tensorflow")
-    fuzz_input.check(files=300, seed=0)
-
-
 def test_training_goes_on_past_broken_images(images, tmp_path):
     """Black pixels without a label stand in for them; each is named once; everything else is where it would be."""
     records = [(encode(im, "JPEG"), i % 4) for i, im in enumerate(images)]
@@ -441,22 +427,16 @@ def write_tfds(folder, images: list[bytes]):
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    (folder / "many" / "1.0.0").mkdir(parents=True)
     features = tfds.features.FeaturesDict(
         {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=100)}
     )
-    for file in range(20):
-        path = folder / "many" / "1.0.0" / f"many-train.tfrecord-{file:05d}-of-00020"
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for i in range(5 * file, 5 * file + 5):
-                record = tf.train.Example()
-                record.features.feature["image"].bytes_list.value.append(images[i])
-                record.features.feature["label"].int64_list.value.append(i)
-                writer.write(record.SerializeToString())
-    info = _split_info(tfds, "train", [5] * 20)
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder / "many" / "1.0.0", features=features, split_infos=[info], check_data=False
-    )
+    records = []
+    for i, image in enumerate(images):
+        record = tf.train.Example()
+        record.features.feature["image"].bytes_list.value.append(image)
+        record.features.feature["label"].int64_list.value.append(i)
+        records.append(record.SerializeToString())
+    write_dataset(folder, "many", "train", features, records, files=20)
     return open_source("many", data_dir=folder)
 
 
@@ -469,11 +449,6 @@ def squares() -> list[bytes]:
 def split_in_files(squares, tmp_path_factory):
     pytest.importorskip("tensorflow_datasets")
     return write_tfds(tmp_path_factory.mktemp("many"), squares)
-
-
-def _split_info(tfds, name, lengths):
-    template = tfds.core.ShardedFileTemplate(dataset_name="many", split=name, filetype_suffix="tfrecord", data_dir="")
-    return tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=0, filename_template=template)
 
 
 def window(count, source, **kwargs):

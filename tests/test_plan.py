@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bt_jax import collectives, plan, sharding
 from bt_jax.errors import UserError
 from configs import quickstart
+from tests.support.paths import ROOT
 
-ROOT = Path(plan.__file__).parents[1]
 CHIP = plan.Chip(flops=1e12, memory=2**30, memory_bytes=1e11, link_bytes=1e9, slices=())
 
 

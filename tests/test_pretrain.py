@@ -15,25 +15,12 @@ import numpy as np
 import pytest
 
 import bt_jax
-from benchmarks import kills
-from bt_jax import build, checkpoint, encoder, log, main, pretrain, report, sharding, storage, train_step
+from bt_jax import build, checkpoint, encoder, log, pretrain, report, sharding, storage, train_step
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.evals import protocols
-from configs import quickstart
-
-ROOT = Path(main.__file__).parents[1]
-
-
-def tiny(**changes):
-    """The quickstart, four steps an epoch for two epochs; dotted keys are overridden."""
-    config = quickstart.get_config("smoke")
-    config.data.train_split, config.data.val_split = "train[:64]", "test[:40]"
-    config.evals.knn_k = 5
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    return config
-
+from tests.support.paths import ROOT
+from tests.support.runs import read_lines, tiny, without_speeds
 
 TRACES: list[str] = []  # one entry each time that the step of the run below is traced
 
@@ -56,14 +43,10 @@ def finished(tmp_path_factory):
         return pretrain.run(tiny(), str(tmp_path_factory.mktemp("run") / "whole"))
 
 
-def _lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_run_leaves_everything_behind(finished):
     for name in ("config.json", "environment.json", "metrics.jsonl", "summary.json", "report.html", "tensorboard"):
         assert (finished / name).exists(), name
-    lines = _lines(finished)
+    lines = read_lines(finished)
     trained = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in trained] == [2, 4, 6, 8]
     for line in trained:
@@ -95,7 +78,7 @@ def test_stopped_and_continued_is_the_same_run(finished, tmp_path):
         np.testing.assert_array_equal(a, b)
     at_three = bt_jax.load_encoder(Path(folder) / "checkpoints" / "4")[1]
     assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(at_three), strict=True))
-    steps = [line["step"] for line in _lines(Path(folder)) if "train/loss" in line]
+    steps = [line["step"] for line in read_lines(Path(folder)) if "train/loss" in line]
     assert steps == sorted(set(steps)) and steps[-1] == 8
 
 
@@ -107,7 +90,7 @@ def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
     save, told = checkpoint.Checkpoints.save, {}
 
     def spy(self, state):
-        told[int(state.step)] = _lines(storage.path("gs://bucket/run"))[-1]["step"]
+        told[int(state.step)] = read_lines(storage.path("gs://bucket/run"))[-1]["step"]
         save(self, state)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", spy)
@@ -118,10 +101,7 @@ def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
     here, there = (bt_jax.load_encoder(path)[1] for path in (finished, folder))
     for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
         np.testing.assert_array_equal(a, b)
-    here, there = (
-        [{key: value for key, value in line.items() if "perf/" not in key} for line in _lines(path)]
-        for path in (finished, folder)
-    )
+    here, there = (without_speeds(path) for path in (finished, folder))
     assert [line for line in there if line["step"] > 4] == [line for line in here if line["step"] > 4]
     assert sorted({line["step"] for line in there}) == [2, 3, 4, 6, 8]
     names = {path.relative_to(finished).parts[0] for path in finished.rglob("*") if path.is_file()}
@@ -161,7 +141,7 @@ def test_killed_while_it_is_judged(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(protocols.OnlineProbe, "run", die)
         pretrain.run(tiny(), str(folder))
-    assert [line["step"] for line in _lines(folder)] == [2, 4]
+    assert [line["step"] for line in read_lines(folder)] == [2, 4]
     pretrain.run(tiny(), str(folder))
     assert without_speeds(folder) == without_speeds(finished)
 
@@ -179,7 +159,7 @@ def test_made_longer(finished, tmp_path, capsys):
     shutil.copytree(finished, folder)
     pretrain.run(tiny(extend_epochs=1.0), str(folder))
     assert "schedule made longer: 2 -> 3 epochs" in capsys.readouterr().out
-    lines = [line for line in _lines(folder) if "train/loss" in line]
+    lines = [line for line in read_lines(folder) if "train/loss" in line]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     rates = [line["train/lr_weights"] for line in lines]
     assert rates[4] > rates[3] > rates[5]  # up to the longer cosine, then down along it
@@ -199,7 +179,7 @@ def test_begun_with_given_weights(finished, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, projector, checkpoint.load_projector(finished))
     assert int(state.step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
     folder = pretrain.run(config, str(tmp_path / "run"))
-    assert _lines(folder)[0]["train/loss"] < 0.9 * _lines(finished)[0]["train/loss"]
+    assert read_lines(folder)[0]["train/loss"] < 0.9 * read_lines(finished)[0]["train/loss"]
     # Going on does not read them again.
     capsys.readouterr()
     pretrain.run(config, str(folder))
@@ -219,10 +199,6 @@ def parts(config):
     return config, build.make_plan(config, 64), build.build_recipe(config), 10, sharding.make_mesh()
 
 
-def without_speeds(folder):
-    return [{name: value for name, value in line.items() if "perf/" not in name} for line in _lines(folder)]
-
-
 def same_encoder(a, b):
     jax.tree.map(np.testing.assert_array_equal, *(bt_jax.load_encoder(path)[1] for path in (a, b)))
 
@@ -235,24 +211,18 @@ def test_other_devices_and_another_head_are_the_same_run(finished, tmp_path, mon
     monkeypatch.setattr(sharding, "make_mesh", lambda: two)
     pretrain.run(tiny(), folder)
     found, wanted = (
-        [line["train/loss"] for line in _lines(Path(path)) if "train/loss" in line] for path in (folder, finished)
+        [line["train/loss"] for line in read_lines(Path(path)) if "train/loss" in line] for path in (folder, finished)
     )
     # Adam divides by its own rounding where a gradient is zero: the first window is equal to 1e-6, the last to 1e-3.
     np.testing.assert_allclose(found, wanted, rtol=2e-3)
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
 
 
-def test_killed_while_it_saves_and_started_again(capsys):
-    """A short form of the bench: the program is killed by signal 9 in the middle of a save, and runs on to its end."""
-    assert kills.main(["--kills=1", "--seed=1"]) == 0
-    assert "SIGKILL at a save      1" in capsys.readouterr().out
-
-
 def test_finished_run_is_not_trained_again(finished):
-    before, summary = _lines(finished), (finished / "summary.json").read_text()
+    before, summary = read_lines(finished), (finished / "summary.json").read_text()
     assert pretrain.run(tiny(), str(finished)) == finished
     assert (finished / "summary.json").read_text() == summary
-    assert _lines(finished) == before
+    assert read_lines(finished) == before
 
 
 def test_encoder_alone(finished):
@@ -266,8 +236,8 @@ def test_encoder_alone(finished):
 
 
 def test_another_seed_is_another_run(finished, tmp_path):
-    loss = _lines(finished)[0]["train/loss"]
-    other = _lines(pretrain.run(tiny(seed=1, stop_after_steps=2), str(tmp_path / "other")))[0]["train/loss"]
+    loss = read_lines(finished)[0]["train/loss"]
+    other = read_lines(pretrain.run(tiny(seed=1, stop_after_steps=2), str(tmp_path / "other")))[0]["train/loss"]
     assert other != loss
 
 
@@ -333,7 +303,7 @@ def test_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", no_space)
     refused("The disk is full while writing checkpoint", tmp_path / "run", stop_after_steps=2)
-    assert _lines(tmp_path / "run")[-1]["step"] == 2
+    assert read_lines(tmp_path / "run")[-1]["step"] == 2
 
 
 def test_disk_that_fills_while_metrics_are_written(tmp_path, monkeypatch):

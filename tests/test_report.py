@@ -21,6 +21,7 @@ from bt_jax.evals import pictures
 from bt_jax.reporting.plots import INK, thinned
 from bt_jax.reporting.runs import read_run
 from bt_jax.reporting.words import verdict
+from tests.support.paths import ROOT
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -173,8 +174,7 @@ def test_same_input_same_bytes(run):
     once = report.write(run).read_bytes()
     command = [sys.executable, "-m", "bt_jax.report", str(run)]
     environment = os.environ | {"PYTHONHASHSEED": "3"}
-    root = Path(report.__file__).parents[1]
-    other_process = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+    other_process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert other_process.returncode == 0, other_process.stderr
     assert other_process.stdout.strip() == str(run / "report.html")
     assert (run / "report.html").read_bytes() == once

@@ -1,13 +1,12 @@
 """The self-check's stored numbers, by NumPy in float64, and what it does about wrong ones.
 
-python tests/test_selfcheck.py      writes bt_jax/selfcheck.json anew
+python -m tests.test_selfcheck      writes bt_jax/selfcheck.json anew
 """
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,9 +15,7 @@ import pytest
 
 from bt_jax import compilers, config, losses, main, pretrain, run_folder, selfcheck
 from bt_jax.errors import UserError
-
-ROOT = Path(__file__).parents[1]
-
+from tests.support.paths import ROOT
 
 # ------------------------------------------------------------------------------------- the same programs by NumPy alone
 

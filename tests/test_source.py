@@ -1,40 +1,21 @@
 """Sources: the same pixels, labels and ids by every road, and one clear line for whatever is wrong with the files."""
 
-import io
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bt_jax import prepare
 from bt_jax.data import device
 from bt_jax.data.npz import write_npz
 from bt_jax.data.pipeline import eval_batches
-from bt_jax.data.records import Broken, Source, decode
+from bt_jax.data.records import Broken, decode
 from bt_jax.data.source import open_source
 from bt_jax.errors import UserError
-
-
-def encode(image: np.ndarray, kind: str = "PNG", mode: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    picture = Image.fromarray(image)
-    (picture.convert(mode) if mode else picture).save(buffer, kind)
-    return buffer.getvalue()
-
-
-class Listed(Source):
-    """A source over a list in memory."""
-
-    def __init__(self, records, name="listed", class_names=()):
-        self.name, self.splits, self.records, self.class_names = name, {"train": len(records)}, records, class_names
-        labels = [label for _, label in records if label is not None]
-        self.num_classes = 1 + max(labels) if labels else 0
-
-    def read(self, base, ids):
-        return [self.records[i] for i in ids]
+from tests.support.drawn_images import Listed, encode
+from tests.support.tfds_files import write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +301,6 @@ def test_damaged_tfrecord_is_named(tfds_dir, tmp_path):
 def write_multi_label(folder, records, *, lists, label=False, files=2):
     """A TFDS data set "shown" in the form of VOC: `lists` names its lists of classes, and each record is an encoded
     image and its classes by list, and with `label` a single one too. 5 classes; `files` of equal length."""
-    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     classes = tfds.features.ClassLabel(names=["bus", "car", "cat", "cow", "dog"])
@@ -330,19 +310,13 @@ def write_multi_label(folder, records, *, lists, label=False, files=2):
         | {key: tfds.features.Sequence(classes) for key in lists}
         | ({"label": classes} if label else {})
     )
-    home, each = folder / "shown" / "1.0.0", len(records) // files
-    home.mkdir(parents=True)
-    for file in range(files):
-        with tf.io.TFRecordWriter(str(home / f"shown-test.tfrecord-{file:05d}-of-{files:05d}")) as writer:
-            for image, shown in records[each * file : each * (file + 1)]:
-                example = {"image": image, "objects": {"label": [], "is_difficult": []}} | shown
-                writer.write(features.serialize_example(features.encode_example(example)))
-    template = tfds.core.ShardedFileTemplate(
-        dataset_name="shown", split="test", filetype_suffix="tfrecord", data_dir=""
-    )
-    info = tfds.core.SplitInfo(name="test", shard_lengths=[each] * files, num_bytes=0, filename_template=template)
-    tfds.folder_dataset.write_metadata(data_dir=home, features=features, split_infos=[info], check_data=False)
-    return home
+    serialized = [
+        features.serialize_example(
+            features.encode_example({"image": image, "objects": {"label": [], "is_difficult": []}} | shown)
+        )
+        for image, shown in records
+    ]
+    return write_dataset(folder, "shown", "test", features, serialized, files=files)
 
 
 SHOWN = [  # all classes, and those of them that are not difficult

@@ -1,4 +1,4 @@
-"""Run folders in a bucket, against a stand-in for Cloud Storage (benchmarks/bucket.py)."""
+"""Run folders in a bucket, against a stand-in for Cloud Storage (tests/support/bucket.py)."""
 
 import json
 import shutil
@@ -12,13 +12,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import bt_jax
-from benchmarks import damage
 from bt_jax import checkpoint, convert, log, manifest, run_folder, sharding, storage
 from bt_jax.data.records import Broken
 from bt_jax.errors import TRY_AGAIN, UserError
-
-ROOT = Path(storage.__file__).parents[1]
-MODEL = {"build": damage.BUILD, "mean": [0.5], "std": [0.25]}
+from tests.support import damage, runs
+from tests.support.damage import reopened
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -26,10 +25,6 @@ def folder(bucket):
     """A folder of the bucket, which is empty before."""
     bucket.objects.clear()
     return storage.path("gs://bucket/runs/mine")
-
-
-def reopened(folder):
-    return checkpoint.Checkpoints(folder, model=MODEL)
 
 
 def change(bucket, name, way):
@@ -250,7 +245,7 @@ def test_a_bucket_that_goes_away_while_saving(folder, bucket, monkeypatch):
 
 
 def lines(folder):
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in runs.read_lines(folder)]
 
 
 def test_lines_are_in_the_bucket_when_they_must_be(folder, bucket):

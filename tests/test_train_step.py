@@ -1,15 +1,8 @@
 """The whole update against eight steps of the reference, and the step on one and on eight devices."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import zlib
-from pathlib import Path
 
-import hlo
-import invariance
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +14,8 @@ from bt_jax import state as state_lib
 from bt_jax.errors import UserError
 from bt_jax.head import SplitProjector
 from bt_jax.state import Nets, TrainState
+from tests.support import hlo, invariance
+from tests.support.processes import run_two
 
 
 def _by_rule(name, shape, seed):
@@ -185,28 +180,9 @@ def test_statistics_of_a_device_alone_are_caught(on_one_device):
 
 def test_two_processes_of_four_devices(on_one_device, tmp_path):
     """jax.distributed on this machine: both processes end with the state of one device."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    script = Path(invariance.__file__)
     outs = [tmp_path / "0.npz", tmp_path / "1.npz"]
-    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(script), address, str(process), str(out)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process, out in enumerate(outs)
-    ]
-    try:
-        said = [process.communicate(timeout=300)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], said
+    said = run_two("tests.support.invariance", lambda address, process: (address, process, outs[process]), seconds=300)
+    assert [status for status, *_ in said] == [0, 0], said
     wanted_views = invariance.views(sharding.make_mesh(jax.devices()[:1]))
     for out in outs:
         stored = dict(np.load(out))

@@ -1,7 +1,7 @@
 """A stand-in for Cloud Storage on this machine: the part of its JSON API that gcsfs and TensorStore speak, with the
 preconditions (ifGenerationMatch) on which concurrent writers rely. What is published for tests knows no preconditions.
 
-    python -m benchmarks.bucket 9023    then with `environment(9023)`: --workdir=gs://bucket/...
+    python -m tests.support.bucket 9023    then with `environment(9023)`: --workdir=gs://bucket/...
 
 https://cloud.google.com/storage/docs/json_api/v1
 """

@@ -1,6 +1,6 @@
 """Damaged files through the decoder path: no crash, nothing lost, no sample silently duplicated.
 
-    python -m benchmarks.fuzz_input [--files=10000] [--seed=0]
+    python -m tests.drills.fuzz_input [--files=10000] [--seed=0]
 
 Half of the files are whole. The others are cut, have bytes flipped, overwritten, inserted or removed, or are no image
 at all. One epoch of the streaming path must bring every id once; a whole file its own pixels; a damaged one either
@@ -8,31 +8,16 @@ pixels or a single black pixel without a label, and then its name in the list.
 """
 
 import argparse
-import io
 import sys
 
 import numpy as np
-from PIL import Image
 
 from bt_jax.data.pipeline import train_batches
-from bt_jax.data.records import Broken, Source, decode
+from bt_jax.data.records import Broken, decode
+from tests.support.drawn_images import Listed, encode
 
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 CANVAS, BATCH = 32, 50
-
-
-class Files(Source):
-    """Encoded images in memory; the label of an image says whether it was damaged."""
-
-    name = "fuzz"
-    num_classes = 2
-
-    def __init__(self, encoded: list[bytes], damaged: np.ndarray):
-        self.encoded_files, self.damaged = encoded, damaged
-        self.splits = {"train": len(encoded)}
-
-    def read(self, base, ids):
-        return [(self.encoded_files[i], int(self.damaged[i])) for i in ids]
 
 
 def check(*, files: int, seed: int) -> dict[str, int]:
@@ -41,7 +26,8 @@ def check(*, files: int, seed: int) -> dict[str, int]:
     whole = [picture(rng, KINDS[i % len(KINDS)]) for i in range(files)]
     damaged = rng.random(files) < 0.5
     encoded = [damage(rng, data) if bad else data for data, bad in zip(whole, damaged, strict=True)]
-    source, said = Files(encoded, damaged), []
+    source = Listed([(data, int(bad)) for data, bad in zip(encoded, damaged, strict=True)], name="fuzz")
+    said: list[str] = []
     broken = Broken(source, limit=1, say=said.append)
     batches = train_batches(source, "train", batch_size=BATCH, canvas=CANVAS, seed=seed, broken=broken)
     seen, black = [], []
@@ -66,9 +52,7 @@ def picture(rng: np.random.Generator, kind: str) -> bytes:
     """A small image with some structure."""
     h, w = rng.integers(4, CANVAS + 1, 2)
     pixels = np.kron(rng.integers(0, 256, (h // 4 + 1, w // 4 + 1, 3)), np.ones((4, 4, 1)))[:h, :w].astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
+    return encode(pixels, kind)
 
 
 def damage(rng: np.random.Generator, data: bytes) -> bytes:

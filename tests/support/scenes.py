@@ -1,6 +1,6 @@
 """One of two processes that talk and compute nothing, for `test_cluster`.
 
-    python together.py SCENE ADDRESS PROCESS FOLDER
+    python -m tests.support.scenes SCENE ADDRESS PROCESS FOLDER
 
 Prints one JSON line of what it found.
 """

@@ -1,10 +1,10 @@
 """What happens to a run of several processes when something goes wrong with one: seen when, ended how, lost what.
 
-    python -m benchmarks.faults [--only=NAME,…]
+    python -m tests.drills.faults [--only=NAME,…]
 
 Two or four processes on this machine, two simulated devices each, the small run of `kills.py`. Each fault is brought
-about once the run has taken some steps, or from the start. Told is how long the last process needed to end, all
-statuses, what was said, and whether the same command then goes on to the arrays of the run that was left alone.
+about once the run has taken some steps, or from the start. Printed: how long the last process needed to end,
+all statuses, what was said, and whether the same command then goes on to the arrays of the run that was left alone.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import bucket
-from benchmarks.kills import ROOT, TINY, Run, draw_images, remains
+from tests.drills.kills import TINY, Run, remains
+from tests.support import bucket
+from tests.support.drawn_images import draw_folder
+from tests.support.paths import ROOT
+from tests.support.processes import free_address
 
 AFTER = 6  # steps
 SILENT, STUCK = 10, 15  # seconds; the defaults are 60 and 3600
@@ -131,9 +133,7 @@ def work() -> None:
 
 def start(run: Run, count: int, fault: Fault, images: Path | None) -> list[subprocess.Popen]:
     """All processes of a run, their output in files beside the run folder."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    address = free_address()
     cache = {"COMPILATION_CACHE_DIR": str(run.scratch / "xla"), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = os.environ | {f"JAX_{name}": value for name, value in cache.items()}
     environment |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={fault.devices}", "JAX_PLATFORMS": "cpu"}
@@ -148,13 +148,13 @@ def start(run: Run, count: int, fault: Fault, images: Path | None) -> list[subpr
             continue
         flags = {"config": "configs/quickstart.py:smoke", "workdir": str(run.workdir)}
         flags |= {f"config.{key}": str(value) for key, value in options.items()}
-        flags |= {"coordinator": f"localhost:{port}", "processes": str(count), "process": str(process)}
+        flags |= {"coordinator": address, "processes": str(count), "process": str(process)}
         flags |= fault.options if process == 1 else {}
         mine = environment | ({"FAULT": fault.fault} if process == 1 else {})
         with (run.scratch / f"{run.name}-{process}.log").open("a") as said:
             running.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "benchmarks.faults", "work", *(f"--{k}={v}" for k, v in flags.items())],
+                    [sys.executable, "-m", "tests.drills.faults", "work", *(f"--{k}={v}" for k, v in flags.items())],
                     cwd=ROOT,
                     env=mine,
                     stdout=said,
@@ -213,15 +213,15 @@ def whole(scratch: Path, count: int, well: Fault, images: Path | None) -> tuple[
     return remains(run.workdir)
 
 
-def main() -> int:
+def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="names of faults, or parts of them")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     kept = True
     with tempfile.TemporaryDirectory() as folder, bucket.running() as server:
         os.environ.update(bucket.environment(server.server_port))
         scratch = Path(folder)
-        images = draw_images(scratch / "images")
+        images = draw_folder(scratch / "images")
         shutil.copytree(images, scratch / "fewer")
         shutil.rmtree(scratch / "fewer" / "train" / "b")
         (scratch / "fewer" / "train" / "b").mkdir()

@@ -2,13 +2,13 @@
 # A SLURM of one machine, from Debian's packages (slurmctld, slurmd, munge), and launch/slurm.sbatch on it: submitted,
 # signalled, a task killed, queued again by itself, gone on, compared with the run that was left alone; a job with a
 # mistake and one that is cancelled, which must not be queued again. As root, in a container or VM:
-#   apt-get install -y slurmctld slurmd munge && bash benchmarks/slurm.sh
+#   apt-get install -y slurmctld slurmd munge && bash tests/drills/slurm.sh
 # PYTHON: .venv/bin/python by default. Everything is written below WORK (a temporary folder) but for munge's key.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export PYTHON=${PYTHON:-$PWD/.venv/bin/python}
 for program in slurmctld slurmd munged; do
-  command -v "$program" >/dev/null || { echo "benchmarks/slurm.sh: $program is not installed, see its head." >&2; exit 2; }
+  command -v "$program" >/dev/null || { echo "tests/drills/slurm.sh: $program is not installed, see its head." >&2; exit 2; }
 done
 work=${WORK:-$(mktemp -d)}
 mkdir -p "$work/state" "$work/spool" "$work/log"
@@ -99,7 +99,7 @@ wait_for "$job"
 grep -E 'saving within|stopped at|has failed|has ended|queueing|going on from|step 40/40' "$work/victim.out" | cut -c 1-160 || true
 "$PYTHON" - "$work/whole" "$work/victim" <<'PYTHON'
 import pathlib, sys
-from benchmarks.kills import remains
+from tests.drills.kills import remains
 whole, victim = (remains(pathlib.Path(path)) for path in sys.argv[1:])
 print("the same arrays, the same lines" if whole == victim else f"NOT the same: {whole} {victim}")
 sys.exit(whole != victim)

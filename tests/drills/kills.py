@@ -1,6 +1,6 @@
 """Runs that are killed at random moments and started again, compared bit for bit with one that never was.
 
-    python -m benchmarks.kills [--kills=100] [--input=device|streamed] [--bucket] [--seed=0] [--out=FILE.json]
+    python -m tests.drills.kills [--kills=100] [--input=device|streamed] [--bucket] [--seed=0] [--out=FILE.json]
 
 One small run is left alone. Others are hit again and again until they are through: SIGKILL, SIGTERM or SIGUSR1, after a
 step drawn at random or in the middle of writing a checkpoint. Each start is the same command. At the end every array of
@@ -25,13 +25,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image
 
-from benchmarks import bucket
 from bt_jax import storage
 from bt_jax.checkpoint import read_part, step_folder
+from tests.support import bucket, runs
+from tests.support.drawn_images import draw_folder
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 TINY = {
     "total_epochs": 10.0,
     "compile_cache": "",
@@ -60,18 +60,6 @@ def command(workdir: str, images: Path | None) -> list[str]:
         options |= {"data.train_split": "train", "data.val_split": "val"}
     flags = [f"--config.{key}={value}" for key, value in options.items()]
     return [sys.executable, "-m", "bt_jax.main", "--config=configs/quickstart.py:smoke", f"--workdir={workdir}", *flags]
-
-
-def draw_images(folder: Path) -> Path:
-    """64 + 16 PNG files in two classes."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 32), ("val", 8)):
-        for label in ("a", "b"):
-            (folder / split / label).mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(0, 256, (24, 24, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / split / label / f"{index}.png")
-    return folder
 
 
 class Run:
@@ -147,9 +135,8 @@ def remains(workdir: Path) -> tuple[str, str]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(read_part(newest / part)):
             arrays.update(f"{part}{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode())
             arrays.update(np.asarray(leaf).tobytes())
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    kept = [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
-    return arrays.hexdigest(), hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    lines = json.dumps(runs.without_speeds(workdir))
+    return arrays.hexdigest(), hashlib.sha256(lines.encode()).hexdigest()
 
 
 def main(arguments=None) -> int:
@@ -168,7 +155,7 @@ def main(arguments=None) -> int:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(bucket.running()) if options.bucket else None
         os.environ.update(bucket.environment(server.server_port) if server else {})
-        images = draw_images(scratch / "images") if options.input == "streamed" else None
+        images = draw_folder(scratch / "images") if options.input == "streamed" else None
         whole = Run(scratch, "whole", server)
         if hit(whole, images, draw, None, "") != "through":
             print(whole.log.read_text()[-2000:])

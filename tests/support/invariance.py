@@ -1,6 +1,7 @@
 """The same five steps on any devices: what `test_train_step.py` compares, and what each of two processes runs.
 
-As a program, `python invariance.py ADDRESS PROCESS OUT.npz`, it is one of two processes with four devices each.
+As a program, `python -m tests.support.invariance ADDRESS PROCESS OUT.npz`, it is one of two processes with four devices
+each.
 """
 
 import os

@@ -1,0 +1,1 @@
+"""Equipment that several test files, or tests and drills, share."""

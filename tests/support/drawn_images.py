@@ -1,0 +1,57 @@
+"""Images drawn by a test: encoded, as a source in memory, as a folder."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bt_jax.data.records import Source
+
+
+def encode(image: np.ndarray, kind: str = "PNG", mode: str | None = None) -> bytes:
+    """The file of an image, uint8 (h, w, 3) or (h, w); `mode` is Pillow's, to which it is converted before."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(image)
+    (picture.convert(mode) if mode else picture).save(buffer, kind)
+    return buffer.getvalue()
+
+
+class Listed(Source):
+    """A source over a list in memory: (encoded image, label or None) each."""
+
+    def __init__(self, records, name="listed", class_names=()):
+        self.name, self.splits, self.records, self.class_names = name, {"train": len(records)}, records, class_names
+        labels = [label for _, label in records if label is not None]
+        self.num_classes = 1 + max(labels) if labels else 0
+
+    def read(self, base, ids):
+        return [self.records[i] for i in ids]
+
+
+class Counted(Listed):
+    """Remembers what was read.
+
+    Attributes:
+      asked: ids, in the order in which they were asked for.
+    """
+
+    def __init__(self, records):
+        super().__init__(records)
+        self.asked: list[int] = []
+
+    def read(self, base, ids):
+        self.asked.extend(ids)
+        return super().read(base, ids)
+
+
+def draw_folder(folder: Path) -> Path:
+    """64 + 16 PNG files of noise, 24 x 24, in the splits "train" and "val" and two classes; returns the folder."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 32), ("val", 8)):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (24, 24, 3), np.uint8)
+                (folder / split / label / f"{index}.png").write_bytes(encode(pixels))
+    return folder
