@@ -1,6 +1,10 @@
-"""Eight simulated CPU devices for every test, and where the fixtures and data sets lie."""
+"""Eight simulated CPU devices for every test, compiled programs that are kept, and where fixtures and data sets are."""
 
+import hashlib
 import os
+import platform
+import shutil
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flag = "--xla_force_host_platform_device_count=8"
@@ -14,6 +18,7 @@ import jax
 import pytest
 
 from benchmarks import bucket as stand_in
+from bt_jax.models.resnet import ARCHITECTURES, BasicBlock
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
@@ -52,10 +57,61 @@ def bucket():
         yield server
 
 
+# --------------------------------------------------------------------------------------------------- compiled programs
+
+CACHE_BYTES = 2 * 2**30  # a whole run leaves some 100 MB
+
+
+def cache_folder() -> Path:
+    """Folder of the programs that tests compile, shared by workers and kept from run to run.
+
+    $BT_JAX_TEST_CACHE, else the user's cache folder; below it one folder for each interpreter, JAX, set of compiler flags
+    and kind of processor, so that no program is read that was made for another.
+    """
+    cpu = Path("/proc/cpuinfo")
+    features = sorted({line for line in cpu.read_text().splitlines() if line.startswith("flags")}) if cpu.exists() else []
+    made_by = [sys.version, platform.machine(), *features, jax.__version__, jax.lib.__version__, os.environ["XLA_FLAGS"]]
+    own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = Path(os.environ.get("BT_JAX_TEST_CACHE") or Path(own) / "bt_jax" / "tests")
+    return base / hashlib.sha256("\n".join(made_by).encode()).hexdigest()[:16]
+
+
+def pytest_sessionstart(session):
+    """Empties the cache of a size that nobody would want, before any worker reads it."""
+    del session
+    base = cache_folder().parent
+    if "PYTEST_XDIST_WORKER" not in os.environ and base.is_dir():
+        if sum(file.stat().st_size for file in base.glob("*/*-cache")) > CACHE_BYTES:
+            for folder in base.iterdir():
+                if len(folder.name) == 16 and folder.is_dir():
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Programs that several tests compile are compiled once, also where workers share the tests."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    jax.config.update("jax_compilation_cache_dir", str(shared / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+def compiled_once():
+    """Programs are compiled once: by whichever test, worker and run of the tests needs them first."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """Without XLA's optimizations, which take more than half of the time to compile.
+
+    For files whose tests compare a run with itself, or look at files and messages. What is compared with numbers from
+    elsewhere is compiled as in the program.
+    """
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module")
+def resnet10():
+    """The name of a ResNet with one block a stage, which compiles in half the time of the smallest published one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "resnet10", (BasicBlock, (1, 1, 1, 1)))
+        yield "resnet10"
