@@ -85,8 +85,8 @@ def tiny(head, arch):
 
 
 @pytest.fixture(scope="module")
-def plans(mesh, resnet10, compiled_quickly):
-    return {head: plan.make_plan(tiny(head, resnet10), mesh, CHIP) for head in ("replicated", "sharded")}
+def plans(mesh, tiny_arch, compiled_quickly):
+    return {head: plan.make_plan(tiny(head, tiny_arch), mesh, CHIP) for head in ("replicated", "sharded")}
 
 
 def test_state_is_counted_by_its_shards(plans):
