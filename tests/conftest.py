@@ -27,6 +27,16 @@ TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
 
 
+# Files in the order of the CPU seconds they take; begun last, one of them would keep a single worker busy at the end.
+LONGEST = ["test_pretrain", "test_train_step"]
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, which workers take in this order; within a file nothing changes."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Number fixtures of the reference implementation, in the repository."""
@@ -68,12 +78,21 @@ CACHE_BYTES = 2 * 2**30  # a whole run leaves some 100 MB
 def cache_folder() -> Path:
     """Folder of the programs that tests compile, shared by workers and kept from run to run.
 
-    $BT_JAX_TEST_CACHE, else the user's cache folder; below it one folder for each interpreter, JAX, set of compiler flags
-    and kind of processor, so that no program is read that was made for another.
+    $BT_JAX_TEST_CACHE, else the user's cache folder; below it one folder for each interpreter, JAX, set of compiler
+    flags and kind of processor, so that no program is read that was made for another.
     """
     cpu = Path("/proc/cpuinfo")
-    features = sorted({line for line in cpu.read_text().splitlines() if line.startswith("flags")}) if cpu.exists() else []
-    made_by = [sys.version, platform.machine(), *features, jax.__version__, jax.lib.__version__, os.environ["XLA_FLAGS"]]
+    features = (
+        sorted({line for line in cpu.read_text().splitlines() if line.startswith("flags")}) if cpu.exists() else []
+    )
+    made_by = [
+        sys.version,
+        platform.machine(),
+        *features,
+        jax.__version__,
+        jax.lib.__version__,
+        os.environ["XLA_FLAGS"],
+    ]
     own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     base = Path(os.environ.get("BT_JAX_TEST_CACHE") or Path(own) / "bt_jax" / "tests")
     return base / hashlib.sha256("\n".join(made_by).encode()).hexdigest()[:16]
@@ -132,6 +151,13 @@ def tiny_arch():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.ARCHITECTURES, "tiny", (OneConvolution, (1, 1, 1, 1)))
         yield "tiny"
+
+
+@pytest.fixture
+def resnet10(monkeypatch):
+    """A residual architecture with one block a stage, for `models.build`."""
+    monkeypatch.setitem(resnet.ARCHITECTURES, "resnet10", (resnet.BasicBlock, (1, 1, 1, 1)))
+    return "resnet10"
 
 
 @pytest.fixture(scope="module")
