@@ -181,6 +181,25 @@ def test_killed_while_it_is_judged(finished, tmp_path, monkeypatch, without_repo
     assert without_speeds(folder) == without_speeds(finished)
 
 
+def test_killed_in_the_middle_of_a_save(finished, tmp_path, monkeypatch, without_report):
+    """The save before counts, and no line is missing or twice there."""
+    folder, save = tmp_path / "run", checkpoint.Checkpoints.save
+
+    def die(self, state):
+        if int(state.step) == 8:
+            (folder / "checkpoints" / "8.orbax-checkpoint-tmp" / "encoder").mkdir(parents=True)
+            raise KeyboardInterrupt
+        save(self, state)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.Checkpoints, "save", die)
+        pretrain.run(tiny(), str(folder))
+    assert [line["step"] for line in _lines(folder) if "train/loss" in line] == [2, 4, 6, 8]
+    pretrain.run(tiny(), str(folder))
+    assert without_speeds(folder) == without_speeds(finished)
+    same_encoder(folder, finished)
+
+
 def test_a_judgement_is_known_by_its_line(tmp_path):
     """Also where the judges of a run tell no numbers: else every start would write the line again."""
     lines = [{"step": 2, "train/loss": 1.0, "perf/data_wait": 0.0}, {"step": 4, "epoch": 1.0}]
@@ -259,6 +278,7 @@ def test_other_devices_and_another_head_are_the_same_run(finished, tmp_path, mon
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_while_it_saves_and_started_again(capsys):
     """A short form of the bench: the program is killed by signal 9 in the middle of a save, and runs on to its end."""
     assert kills.main(["--kills=1", "--seed=1"]) == 0
