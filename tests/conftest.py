@@ -28,7 +28,20 @@ SHARED = TESTS.parent.parent / "shared"
 
 
 # Files in the order of the CPU seconds they take; begun last, one of them would keep a single worker busy at the end.
-LONGEST = ["test_pretrain", "test_train_step"]
+LONGEST = [
+    "test_pretrain",
+    "test_train_step",
+    "test_pipeline",
+    "test_configs",
+    "test_augment",
+    "test_models",
+    "test_report",
+    "test_encoder_tasks",
+    "test_evals",
+    "test_convert",
+    "test_trajectory",
+    "test_losses",
+]
 
 
 def pytest_collection_modifyitems(items):

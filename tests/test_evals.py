@@ -107,7 +107,7 @@ def test_every_image_counts_once(batch_size):
     embed = features.make_embed(net, recipe, mesh)
     batches = device.eval_batches(images, labels, batch_size=batch_size)
     found, order = features.extract(embed, variables, batches, mesh)
-    view = augment.evaluation_view(jnp.asarray(images), recipe)
+    view = jax.jit(augment.evaluation_view, static_argnames="recipe")(images, recipe)
     wanted = jax.jit(lambda variables, view: net.apply(variables, view, train=False))(variables, view)
     np.testing.assert_array_equal(order, labels)
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())  # float32, other batches
