@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices for every test, and where the fixtures and data sets lie."""
+"""Eight simulated CPU devices for every test, compiled programs that are kept, and where fixtures and data sets are."""
 
 import os
 
@@ -22,8 +22,17 @@ CHECKED += [f"bt_jax.evals.{name}" for name in ("confidence", "correlation", "fe
 CHECKED += [f"bt_jax.evals.{name}" for name in ("probe", "svm")]
 jaxtyping.install_import_hook(CHECKED, f"{typechecker.__name__}.checked")  # before any of them is imported
 
+from bt_jax import sharding
+from bt_jax.models import resnet
 from tests.support import bucket as stand_in
+from tests.support import compiled_programs
 from tests.support.paths import FIXTURES, SHARED
+from tests.support.tiny_net import OneConvolution
+
+
+def pytest_sessionstart():
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        compiled_programs.shrink()
 
 
 @pytest.fixture
@@ -32,6 +41,29 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+# Files in the order of the CPU seconds they take; begun last, one of them would keep a single worker busy at the end.
+LONGEST = [
+    "test_pretrain",
+    "test_train_step",
+    "test_pipeline",
+    "test_configs",
+    "test_augment",
+    "test_models",
+    "test_report",
+    "test_encoder_tasks",
+    "test_evals",
+    "test_convert",
+    "test_trajectory",
+    "test_losses",
+]
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, which workers take in this order; within a file nothing changes."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -68,12 +100,11 @@ def bucket():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Programs that several tests compile are compiled once, also where workers share the tests."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    jax.config.update("jax_compilation_cache_dir", str(shared / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+def compiled_once():
+    """Programs are compiled once: by whichever test, worker and run of the tests needs them first."""
+    jax.config.update("jax_compilation_cache_dir", str(compiled_programs.folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 # Test files under strict promotion of dtypes, where no operation may mix dtypes unless it says so. Left out are those
@@ -85,5 +116,43 @@ STRICT = {"test_augment", "test_losses", "test_optim", "test_shapes"}
 
 @pytest.fixture(autouse=True)
 def strict_dtypes(request):
-    with jax.numpy_dtype_promotion("strict" if request.module.__name__ in STRICT else "standard"):
+    with jax.numpy_dtype_promotion("strict" if request.module.__name__.rpartition(".")[2] in STRICT else "standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """Without XLA's optimizations, which take more than half of the time to compile.
+
+    For files whose tests compare a run with itself, or look at files and messages. What is compared with numbers from
+    elsewhere is compiled as in the program.
+    """
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module")
+def tiny_arch():
+    """An architecture of five convolutions, for `models.build`: it compiles in a fifth of a ResNet-18's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.ARCHITECTURES, "tiny", (OneConvolution, (1, 1, 1, 1)))
+        yield "tiny"
+
+
+@pytest.fixture
+def resnet10(monkeypatch):
+    """A residual architecture with one block a stage, for `models.build`."""
+    monkeypatch.setitem(resnet.ARCHITECTURES, "resnet10", (resnet.BasicBlock, (1, 1, 1, 1)))
+    return "resnet10"
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs use the first device alone, where nothing is said about several."""
+    make = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda devices=None: make(devices or jax.devices()[:1]))
         yield

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -16,10 +17,17 @@ from tests.support import damage
 from tests.support.damage import reopened
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written") / "run"
+    return folder, damage.write_run(folder)
+
+
 @pytest.fixture
-def run(tmp_path):
+def run(written, tmp_path):
     """A run folder with whole checkpoints of steps 1 and 2, and their states."""
-    return tmp_path / "run", damage.write_run(tmp_path / "run")
+    shutil.copytree(written[0], tmp_path / "run")
+    return tmp_path / "run", written[1]
 
 
 def newest(folder):

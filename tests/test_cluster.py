@@ -1,7 +1,9 @@
 """Several processes: what they compare, how they stop at one step, and how one that fails or falls silent ends all."""
 
+import contextlib
 import http.server
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,19 +16,38 @@ import pytest
 from bt_jax import cluster, watch
 from bt_jax.errors import TRY_AGAIN, UserError
 from bt_jax.stopping import Stop
-from tests.support.processes import run_two
-
-
-def together(scene, folder, *, ends=(0, 1)):
-    """Runs a scene of `scenes.py` in two processes -> [(status, stdout, stderr)] of those that are waited for."""
-    return run_two("tests.support.scenes", lambda address, process: (scene, address, process, folder), ends=ends)
+from tests.support import scenes
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
-def talked(tmp_path_factory):
-    found = together("talk", tmp_path_factory.mktemp("talk"))
+def played(tmp_path_factory):
+    """played(scene) -> [(status, output, errors) of both processes]; no status where one had to be killed."""
+    root = tmp_path_factory.mktemp("scenes")
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.support.scenes", str(root), *scenes.SCENES]
+    running = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        assert running.wait(timeout=120) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+
+    def of(scene, process):
+        status, *texts = (root / scene / f"{process}.{name}" for name in ("status", "out", "err"))
+        return int(status.read_text()) if status.exists() else None, *(text.read_text() for text in texts)
+
+    return lambda scene: [of(scene, process) for process in range(2)]
+
+
+def findings(found):
     assert [status for status, *_ in found] == [0, 0], found
     return [json.loads(out.splitlines()[-1]) for _, out, _ in found]
+
+
+@pytest.fixture(scope="module")
+def talked(played):
+    return findings(played("talk"))
 
 
 def test_everybody_gets_everybodys_value(talked):
@@ -46,9 +67,8 @@ def test_a_run_folder_must_be_one(talked):
         assert not any("together" in name for name in found["left"])
 
 
-def test_a_signal_in_the_last_window_stops_all(tmp_path):
-    told = [json.loads(out.splitlines()[-1]) for _, out, _ in together("late", tmp_path)]
-    assert told == [{"before": False, "after": True, "signal": int(signal.SIGUSR1)}] * 2
+def test_a_signal_in_the_last_window_stops_all(played):
+    assert findings(played("late")) == [{"before": False, "after": True, "signal": int(signal.SIGUSR1)}] * 2
 
 
 def test_all_stop_at_one_step(talked):
@@ -63,30 +83,32 @@ def test_who_does_not_come_is_named(talked):
 
 
 @pytest.mark.parametrize("process", [0, 1])
-def test_a_silent_process_ends_the_others(tmp_path, process):
+def test_a_silent_process_ends_the_others(played, process):
     """Also process 0, which keeps what they tell each other, so that nobody hears anything any more."""
-    ((status, _, error),) = together("silent", tmp_path / str(process), ends=(1 - process,))
+    found = played(f"silent/{process}")
+    assert found[process][0] is None
+    status, _, error = found[1 - process]
     assert status == TRY_AGAIN and f"process {process} on" in error and "silent" in error
 
 
-def test_who_is_through_is_not_silent(tmp_path):
-    assert [status for status, *_ in together("unequal", tmp_path)] == [0, 0]
+def test_who_is_through_is_not_silent(played):
+    assert [status for status, *_ in played("unequal")] == [0, 0]
 
 
-def test_a_broken_collective_has_the_status_of_who_broke_it(tmp_path):
-    found = together("broken", tmp_path)
+def test_a_broken_collective_has_the_status_of_who_broke_it(played):
+    found = played("broken")
     assert [status for status, *_ in found] == [2, 2]
     assert "process 1 on" in found[0][2] and "There is no folder /x" in found[0][2]
 
 
-def test_a_mistake_of_one_ends_all_with_its_status(tmp_path):
-    found = together("mistake", tmp_path)
+def test_a_mistake_of_one_ends_all_with_its_status(played):
+    found = played("mistake")
     assert [status for status, *_ in found] == [2, 2]
     assert "process 1 on" in found[0][2] and "There is no folder /x. Name another" in found[0][2]
 
 
-def test_an_agreed_stop_keeps_its_status(tmp_path):
-    assert [status for status, *_ in together("stop", tmp_path)] == [143, 143]
+def test_an_agreed_stop_keeps_its_status(played):
+    assert [status for status, *_ in played("stop")] == [143, 143]
 
 
 def test_alone_nothing_is_asked(tmp_path):
@@ -100,9 +122,9 @@ def test_alone_nothing_is_asked(tmp_path):
 
 def test_a_standstill_ends_the_process_with_its_stacks():
     script = (
-        "import time; from bt_jax import watch\nwatch.START_SECONDS = 0\n"
-        "watch.begin(stuck_seconds=1.5, silent_seconds=9)\n"
-        "for step in range(4): watch.at(step, 'training'); time.sleep(1)\n"
+        "import time; from bt_jax import watch\nwatch.START_SECONDS, watch.BEAT_SECONDS = 0, 0.1\n"
+        "watch.begin(stuck_seconds=1, silent_seconds=9)\n"
+        "for step in range(4): watch.at(step, 'training'); time.sleep(0.3)\n"
         "def here_it_hangs(): time.sleep(60)\nhere_it_hangs()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -110,18 +132,44 @@ def test_a_standstill_ends_the_process_with_its_stacks():
     assert "in here_it_hangs" in done.stderr and "training at step 3" in done.stderr  # not before: steps were taken
 
 
+class Clock:
+    """In the place of `time` and of the event that a watch waits with: an hour goes by at once.
+
+    Attributes:
+      ended: reasons for which the watch would have ended the process.
+    """
+
+    def __init__(self, monkeypatch):
+        self._now, self._until, self.ended = 0.0, 0.0, []
+        monkeypatch.setattr(watch, "time", self)
+        monkeypatch.setattr(watch, "START_SECONDS", 0)
+        monkeypatch.setattr(watch.Watch, "_end", lambda _, status, why: self.ended.append(why))
+        monkeypatch.setattr(watch.threading.Thread, "start", lambda _: None)
+
+    def monotonic(self):
+        return self._now
+
+    def wait(self, seconds):
+        self._now += seconds
+        return self._now > self._until or bool(self.ended)
+
+    def go_on(self, seen, seconds):
+        """Lets the watch look for so long."""
+        seen._done, self._until = self, self._now + seconds
+        seen._judge()
+
+
 def test_judging_may_take_long(monkeypatch):
-    ended = []
-    monkeypatch.setattr(watch.Watch, "_end", lambda self, status, why: ended.append(why))
-    monkeypatch.setattr(watch, "START_SECONDS", 0)
-    seen = watch.Watch(stuck_seconds=0.5, silent_seconds=9)
+    clock = Clock(monkeypatch)
+    seen = watch.Watch(stuck_seconds=5, silent_seconds=9)
     seen.at(3, "judging (KNN)", None)
-    time.sleep(2.5)
-    early = list(ended)
+    clock.go_on(seen, 3600)
+    assert clock.ended == []
     seen.at(3, "training", None)
-    time.sleep(2.5)
-    seen.stop()
-    assert early == [] and "no step" in ended[0]
+    clock.go_on(seen, 4)
+    assert clock.ended == []
+    clock.go_on(seen, 4)
+    assert "no step for 6 s" in clock.ended[0]
 
 
 def test_while_another_gets_on_nobody_is_stuck(monkeypatch):
@@ -134,21 +182,18 @@ def test_while_another_gets_on_nobody_is_stuck(monkeypatch):
         def key_value_dir_get(self, folder):
             return [(f"{folder}1", json.dumps(self.other))] if "beat" in folder else []
 
-    ended, store = [], Store()
-    for name, value in {"several": True, "process": 0, "store": store}.items():
+    clock, store = Clock(monkeypatch), Store()
+    for name, value in {"several": True, "process": 0, "processes": 2, "store": store, "ended": {}}.items():
         monkeypatch.setattr(cluster, name, lambda value=value: value)
-    monkeypatch.setattr(watch.Watch, "_end", lambda self, status, why: ended.append(why))
-    monkeypatch.setattr(watch, "START_SECONDS", 0)
-    monkeypatch.setattr(watch, "BEAT_SECONDS", 0.1)
-    seen = watch.Watch(stuck_seconds=0.6, silent_seconds=9)
+    seen = watch.Watch(stuck_seconds=6, silent_seconds=99)
     seen.at(3, "training", None)
     for step in range(4, 8):
-        time.sleep(0.4)
+        clock.go_on(seen, 4)
         store.other = store.other | {"step": step}
-    early = list(ended)
-    time.sleep(1.2)
-    seen.stop()
-    assert early == [] and "Behind is process 0" in ended[0]
+        seen._exchange(step, last=False)
+    assert clock.ended == []
+    clock.go_on(seen, 8)
+    assert "Behind is process 0" in clock.ended[0]
 
 
 @pytest.mark.parametrize("told", [{"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE"}, {"preempted": "TRUE"}, {}])

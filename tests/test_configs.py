@@ -14,6 +14,8 @@ from bt_jax.recipes import View
 from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
 from tests.support.runs import read_lines
 
+pytestmark = pytest.mark.usefixtures("tiny_arch", "compiled_quickly", "one_device")
+
 
 def science(config):
     """What a recipe is: every key that is not about devices, files, monitors or the terminal."""
@@ -148,14 +150,25 @@ def test_unknown_recipe():
         pretrain_cifar10_r18.get_config("recipe=swav")
 
 
-def test_cifar_smoke(tfds_dir, tmp_path):
-    config = pretrain_cifar10_r18.get_config("smoke")
+@pytest.fixture(params=["tiny", pytest.param("", marks=pytest.mark.slow)])
+def with_arch(request):
+    """with_arch(config): the config with the smallest net, or as it is."""
+
+    def change(config):
+        config.model.arch = request.param or config.model.arch
+        return config
+
+    return change
+
+
+def test_cifar_smoke(tfds_dir, tmp_path, with_arch):
+    config = with_arch(pretrain_cifar10_r18.get_config("smoke"))
     config.data.dir, config.stop_after_steps = str(tfds_dir), 2
     config.evals.every_epochs = 0.0  # the quickstart's tests are of the monitors
     assert read_lines(pretrain.run(config, str(tmp_path / "run")))[-1]["step"] == 2
 
 
-def test_own_gray_images_without_labels(tmp_path, monkeypatch):
+def test_own_gray_images_without_labels(tmp_path, monkeypatch, with_arch):
     """A folder of 16-bit PNGs of several sizes, one of them no image: streamed, one channel, unlabelled monitors."""
     pytest.importorskip("tensorflow")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -164,7 +177,7 @@ def test_own_gray_images_without_labels(tmp_path, monkeypatch):
     for i in range(65):
         Image.fromarray(rng.integers(0, 2**16, (12 + i % 9, 20), np.uint16)).save(images / f"{i:03d}.png")
     (images / "040.png").write_text("no image")
-    config = pretrain_folder.get_config("smoke,size=16,gray")
+    config = with_arch(pretrain_folder.get_config("smoke,size=16,gray"))
     config.data.folder, config.total_epochs, config.data.broken_limit = str(tmp_path / "images"), 1.0, 0.05
     run = pretrain.run(config, str(tmp_path / "run"))
     last = read_lines(run)[-1]
@@ -175,8 +188,8 @@ def test_own_gray_images_without_labels(tmp_path, monkeypatch):
     assert variables["params"]["conv1"]["kernel"].shape[2] == 1 and (run / "report.html").exists()
 
 
-def test_imagenet_smoke_streams(tfds_dir, tmp_path):
-    config = pretrain_imagenet_r50.get_config("smoke")
+def test_imagenet_smoke_streams(tfds_dir, tmp_path, with_arch):
+    config = with_arch(pretrain_imagenet_r50.get_config("smoke"))
     config.data.dir = str(tfds_dir)
     config.total_epochs, config.evals.every_epochs, config.evals.spectrum_images = 0.5, 0.5, 0
     folder = pretrain.run(config, str(tmp_path / "run"))

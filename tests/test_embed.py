@@ -20,13 +20,14 @@ from bt_jax.state import TrainState
 from tests.support.drawn_images import Counted, Listed, encode
 from tests.support.runs import tiny
 
+pytestmark = pytest.mark.usefixtures("tiny_arch", "compiled_quickly", "one_device")
 SIZE, DIM, COUNT = 20, 64, 23
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """A run folder with a checkpoint of a ResNet-18 of an eighth of the width, and what it was trained with."""
+def encoder(tmp_path_factory, tiny_arch, compiled_quickly, one_device):
+    """A run folder with a checkpoint of a small network, and what it was trained with."""
     run = tmp_path_factory.mktemp("run")
     save(run, seed=1)
     (run / "config.json").write_text(json.dumps(config_lib.to_dict(tiny())))

@@ -20,11 +20,13 @@ from tests.support import runs
 from tests.support.drawn_images import Listed, encode
 from tests.support.runs import changed
 
+pytestmark = pytest.mark.usefixtures("tiny_arch", "compiled_quickly", "one_device")
+
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
+def pretrained(tmp_path_factory, tiny_arch, compiled_quickly, one_device):
     """The quickstart, stopped after two steps: a run folder with an encoder."""
-    config = runs.tiny(**{"stop_after_steps": 2, "evals.every_epochs": 0.0})
+    config = runs.tiny(**{"model.arch": tiny_arch, "stop_after_steps": 2, "evals.every_epochs": 0.0})
     return str(pretrain.run(config, str(tmp_path_factory.mktemp("run") / "pretrained")))
 
 
@@ -49,8 +51,8 @@ def test_what_the_command_says_of_the_data_stays(tmp_path):
 
 
 def small_encoder(dtype="float32"):
-    net = models.build("resnet18", width=0.125, small_images=True, dtype=dtype)
-    return Encoder(net, jax.device_get(net.init(jax.random.key(1))), (0.5,) * 3, (0.25,) * 3)
+    net = models.build("tiny", width=0.125, small_images=True, dtype=dtype)
+    return Encoder(net, jax.device_get(jax.jit(net.init)(jax.random.key(1))), (0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.mark.parametrize("train, batch_norm", [("head", "eval"), ("all", "train"), ("layer4", "eval")])
@@ -61,7 +63,7 @@ def test_what_is_not_trained_stays_bit_equal(train, batch_norm):
     tx, rates = finetune._optimizer(config, build.Plan(4, 8), trained)
     recipe = view_recipe(config, encoder)
     step = finetune.make_step(encoder, tx, recipe, trained=trained, train=batch_norm == "train", rates=rates, seed=0)
-    state = finetune.create(jax.random.key(0), encoder, tx, 5)
+    state = jax.jit(lambda key: finetune.create(key, encoder, tx, 5))(jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (8, 8, 8, 3), np.uint8), "id": np.arange(8), "label": np.arange(8) % 5}
     new, shown = jax.jit(step)(state, batch)
@@ -93,7 +95,7 @@ def test_head_is_torchs_sgd_on_frozen_features():
         images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
         batch = {"image": images, "id": np.arange(8), "label": np.arange(8) % 5}
         view = augment.two_views(jax.random.key(9), images, recipe)[0]  # the whole image, whatever is drawn
-        h = np.asarray(encoder.net.apply(variables, view, train=False), np.float64)
+        h = np.asarray(jax.jit(lambda v, x: encoder.net.apply(v, x, train=False))(variables, view), np.float64)
         wanted = {name: np.asarray(value, np.float64) for name, value in state.params["head"].items()}
         velocity = {name: 0.0 for name in wanted}
         for epoch in range(3):
@@ -139,7 +141,7 @@ def test_linear_evaluation_end_to_end(pretrained, linear_run):
         np.testing.assert_array_equal(a, b)
 
 
-def test_fine_tuning_stopped_and_continued_is_the_same_run(pretrained, tmp_path):
+def test_fine_tuning_stopped_and_continued_is_the_same_run(pretrained, tmp_path, monkeypatch):
     options = {"optim.lr_backbone": 0.01, "train": "all", "evals.every_epochs": 0.0}
     whole = finetune.run(tiny(pretrained, **options), str(tmp_path / "whole"))
     finetune.run(tiny(pretrained, **options, stop_after_steps=3), str(tmp_path / "halves"))
@@ -226,7 +228,7 @@ def test_wrong_input(pretrained, tmp_path):
         tmp_path,
     )
     refused("No data set is named", evaluate.run, evaluation(encoder=str(tmp_path)), tmp_path)
-    refused("is a resnet18, not a resnet50", evaluate.run, evaluation(arch="resnet50"), tmp_path)
+    refused("is a tiny, not a resnet50", evaluate.run, evaluation(arch="resnet50"), tmp_path)
     refused(
         "is empty", evaluate.run, evaluation(**{"data.train_split": "train[5:5]", "data.name": "patterns"}), tmp_path
     )
@@ -300,4 +302,4 @@ def test_optimizer_of_frozen_parts_keeps_nothing():
 
 def test_model_is_read_beside_the_weights(pretrained):
     model = checkpoint.read_model(pretrained)
-    assert model["build"]["arch"] == "resnet18" and len(model["mean"]) == len(model["std"]) == 3
+    assert model["build"]["arch"] == "tiny" and len(model["mean"]) == len(model["std"]) == 3

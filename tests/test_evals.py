@@ -12,6 +12,8 @@ from bt_jax.data import device
 from bt_jax.errors import UserError
 from bt_jax.evals import confidence, features, knn, probe, protocols, spectrum
 
+pytestmark = pytest.mark.usefixtures("tiny_arch")
+
 
 @pytest.fixture(scope="module")
 def clusters():
@@ -97,15 +99,16 @@ def test_every_image_counts_once(batch_size):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (37, 16, 16, 3), np.uint8), np.arange(37)
     net, recipe, mesh = (
-        models.build("resnet18", width=0.125, small_images=True),
+        models.build("tiny", width=0.125, small_images=True),
         augment.cifar(16),
         sharding.make_mesh(),
     )
-    variables = net.init(jax.random.key(0))
+    variables = jax.jit(net.init)(jax.random.key(0))
     embed = features.make_embed(net, recipe, mesh)
     batches = device.eval_batches(images, labels, batch_size=batch_size)
     found, order = features.extract(embed, variables, batches, mesh)
-    wanted = net.apply(variables, augment.evaluation_view(jnp.asarray(images), recipe), train=False)
+    view = jax.jit(augment.evaluation_view, static_argnames="recipe")(images, recipe)
+    wanted = jax.jit(lambda variables, view: net.apply(variables, view, train=False))(variables, view)
     np.testing.assert_array_equal(order, labels)
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())  # float32, other batches
 
@@ -127,10 +130,10 @@ def test_epoch_order_is_a_permutation_of_its_own():
 
 
 @pytest.fixture(scope="module")
-def small():
-    net, recipe = models.build("resnet18", width=0.125, small_images=True), augment.cifar(16)
+def small(tiny_arch):
+    net, recipe = models.build(tiny_arch, width=0.125, small_images=True), augment.cifar(16)
     images = np.random.default_rng(0).integers(0, 256, (37, 16, 16, 3), np.uint8)
-    return net, recipe, net.init(jax.random.key(0)), images
+    return net, recipe, jax.jit(net.init)(jax.random.key(0)), images
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -146,7 +149,8 @@ def test_spectrum_equals_numpy(small, streamed):
     values, eigenvalues = spectrum.measure(accumulate, key, variables, batches, mesh, net.feature_dim)
 
     views = jax.jit(augment.two_views, static_argnames="recipe")(key, images, recipe, ids=jnp.arange(37))
-    h = [np.asarray(net.apply(variables, view, train=False), np.float64) for view in views]
+    apply = jax.jit(lambda view: net.apply(variables, view, train=False))
+    h = [np.asarray(apply(view), np.float64) for view in views]
     both = np.concatenate(h)
     singular = np.linalg.svd(both, compute_uv=False)
     share = singular / singular.sum()

@@ -208,13 +208,17 @@ def test_warnings_of_gcloud_are_no_state(tpu_vm, tmp_path):
 
 @pytest.fixture
 def worker(tmp_path):
-    """A worker's home, whose python takes what to do from `todo`, a line each time, and writes down its arguments."""
+    """A worker's home, whose python takes what to do from `todo`, a line each time, and writes down its arguments.
+
+    Its seconds are tenths of ours.
+    """
     home = tmp_path / "worker"
     for folder in ("bin", "venv/bin", "bt_jax/configs"):
         (home / folder).mkdir(parents=True)
     (home / "venv" / "bin" / "activate").touch()
     programs = {
         "python": 'echo "$@" >> did; todo=$(head -n 1 todo); sed -i 1d todo; eval "${todo:-exit 0}"',
+        "sleep": f"exec {shutil.which('sleep')} $(($1 / 10)).$(($1 % 10))",
     }
     for name, body in programs.items():
         (home / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -242,7 +246,7 @@ def test_what_is_told_to_a_worker_works(tpu_vm, worker, todo, starts, ends, says
 
 
 def test_a_program_that_runs_is_not_started_again(tpu_vm, worker):
-    (worker / "todo").write_text("sleep 3\n")
+    (worker / "todo").write_text("sleep 30\n")
     script = [["until [ -e", 255, "", None]] * 3  # the connection is lost, and its place is taken by the next
     status, said, _ = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
     assert status == 0 and said.count("connection lost") == 3

@@ -57,7 +57,9 @@ def relative_error(actual, expected) -> float:
     return np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize(
+    "arch", ["resnet18", "resnet34", "resnet50", pytest.param("resnet101", marks=pytest.mark.slow)]
+)
 def test_backbone_is_torchvisions_at_every_stage(arch, fixtures):
     with np.load(fixtures / "backbones.npz") as file:
         saved = {key.removeprefix(f"{arch}/"): file[key] for key in file if key.startswith((f"{arch}/", "seed"))}

@@ -38,11 +38,15 @@ def _names(stored):
 
 def _run(tx, stored, steps, transform=lambda g: g):
     params = {name: jnp.asarray(stored[f"init/{name}"]) for name in _names(stored)}
-    state = tx.init(params)
-    for step in range(steps):
-        grads = {name: transform(jnp.asarray(stored[f"grads/{name}"][step])) for name in params}
+    state, gradients = tx.init(params), {name: stored[f"grads/{name}"] for name in params}
+
+    @jax.jit
+    def update(grads, state, params):
         updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    for step in range(steps):
+        params, state = update({name: transform(gradients[name][step]) for name in params}, state, params)
         yield params
 
 

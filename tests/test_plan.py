@@ -77,15 +77,15 @@ def test_collectives_of_a_tpu_program():
     assert found["all-to-all"] == {"count": 1, "bytes": 32, "link_bytes": 16}
 
 
-def tiny(head):
+def tiny(head, arch):
     config = quickstart.get_config("smoke")
-    config.model.head = head
+    config.model.head, config.model.arch = head, arch
     return config
 
 
 @pytest.fixture(scope="module")
-def plans(mesh):
-    return {head: plan.make_plan(tiny(head), mesh, CHIP) for head in ("replicated", "sharded")}
+def plans(mesh, tiny_arch, compiled_quickly):
+    return {head: plan.make_plan(tiny(head, tiny_arch), mesh, CHIP) for head in ("replicated", "sharded")}
 
 
 def test_state_is_counted_by_its_shards(plans):

@@ -1,6 +1,7 @@
 """The program itself: pretrain, stop, go on, judge, report; and every mistake a user can make, in one line."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -15,18 +16,27 @@ import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import build, checkpoint, encoder, log, pretrain, report, sharding, storage, train_step
+from bt_jax import build, checkpoint, encoder, log, loop, pretrain, report, sharding, storage, train_step
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.evals import protocols
+from tests.support import runs
 from tests.support.paths import ROOT
-from tests.support.runs import read_lines, tiny, without_speeds
+from tests.support.runs import read_lines, without_speeds
+
+pytestmark = pytest.mark.usefixtures("tiny_arch", "compiled_quickly", "one_device")
+
+
+def tiny(**changes):
+    """The tiny run with the smallest net."""
+    return runs.tiny(**{"model.arch": "tiny"} | changes)
+
 
 TRACES: list[str] = []  # one entry each time that the step of the run below is traced
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, tiny_arch, compiled_quickly, one_device):
     make = train_step.make_pretrain_step
 
     def counted(*arguments, **options):
@@ -67,7 +77,19 @@ def test_the_step_is_compiled_once(finished):
     assert len(TRACES) == 1
 
 
-def test_stopped_and_continued_is_the_same_run(finished, tmp_path):
+def without_evaluators(patch):
+    """Runs are trained and saved, and not evaluated."""
+    train = loop.train
+    patch.setattr(loop, "train", lambda this, state: train(this._replace(evaluators=[]), state))
+
+
+@pytest.fixture
+def without_report(monkeypatch):
+    """Runs end with their last evaluation: no table, no pictures."""
+    monkeypatch.setattr(pretrain, "_finish", lambda *_: None)
+
+
+def test_stopped_and_continued_is_the_same_run(finished, tmp_path, without_report):
     """Bit-equal: all randomness and the order of the data are functions of the step."""
     folder = str(tmp_path / "halves")
     pretrain.run(tiny(stop_after_steps=3), folder)
@@ -111,7 +133,7 @@ def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
     assert len(report.read_run(folder).pictures["c_steps"]) == 3  # of two epochs, and of where it was stopped
 
 
-def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch):
+def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, without_report):
     """Slurm's SIGUSR1 after the first window: the status says which signal, and no line is missing or twice there."""
     folder, write = tmp_path / "run", log.RunLog.write
 
@@ -131,7 +153,7 @@ def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch)
     same_encoder(folder, finished)
 
 
-def test_killed_while_it_is_judged(finished, tmp_path, monkeypatch):
+def test_killed_while_it_is_judged(finished, tmp_path, monkeypatch, without_report):
     """The step is saved by then, so the next start has only the judging to make up for."""
     folder = tmp_path / "run"
 
@@ -144,6 +166,25 @@ def test_killed_while_it_is_judged(finished, tmp_path, monkeypatch):
     assert [line["step"] for line in read_lines(folder)] == [2, 4]
     pretrain.run(tiny(), str(folder))
     assert without_speeds(folder) == without_speeds(finished)
+
+
+def test_killed_in_the_middle_of_a_save(finished, tmp_path, monkeypatch, without_report):
+    """The save before counts, and no line is missing or twice there."""
+    folder, save = tmp_path / "run", checkpoint.Checkpoints.save
+
+    def die(self, state):
+        if int(state.step) == 8:
+            (folder / "checkpoints" / "8.orbax-checkpoint-tmp" / "encoder").mkdir(parents=True)
+            raise KeyboardInterrupt
+        save(self, state)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.Checkpoints, "save", die)
+        pretrain.run(tiny(), str(folder))
+    assert [line["step"] for line in read_lines(folder) if "train/loss" in line] == [2, 4, 6, 8]
+    pretrain.run(tiny(), str(folder))
+    assert without_speeds(folder) == without_speeds(finished)
+    same_encoder(folder, finished)
 
 
 def test_a_judgement_is_known_by_its_line(tmp_path):
@@ -190,7 +231,7 @@ def test_given_weights_of_another_network(finished, capsys):
     config = tiny(**{"model.projector": (32, 32)})
     assert encoder.read_given(str(finished), build.build_nets(config, 3)).projector is None
     assert "its projector is of another shape: a new one" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"is a resnet18, .* width 0.125, .* not a resnet18, .* width 0.25"):
+    with pytest.raises(UserError, match=r"is a tiny, .* width 0.125, .* not a tiny, .* width 0.25"):
         encoder.read_given(str(finished), build.build_nets(tiny(**{"model.width": 0.25}), 3))
 
 
@@ -203,15 +244,17 @@ def same_encoder(a, b):
     jax.tree.map(np.testing.assert_array_equal, *(bt_jax.load_encoder(path)[1] for path in (a, b)))
 
 
-def test_other_devices_and_another_head_are_the_same_run(finished, tmp_path, monkeypatch):
-    """Begun with the projector split over eight devices, ended with copies on two."""
+def test_other_devices_and_another_head_are_the_same_run(finished, tmp_path, monkeypatch, without_report):
+    """Begun with the projector split over eight devices, ended on one."""
     folder = str(tmp_path / "run")
-    pretrain.run(tiny(**{"model.head": "sharded", "stop_after_steps": 4}), folder)
-    two = sharding.make_mesh(jax.devices()[:2])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: two)
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, jax.devices()))
+        without_evaluators(patch)
+        pretrain.run(tiny(**{"model.head": "sharded", "stop_after_steps": 3}), folder)
     pretrain.run(tiny(), folder)
     found, wanted = (
-        [line["train/loss"] for line in read_lines(Path(path)) if "train/loss" in line] for path in (folder, finished)
+        [line["train/loss"] for line in read_lines(Path(path)) if line["step"] in (2, 6, 8) and "train/loss" in line]
+        for path in (folder, finished)
     )
     # Adam divides by its own rounding where a gradient is zero: the first window is equal to 1e-6, the last to 1e-3.
     np.testing.assert_allclose(found, wanted, rtol=2e-3)
@@ -235,13 +278,19 @@ def test_encoder_alone(finished):
         bt_jax.load_encoder(finished / "tensorboard")
 
 
-def test_another_seed_is_another_run(finished, tmp_path):
+def test_another_seed_is_another_run(finished, tmp_path, monkeypatch):
+    without_evaluators(monkeypatch)
     loss = read_lines(finished)[0]["train/loss"]
     other = read_lines(pretrain.run(tiny(seed=1, stop_after_steps=2), str(tmp_path / "other")))[0]["train/loss"]
     assert other != loss
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.fixture
+def eight_devices(monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, jax.devices()))
 
 
 def refused(match, folder, **changes):
@@ -257,12 +306,12 @@ def test_another_config_in_the_folder(finished):
     assert not config_lib.differences(json.loads(before), config_lib.to_dict(changed))
 
 
-def test_batch_that_does_not_divide(tmp_path):
+def test_batch_that_does_not_divide(tmp_path, eight_devices):
     refused("batch of 12 does not divide by 8 devices. Set --config.batch_size=16", tmp_path / "run", batch_size=12)
     assert not (tmp_path / "run").exists()  # refused before anything is written
 
 
-def test_accelerator_that_is_absent(tmp_path):
+def test_accelerator_that_is_absent(tmp_path, eight_devices):
     refused("config.platform='gpu', but JAX runs on 'cpu'", tmp_path / "run", platform="gpu")
     refused("config.devices=4, but there are 8", tmp_path / "run", devices=4)
 

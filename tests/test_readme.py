@@ -13,6 +13,7 @@ import pytest
 import bt_jax
 from bt_jax import checkpoint, models, sharding
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 BUILD = {"small_images": False, "width": 1 / 16, "channels": 3, "stem_padding": 1}
 
 

@@ -183,6 +183,14 @@ def test_same_input_same_bytes(run):
 # The further pictures ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def few_curves(monkeypatch):
+    """A page with the loss alone drawn over the steps: the other plots take most of the time of a page."""
+    monkeypatch.setattr(report, "LOSS", report.LOSS[:1])
+    for name in ("QUALITY", "LABEL_FREE", "MACHINERY"):
+        monkeypatch.setattr(report, name, [])
+
+
 def part(page: Page, title: str) -> str:
     """HTML of one section."""
     return page.source.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
@@ -203,7 +211,7 @@ def test_every_picture_has_its_section(run):
     assert len(page.source) < 900_000
 
 
-def test_matrices_over_time_are_eight_with_first_and_last(run):
+def test_matrices_over_time_are_eight_with_first_and_last(run, few_curves):
     add_pictures(run)
     steps = re.findall(
         r"<figcaption>step ([\d,]*)<", part(Page(report.write(run)), "Cross-correlation of the two views")
@@ -211,7 +219,7 @@ def test_matrices_over_time_are_eight_with_first_and_last(run):
     assert len(steps) == 8 and steps[0] == "0" and steps[-1] == "1,100"
 
 
-def test_histogram_is_of_the_full_matrices(run):
+def test_histogram_is_of_the_full_matrices(run, few_curves):
     def outline() -> str:
         return part(Page(report.write(run)), "Cross-correlation of the two views").split("Off-diagonal values")[2]
 
@@ -222,14 +230,14 @@ def test_histogram_is_of_the_full_matrices(run):
     assert outline() != full
 
 
-def test_redundant_pairs_are_named(run):
+def test_redundant_pairs_are_named(run, few_curves):
     arrays = add_pictures(run)
     page = Page(report.write(run))
     (i, j), value = arrays["redundant_index"][0], arrays["redundant_value"][0]
     assert f"{i} and {j} {value:.2f}".replace("-", "−") in page.text
 
 
-def test_spectrum_counts_dimensions(run):
+def test_spectrum_counts_dimensions(run, few_curves):
     arrays = add_pictures(run)
     page = Page(report.write(run))
     shares = np.cumsum(arrays["spectrum_trained"] / arrays["spectrum_trained"].sum())
@@ -240,7 +248,7 @@ def test_spectrum_counts_dimensions(run):
     assert "The features do not vary at all" in Page(report.write(run)).text
 
 
-def test_map_tiles_show_their_image(run):
+def test_map_tiles_show_their_image(run, few_curves):
     arrays = add_pictures(run)
     source = part(Page(report.write(run)), "Map of the embedding")
     (sheet,) = decoded(source)
@@ -260,14 +268,14 @@ def test_map_tiles_show_their_image(run):
     assert len(set(re.findall(r"--frame:(hsl[^\"]*)", source))) == 3
 
 
-def test_map_without_labels_has_no_frames(run):
+def test_map_without_labels_has_no_frames(run, few_curves):
     add_pictures(run, map_labels=None, class_names=None)
     source = part(Page(report.write(run)), "Map of the embedding")
     assert source.count("<i style") == 40
     assert "--frame" not in source and "title=" not in source and "true class" not in source
 
 
-def test_rows_of_neighbours(run):
+def test_rows_of_neighbours(run, few_curves):
     arrays = add_pictures(run)
     source = part(Page(report.write(run)), "Nearest neighbours")
     shown = decoded(source)
@@ -278,7 +286,7 @@ def test_rows_of_neighbours(run):
     np.testing.assert_allclose(said, arrays["neighbour_similarity"].ravel(), atol=0.0051)
 
 
-def test_confusion_in_numbers_and_words(run):
+def test_confusion_in_numbers_and_words(run, few_curves):
     add_pictures(run)
     page = Page(report.write(run))
     assert "84.0 % of 25 images are right" in page.text
@@ -289,7 +297,7 @@ def test_confusion_in_numbers_and_words(run):
     assert "Not one image is taken for another class." in text and "class 1" in text
 
 
-def test_confusion_of_many_classes_is_a_picture(run):
+def test_confusion_of_many_classes_is_a_picture(run, few_curves):
     counts = 20 * np.eye(1000, dtype=np.int64)
     counts[997, 3] = 30
     add_pictures(run, confusion=counts)
@@ -303,7 +311,7 @@ def test_confusion_of_many_classes_is_a_picture(run):
 @pytest.mark.parametrize("name", ["off_edges", "redundant_value", "map_xy", "map_images", "neighbour_similarity",
                                   "c_steps", "confusion", "class_names", "spectrum_trained"])  # fmt: skip
 @pytest.mark.parametrize("damage", ["absent", "shape", "kind"])
-def test_picture_without_its_input_is_left_out(run, name, damage):
+def test_picture_without_its_input_is_left_out(run, name, damage, few_curves):
     array = add_pictures(run)[name]
     # A first dimension more fits no check by itself, but for lists, which no longer fit their partner.
     changed = {"absent": None, "shape": array[None], "kind": array.astype(np.complex64) if array.dtype.kind != "U" else
@@ -320,14 +328,14 @@ def test_picture_without_its_input_is_left_out(run, name, damage):
 
 @pytest.mark.parametrize(("name", "partner"), [("off_after", "off_edges"), ("c_steps", "c_over_time"),
                                                ("map_labels", "map_images"), ("map_xy", "map_images")])  # fmt: skip
-def test_arrays_that_do_not_fit_together(run, name, partner):
+def test_arrays_that_do_not_fit_together(run, name, partner, few_curves):
     array = add_pictures(run)[name]
     add_pictures(run, **{name: array[:-1]})
     assert f"{name} of pictures.npz has shape" in (text := Page(report.write(run)).text)
     assert f"does not fit {partner}" in text
 
 
-def test_cut_off_last_line_and_repeated_step(run):
+def test_cut_off_last_line_and_repeated_step(run, few_curves):
     with open(run / "metrics.jsonl", "a") as file:
         file.write(train_line(1200, **{"train/loss": 41.0}))
         file.write(train_line(1300)[:50])
@@ -361,13 +369,13 @@ def test_damaged_files_are_named_and_skipped(run, damage):
     assert "the last measured kNN top-1 on held-out images is 70.0 %" in verdict(damaged)[0][1]
 
 
-def test_no_line_at_all(tmp_path):
+def test_no_line_at_all(tmp_path, few_curves):
     (tmp_path / "metrics.jsonl").write_text("")
     assert "No finite loss has been logged" in Page(report.write(tmp_path)).text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_loss_that_ends_non_finite_is_the_main_news(run, value):
+def test_loss_that_ends_non_finite_is_the_main_news(run, value, few_curves):
     with open(run / "metrics.jsonl", "a") as file:
         file.writelines(train_line(step, **{"train/loss": value}) for step in (1300, 1400))
     page = Page(report.write(run))
@@ -377,7 +385,7 @@ def test_loss_that_ends_non_finite_is_the_main_news(run, value):
     assert not re.search(r"\b(nan|inf)\b", page.text)
 
 
-def test_one_skipped_step_is_a_note(run):
+def test_one_skipped_step_is_a_note(run, few_curves):
     with open(run / "metrics.jsonl", "a") as file:
         file.write(train_line(650, **{"train/loss": None}) + train_line(1200))
     page = Page(report.write(run))
@@ -446,7 +454,7 @@ def test_learned_nothing(tmp_path):
     assert "6 points below the same encoder untrained and 3 points above raw pixels" in text
 
 
-def test_markup_in_user_strings_stays_text(tmp_path):
+def test_markup_in_user_strings_stays_text(tmp_path, few_curves):
     evil = '<script>alert("1")</script>'
     run = make_run(tmp_path / "<b>run", config={"data": {"name": evil, "</pre>": 1}, "evals": {"knn_k": evil}})
     (run / "environment.json").write_text(json.dumps({"command": ["python", evil]}))
@@ -455,7 +463,7 @@ def test_markup_in_user_strings_stays_text(tmp_path):
     assert f"data.name = {evil}" in page.text and f"python {evil}" in page.text
 
 
-def test_several_runs_side_by_side(tmp_path, run):
+def test_several_runs_side_by_side(tmp_path, run, few_curves):
     other = make_run(tmp_path / "slow", config={"optim": {"lr_weights": 0.7}}, trained=0.64)
     out = tmp_path / "both.html"
     assert report.main([str(run), str(other), "--out", str(out)]) == 0
@@ -467,13 +475,13 @@ def test_several_runs_side_by_side(tmp_path, run):
     assert "var(--c0)" in total and "var(--c1)" in total and "var(--c2)" not in total
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_runs_of_one_name_are_told_apart(tmp_path, few_curves):
     first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
     text = Page(report.write(first, second)).text
     assert str(first) in text and str(second) in text
 
 
-def test_large_inputs_stay_a_small_file(run):
+def test_large_inputs_stay_a_small_file(run, few_curves):
     with open(run / "metrics.jsonl", "w") as file:
         file.writelines(train_line(step) for step in range(5000))
     views = np.random.default_rng(0).integers(0, 256, (2, 40, 224, 224, 3)).astype(np.uint8)
@@ -487,7 +495,7 @@ def test_large_inputs_stay_a_small_file(run):
     np.testing.assert_allclose(losses, 200 - 150 * steps / 1200)  # means of a straight line lie on it
 
 
-def test_arrays_of_another_shape_are_named(run):
+def test_arrays_of_another_shape_are_named(run, few_curves):
     c = np.full((4, 4), np.nan, np.float32)
     np.savez(run / "pictures.npz", c_before=np.zeros((3, 5), np.float32), c_after=c, view1=np.zeros((2, 8, 8, 3)))
     text = Page(report.write(run)).text

@@ -27,6 +27,21 @@ def folder(bucket):
     return storage.path("gs://bucket/runs/mine")
 
 
+@pytest.fixture(scope="module")
+def written(bucket):
+    """Objects of a run with checkpoints of steps 1 and 2, and their states."""
+    bucket.objects.clear()
+    states = damage.write_run(storage.path("gs://bucket/runs/mine"))
+    return dict(bucket.objects), states
+
+
+@pytest.fixture
+def states(folder, bucket, written):
+    """The states of steps 1 and 2, whose checkpoints are in `folder`."""
+    bucket.objects.update(written[0])
+    return written[1]
+
+
 def change(bucket, name, way):
     """Damages an object without the client's help."""
     content, generation = bucket.objects[name]
@@ -133,8 +148,7 @@ def test_rights_that_orbax_will_need_are_asked_for_before_training(folder, bucke
     assert not bucket.objects
 
 
-def test_an_outage_is_not_damage(folder, bucket, monkeypatch):
-    damage.write_run(folder)
+def test_an_outage_is_not_damage(folder, bucket, monkeypatch, states):
     monkeypatch.setattr(bucket, "refuses", 403)
     for look in (checkpoint.begun, manifest.fault, storage.is_dir, storage.read, reopened):
         with pytest.raises(OSError, match="Forbidden"):
@@ -152,8 +166,8 @@ def test_the_program_says_it_in_one_line(bucket, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
-def test_checkpoints_go_out_and_come_in_bit_equal(folder, bucket):
-    older, newer = damage.write_run(folder)
+def test_checkpoints_go_out_and_come_in_bit_equal(folder, bucket, states):
+    older, newer = states
     checkpoints = reopened(folder)
     assert checkpoints.latest() == 2 and damage.equal(checkpoints.restore(older, 2), newer)
     everywhere = NamedSharding(sharding.make_mesh(), PartitionSpec())
@@ -165,8 +179,8 @@ def test_checkpoints_go_out_and_come_in_bit_equal(folder, bucket):
 
 
 @pytest.mark.parametrize("way", ["truncate", "flip", "delete"])
-def test_a_damaged_one_is_named_set_aside_and_passed_over(folder, bucket, way, capsys):
-    older, newer = damage.write_run(folder)
+def test_a_damaged_one_is_named_set_aside_and_passed_over(folder, bucket, way, capsys, states):
+    older, newer = states
     name = largest(bucket, "runs/mine/checkpoints/2/train/")
     change(bucket, name, way)
     checkpoints = reopened(folder)
@@ -181,9 +195,9 @@ def test_a_damaged_one_is_named_set_aside_and_passed_over(folder, bucket, way, c
     assert damage.equal(reopened(folder).restore(older, 2), newer)
 
 
-def test_a_save_cut_off_in_the_middle_does_not_count(folder, bucket, capsys):
+def test_a_save_cut_off_in_the_middle_does_not_count(folder, bucket, capsys, states):
     """There the folder has its name from the start: what is missing are the objects that are written last."""
-    older, newer = damage.write_run(folder)
+    older, newer = states
     for name in ("commit_success.txt", "manifest.json"):
         del bucket.objects[f"runs/mine/checkpoints/2/{name}"]
     np.testing.assert_array_equal(
@@ -199,9 +213,9 @@ def test_a_save_cut_off_in_the_middle_does_not_count(folder, bucket, capsys):
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_what_has_its_manifest_counts(folder, bucket, copied):
+def test_what_has_its_manifest_counts(folder, bucket, copied, states):
     """Interrupted right before Orbax's mark, or copied from a disk, where an older Orbax makes none in the parts."""
-    older, newer = damage.write_run(folder)
+    older, newer = states
     for name in [name for name in bucket.objects if name.endswith("commit_success.txt")]:
         if copied or name.count("/") == 4:
             del bucket.objects[name]
@@ -215,9 +229,8 @@ def test_what_has_its_manifest_counts(folder, bucket, copied):
     assert damage.equal(checkpoints.restore(newer, 1), older)
 
 
-def test_the_manifest_is_there_before_the_checkpoint_counts(folder, bucket):
+def test_the_manifest_is_there_before_the_checkpoint_counts(folder, bucket, states):
     """Else a machine taken away in between would leave one that cannot be told from a damaged one."""
-    damage.write_run(folder)
     order = [bucket.objects[f"runs/mine/checkpoints/2/{name}"][1] for name in ("manifest.json", "commit_success.txt")]
     assert order == sorted(order)
     noted = json.loads((folder / "checkpoints/2/manifest.json").read_text())["files"]
@@ -226,8 +239,8 @@ def test_the_manifest_is_there_before_the_checkpoint_counts(folder, bucket):
     assert all(len(bucket.objects[f"runs/mine/checkpoints/2/{name}"][0]) == size for name, (size, _) in noted.items())
 
 
-def test_a_bucket_that_goes_away_while_saving(folder, bucket, monkeypatch):
-    _, newer = damage.write_run(folder)
+def test_a_bucket_that_goes_away_while_saving(folder, bucket, monkeypatch, states):
+    _, newer = states
     checkpoints = reopened(folder)
     monkeypatch.setattr(bucket, "refuses", 403)
     with pytest.raises(

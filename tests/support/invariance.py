@@ -1,7 +1,7 @@
 """The same five steps on any devices: what `test_train_step.py` compares, and what each of two processes runs.
 
-As a program, `python -m tests.support.invariance ADDRESS PROCESS OUT.npz`, it is one of two processes with four devices
-each.
+As a program, `python -m tests.support.invariance ADDRESS PROCESS OUT.npz [views] [HEAD/FORM ...]`, it is one of two
+processes with four devices each.
 """
 
 import os
@@ -24,7 +24,6 @@ from bt_jax.state import Nets
 
 RECIPE = augment.cifar(16)
 CASES = [(head, form) for head in ("replicated", "sharded") for form in losses.FORMS]
-SOME_CASES = (CASES[0], CASES[-1])  # each head and each form, for two processes that compile them on the same cores
 BATCH = 32
 
 
@@ -109,13 +108,14 @@ def flat(result):
     return {"losses": found} | named
 
 
-def main(address, process, out):
+def main(address, process, out, *what):
     jax.distributed.initialize(address, num_processes=2, process_id=int(process))
     mesh = sharding.make_mesh()
     assert mesh.devices.size == 8 and len(jax.local_devices()) == 4
-    arrays = {"views": views(mesh)}
-    for head, form in SOME_CASES:
-        arrays |= {f"{head}/{form}/{name}": leaf for name, leaf in flat(five_steps(mesh, head, form)).items()}
+    arrays = {"views": views(mesh)} if "views" in what else {}
+    for case in what:
+        if case != "views":
+            arrays |= {f"{case}/{name}": leaf for name, leaf in flat(five_steps(mesh, *case.split("/"))).items()}
     np.savez(out, **arrays)
 
 

@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tests.support.paths import ROOT
 
@@ -22,12 +22,14 @@ def run_two(
     *,
     ends: Sequence[int] = (0, 1),
     seconds: float = 120,
+    environment: Mapping[str, str] | None = None,
 ) -> list[tuple[int, str, str]]:
     """Runs `python -m module` twice at a time, and kills whichever is left after `seconds` or when `ends` have ended.
 
     Args:
       arguments: arguments(address, process) of process 0 or 1; both get the same free address.
       ends: the processes that are waited for.
+      environment: variables added to this process's.
 
     Returns:
       (status, stdout, stderr) of each of `ends`.
@@ -37,7 +39,7 @@ def run_two(
         subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments(address, process))],
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | dict(environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

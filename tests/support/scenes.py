@@ -1,13 +1,17 @@
-"""One of two processes that talk and compute nothing, for `test_cluster`.
+"""Scenes of two processes that talk and compute nothing, for `test_cluster`.
 
-    python -m tests.support.scenes SCENE ADDRESS PROCESS FOLDER
+    python -m tests.support.scenes FOLDER SCENE ...
 
-Prints one JSON line of what it found.
+All scenes are played at the same time, by processes that are forked from this one, which has imported what they need. A
+scene is FOLDER/SCENE; what its process 0 says is in the files 0.out, with one JSON line of what it found, 0.err and
+0.status there.
 """
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -122,8 +126,58 @@ def told_to_stop(folder: Path) -> dict:
         watch.end()
 
 
+SCENES = {
+    "talk": talk,
+    "late": late,
+    "silent/0": silent,
+    "silent/1": silent,
+    "mistake": mistake,
+    "broken": broken,
+    "unequal": unequal,
+    "stop": told_to_stop,
+}
+
+
+def play(scene: str, process: int, port: int, folder: Path) -> None:
+    """As the process that this one was forked for."""
+    for name, descriptor in {"out": 1, "err": 2}.items():
+        os.dup2(os.open(folder / f"{process}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+    cluster.start(f"localhost:{port}", 2, process)
+    print(json.dumps(SCENES[scene](folder)))
+
+
+def see_to_the_end(running: dict[int, tuple[Path, int]]) -> None:
+    """Writes down how each process ends; who was stopped is killed when all others have ended."""
+    stopped = []
+    while len(stopped) < len(running):
+        pid, status = os.waitpid(-1, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            stopped.append(pid)
+        else:
+            folder, process = running.pop(pid)
+            (folder / f"{process}.status").write_text(str(os.waitstatus_to_exitcode(status)))
+    for pid in stopped:
+        os.kill(pid, signal.SIGKILL)
+
+
+def main(root: str, *scenes: str) -> None:
+    with contextlib.ExitStack() as stack:  # all ports at once, else two scenes could be given one
+        free = [stack.enter_context(socket.socket()) for _ in scenes]
+        for each in free:
+            each.bind(("localhost", 0))
+        ports = [each.getsockname()[1] for each in free]
+    running = {}
+    for scene, port in zip(scenes, ports, strict=True):
+        folder = Path(root) / scene
+        folder.mkdir(parents=True)
+        for process in range(2):
+            pid = os.fork()
+            if not pid:
+                play(scene, process, port, folder)
+                return
+            running[pid] = folder, process
+    see_to_the_end(running)
+
+
 if __name__ == "__main__":
-    scene, address, process, folder = sys.argv[1:]
-    cluster.start(address, 2, int(process))
-    scenes = {"talk": talk, "late": late, "silent": silent, "mistake": mistake, "broken": broken, "unequal": unequal}
-    print(json.dumps((scenes | {"stop": told_to_stop})[scene](Path(folder))))
+    main(*sys.argv[1:])
