@@ -1,7 +1,7 @@
 """Plants faults one at a time in a copy of the tree and runs the tests that should notice.
 
     python -m tests.mutants                   # all faults, some minutes
-    python -m tests.mutants NAME ...          # these, or all whose name begins so: "loss" takes loss-sign, loss-eps, ...
+    python -m tests.mutants NAME ...          # these, or all whose name begins so: "loss" takes loss-sign, ...
     python -m tests.mutants --list            # what is planted where, and which files have no fault
 
 Exit status 0: every fault was noticed; 1: one was not, or is stale, or its tests fail without it.
@@ -108,7 +108,7 @@ def outcome(fault: Fault, tree: Path, environment: dict[str, str]) -> str:
 
 
 def pytest(arguments: list[str], tree: Path, environment: dict[str, str], *, seconds: float):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(
         command, cwd=tree, env=environment | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=seconds
     )

@@ -46,7 +46,7 @@ FAULTS = (
         "_resident.begin",
         "train_step.stream(config.seed, train_step.ORDER)",
         "train_step.stream(0, train_step.ORDER)",
-        ("test_the_seed_reaches_every_stream",),
+        ("test_feeds_give_ids_and_labels_of_the_whole_split",),
     ),
     Fault(
         "wiring-canvas",
