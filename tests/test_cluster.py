@@ -232,7 +232,7 @@ def test_a_lost_connection_is_told_from_other_faults_of_the_runtime(text, lost):
 
 
 def watching(monkeypatch, beats, *, own=0, idle=0.0, stuck=0.0, silent=9.0, heard=None):
-    """A `Watch` without its threads, of a process that has heard `beats` of the others; `ended` is what it ends with."""
+    """A `Watch` without threads, of a process that has heard `beats` of others, and the list of what it ends with."""
     seen, now = watch.Watch.__new__(watch.Watch), time.monotonic()
     others = {process: (beat, now - (heard or {}).get(process, 0)) for process, beat in beats.items() if process != own}
     seen._heard, seen._beat, seen._stuck, seen._silent = others, beats[own], stuck, silent

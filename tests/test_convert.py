@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import bt_jax
 from bt_jax import checkpoint, convert, manifest, models, recipes
-from bt_jax.conversion import files, names, targets
+from bt_jax.conversion import card, files, names, targets
 from bt_jax.errors import UserError
 
 NARROW = 1 / 16
@@ -472,3 +472,27 @@ def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
     converted(run, "safetensors", tmp_path / "earlier.safetensors")
     earlier = (tmp_path / "earlier.md").read_text()
     assert "| steps | 4 |" in earlier and "54.3" not in earlier
+
+
+def test_normalisation_goes_into_every_form(tmp_path, monkeypatch):
+    """Mean and deviation by channel, each in its place and in the units of the other library."""
+    build = {"arch": "resnet18", "small_images": False, "width": 1.0, "channels": 3, "stem_padding": 1}
+    source = targets.Source({"build": build, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}, {}, None, 224)
+    monkeypatch.setattr(targets.Source, "state_dict", lambda self: {})
+    targets.timm(source, tmp_path / "timm")
+    timm = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]
+    assert (timm["mean"], timm["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    targets.hugging_face(source, tmp_path / "hf")
+    hub = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    assert (hub["image_mean"], hub["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    said = card._usage("detectron2", tmp_path / "r18.pkl", source)  # which takes grey levels
+    assert "PIXEL_MEAN: [25.5, 51.0, 76.5]\n" in said and "PIXEL_STD: [102.0, 127.5, 153.0]\n" in said
+    assert "DEPTH: 18, STRIDE_IN_1X1: False" in said and "WEIGHTS: r18.pkl" in said
+
+
+def test_the_size_of_the_images_is_the_evaluated_one(tmp_path):
+    step = tmp_path / "checkpoints" / "8"
+    assert convert._evaluated_size(step) == 0
+    for evals, views, wanted in ((24, 32, 24), (0, 32, 32)):
+        (tmp_path / "config.json").write_text(json.dumps({"evals": {"size": evals}, "views": {"size": views}}))
+        assert convert._evaluated_size(step) == wanted

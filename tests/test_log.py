@@ -46,7 +46,9 @@ def test_lines_are_on_the_disk_after_a_sync(tmp_path, monkeypatch):
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     """And those cut off by whatever ended the run; the step of the checkpoint itself stays."""
-    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (2, 4, 4, 6)) + '{"step": 8, "v')
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(f'{{"step": {step}}}\n' for step in (2, 4, 4, 6)) + '{"step": 8, "v'
+    )
     log.RunLog(tmp_path, first_step=4, tensorboard=False).close()
     assert lines(tmp_path) == ['{"step": 2}', '{"step": 4}', '{"step": 4}']
 

@@ -53,7 +53,9 @@ def run(folder, monkeypatch, *, at=0, window=2, bad=lambda step: 0, before_step=
         save=lambda state: events.append(f"save {state.step}"), wait=lambda: events.append("wait"), latest=lambda: None
     )
     sync = log.RunLog.sync
-    monkeypatch.setattr(log.RunLog, "sync", lambda self: events.append(f"sync {lines(folder)[-1]['step']}") or sync(self))
+    monkeypatch.setattr(
+        log.RunLog, "sync", lambda self: events.append(f"sync {lines(folder)[-1]['step']}") or sync(self)
+    )
     lookers = [Looker("often", 3, events), Looker("never", 0, events)]
     this = loop.Loop(config, folder, build.Plan(5, 10), None, feed, lookers, checkpoints, 0.0)
     try:
@@ -76,7 +78,12 @@ def test_who_has_its_turn_when(tmp_path, monkeypatch):
     stopped = tmp_path / "stopped"
     stopped.mkdir()
     turns = run(stopped, monkeypatch, **{"stop_after_steps": 5, "log.tensorboard": True})
-    assert [event for event in turns if "save" in event or "often" in event] == ["often 3", "save 4", "save 5", "often 5"]
+    assert [event for event in turns if "save" in event or "often" in event] == [
+        "often 3",
+        "save 4",
+        "save 5",
+        "often 5",
+    ]
     assert (stopped / "tensorboard").exists()
     trained = [line for line in lines(stopped) if "train/loss" in line]
     assert [line["step"] for line in trained] == [2, 3, 4, 5]

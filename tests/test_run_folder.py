@@ -135,7 +135,11 @@ def test_a_full_disk_in_every_guise():
 
     for number in (errno.ENOSPC, errno.EDQUOT):
         full = OSError(number, "x")
-        assert errors.is_disk_full(full) and errors.is_disk_full(within(full, True)) and errors.is_disk_full(within(full, False))
+        assert (
+            errors.is_disk_full(full)
+            and errors.is_disk_full(within(full, True))
+            and errors.is_disk_full(within(full, False))
+        )
     assert errors.is_disk_full(RuntimeError("RESOURCE: No space left on device"))
     assert not errors.is_disk_full(OSError(errno.EACCES, "x")) and not errors.is_disk_full(None)
     assert not errors.is_disk_full(within(OSError(errno.EACCES, "x"), True))

@@ -52,7 +52,9 @@ def finish(monkeypatch, tmp_path, concluded):
         config.update_from_flattened_dict(values)
         frozen = SimpleNamespace(embed="net", by=lambda embed: SimpleNamespace(embed=embed))
         this = SimpleNamespace(
-            loop=SimpleNamespace(config=config, folder=tmp_path, started=0.0, feed=SimpleNamespace(passes=lambda *_: list)),
+            loop=SimpleNamespace(
+                config=config, folder=tmp_path, started=0.0, feed=SimpleNamespace(passes=lambda *_: list)
+            ),
             fresh=lambda: BEFORE,
             frozen=frozen,
             spectrum=SimpleNamespace(of=lambda state: ({"rank": state.step}, f"spectrum {state.name}")),

@@ -12,10 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax import build, checkpoint, cli, cluster, encoder, evaluate, finetune, losses, main, models, pretrain
+from bt_jax import (
+    build,
+    checkpoint,
+    cli,
+    cluster,
+    encoder,
+    evaluate,
+    finetune,
+    losses,
+    main,
+    models,
+    pretrain,
+    run_folder,
+    sharding,
+    train_step,
+    watch,
+)
 from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
-from bt_jax import run_folder, sharding, train_step, watch
 from bt_jax.data import device, pipeline, selection
 from bt_jax.data.records import Arrays, Source
 from bt_jax.evals import features, protocols, spectrum
@@ -162,7 +177,11 @@ PRETRAIN = {
         lambda seen: {jnp.dtype(seen.one(name, "dtype")) for name in ("build", "build_projector")},
         {jnp.dtype("float32")},
     ),
-    "model.head": ("sharded", lambda seen: {seen.one(name, "head") for name in ("make_update", "state_sharding")}, {"sharded"}),
+    "model.head": (
+        "sharded",
+        lambda seen: {seen.one(name, "head") for name in ("make_update", "state_sharding")},
+        {"sharded"},
+    ),
     "model.two_passes": (False, lambda seen: seen.forward_rows, False),
     "loss.lambd": (0.02, lambda seen: seen.one("barlow_twins", "lambd")),
     "loss.form": ("gram", lambda seen: seen.one("barlow_twins", "form")),
@@ -282,7 +301,10 @@ def updates(tx, steps, params=PARAMS, gradient=GRADIENT):
 
     _, found = jax.jit(lambda: jax.lax.scan(step, tx.init(params), length=steps))()
     leaves = jax.tree_util.tree_leaves_with_path(found)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.array(a).reshape(steps, -1)[:, 0] for path, a in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.array(a).reshape(steps, -1)[:, 0]
+        for path, a in leaves
+    }
 
 
 def optimizer(**values):
@@ -316,7 +338,9 @@ def test_the_optimizer_does_what_the_config_says():
     kernel = updates(optimizer(**values | warm)[0], 11)["backbone/kernel"]
     rates = 0.6 * np.array([0.25, 0.325, 1.0])  # at steps 0, 1 and 10, the end of two epochs
     np.testing.assert_allclose(kernel[[0, 1, 10]], -rates * ratio * 0.5, rtol=1e-5)
-    kernel = updates(optimizer(**values | {"optim.clip": True, "optim.trust_coefficient": 20.0})[0], 1)["backbone/kernel"]
+    kernel = updates(optimizer(**values | {"optim.clip": True, "optim.trust_coefficient": 20.0})[0], 1)[
+        "backbone/kernel"
+    ]
     np.testing.assert_allclose(kernel, -0.6 * 0.5, rtol=1e-5)  # cut at 1
 
 
@@ -352,7 +376,15 @@ ENCODER = {
     "views.std": "test_an_encoders_normalisation_can_be_set",
 }
 # Keys of `_run` that mean something to what trains alone.
-OF_TRAINING = ("batch_size", "total_epochs", "extend_epochs", "stop_after_steps", "nonfinite_limit", "log.", "checkpoint.")
+OF_TRAINING = (
+    "batch_size",
+    "total_epochs",
+    "extend_epochs",
+    "stop_after_steps",
+    "nonfinite_limit",
+    "log.",
+    "checkpoint.",
+)
 HELD_EVALUATE = HELD | ENCODER | dict.fromkeys(OF_TRAINING, "")
 
 
@@ -464,7 +496,11 @@ def test_an_encoders_normalisation_can_be_set(monkeypatch):
 
 @pytest.mark.parametrize(
     "task, table, held",
-    [("pretrain", PRETRAIN, HELD_PRETRAIN), ("evaluate", EVALUATE, HELD_EVALUATE), ("finetune", FINETUNE, HELD_FINETUNE)],
+    [
+        ("pretrain", PRETRAIN, HELD_PRETRAIN),
+        ("evaluate", EVALUATE, HELD_EVALUATE),
+        ("finetune", FINETUNE, HELD_FINETUNE),
+    ],
 )
 def test_every_key_is_shown_to_arrive(task, table, held):
     """A new key needs a row in the table, or the name of the test that holds it; an old one leaves no row behind."""
@@ -486,7 +522,13 @@ def test_a_key_of_the_program_arrives(monkeypatch):
     monkeypatch.setattr(cli, "CONFIG", SimpleNamespace(value=config))
     for flag, value in {"WORKDIR": "/w", "COORDINATOR": "host:1", "PROCESSES": 4, "PROCESS": 3}.items():
         monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
-    for where, name in ((cluster, "start"), (watch, "begin"), (watch, "end"), (evaluate, "run"), (jax.config, "update")):
+    for where, name in (
+        (cluster, "start"),
+        (watch, "begin"),
+        (watch, "end"),
+        (evaluate, "run"),
+        (jax.config, "update"),
+    ):
         monkeypatch.setattr(where, name, lambda *them, name=name, **named: done.append((name, *them, named)))
     main.main(["main"])
     cache, _, start, begin, run, end = done
@@ -507,7 +549,11 @@ def streaming(monkeypatch, source, **values):
     def batches(*_, **__):
         ids = itertools.count()
         while True:
-            yield {"image": np.zeros((8, 2, 2, 3), np.uint8), "id": np.full(8, next(ids)), "label": np.zeros(8, np.int32)}
+            yield {
+                "image": np.zeros((8, 2, 2, 3), np.uint8),
+                "id": np.full(8, next(ids)),
+                "label": np.zeros(8, np.int32),
+            }
 
     calls.watch(pipeline, "train_batches", batches)
     calls.watch(pipeline, "eval_batches", batches)
@@ -546,7 +592,9 @@ def test_a_key_of_streaming_arrives(monkeypatch):
     assert len(steps_of(feed, show, 2, at=6)) == 2
     (asked,) = calls.of["train_batches"]
     wanted = {"split": "learn[4:44]", "batch_size": 8, "canvas": 24, "seed": 7, "start_step": 6, "shuffle_buffer": 99}
-    assert asked.items() >= (wanted | {"process_index": 0, "process_count": 1, "broken": "broken", "channels": 3}).items()
+    assert (
+        asked.items() >= (wanted | {"process_index": 0, "process_count": 1, "broken": "broken", "channels": 3}).items()
+    )
     next(feed.passes("look", 5)())
     wanted = {"split": "look", "limit": 5, "canvas": 24, "batch_size": 504, "broken": "broken", "channels": 3}
     assert calls.of["eval_batches"][0].items() >= wanted.items()

@@ -149,7 +149,13 @@ FAULTS = (
         '"fits": True',
         ("test_times_and_words",),
     ),
-    Fault("metrics-spread", "embedding_std", ".mean() * jnp.sqrt(z.shape[1])", ".mean()", ("test_spread_of_the_embedding",)),
+    Fault(
+        "metrics-spread",
+        "embedding_std",
+        ".mean() * jnp.sqrt(z.shape[1])",
+        ".mean()",
+        ("test_spread_of_the_embedding",),
+    ),
     Fault(
         "metrics-unlabelled-wrong",
         "top1",
