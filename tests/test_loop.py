@@ -30,7 +30,7 @@ class Looker:
         return {f"val/{self.name}": 1.0}
 
 
-def run(folder, monkeypatch, *, at=0, window=2, bad=lambda step: 0, before_step=lambda step: None, **values):
+def run(folder, monkeypatch, *, at=0, window=2, every=3, bad=lambda step: 0, before_step=lambda step: None, **values):
     """Trains ten steps, five an epoch -> what happened, in order; saves at 4 and 8 and evaluates at 3, 6 and 9."""
     events = []
     config = config_lib.pretrain()
@@ -56,7 +56,7 @@ def run(folder, monkeypatch, *, at=0, window=2, bad=lambda step: 0, before_step=
     monkeypatch.setattr(
         log.RunLog, "sync", lambda self: events.append(f"sync {lines(folder)[-1]['step']}") or sync(self)
     )
-    lookers = [Looker("often", 3, events), Looker("never", 0, events)]
+    lookers = [Looker("often", every, events), Looker("never", 0, events)]
     this = loop.Loop(config, folder, build.Plan(5, 10), None, feed, lookers, checkpoints, 0.0)
     try:
         loop.train(this, State(at))
@@ -122,7 +122,7 @@ def test_the_limit_of_steps_that_are_not_finite(tmp_path, monkeypatch, limit):
     windows = tmp_path / "windows"
     windows.mkdir()
     values = {"checkpoint.every_epochs": 0.0, "nonfinite_limit": 4}
-    events = run(windows, monkeypatch, window=5, bad=lambda step: max(step - 6, 0), **values)
+    events = run(windows, monkeypatch, window=5, every=0, bad=lambda step: max(step - 6, 0), **values)
     assert [str(event)[:30] for event in events if isinstance(event, UserError)] == ["Loss or gradient not finite in"]
     events = run(tmp_path, monkeypatch, bad=lambda step: int(step > 2), nonfinite_limit=2)
     assert not [event for event in events if isinstance(event, UserError)]

@@ -522,3 +522,40 @@ def test_sixteen_bits_keep_the_upper_eight():
 
 def test_evenly_reaches_both_ends():
     assert evenly(10, 4).tolist() == [0, 3, 6, 9] and evenly(5, 0).tolist() == evenly(5, 9).tolist() == list(range(5))
+
+
+def test_an_unreadable_record_keeps_its_place(images):
+    """An error stands where its image would, and the images around it are read all the same."""
+
+    class Torn(Listed):
+        def read(self, base, ids):
+            if 17 in ids:
+                raise UserError("record 17 is damaged", "Restore it.")
+            return super().read(base, ids)
+
+    source = Torn([(encode(im), i % 3) for i, im in enumerate(images)])
+    found = list(source.encoded("train[15:20]"))
+    assert [label for _, label in found] == [0, 1, None, 0, 1] and isinstance(found[2][0], UserError)
+    assert found[3] == source.records[18]
+
+
+def test_bytes_of_a_cache_file_are_those_of_the_source(npz, images):
+    assert list(open_source(None, npz=npz).encoded("train")) == [(encode(im), i % 3) for i, im in enumerate(images)]
+
+
+def test_a_cache_file_must_use_all_its_bytes(npz, tmp_path):
+    with np.load(npz) as file:
+        contents = dict(file)
+    for offsets in (contents["train/offsets"][:-1], contents["train/offsets"] - 1, contents["train/offsets"][::-1]):
+        np.savez(
+            tmp_path / "bad.npz", **contents | {"train/offsets": offsets, "train/labels": contents["train/labels"]}
+        )
+        with pytest.raises(UserError, match="train/offsets does not fit train/bytes"):
+            open_source(None, npz=tmp_path / "bad.npz")
+
+
+def test_patterns_held_out_are_others(monkeypatch):
+    """No image of train is in test: images are drawn by (split, index)."""
+    monkeypatch.setattr(patterns, "COUNTS", {"train": 20, "test": 20})
+    train, test = (patterns.load.__wrapped__(split)[0] for split in ("train", "test"))
+    assert len({image.tobytes() for image in (*train, *test)}) == 40

@@ -255,8 +255,7 @@ def test_the_probe_does_not_teach_the_encoder():
     update = jax.jit(train_step.make_update(nets, tx, lambd=0.0051))
     state = state_lib.create(jax.random.key(0), nets, tx, 10)
     views = [jax.random.normal(jax.random.key(i), (8, 16, 16, 3)) for i in range(2)]
-    (with_labels, shown), (without, alone) = (update(state, views, labels) for labels in (jnp.arange(8), None))
-    np.testing.assert_allclose(shown["train/grad_norm"], alone["train/grad_norm"], rtol=1e-5)
+    (with_labels, _), (without, _) = (update(state, views, labels) for labels in (jnp.arange(8), None))
     for name in ("backbone", "projector"):
         for a, b in zip(jax.tree.leaves(with_labels.params[name]), jax.tree.leaves(without.params[name]), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)

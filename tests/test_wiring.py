@@ -172,11 +172,6 @@ PRETRAIN = {
     "model.zero_init_residual": (False, lambda seen: seen.one("build", "zero_init_residual")),
     "model.projector": ((16, 24), lambda seen: seen.one("build_projector", "widths")),
     "model.projector_bias": (True, lambda seen: seen.one("build_projector", "bias")),
-    "model.dtype": (
-        "float32",
-        lambda seen: {jnp.dtype(seen.one(name, "dtype")) for name in ("build", "build_projector")},
-        {jnp.dtype("float32")},
-    ),
     "model.head": (
         "sharded",
         lambda seen: {seen.one(name, "head") for name in ("make_update", "state_sharding")},
@@ -225,6 +220,7 @@ HELD_PRETRAIN = HELD | {
     "tuned_batch_size": "test_batch_changed_behind_the_recipe_warns",
     "init_from": "test_begun_with_given_weights",
     "views.view2.": "test_views_are_set_key_by_key",
+    "model.dtype": "test_the_dtype_reaches_both_networks",
     "optim.": OPTIMIZER,
     "probe.": OPTIMIZER,
     "evals.final": "test_rows_of_the_table_are_of_the_encoders_they_name",
@@ -273,6 +269,12 @@ def arrives(seen, config, key, value, look, *expected):
 def test_the_seed_reaches_every_stream(prepared):
     assert set(prepared.all("stream", "purpose")) == {train_step.INIT, train_step.VIEWS, train_step.MONITOR}
     assert set(prepared.all("stream", "seed")) == {7}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_dtype_reaches_both_networks(dtype):
+    nets = build.build_nets(changed(config_lib.pretrain(), {"model.dtype": dtype, "model.width": 1 / 64}), 3)
+    assert [net.options["dtype"] for net in nets] == [dtype] * 2
 
 
 def test_processes_compare_images_and_steps(prepared, tuned):

@@ -1,7 +1,7 @@
 """Plants faults one at a time in a copy of the tree and runs the tests that should notice.
 
     python -m tests.mutants                   # all faults, some minutes
-    python -m tests.mutants NAME ...          # these, or all whose name begins so: "loss" takes loss-sign, ...
+    python -m tests.mutants NAME ...          # these, or all of a subject: "loss" takes loss-sign, loss-eps, ...
     python -m tests.mutants --list            # what is planted where, and which files have no fault
 
 Exit status 0: every fault was noticed; 1: one was not, or is stale, or its tests fail without it.
@@ -29,11 +29,11 @@ NOTICED = "noticed"
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a fault, or how the names of several begin")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a fault, or the subject that the names of several begin with")
     parser.add_argument("--list", action="store_true", help="print the faults and run nothing")
     parser.add_argument("--trust", action="store_true", help="do not run the tests without faults first")
     options = parser.parse_args(arguments)
-    chosen = [fault for fault in FAULTS if not options.names or fault.name.startswith(tuple(options.names))]
+    chosen = [fault for fault in FAULTS if not options.names or asked(fault.name, options.names)]
     if not chosen:
         print(f"No fault is named {', '.join(options.names)}; --list shows all.", file=sys.stderr)
         return 1
@@ -53,6 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{result:12} {results[-1][2]:6.1f} s  {fault.name}", flush=True)
     print(table(results))
     return int(any(result != NOTICED for _, result, _ in results))
+
+
+def asked(name: str, names: list[str]) -> bool:
+    """Whether a fault is named, or its subject."""
+    return any(f"{name}-".startswith(f"{each}-") for each in names)
 
 
 def surroundings(cache: Path) -> dict[str, str]:

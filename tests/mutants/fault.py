@@ -43,14 +43,14 @@ def planted(fault: Fault, root: Path) -> tuple[Path, str]:
     for path in _files(root, CODE):
         text, definitions = _read(path)
         for start, stop in definitions.get(fault.where, ()):
-            found += [(path, match) for match in pattern.finditer(text, start, stop)]
+            found += [(path, match, start, stop) for match in pattern.finditer(text, start, stop)]
     if len(found) != 1:
         raise Stale(f"{fault.name}: {fault.old!r} is {len(found)} times in {fault.where}, not once")
-    path, match = found[0]
+    path, match, start, stop = found[0]
     text = _read(path)[0]
     changed = text[: match.start()] + fault.new + text[match.end() :]
-    try:
-        ast.parse(changed)
+    try:  # the definition alone, as that is quicker; white space that it is indented by stands before a block
+        ast.parse(("if True:\n" if text[start].isspace() else "") + changed[start : stop + len(changed) - len(text)])
     except SyntaxError as error:
         raise Stale(f"{fault.name}: with it, {path.name} is not Python: {error}") from None
     return path, changed
@@ -65,14 +65,15 @@ def nodes(fault: Fault, root: Path) -> list[str]:
     found = []
     for test in fault.tests:
         function = test.partition("[")[0]
-        files = [path for path in _files(root, [TESTS]) if function in _read(path)[1]]
+        files = [path for path in _files(root, (TESTS,)) if function in _read(path)[1]]
         if not files:
             raise Stale(f"{fault.name}: there is no test {function}")
         found += [f"{path.relative_to(root).as_posix()}::{test}" for path in files]
     return found
 
 
-def _files(root: Path, folders) -> list[Path]:
+@functools.cache
+def _files(root: Path, folders: tuple[str, ...]) -> list[Path]:
     return sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
 
 

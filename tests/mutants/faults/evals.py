@@ -177,9 +177,9 @@ FAULTS = (
     ),
     Fault(
         "finetune-frozen",
-        "make_step.step",
-        'b if kind == "frozen" else a',
-        "a",
+        "_label.label",
+        "if rest[0] in trained",
+        "if rest[0] not in trained",
         ("test_what_is_not_trained_stays_bit_equal",),
     ),
     Fault(

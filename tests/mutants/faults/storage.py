@@ -59,14 +59,14 @@ FAULTS = (
         "fault",
         "if found[0] != size:",
         "if found[0] < 0:",
-        ("test_a_damaged_one_is_named_set_aside_and_passed_over",),
+        ("test_every_kind_of_damage_is_said_as_what_it_is",),
     ),
     Fault(
         "manifest-bytes",
         "fault",
         "if found[1]() != checksum:",
         "if False:",
-        ("test_a_damaged_one_is_named_set_aside_and_passed_over",),
+        ("test_every_kind_of_damage_is_said_as_what_it_is",),
     ),
     Fault(
         "manifest-format",
@@ -87,7 +87,7 @@ FAULTS = (
         "_from_items",
         'bad_steps=train["bad_steps"]',
         "bad_steps=like.bad_steps",
-        ("test_goes_out_and_comes_in_bit_equal",),
+        ("test_every_part_of_a_state_comes_back",),
     ),
     Fault(
         "checkpoint-keep",

@@ -72,7 +72,7 @@ FAULTS = (
         "apply_gradient",
         'for name, grad in grads.items() if name != "probe"',
         "for name, grad in grads.items()",
-        ("test_the_probe_does_not_teach_the_encoder",),
+        ("test_norm_of_the_gradient_is_without_the_probes",),
     ),
     Fault(
         "state-probe-scale",

@@ -18,7 +18,13 @@ FAULTS = (
     Fault("wiring-gather", "build_training", "gather_dtype=config.loss.gather_dtype", "gather_dtype=None", PRETRAIN),
     Fault("wiring-form", "build_training", "form=config.loss.form,", "", PRETRAIN),
     Fault("wiring-two-passes", "build_training", "two_passes=config.model.two_passes,", "", PRETRAIN),
-    Fault("wiring-dtype", "build_nets", "jnp.dtype(config.model.dtype)", 'jnp.dtype("float32")', PRETRAIN),
+    Fault(
+        "wiring-dtype",
+        "build_nets",
+        "jnp.dtype(config.model.dtype)",
+        'jnp.dtype("float32")',
+        ("test_the_dtype_reaches_both_networks",),
+    ),
     Fault("wiring-knn-temperature", "_neighbours", "config.evals.knn_temperature", "0.1", PRETRAIN),
     Fault(
         "wiring-evals-resize",
