@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from bt_jax import cli, evaluate, main
+from bt_jax import cli, cluster, evaluate, main, watch
 from bt_jax import config as config_lib
 from bt_jax.errors import TRY_AGAIN, UserError
 
@@ -65,3 +66,35 @@ def test_exit_statuses_of_launchers():
     assert TRY_AGAIN == 75
     for script in ("local.sh", "tpu_vm.sh"):
         assert re.search(rf"\b{TRY_AGAIN} \|.*\) ;;", (ROOT / "launch" / script).read_text())
+
+
+def test_a_key_of_the_program_arrives(monkeypatch):
+    values = {"watch.stuck_seconds": 11.0, "watch.silent_seconds": 12.0, "compile_cache": "/c", "task": "evaluate"}
+    config = config_lib.pretrain()
+    config.update_from_flattened_dict(values)
+    done = []
+    monkeypatch.setattr(cli, "CONFIG", SimpleNamespace(value=config))
+    for flag, value in {"WORKDIR": "/w", "COORDINATOR": "host:1", "PROCESSES": 4, "PROCESS": 3}.items():
+        monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
+    for where, name in (
+        (cluster, "start"),
+        (watch, "begin"),
+        (watch, "end"),
+        (evaluate, "run"),
+        (jax.config, "update"),
+    ):
+        monkeypatch.setattr(where, name, lambda *them, name=name, **named: done.append((name, *them, named)))
+    main.main(["main"])
+    cache, _, start, begin, run, end = done
+    assert cache[:3] == ("update", "jax_compilation_cache_dir", "/c")
+    assert start == ("start", "host:1", 4, 3, {"silent_seconds": 12.0})
+    assert begin == ("begin", {"stuck_seconds": 11.0, "silent_seconds": 12.0})
+    assert run[:3] == ("run", config, "/w") and end == ("end", {})
+
+    def fail(*_, **__):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(evaluate, "run", fail)
+    with pytest.raises(KeyError):
+        main.main(["main"])
+    assert done[-1] == ("end", {})  # also where the task fails

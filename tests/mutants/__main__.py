@@ -1,6 +1,6 @@
 """Plants faults one at a time in a copy of the tree and runs the tests that should notice.
 
-    python -m tests.mutants                   # all faults, some minutes
+    python -m tests.mutants                   # all faults: 20 to 30 minutes of one core
     python -m tests.mutants NAME ...          # these, or all of a subject: "loss" takes loss-sign, loss-eps, ...
     python -m tests.mutants --list            # what is planted where, and which files have no fault
 
@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ NOTICED = "noticed"
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a fault, or the subject that the names of several begin with")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a fault, or a subject")
     parser.add_argument("--list", action="store_true", help="print the faults and run nothing")
     parser.add_argument("--trust", action="store_true", help="do not run the tests without faults first")
     options = parser.parse_args(arguments)
@@ -61,13 +62,14 @@ def asked(name: str, names: list[str]) -> bool:
 
 
 def surroundings(cache: Path) -> dict[str, str]:
-    """The environment of the tests: one cache of compiled programs for all runs, and data that lies beside the tree."""
+    """The environment of the tests: one cache of compiled programs for all runs, and data that lies beside the tree. What
+    is set already stays."""
     shared = ROOT.parent / "shared"
     data = {"BT_JAX_FIXTURES": shared / "fixtures", "TFDS_DATA_DIR": shared / "tfds"}
-    own = {name: str(path) for name, path in data.items() if path.is_dir() and name not in os.environ}
-    own |= {"BT_JAX_TEST_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    own |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    return {"BT_JAX_TEST_CACHE": str(cache)} | os.environ | {k: v for k, v in own.items() if k not in os.environ}
+    wanted = {name: str(path) for name, path in data.items() if path.is_dir()}
+    wanted |= {"BT_JAX_TEST_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    wanted |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    return wanted | os.environ
 
 
 def sound(faults: list[Fault], tree: Path, environment: dict[str, str]) -> bool:
@@ -113,10 +115,23 @@ def outcome(fault: Fault, tree: Path, environment: dict[str, str]) -> str:
 
 
 def pytest(arguments: list[str], tree: Path, environment: dict[str, str], *, seconds: float):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(
-        command, cwd=tree, env=environment | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=seconds
+    """Runs tests of the tree; ends what they have started, too, where they take longer than they may."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        cwd=tree,
+        env=environment | {"PYTHONPATH": str(tree)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
+    try:
+        said, _ = running.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        raise
+    return subprocess.CompletedProcess(running.args, running.returncode, said)
 
 
 def show(faults: list[Fault]) -> int:
