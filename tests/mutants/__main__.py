@@ -62,7 +62,7 @@ def asked(name: str, names: list[str]) -> bool:
 
 
 def surroundings(cache: Path) -> dict[str, str]:
-    """The environment of the tests: one cache of compiled programs for all runs, and data that lies beside the tree. What
+    """The environment of the tests: one cache of compiled programs for all runs, data that lies beside the tree. What
     is set already stays."""
     shared = ROOT.parent / "shared"
     data = {"BT_JAX_FIXTURES": shared / "fixtures", "TFDS_DATA_DIR": shared / "tfds"}

@@ -29,7 +29,7 @@ FAULTS = (
         "Stop.close",
         "signal.signal(number, handler)",
         "pass",
-        ("test_signal_stops_saves_and_the_run_goes_on",),
+        ("test_every_signal_saves_and_says_which",),
     ),
     Fault(
         "stop-furthest",

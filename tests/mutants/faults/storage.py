@@ -144,9 +144,15 @@ FAULTS = (
     Fault("folder-commit", "environment", '"git_commit": _git_commit()', '"git_commit": "unknown"', LEFT_BEHIND),
     Fault("folder-commit-lost", "_git_commit", "return found.stdout.strip()", 'return ""', LEFT_BEHIND),
     Fault("folder-shorter", "_say_longer", "if after < before:", "if False:", ("test_made_longer",)),
-    Fault("folder-another-config", "open_folder", "if different:", "if False:", ("test_another_config_in_the_folder",)),
+    Fault("folder-another-config", "open_folder", "if different:", "if False:", ("test_a_begun_run_keeps_its_config",)),
     Fault("folder-own-file", "own", "jax.process_count() > 1", "False", ("test_every_process_has_its_own_list",)),
-    Fault("report-concluded", "concluded", 'found["steps"] == step and', "", ("test_made_longer",)),
+    Fault(
+        "report-concluded",
+        "concluded",
+        'found["steps"] == step and',
+        "",
+        ("test_an_old_report_does_not_conclude_a_longer_run",),
+    ),
     Fault(
         "report-order",
         "conclude",
