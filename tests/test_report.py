@@ -19,6 +19,7 @@ from bt_jax import report
 from bt_jax.errors import UserError
 from bt_jax.evals import pictures
 from bt_jax.reporting.formats import duration, number, percent, plural, short
+from bt_jax.reporting.mistakes import cell
 from bt_jax.reporting.page import bar
 from bt_jax.reporting.plots import INK, thinned
 from bt_jax.reporting.results import accuracies
@@ -579,3 +580,10 @@ def test_intervals_stand_beside_their_protocol(run):
         ("top-1", 0.8, "77.0 % to 83.0 %"),
         ("top-5", 0.9, "–"),
     ]
+
+
+def test_right_is_blue_and_wrong_is_orange():
+    """The stronger, the more often; a share that rounds to nothing has neither colour nor number."""
+    right, wrong = cell(0.64, True), cell(0.25, False)
+    assert "28 126 214/0.60" in right and ">64<" in right and "232 89 12/0.38" in wrong and ">25<" in wrong
+    assert cell(0.004, False) == "<td></td>"

@@ -42,7 +42,9 @@ FAULTS = (
         "np.linspace(0, len(maps) - 2,",
         ("test_matrices_over_time_are_eight_with_first_and_last",),
     ),
-    Fault("report-confusion", "cell", "if right else", "if not right else", ("test_confusion_in_numbers_and_words",)),
+    Fault(
+        "report-confusion", "cell", "if right else", "if not right else", ("test_right_is_blue_and_wrong_is_orange",)
+    ),
     Fault(
         "report-mistakes",
         "worst",
