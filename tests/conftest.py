@@ -1,5 +1,6 @@
 """Eight simulated CPU devices for every test, and where the fixtures and data sets lie."""
 
+import functools
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,12 +12,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import bucket as stand_in
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nan_is_not_equal_to_nan():
+    """NumPy takes NaN and NaN for close, and so two computations that both went wrong for equal ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        close = functools.partial(np.testing.assert_allclose, equal_nan=False)
+        patch.setattr(np.testing, "assert_allclose", close)
+        yield
 
 
 @pytest.fixture(scope="session")
