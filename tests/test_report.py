@@ -587,3 +587,11 @@ def test_right_is_blue_and_wrong_is_orange():
     right, wrong = cell(0.64, True), cell(0.25, False)
     assert "28 126 214/0.60" in right and ">64<" in right and "232 89 12/0.38" in wrong and ">25<" in wrong
     assert cell(0.004, False) == "<td></td>"
+
+
+def test_the_newest_finite_value_is_told(run):
+    found = read_run(run)
+    found.series["val/rank"] = {100.0: 3.0, 200.0: 5.0, 300.0: float("nan")}
+    assert found.last("val/rank") == 5.0 and found.last("val/absent") is None and found.steps == 1200
+    found.series["val/rank"] = {100.0: float("inf")}
+    assert found.last("val/rank") is None
