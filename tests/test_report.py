@@ -24,6 +24,7 @@ from bt_jax.reporting.page import bar
 from bt_jax.reporting.plots import INK, thinned
 from bt_jax.reporting.results import accuracies
 from bt_jax.reporting.runs import read_run
+from bt_jax.reporting.sections import summary_section
 from bt_jax.reporting.words import verdict
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -595,3 +596,9 @@ def test_the_newest_finite_value_is_told(run):
     assert found.last("val/rank") == 5.0 and found.last("val/absent") is None and found.steps == 1200
     found.series["val/rank"] = {100.0: float("inf")}
     assert found.last("val/rank") is None
+
+
+def test_every_row_of_the_table_has_its_own_numbers(run):
+    text = " ".join(re.sub(r"<[^>]*>", " ", summary_section(read_run(run))).split())
+    rows = ("trained encoder 78.1 % 82.3 %", "the same encoder untrained 47.0 % 55.0 %", "raw pixels 38.0 % 41.0 %")
+    assert text.endswith(" ".join(rows)) and "nearest neighbours (200-NN) linear probe" in text

@@ -99,7 +99,7 @@ FAULTS = (
         "summary_section",
         "bar(run.score(name, row), row)",
         'bar(run.score(name, "trained"), row)',
-        ("test_whole_report",),
+        ("test_every_row_of_the_table_has_its_own_numbers",),
     ),
     Fault(
         "report-full-disk",
