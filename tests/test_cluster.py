@@ -267,7 +267,7 @@ def test_the_slowest_process_is_named(monkeypatch):
 
 @pytest.mark.parametrize("doing, ends", [("training", True), ("starting", False), ("judging (KNN)", False)])
 def test_compiling_may_take_long(monkeypatch, doing, ends):
-    """Also where only another process still compiles or judges."""
+    """Also if only another process still compiles or evaluates."""
     monkeypatch.setattr(watch, "START_SECONDS", 1000)
     for beats in ({0: beat("a", -1, doing)}, {0: beat("a", 3), 1: beat("b", -1, doing)}):
         seen, ended = watching(monkeypatch, beats, idle=100, stuck=50)
@@ -285,7 +285,7 @@ def test_a_silent_process_is_named_and_ends_this_one(monkeypatch):
     beats = {0: beat("a", 7), 1: beat("b", 5), 2: beat("c", 9, watch.DONE)}
     seen, ended = watching(monkeypatch, beats, silent=30, heard={1: 29, 2: 500})
     seen._end_if_silent()
-    assert ended == []  # not yet, and who is through has said so
+    assert ended == []  # not yet, and a finished process may be silent
     seen, ended = watching(monkeypatch, beats, silent=30, heard={1: 31})
     seen._end_if_silent()
     ((status, why),) = ended

@@ -32,7 +32,7 @@ def test_a_line_is_strict_json(tmp_path):
     assert found == {"step": 3, "train/loss": None, "train/on_diag": None, "val/top1": 0.5}
 
 
-def test_lines_are_on_the_disk_after_a_sync(tmp_path, monkeypatch):
+def test_shownare_on_the_disk_after_a_sync(tmp_path, monkeypatch):
     """The checkpoint that follows counts on it."""
     synced = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, os.fstat(file).st_size)))
@@ -44,7 +44,7 @@ def test_lines_are_on_the_disk_after_a_sync(tmp_path, monkeypatch):
     written.close()
 
 
-def test_lines_after_the_checkpoint_are_dropped(tmp_path):
+def test_shownafter_the_checkpoint_are_dropped(tmp_path):
     """And those cut off by whatever ended the run; the step of the checkpoint itself stays."""
     (tmp_path / "metrics.jsonl").write_text(
         "".join(f'{{"step": {step}}}\n' for step in (2, 4, 4, 6)) + '{"step": 8, "v'
@@ -74,12 +74,12 @@ def test_tensorboard_has_the_names_and_steps_of_the_lines(tmp_path):
 
 def test_the_time_to_go_shrinks(clock):
     progress = log.Progress(first_step=0, total_steps=1000, batch_size=64, steps_per_epoch=100)
-    told = []
+    shown = []
     for step in (100, 200, 900, 1000):
         clock.seconds += 10 if step != 900 else 70
-        told.append(progress.line(step, progress.measure(step)))
-    assert [line.rpartition("ETA ")[2] for line in told] == ["1:30", "1:20", "0:10", "0:00"]
-    assert "step 200/1000  epoch 2.0" in told[1] and "640 pairs/s" in told[1]
+        shown.append(progress.line(step, progress.measure(step)))
+    assert [line.rpartition("ETA ")[2] for line in shown] == ["1:30", "1:20", "0:10", "0:00"]
+    assert "step 200/1000  epoch 2.0" in shown[1] and "640 pairs/s" in shown[1]
     assert log._clock(3 * 3600 + 62) == "3:01:02"
 
 

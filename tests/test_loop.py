@@ -158,7 +158,7 @@ def test_every_signal_saves_and_says_which(tmp_path, monkeypatch, harmless, caps
 
 
 def test_a_second_signal_has_its_usual_effect(harmless):
-    """Whoever does not want to wait for the save; also where a shell has made Ctrl-C mean nothing."""
+    """It ends the program without the save, also where a shell has made Ctrl-C mean nothing."""
     stop = Stop(0)
     try:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -176,7 +176,7 @@ def test_a_second_signal_has_its_usual_effect(harmless):
         stop.close(0)
 
 
-def test_a_checkpoint_is_gone_on_from(monkeypatch):
+def test_training_resumes_from_the_newest_checkpoint(monkeypatch):
     asked = []
     checkpoints = SimpleNamespace(latest=lambda: 6, restore=lambda *them: asked.append(them) or State(6))
     this = SimpleNamespace(checkpoints=checkpoints, plan=build.Plan(5, 10))

@@ -590,7 +590,7 @@ def test_right_is_blue_and_wrong_is_orange():
     assert cell(0.004, False) == "<td></td>"
 
 
-def test_the_newest_finite_value_is_told(run):
+def test_the_newest_finite_value_is_shown(run):
     found = read_run(run)
     found.series["val/rank"] = {100.0: 3.0, 200.0: 5.0, 300.0: float("nan")}
     assert found.last("val/rank") == 5.0 and found.last("val/absent") is None and found.steps == 1200

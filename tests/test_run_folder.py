@@ -73,14 +73,14 @@ def test_a_begun_run_keeps_its_config(tmp_path, task):
 
 
 def test_processes_compare_config_versions_and_facts(monkeypatch):
-    told = []
-    monkeypatch.setattr(cluster, "agree", told.append)
+    compared = []
+    monkeypatch.setattr(cluster, "agree", compared.append)
     config = config_lib.pretrain()
     run_folder.agree(config, images=7, steps_per_epoch=3)
-    assert told == []  # alone
+    assert compared == []  # alone
     monkeypatch.setattr(cluster, "several", lambda: True)
     run_folder.agree(config, images=7, steps_per_epoch=3)
-    (own,) = told
+    (own,) = compared
     assert (own["images"], own["steps_per_epoch"], own["jax"]) == (7, 3, jax.__version__)
     assert own["python"] == platform.python_version() and own["bt_jax"]
     keys = {key.removeprefix("config.") for key in own if key.startswith("config.")}
@@ -96,7 +96,7 @@ def test_every_process_has_its_own_list(tmp_path, monkeypatch):
 
 
 def test_a_small_file_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
-    """Whoever reads it, also after a power cut, sees the old one or the new one, whole."""
+    """A reader sees the old one or the new one, whole, also after a power cut."""
     path, seen = tmp_path / "summary.json", []
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file).st_size, path.read_text())))

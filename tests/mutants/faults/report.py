@@ -61,7 +61,7 @@ FAULTS = (
         ("test_edges_must_rise",),
     ),
     Fault("report-cut-line", "read_metrics", "unreadable += 1", "raise", ("test_cut_off_last_line_and_repeated_step",)),
-    Fault("report-last", "Run.last", "max(finite)", "min(finite)", ("test_the_newest_finite_value_is_told",)),
+    Fault("report-last", "Run.last", "max(finite)", "min(finite)", ("test_the_newest_finite_value_is_shown",)),
     Fault("report-thinned", "thinned", "np.nanmean(values[b])", "values[b].max()", ("test_long_curves_are_means",)),
     Fault(
         "report-verdict", "verdict", "learned = all(", "learned = any(", ("test_level_with_one_rival_is_not_learned",)
