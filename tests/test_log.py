@@ -32,7 +32,7 @@ def test_a_line_is_strict_json(tmp_path):
     assert found == {"step": 3, "train/loss": None, "train/on_diag": None, "val/top1": 0.5}
 
 
-def test_shownare_on_the_disk_after_a_sync(tmp_path, monkeypatch):
+def test_lines_are_on_the_disk_after_a_sync(tmp_path, monkeypatch):
     """The checkpoint that follows counts on it."""
     synced = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, os.fstat(file).st_size)))
@@ -44,7 +44,7 @@ def test_shownare_on_the_disk_after_a_sync(tmp_path, monkeypatch):
     written.close()
 
 
-def test_shownafter_the_checkpoint_are_dropped(tmp_path):
+def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     """And those cut off by whatever ended the run; the step of the checkpoint itself stays."""
     (tmp_path / "metrics.jsonl").write_text(
         "".join(f'{{"step": {step}}}\n' for step in (2, 4, 4, 6)) + '{"step": 8, "v'
