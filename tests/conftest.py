@@ -12,22 +12,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 from benchmarks import bucket as stand_in
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nan_is_not_equal_to_nan():
-    """NumPy takes NaN and NaN for close, and so two computations that both went wrong for equal ones."""
-    with pytest.MonkeyPatch.context() as patch:
-        close = functools.partial(np.testing.assert_allclose, equal_nan=False)
-        patch.setattr(np.testing, "assert_allclose", close)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +42,17 @@ def tfds_dir() -> Path:
     if not (path / "cifar10").is_dir():
         pytest.skip(f"no TFDS data in {path}; set TFDS_DATA_DIR to a folder that holds cifar10 and imagenet2012")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nan_is_not_equal_to_nan():
+    """NumPy takes NaN and NaN for close, and so two computations that both went wrong for equal ones."""
+    import numpy as np
+
+    with pytest.MonkeyPatch.context() as patch:
+        close = functools.partial(np.testing.assert_allclose, equal_nan=False)
+        patch.setattr(np.testing, "assert_allclose", close)
+        yield
 
 
 @pytest.fixture(scope="session")

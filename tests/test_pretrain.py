@@ -20,7 +20,6 @@ from bt_jax import build, checkpoint, encoder, log, main, pretrain, report, shar
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.evals import protocols
-from bt_jax.reporting import panels
 from configs import quickstart
 
 ROOT = Path(main.__file__).parents[1]
@@ -374,11 +373,3 @@ def test_wrong_command_line(arguments, said):
     done = command(*arguments)
     assert done.returncode == 2
     assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
-
-
-def test_every_panel_is_of_a_metric_that_is_written(finished):
-    written = {name for line in _lines(finished) for name in line}
-    groups = (panels.LOSS, panels.QUALITY, panels.LABEL_FREE, panels.MACHINERY)
-    drawn = {name for group in groups for panel in group for name, _ in panel.curves}
-    assert drawn <= written
-    assert "Not in metrics.jsonl" not in (finished / "report.html").read_text()

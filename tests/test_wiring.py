@@ -15,6 +15,7 @@ from bt_jax import (
     encoder,
     evaluate,
     finetune,
+    log,
     losses,
     models,
     pretrain,
@@ -26,6 +27,7 @@ from bt_jax import config as config_lib
 from bt_jax.data import selection
 from bt_jax.evals import protocols, spectrum
 from bt_jax.recipes import View
+from bt_jax.reporting import panels
 from tests.support.wiring import Enough, Mean, Squares, changed, stop, watched
 
 TESTS = Path(__file__).parent
@@ -138,7 +140,7 @@ def prepared(tmp_path_factory):
         patch.setattr(Mean, "apply", lambda self, v, x, *, train: rows.append(len(x)) or apply(self, v, x, train=train))
         shapes = jax.eval_shape(seen.run.fresh)
         batch = {"image": jnp.zeros((8, 8, 8, 3), jnp.uint8), "id": jnp.arange(8), "label": jnp.arange(8)}
-        jax.eval_shape(seen.run.loop.step, shapes, batch)
+        _, seen.metrics = jax.eval_shape(seen.run.loop.step, shapes, batch)
         seen.forward_rows = rows[0] == 8
         return seen
 
@@ -153,6 +155,15 @@ def arrives(seen, config, key, value, look, *expected):
     assert value != default or key == "model.dtype", "the value says nothing: it is the default"
     found, wanted = look(seen), expected[0] if expected else value
     assert found == wanted
+
+
+def test_every_panel_is_of_a_metric_that_is_written(prepared):
+    """The report's plots are found by name in metrics.jsonl."""
+    progress = log.Progress(first_step=0, total_steps=1, batch_size=1, steps_per_epoch=1)
+    written = {*prepared.metrics, *progress.measure(1), "val/knn_top1", "val/online_top1"}
+    written |= {f"val/{name}" for name in spectrum.NAMES}
+    groups = (panels.LOSS, panels.QUALITY, panels.LABEL_FREE, panels.MACHINERY)
+    assert {name for group in groups for panel in group for name, _ in panel.curves} <= written
 
 
 def test_the_seed_reaches_every_stream(prepared):
