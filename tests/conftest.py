@@ -1,5 +1,6 @@
 """Eight simulated CPU devices for every test, compiled programs that are kept, and where fixtures and data sets are."""
 
+import functools
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -88,6 +89,17 @@ def tfds_dir() -> Path:
     if not (path / "cifar10").is_dir():
         pytest.skip(f"no TFDS data in {path}; set TFDS_DATA_DIR to a folder that holds cifar10 and imagenet2012")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nan_is_not_equal_to_nan():
+    """NumPy takes NaN and NaN for close, and so two computations that both went wrong for equal ones."""
+    import numpy as np
+
+    with pytest.MonkeyPatch.context() as patch:
+        close = functools.partial(np.testing.assert_allclose, equal_nan=False)
+        patch.setattr(np.testing, "assert_allclose", close)
+        yield
 
 
 @pytest.fixture(scope="session")

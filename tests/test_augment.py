@@ -157,6 +157,15 @@ def test_resized_crop_equals_pillow(method, size):
     assert grey_level_error(got, expected) < 0.75
 
 
+def test_kernels_at_known_distances():
+    """Keys's with a = -0.5 at quarters of a pixel; averages over an image forgive another a."""
+    at = jnp.array([0, 0.25, 0.5, 1, 1.25, 1.5, 1.75, 2, 3])
+    wanted = [1, 0.8671875, 0.5625, 0, -0.0703125, -0.0625, -0.0234375, 0, 0]
+    np.testing.assert_allclose(augment._bicubic(at), wanted, atol=1e-6)
+    np.testing.assert_allclose(augment._bicubic(-at), wanted, atol=1e-6)
+    np.testing.assert_allclose(augment._bilinear(at), np.maximum(1 - at, 0), atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(37, 53), (61, 40)])
 def test_center_crop_equals_torchvision_rule(shape):
     resize, size = 28, 23

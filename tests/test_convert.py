@@ -14,20 +14,20 @@ from safetensors.numpy import load_file, save_file
 
 import bt_jax
 from bt_jax import checkpoint, convert, manifest, models, recipes
-from bt_jax.conversion import files, names, targets
+from bt_jax.conversion import card, files, names, targets
 from bt_jax.errors import UserError
 
 NARROW = 1 / 16
 
 
 def state_dict(arch: str, **options) -> dict[str, np.ndarray]:
-    """Random float32 arrays under torchvision's keys."""
+    """Random float32 arrays under torchvision's keys; variances are positive, or every feature would be NaN."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), init_shapes(models.build(arch, **options)))
     generator = np.random.default_rng(0)
     shapes = {key: value.shape for key, value in convert.to_torch(zeros, arch=arch).items()}
-    return {
-        key: generator.standard_normal(shape, np.float32) if shape else np.int64(7) for key, shape in shapes.items()
-    }
+    arrays = {key: generator.standard_normal(shape, np.float32) for key, shape in shapes.items() if shape}
+    arrays |= {key: np.abs(value) + 0.5 for key, value in arrays.items() if key.endswith("running_var")}
+    return {key: arrays.get(key, np.int64(7)) for key in shapes}
 
 
 def init_shapes(net: models.Net):
@@ -297,6 +297,7 @@ def test_stablehlo_takes_any_number_of_uint8_images(encoder, variables, tmp_path
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     normal = ((images / 255 - np.array(MODEL["mean"])) / np.array(MODEL["std"])).astype(np.float32)
     expected = models.build(**MODEL["build"]).apply(variables, normal, train=False)
+    assert np.isfinite(expected).all() and np.std(expected) > 0
     # The normalisation is in float32 inside: relative to the largest feature.
     for n in (1, 3):
         np.testing.assert_allclose(program.call(images[:n]), expected[:n], atol=1e-5 * np.abs(expected).max())
@@ -472,3 +473,27 @@ def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
     converted(run, "safetensors", tmp_path / "earlier.safetensors")
     earlier = (tmp_path / "earlier.md").read_text()
     assert "| steps | 4 |" in earlier and "54.3" not in earlier
+
+
+def test_normalisation_goes_into_every_form(tmp_path, monkeypatch):
+    """Mean and deviation by channel, each in its place and in the units of the other library."""
+    build = {"arch": "resnet18", "small_images": False, "width": 1.0, "channels": 3, "stem_padding": 1}
+    source = targets.Source({"build": build, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}, {}, None, 224)
+    monkeypatch.setattr(targets.Source, "state_dict", lambda self: {})
+    targets.timm(source, tmp_path / "timm")
+    timm = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]
+    assert (timm["mean"], timm["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    targets.hugging_face(source, tmp_path / "hf")
+    hub = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    assert (hub["image_mean"], hub["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    said = card._usage("detectron2", tmp_path / "r18.pkl", source)  # which takes grey levels
+    assert "PIXEL_MEAN: [25.5, 51.0, 76.5]\n" in said and "PIXEL_STD: [102.0, 127.5, 153.0]\n" in said
+    assert "DEPTH: 18, STRIDE_IN_1X1: False" in said and "WEIGHTS: r18.pkl" in said
+
+
+def test_the_size_of_the_images_is_the_evaluated_one(tmp_path):
+    step = tmp_path / "checkpoints" / "8"
+    assert convert._evaluated_size(step) == 0
+    for evals, views, wanted in ((24, 32, 24), (0, 32, 32)):
+        (tmp_path / "config.json").write_text(json.dumps({"evals": {"size": evals}, "views": {"size": views}}))
+        assert convert._evaluated_size(step) == wanted

@@ -303,3 +303,18 @@ def test_optimizer_of_frozen_parts_keeps_nothing():
 def test_model_is_read_beside_the_weights(pretrained):
     model = checkpoint.read_model(pretrained)
     assert model["build"]["arch"] == "tiny" and len(model["mean"]) == len(model["std"]) == 3
+
+
+def test_what_the_run_of_an_encoder_says_of_its_views(tmp_path):
+    """Size and resize of its evaluation, unless the command has its own; ImageNet's size without a run."""
+    run = {"task": "pretrain", "data": {"name": "cifar10"}, "views": {"size": 20}, "evals": {"size": 0, "resize": 23}}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    options = {"encoder": str(tmp_path), "data.name": "patterns"}
+    plain = changed(config_lib.evaluate(), **options)
+    assert (complete(plain).views.size, complete(plain).evals.resize) == (20, 23)
+    own = changed(config_lib.evaluate(), **options, **{"evals.resize": 40})
+    assert (complete(own).views.size, complete(own).evals.resize) == (20, 40)
+    own = changed(config_lib.evaluate(), **options, **{"views.size": 32})
+    assert (complete(own).views.size, complete(own).evals.resize) == (32, 0)
+    nowhere = changed(config_lib.evaluate(), **options | {"encoder": str(tmp_path / "x.pth")})
+    assert (complete(nowhere).views.size, complete(nowhere).evals.resize) == (224, 0)

@@ -254,3 +254,55 @@ def test_wrong_input_to_protocols(clusters):
     targets = np.ones((900, 3), np.int8)
     with pytest.raises(UserError, match="900 and 701 images were read, and their labels count 900 and 5"):
         protocols.SVM(frozen_of(*clusters, 0)[0], targets, targets[:5]).run(Alone())
+
+
+def test_intervals_are_of_the_headline(clusters, monkeypatch):
+    """The first k and the first temperature; the probe's is of the test images, not of those that chose it."""
+    *_, labels = clusters
+    right = np.random.default_rng(1).uniform(size=(2, 2, len(labels))) < np.array([[[0.9], [0.7]], [[0.5], [0.3]]])
+    monkeypatch.setattr(knn, "predict", lambda *_, **__: np.where(right, labels, -2))
+    frozen, _ = frozen_of(*clusters, 7)
+    state = Alone()
+    values = protocols.KNN(frozen, ks=(20, 5), temperatures=(0.1, 0.5)).run(state)
+    assert (values["val/knn_low"], values["val/knn_high"]) == confidence.interval(right[0, 0])
+    shares = {name: values[f"val/knn_top1_{name}"] for name in ("k20_t0.1", "k20_t0.5", "k5_t0.1", "k5_t0.5")}
+    np.testing.assert_allclose([*shares.values()], right.mean(axis=-1).ravel())
+    assert values["val/knn_top1"] == shares["k20_t0.1"]
+    assert set(protocols.KNN(frozen, ks=(20,)).run(state)) == {"val/knn_top1"}
+
+    fitted = probe.Probe(np.where(right[0, 1], labels, -2), 0.1, 0.0, np.ones((5, 3)))
+    monkeypatch.setattr(probe, "fit", lambda *_, **__: fitted)
+    values = protocols.LinearProbe(frozen).run(state)
+    assert values["val/linear_top1"] == right[0, 1].mean()
+    assert (values["val/linear_low"], values["val/linear_high"]) == confidence.interval(right[0, 1])
+
+
+def test_online_probe_is_the_heads_classifier(clusters):
+    """Kernel and bias of the state, on held-out images."""
+    *_, queries, labels = clusters
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.standard_normal((24, 7)), 9 * rng.standard_normal(7)
+    state = Alone()
+    state.params = {"probe": {"kernel": kernel, "bias": bias}}
+    found = protocols.OnlineProbe(frozen_of(*clusters, 7)[0]).run(state)
+    assert found == {"val/online_top1": ((queries @ kernel + bias).argmax(axis=1) == labels).mean()}
+    assert found["val/online_top1"] != ((queries @ kernel).argmax(axis=1) == labels).mean()
+
+
+def test_decay_of_the_probe_makes_it_smaller(clusters):
+    x, labels = map(jnp.asarray, clusters[:2])
+    decays = np.linspace(0, 0.5, 15)
+    options = {"num_classes": 7, "epochs": 3}
+    heads = probe._fit(jax.random.key(0), x[:810], labels[:810], np.full(15, 0.3), decays, **options)
+    assert (np.diff(np.linalg.norm(heads["kernel"].reshape(15, -1), axis=1)) < 0).all()
+
+
+def test_the_gallery_shows_the_middle_of_each_image():
+    """Of a padded canvas too: what lies below and beside the image is not shown."""
+    canvas = np.zeros((8, 10, 3), np.uint8)
+    canvas[:4, :10] = np.arange(10)[:, None]
+    shown = features._thumbnail(canvas, 4, 10, 64)
+    assert shown.shape == (4, 4, 3) and shown[0, :, 0].tolist() == [3, 4, 5, 6]
+    turned = features._thumbnail(canvas.transpose(1, 0, 2), 10, 4, 64)
+    assert turned[:, 0, 0].tolist() == [3, 4, 5, 6]
+    assert features._thumbnail(canvas, 4, 10, 2)[0, :, 0].tolist() == [4, 6]  # means of two: 3.5 and 5.5, rounded up

@@ -118,3 +118,19 @@ def test_sgd_by_hand(x64):
     np.testing.assert_allclose([updates["w"][0, 0], updates["b"][0]], [-0.25, -0.5], rtol=1e-12)
     updates, _ = tx.update(grads, state, params)
     np.testing.assert_allclose(updates["w"][0, 0], -0.1 * 1.9 * 2.5, rtol=1e-12)
+    both = optim.sgd(0.1, 0.2, weight_decay=0.5, momentum=0.9, nesterov=True)
+    updates, _ = both.update(grads, both.init(params), params)
+    np.testing.assert_allclose(updates["w"][0, 0], -0.1 * 1.9 * 2.5, rtol=1e-12)
+
+
+def test_adamw_by_hand(x64):
+    """Two steps of optax's constants; decay on matrices alone."""
+    tx = optim.adamw(0.1, 0.2, weight_decay=0.5)
+    params = {"w": jnp.full((1, 1), 3.0), "b": jnp.full(1, 3.0)}
+    state, m, v = tx.init(params), 0.0, 0.0
+    for step, g in enumerate((2.0, -1.0), 1):
+        updates, state = tx.update({"w": jnp.full((1, 1), g), "b": jnp.full(1, g)}, state, params)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        direction = m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        np.testing.assert_allclose(updates["w"][0, 0], -0.1 * (direction + 0.5 * 3), rtol=1e-8)
+        np.testing.assert_allclose(updates["b"][0], -0.2 * direction, rtol=1e-8)

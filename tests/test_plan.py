@@ -147,3 +147,17 @@ def test_a_real_slice():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["chips"] == 4 and found["fits"] and found["collectives"]["all-reduce"]["bytes"] > 0
+
+
+@pytest.mark.parametrize("peak, fits", [(9, True), (10, True), (11, False)])
+def test_what_does_not_fit_is_said(monkeypatch, peak, fits):
+    """And what takes the longest is what limits."""
+    need = {"peak_bytes": peak, "flops": 6.0, "bytes_accessed": 30.0, "link_bytes": 2.0, "temporary_bytes": 1}
+    need |= {"collectives": {}, "collective_bytes": 0}
+    monkeypatch.setattr(plan, "compile_step", lambda config, mesh: (None, {}, {}))
+    monkeypatch.setattr(plan, "measure", lambda compiled, mesh: need)
+    chip = plan.Chip(flops=2.0, memory=10.0, memory_bytes=6.0, link_bytes=0.5, slices=())
+    found = plan.make_plan(quickstart.get_config(), sharding.make_mesh(), chip)
+    assert found["fits"] == fits and found["limit"] == "memory" and found["memory_bytes"] == 10
+    assert found["seconds"] == {"arithmetic": 3, "memory": 5, "interconnect": 4}
+    assert ("DOES NOT FIT" in plan.table("a slice", found)) != fits

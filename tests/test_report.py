@@ -18,8 +18,13 @@ from PIL import Image
 from bt_jax import report
 from bt_jax.errors import UserError
 from bt_jax.evals import pictures
+from bt_jax.reporting.formats import duration, number, percent, plural, short
+from bt_jax.reporting.mistakes import cell
+from bt_jax.reporting.page import bar
 from bt_jax.reporting.plots import INK, thinned
+from bt_jax.reporting.results import accuracies
 from bt_jax.reporting.runs import read_run
+from bt_jax.reporting.sections import summary_section
 from bt_jax.reporting.words import verdict
 from tests.support.paths import ROOT
 
@@ -530,3 +535,78 @@ def test_full_disk_leaves_the_old_report(run, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         report.write(run)
     assert (run / "report.html").read_text() == "old" and not list(run.glob(".report*"))
+
+
+def test_bars_stay_in_their_box():
+    widths = [re.search(r"width:([\d.-]+)%", bar(value, "trained"))[1] for value in (-0.2, 0.25, 1.7)]
+    assert widths == ["0.0", "25.0", "100.0"] and bar(None, "trained") == "–"
+
+
+def test_numbers_for_a_reader():
+    assert [duration(s) for s in (None, 59.4, 61, 3600, 3661, 360_000)] == [
+        "–", "59 s", "1 min 1 s", "1 h 0 min", "1 h 1 min", "100 h 0 min"]  # fmt: skip
+    assert [short(v) for v in (None, 0.01234, 1234.6)] == ["–", "0.0123", "1,235"] and percent(0.5) == "50.0 %"
+    assert plural(1, "step") == "1 step" and plural(1200, "step") == "1,200 steps"
+    assert [number(v) for v in (1, "1", True, None, float("nan"))] == [1.0, None, None, None, None]
+
+
+def test_edges_must_rise(run):
+    add_pictures(run, off_edges=np.linspace(1, -1, 82))
+    found = read_run(run)
+    assert "off_edges" not in found.pictures and any("off_edges" in why for why in found.why)
+
+
+def test_long_curves_are_means():
+    steps, values = thinned({float(step): float(step % 10) for step in range(3000)})
+    assert len(steps) == 300
+    np.testing.assert_allclose(values, 4.5)
+    np.testing.assert_allclose(steps, 4.5 + 10 * np.arange(300))
+
+
+def test_level_with_one_rival_is_not_learned(tmp_path):
+    """Above the untrained encoder and level with raw pixels: nothing of use."""
+    folder = make_run(tmp_path / "run", trained=0.5)
+    summary = json.loads((folder / "summary.json").read_text())
+    for pixels, tone in ((0.5, "warn"), (0.4, "good")):
+        summary["knn_top1"]["raw_pixels"] = pixels
+        (folder / "summary.json").write_text(json.dumps(summary))
+        assert verdict(read_run(folder))[0][0] == tone
+
+
+def test_intervals_stand_beside_their_protocol(run):
+    found = read_run(run)
+    found.summary = {
+        "linear": {"linear_top1": 0.7, "linear_low": 0.68, "linear_high": 0.72},
+        "knn": {"knn_top1": 0.6, "knn_low": 0.58, "knn_high": 0.62, "knn_top1_k200_t0.1": 0.6,
+                "knn_top1_k20_t0.1": 0.5},
+        "top1": 0.8, "top1_interval": [0.77, 0.83], "top5": 0.9, "svm": {"svm_map": 0.4},
+    }  # fmt: skip
+    assert accuracies(found) == [
+        ("linear probe", 0.7, "68.0 % to 72.0 %"),
+        ("200-NN, temperature 0.1", 0.6, "58.0 % to 62.0 %"),
+        ("20-NN, temperature 0.1", 0.5, "–"),
+        ("SVMs, mean average precision", 0.4, "–"),
+        ("top-1", 0.8, "77.0 % to 83.0 %"),
+        ("top-5", 0.9, "–"),
+    ]
+
+
+def test_right_is_blue_and_wrong_is_orange():
+    """The stronger, the more often; a share that rounds to nothing has neither colour nor number."""
+    right, wrong = cell(0.64, True), cell(0.25, False)
+    assert "28 126 214/0.60" in right and ">64<" in right and "232 89 12/0.38" in wrong and ">25<" in wrong
+    assert cell(0.004, False) == "<td></td>"
+
+
+def test_the_newest_finite_value_is_shown(run):
+    found = read_run(run)
+    found.series["val/rank"] = {100.0: 3.0, 200.0: 5.0, 300.0: float("nan")}
+    assert found.last("val/rank") == 5.0 and found.last("val/absent") is None and found.steps == 1200
+    found.series["val/rank"] = {100.0: float("inf")}
+    assert found.last("val/rank") is None
+
+
+def test_every_row_of_the_table_has_its_own_numbers(run):
+    text = " ".join(re.sub(r"<[^>]*>", " ", summary_section(read_run(run))).split())
+    rows = ("trained encoder 78.1 % 82.3 %", "the same encoder untrained 47.0 % 55.0 %", "raw pixels 38.0 % 41.0 %")
+    assert text.endswith(" ".join(rows)) and "nearest neighbours (200-NN) linear probe" in text

@@ -1,0 +1,17 @@
+"""All faults, by subject."""
+
+from ..fault import Fault
+from . import data, evals, networks, processes, report, storage, texts, training, weights, wiring
+
+FAULTS: tuple[Fault, ...] = (
+    *training.FAULTS,
+    *wiring.FAULTS,
+    *networks.FAULTS,
+    *data.FAULTS,
+    *evals.FAULTS,
+    *storage.FAULTS,
+    *processes.FAULTS,
+    *weights.FAULTS,
+    *report.FAULTS,
+    *texts.FAULTS,
+)

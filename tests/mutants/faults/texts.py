@@ -1,0 +1,74 @@
+"""Faults of what a person reads."""
+
+from ..fault import Fault
+
+FAULTS = (
+    Fault(
+        "text-eta",
+        "Progress.line",
+        "(self._total - step) * self._batch",
+        "self._total * self._batch",
+        ("test_the_time_to_go_shrinks",),
+    ),
+    Fault(
+        "text-clock", "_clock", "hours, minutes = divmod(minutes, 60)", "hours = 0", ("test_the_time_to_go_shrinks",)
+    ),
+    Fault(
+        "text-speed",
+        "Progress.measure",
+        "(step - self._step) * self._batch",
+        "step * self._batch",
+        ("test_speed_and_waiting_are_of_the_steps_since_the_last_line",),
+    ),
+    Fault(
+        "text-waiting",
+        "Progress.measure",
+        "(waited - self._waited) / seconds",
+        "waited / seconds",
+        ("test_speed_and_waiting_are_of_the_steps_since_the_last_line",),
+    ),
+    Fault(
+        "text-skip",
+        "Progress.skip",
+        "self._time = time.monotonic()",
+        "pass",
+        ("test_speed_and_waiting_are_of_the_steps_since_the_last_line",),
+    ),
+    Fault("text-help", "run", "{config_lib.describe()}", "", ("test_help_names_every_key",)),
+    Fault(
+        "text-help-task",
+        "describe",
+        "_run, pretrain, _encoder_task, evaluate, finetune",
+        "_run, pretrain, _encoder_task, finetune",
+        ("test_help_names_every_key",),
+    ),
+    Fault("text-nearest", "suggestions", "close + [name", "[name", ("test_wrong_command_line",)),
+    Fault(
+        "text-rates",
+        "_not_finite",
+        "f'{name} {rate:.3g}' for name, rate in rates.items()",
+        "'' for _ in rates",
+        ("test_the_limit_of_steps_that_are_not_finite",),
+    ),
+    Fault(
+        "text-one-line",
+        "UserError.__init__",
+        '" ".join((f"{cause}. {cure}" if cure else cause).split())',
+        '(f"{cause}. {cure}" if cure else cause)',
+        ("test_a_user_error_has_its_status_and_one_line",),
+    ),
+    Fault(
+        "text-other-processes",
+        "say",
+        "if jax.process_index() == 0:",
+        "if True:",
+        ("test_only_the_first_process_speaks",),
+    ),
+    Fault(
+        "text-batch-warning",
+        "check_rate",
+        "not in (0, config.batch_size)",
+        "not in (0,)",
+        ("test_batch_changed_behind_the_recipe_warns",),
+    ),
+)

@@ -1,0 +1,113 @@
+"""Runs of the program on images in memory with its calls on record, to see where a config's keys arrive."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bt_jax import feed as feed_lib
+from bt_jax import run_folder, train_step
+from bt_jax.data import device
+from bt_jax.data.records import Arrays, Source
+from bt_jax.evals import features, protocols
+
+
+class Squares(Source):
+    """Images of one grey level, their id; the label is the id's last digit. Splits "learn" and "look"."""
+
+    name, splits, num_classes, class_names = "squares", {"learn": 48, "look": 26}, 10, list("0123456789")
+
+    def arrays(self, split, broken=None, *, channels=3):
+        span = self.span(split)
+        ids = np.arange(span.start, span.stop)
+        images = np.broadcast_to(ids[:, None, None, None], (len(ids), 8, 8, channels)).astype(np.uint8)
+        return Arrays(images, (ids % 10).astype(np.int32))
+
+    def labels(self, base):
+        return self.arrays(base).labels
+
+
+class Mean:
+    """A backbone of the mean of an image's pixels, and a projector of three of its features: quick to trace."""
+
+    arch, options, feature_dim = "mean", {"dtype": "float32", "widths": [8]}, 8
+
+    def init(self, key):
+        return {"params": {"layer": {"kernel": jax.random.normal(key, (3, 8))}}, "batch_stats": {"m": jnp.zeros(8)}}
+
+    def apply(self, variables, images, *, train):
+        pixels = images.mean((1, 2)) if images.ndim == 4 else images
+        h = pixels[:, :3] @ variables["params"]["layer"]["kernel"]
+        return (h, variables["batch_stats"]) if train else h
+
+
+class Calls:
+    """Arguments of the calls of some functions, which are still called, or give `result` instead."""
+
+    def __init__(self, patch):
+        self.of, self._patch = {}, patch
+
+    def watch(self, where, name, result=None):
+        function, calls = getattr(where, name), self.of.setdefault(name, [])
+        signature = inspect.signature(function)
+
+        def called(*arguments, **options):
+            bound = signature.bind(*arguments, **options)
+            bound.apply_defaults()
+            calls.append(dict(bound.arguments))
+            return result(*arguments, **options) if result else function(*arguments, **options)
+
+        self._patch.setattr(where, name, called)
+
+    def all(self, name, argument):
+        """The argument in every call, in their order."""
+        return [call[argument] for call in self.of[name]]
+
+    def one(self, name, argument):
+        """The argument in the only call."""
+        (value,) = self.all(name, argument)
+        return value
+
+
+class Enough(Exception):  # noqa: N818  (no error: it ends a call early)
+    """Everything has been built."""
+
+
+def stop(*arguments, **options):
+    raise Enough
+
+
+def changed(config, values):
+    with config.unlocked():
+        config.update_from_flattened_dict(values)
+    return config
+
+
+def watched(patch):
+    """The calls by which data are opened and evaluators made, on images in memory."""
+    calls = Calls(patch)
+    calls.watch(feed_lib, "open_source", lambda *_, **__: Squares())
+    calls.watch(feed_lib, "Broken")
+    calls.watch(device, "eval_batches")
+    calls.watch(features, "make_embed")
+    calls.watch(protocols, "KNN")
+    calls.watch(train_step, "stream")
+    calls.watch(run_folder, "agree", lambda *_, **__: None)
+    made = feed_lib.make_feed
+
+    def make_feed(*arguments):
+        """With the passes over splits on record."""
+        feed = made(*arguments)
+
+        def passes(split, limit):
+            calls.of.setdefault("passes", []).append({"split": split, "limit": limit})
+            start = feed.passes(split, limit)
+            next(iter(start()))  # so that its batches have been asked for
+            return start
+
+        calls.feed = feed._replace(passes=passes)
+        return calls.feed
+
+    patch.setattr(feed_lib, "make_feed", make_feed)
+    return calls

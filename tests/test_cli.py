@@ -1,0 +1,100 @@
+"""The command line: help that names every key, one line for every mistake, and the statuses that launchers know."""
+
+import errno
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from bt_jax import cli, cluster, evaluate, main, watch
+from bt_jax import config as config_lib
+from bt_jax.errors import TRY_AGAIN, UserError
+
+ROOT = Path(main.__file__).parents[1]
+
+
+def test_help_names_every_key(monkeypatch):
+    """Of every task, with its default; what the help shows is the main module's text."""
+    module = sys.modules["__main__"]
+    monkeypatch.setattr(module, "__doc__", "", raising=False)
+    monkeypatch.setattr(cli.app, "run", lambda *_, **__: None)
+    cli.run(main.main, "The program.", ["main", "--help"])
+    said = module.__doc__
+    assert said.startswith("The program.\n")
+    for task in ("pretrain", "evaluate", "finetune"):
+        for key in config_lib.flatten(getattr(config_lib, task)().to_dict()):
+            shown = re.sub(r"(view[12])\..*", r"\1.FIELD", key)
+            assert f"  --config.{shown}=" in said, key
+    assert re.search(r"--config\.optim\.lr_weights=0\.2 +per 256 images", said)
+    places = [said.index(f"task {task}:") for task in ("pretrain", "evaluate", "finetune")]
+    assert places == sorted(places) and said.index("--config.evals.linear_epochs=") > places[1]
+
+
+def test_a_user_error_has_its_status_and_one_line(monkeypatch, capsys):
+    for status in (2, TRY_AGAIN):
+
+        def fail(*_, status=status, **__):
+            raise UserError("There is no file a\nb\t c", "Name another.", status=status)
+
+        monkeypatch.setattr(cli.app, "run", fail)
+        with pytest.raises(SystemExit) as ended:
+            cli.run(main.main, "The program.", ["main"])
+        assert ended.value.code == status
+        assert capsys.readouterr().err == "bt_jax: There is no file a b c. Name another.\n"
+
+
+def test_a_full_disk_is_one_line_and_other_errors_are_not(monkeypatch):
+    """A bug must show its stack."""
+    config = config_lib.evaluate()
+    monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value="/w"))
+    for number, expected in ((errno.ENOSPC, UserError), (errno.EDQUOT, UserError), (errno.EACCES, PermissionError)):
+
+        def fail(*_, number=number, **__):
+            raise OSError(number, "x")
+
+        monkeypatch.setattr(evaluate, "run", fail)
+        with pytest.raises(expected) as caught:
+            main._run(config)
+        assert expected is not UserError or "The disk is full while writing to /w" in str(caught.value)
+
+
+def test_exit_statuses_of_launchers():
+    """The scripts start a run again by its status, which they write as a number."""
+    assert TRY_AGAIN == 75
+    for script in ("local.sh", "tpu_vm.sh"):
+        assert re.search(rf"\b{TRY_AGAIN} \|.*\) ;;", (ROOT / "launch" / script).read_text())
+
+
+def test_a_key_of_the_program_arrives(monkeypatch):
+    values = {"watch.stuck_seconds": 11.0, "watch.silent_seconds": 12.0, "compile_cache": "/c", "task": "evaluate"}
+    config = config_lib.pretrain()
+    config.update_from_flattened_dict(values)
+    done = []
+    monkeypatch.setattr(cli, "CONFIG", SimpleNamespace(value=config))
+    for flag, value in {"WORKDIR": "/w", "COORDINATOR": "host:1", "PROCESSES": 4, "PROCESS": 3}.items():
+        monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
+    for where, name in (
+        (cluster, "start"),
+        (watch, "begin"),
+        (watch, "end"),
+        (evaluate, "run"),
+        (jax.config, "update"),
+    ):
+        monkeypatch.setattr(where, name, lambda *them, name=name, **named: done.append((name, *them, named)))
+    main.main(["main"])
+    cache, _, start, begin, run, end = done
+    assert cache[:3] == ("update", "jax_compilation_cache_dir", "/c")
+    assert start == ("start", "host:1", 4, 3, {"silent_seconds": 12.0})
+    assert begin == ("begin", {"stuck_seconds": 11.0, "silent_seconds": 12.0})
+    assert run[:3] == ("run", config, "/w") and end == ("end", {})
+
+    def fail(*_, **__):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(evaluate, "run", fail)
+    with pytest.raises(KeyError):
+        main.main(["main"])
+    assert done[-1] == ("end", {})  # also where the task fails

@@ -1,0 +1,67 @@
+"""Shards of embeddings by themselves: when they get their name, whose labels they hold, how much may be missing."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bt_jax import embed
+from bt_jax.data import records
+from bt_jax.embedding import files
+from bt_jax.embedding import images as shards
+from bt_jax.errors import UserError
+
+
+def test_ctrl_c_of_embed(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embed, "run", interrupted)
+    assert embed.main(["--encoder=x", "--out=y", "--data=patterns"]) == 130
+    assert capsys.readouterr().err == "embed: stopped; the same command goes on after the last whole shard\n"
+
+
+def test_shards_are_on_the_disk_before_their_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "features.npy", []
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file).st_size, path.exists())))
+    files.replace(path, lambda stream: stream.write(b"features"))
+    assert seen == [(8, False)] and path.read_bytes() == b"features" and list(tmp_path.iterdir()) == [path]
+
+
+class Drawn(records.Source):
+    """Twenty images of 4 x 4 pixels, ids as grey levels; every other one has a label, the id; no. 7 cannot be read."""
+
+    name, splits, num_classes = "drawn", {"train": 20}, 20
+
+    def read(self, base, ids):
+        return [(b"" if i == 7 else png(np.full((4, 4, 3), i, np.uint8)), int(i) if i % 2 else None) for i in ids]
+
+
+def png(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_images_without_a_label_have_minus_one(tmp_path):
+    source, span = Drawn(), records.Span("train", 4, 15)
+    unreadable = shards.Unreadable(source, {"train": span}, limit=0.5, file=tmp_path / "broken.txt")
+    reading = shards.Reading(source, unreadable, 8, 64, 3)
+    batches = list(shards.array_batches(reading, span, (4, 4)))
+    mask, label, ids = (np.concatenate([batch[name] for batch in batches]) for name in ("mask", "label", "id"))
+    pixels = np.concatenate([batch["image"] for batch in batches])[:, 0, 0, 0]
+    assert ids[mask].tolist() == [4, 5, 6, *range(8, 15)] == pixels[mask].tolist()
+    assert label[mask].tolist() == [i if i % 2 else -1 for i in ids[mask]]
+    assert list(unreadable.reasons["train"]) == [7]
+
+
+def test_the_limit_of_embed_counts_over_the_split(tmp_path):
+    """One of the twenty is a tenth of its shard."""
+    source, whole = Drawn(), records.Span("train", 0, 20)
+    unreadable = shards.Unreadable(source, {"train": whole}, limit=0.05, file=tmp_path / "broken.txt")
+    unreadable.add(records.Span("train", 0, 10), 7, "damaged")
+    with pytest.raises(UserError, match="id 8: .* as 2 of the 20 images"):
+        unreadable.add(records.Span("train", 0, 10), 8, "damaged")
+    assert (tmp_path / "broken.txt").read_text() == "train\t7\ttrain/7\tdamaged\ntrain\t8\ttrain/8\tdamaged\n"

@@ -1,0 +1,104 @@
+"""Feeds: on the device or streamed, batches have the ids, labels and pixels of the whole split."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bt_jax import config as config_lib
+from bt_jax import feed as feed_lib
+from bt_jax import sharding, train_step
+from bt_jax.data import pipeline
+from tests.support.wiring import Calls, Squares, changed
+
+
+def streaming(monkeypatch, source, **values):
+    """A feed of images that are streamed by a stand-in, and the arguments of `pipeline`."""
+    calls = Calls(monkeypatch)
+
+    def batches(*_, **__):
+        ids = itertools.count()
+        while True:
+            yield {
+                "image": np.zeros((8, 2, 2, 3), np.uint8),
+                "id": np.full(8, next(ids)),
+                "label": np.zeros(8, np.int32),
+            }
+
+    calls.watch(pipeline, "train_batches", batches)
+    calls.watch(pipeline, "eval_batches", batches)
+    config = changed(config_lib.pretrain(), {"batch_size": 8, "seed": 7, "data.train_split": "learn[4:44]"} | values)
+    feed = feed_lib.make_feed(config, source, sharding.make_mesh(), "broken", 3)
+    return calls, feed
+
+
+def steps_of(feed, step, steps, at=0):
+    """The metrics of some steps of a feed, as numpy."""
+    everywhere = sharding.replicated(sharding.make_mesh())
+    state = jax.device_put(SimpleState(jnp.int32(at)), everywhere)
+    advance, waited, close = feed.begin(step, state)
+    shown = []
+    for _ in range(steps):
+        state, metrics = advance(state, 1)
+        shown += metrics
+    assert waited() >= 0
+    close()
+    return jax.device_get(shown)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class SimpleState:
+    step: jax.Array
+
+
+def show(state, batch):
+    return SimpleState(state.step + 1), {name: values for name, values in batch.items()}
+
+
+def test_a_key_of_streaming_arrives(monkeypatch):
+    values = {"data.on_device": False, "data.canvas": 24, "data.shuffle_buffer": 99, "log.every_steps": 3}
+    calls, feed = streaming(monkeypatch, Squares(), **values)
+    assert len(steps_of(feed, show, 2, at=6)) == 2
+    (asked,) = calls.of["train_batches"]
+    wanted = {"split": "learn[4:44]", "batch_size": 8, "canvas": 24, "seed": 7, "start_step": 6, "shuffle_buffer": 99}
+    assert (
+        asked.items() >= (wanted | {"process_index": 0, "process_count": 1, "broken": "broken", "channels": 3}).items()
+    )
+    next(feed.passes("look", 5)())
+    wanted = {"split": "look", "limit": 5, "canvas": 24, "batch_size": 504, "broken": "broken", "channels": 3}
+    assert calls.of["eval_batches"][0].items() >= wanted.items()
+    assert feed.images == 40 and [feed.window(at) for at in (0, 1, 5)] == [3, 2, 1]
+
+
+def test_a_stream_without_labels_gives_none(monkeypatch):
+    """The labels of a stream without any are all -1, and the probe is not to learn from them."""
+    source = Squares()
+    for labelled in (True, False):
+        monkeypatch.setattr(source, "labelled", lambda base, labelled=labelled: labelled, raising=False)
+        _, feed = streaming(monkeypatch, source, **{"data.on_device": False})
+        (shown,) = steps_of(feed, show, 1)
+        assert ("label" in shown) == labelled and "id" in shown
+
+
+def test_feeds_give_ids_and_labels_of_the_whole_split(monkeypatch):
+    """Two epochs of a cut split on the device: every image at most once in each, in an order of its own, with the id,
+    label and pixels that it has in the whole split; begun in the middle, the rest is the same."""
+    calls = Calls(monkeypatch)
+    calls.watch(train_step, "stream")
+    config = changed(config_lib.pretrain(), {"batch_size": 8, "seed": 7, "data.train_split": "learn[5:45]"})
+    feed = feed_lib.make_feed(config, Squares(), sharding.make_mesh(), None, 3)
+    shown = steps_of(feed, show, 10)
+    ids = np.stack([batch["id"] for batch in shown])
+    for batch in shown:
+        np.testing.assert_array_equal(batch["label"], batch["id"] % 10)
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["id"])
+    for epoch in (ids[:5], ids[5:]):
+        assert sorted(epoch.ravel()) == list(range(5, 45))
+    assert not np.array_equal(ids[:5], ids[5:])
+    np.testing.assert_array_equal([batch["id"] for batch in steps_of(feed, show, 3, at=7)], ids[7:])
+    assert calls.of["stream"] == [{"seed": 7, "purpose": train_step.ORDER}] * 2
+    batch = next(feed.passes("look[3:20]", 0)())
+    np.testing.assert_array_equal(batch["label"][:17], np.arange(3, 20) % 10)

@@ -1,0 +1,107 @@
+"""What a run logs: strict JSON lines that are on the disk, the same for TensorBoard, and what a person reads."""
+
+import json
+import os
+import struct
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from bt_jax import log
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`log`'s clock, which stands still until it is set."""
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: now.seconds, time=lambda: now.seconds))
+    return now
+
+
+def lines(folder):
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_a_line_is_strict_json(tmp_path):
+    written = log.RunLog(tmp_path, first_step=0, tensorboard=False)
+    written.write(3, {"train/loss": float("nan"), "train/on_diag": float("inf"), "val/top1": 0.5})
+    written.close()
+    (line,) = lines(tmp_path)
+    found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found == {"step": 3, "train/loss": None, "train/on_diag": None, "val/top1": 0.5}
+
+
+def test_lines_are_on_the_disk_after_a_sync(tmp_path, monkeypatch):
+    """The checkpoint that follows counts on it."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, os.fstat(file).st_size)))
+    written = log.RunLog(tmp_path, first_step=0, tensorboard=False)
+    written.write(1, {"train/loss": 2.0})
+    written.sync()
+    there = (tmp_path / "metrics.jsonl").stat()
+    assert synced == [(there.st_ino, there.st_size)] and there.st_size > 0
+    written.close()
+
+
+def test_lines_after_the_checkpoint_are_dropped(tmp_path):
+    """And those cut off by whatever ended the run; the step of the checkpoint itself stays."""
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(f'{{"step": {step}}}\n' for step in (2, 4, 4, 6)) + '{"step": 8, "v'
+    )
+    log.RunLog(tmp_path, first_step=4, tensorboard=False).close()
+    assert lines(tmp_path) == ['{"step": 2}', '{"step": 4}', '{"step": 4}']
+
+
+def test_tensorboard_has_the_names_and_steps_of_the_lines(tmp_path):
+    from tensorboardX.proto import event_pb2
+
+    written = log.RunLog(tmp_path, first_step=4)
+    wanted = {(5, "train/loss"): 2.5, (5, "val/knn_top1"): 0.25, (6, "train/loss"): 1.5}
+    for (step, name), value in wanted.items():
+        written.write(step, {name: value})
+    written.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, events = file.read_bytes(), []
+    while data:  # TFRecord: length, its checksum, payload, its checksum
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+        data = data[12 + length + 4 :]
+    found = {(event.step, value.tag): value.simple_value for event in events for value in event.summary.value}
+    assert found == wanted
+    assert [event.step for event in events if event.HasField("session_log")] == [5]  # what a longer run wrote is hidden
+
+
+def test_the_time_to_go_shrinks(clock):
+    progress = log.Progress(first_step=0, total_steps=1000, batch_size=64, steps_per_epoch=100)
+    shown = []
+    for step in (100, 200, 900, 1000):
+        clock.seconds += 10 if step != 900 else 70
+        shown.append(progress.line(step, progress.measure(step)))
+    assert [line.rpartition("ETA ")[2] for line in shown] == ["1:30", "1:20", "0:10", "0:00"]
+    assert "step 200/1000  epoch 2.0" in shown[1] and "640 pairs/s" in shown[1]
+    assert log._clock(3 * 3600 + 62) == "3:01:02"
+
+
+def test_speed_and_waiting_are_of_the_steps_since_the_last_line(clock):
+    """Without the time of an evaluation between them."""
+    progress = log.Progress(first_step=50, total_steps=1000, batch_size=8, steps_per_epoch=100, unit="images")
+    clock.seconds += 4
+    assert progress.measure(60, waited=1.0) == {"epoch": 0.6, "perf/images_per_sec": 20.0, "perf/data_wait": 0.25}
+    clock.seconds += 1000
+    progress.skip()
+    clock.seconds += 2
+    values = progress.measure(70, waited=2.0)
+    assert values == {"epoch": 0.7, "perf/images_per_sec": 40.0, "perf/data_wait": 0.5}
+    assert "40 images/s  waiting 50 %" in progress.line(70, values)
+
+
+def test_only_the_first_process_speaks(tmp_path, monkeypatch, capsys):
+    log.say("once")
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    log.say("twice")
+    written = log.RunLog(tmp_path, first_step=0)
+    written.write(1, {"train/loss": 1.0})
+    written.sync()
+    written.close()
+    assert capsys.readouterr().out == "once\n" and not list(tmp_path.iterdir())

@@ -1,0 +1,185 @@
+"""The training loop by itself, on a step that counts: whose turn it is when, what is saved after what, how it stops."""
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from bt_jax import build, log, loop
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
+from bt_jax.stopping import Stop, Stopped
+
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class State(NamedTuple):
+    step: int
+
+
+class Looker:
+    """An evaluator that notes its turns."""
+
+    def __init__(self, name, every_steps, events):
+        self.name, self.every_steps, self._events = name, every_steps, events
+
+    def run(self, state):
+        self._events.append(f"{self.name} {state.step}")
+        return {f"val/{self.name}": 1.0}
+
+
+def run(folder, monkeypatch, *, at=0, window=2, every=3, bad=lambda step: 0, before_step=lambda step: None, **values):
+    """Trains ten steps, five an epoch -> what happened, in order; saves at 4 and 8 and evaluates at 3, 6 and 9."""
+    events = []
+    config = config_lib.pretrain()
+    values = {"checkpoint.every_epochs": 0.8, "total_epochs": 2.0, "log.tensorboard": False} | values
+    with config.unlocked():
+        config.update_from_flattened_dict(values)
+
+    def advance(state, steps):
+        shown = []
+        for step in range(state.step + 1, state.step + steps + 1):
+            before_step(step)
+            shown.append({"train/loss": np.float32(step), "train/bad_steps": bad(step), "train/lr_weights": 0.25})
+        return State(state.step + steps), shown
+
+    feed = SimpleNamespace(
+        begin=lambda step, state: (advance, lambda: 0.0, lambda: events.append("closed")),
+        window=lambda at: window - at % window,
+    )
+    checkpoints = SimpleNamespace(
+        save=lambda state: events.append(f"save {state.step}"), wait=lambda: events.append("wait"), latest=lambda: None
+    )
+    sync = log.RunLog.sync
+    monkeypatch.setattr(
+        log.RunLog, "sync", lambda self: events.append(f"sync {lines(folder)[-1]['step']}") or sync(self)
+    )
+    lookers = [Looker("often", every, events), Looker("never", 0, events)]
+    this = loop.Loop(config, folder, build.Plan(5, 10), None, feed, lookers, checkpoints, 0.0)
+    try:
+        loop.train(this, State(at))
+    except (UserError, Stopped) as error:
+        events.append(error)
+    return events
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_who_has_its_turn_when(tmp_path, monkeypatch):
+    """Also at the end, which is nobody's step; what is stopped before it is not the end of the schedule."""
+    events = run(tmp_path, monkeypatch)
+    turns = [event for event in events if event.split()[0] in ("save", "often", "never")]
+    assert turns == ["often 3", "save 4", "often 6", "save 8", "often 9", "save 10", "often 10"]
+    assert events[-2:] == ["closed", "wait"] and not (tmp_path / "tensorboard").exists()
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    turns = run(stopped, monkeypatch, **{"stop_after_steps": 5, "log.tensorboard": True})
+    assert [event for event in turns if "save" in event or "often" in event] == [
+        "often 3",
+        "save 4",
+        "save 5",
+        "often 5",
+    ]
+    assert (stopped / "tensorboard").exists()
+    trained = [line for line in lines(stopped) if "train/loss" in line]
+    assert [line["step"] for line in trained] == [2, 3, 4, 5]
+    assert [line["train/loss"] for line in trained] == [1.5, 3.0, 4.0, 5.0]  # means over windows
+    assert [line["epoch"] for line in lines(stopped)] == [0.4, 0.6, 0.6, 0.8, 1.0, 1.0]
+
+
+def test_lines_are_on_the_disk_before_the_save(tmp_path, monkeypatch):
+    """And the save comes before the evaluation: whatever ends the run, no line is missing and none comes twice."""
+    events = run(tmp_path, monkeypatch)
+    for step in (4, 8, 10):
+        assert events[events.index(f"save {step}") - 1] == f"sync {step}"
+    assert events.index("save 10") < events.index("often 10")
+
+
+def test_what_was_saved_and_not_evaluated_is_made_up_for(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 6, "train/loss": 1, "perf/data_wait": 0}\n')
+    events = run(tmp_path, monkeypatch, at=6)
+    assert events[0] == "often 6"
+    done = tmp_path / "done"
+    done.mkdir()
+    (done / "metrics.jsonl").write_text('{"step": 10, "val/often": 1}\n')
+    assert run(done, monkeypatch, at=10) == []
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_the_limit_of_steps_that_are_not_finite(tmp_path, monkeypatch, limit):
+    """Steps 2, 3, ... are lost. The run ends with the first window that reaches the limit, not the next one, and not
+    only where the mean of a window does; the state is saved and the line written by then."""
+    events = run(tmp_path, monkeypatch, bad=lambda step: step - 1, nonfinite_limit=limit)
+    last = limit + 1
+    assert f"save {last}" in events and lines(tmp_path)[-1]["step"] == last and f"sync {last}" in events
+    (error,) = [event for event in events if isinstance(event, UserError)]
+    assert f"{limit} steps in a row before step {last} (learning rates: weights 0.25)" in str(error)
+    assert "--config.optim.lr_weights" in error.cure
+    windows = tmp_path / "windows"
+    windows.mkdir()
+    values = {"checkpoint.every_epochs": 0.0, "nonfinite_limit": 4}
+    events = run(windows, monkeypatch, window=5, every=0, bad=lambda step: max(step - 6, 0), **values)
+    assert [str(event)[:30] for event in events if isinstance(event, UserError)] == ["Loss or gradient not finite in"]
+    events = run(tmp_path, monkeypatch, bad=lambda step: int(step > 2), nonfinite_limit=2)
+    assert not [event for event in events if isinstance(event, UserError)]
+
+
+@pytest.fixture
+def harmless():
+    """Handlers that note, so that a signal that nobody takes does not end the tests."""
+    taken = []
+    before = {number: signal.signal(number, lambda number, frame: taken.append(number)) for number in STOP}
+    yield taken
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOP)
+def test_every_signal_saves_and_says_which(tmp_path, monkeypatch, harmless, capsys, number):
+    def hit(step):
+        if step == 5:
+            os.kill(os.getpid(), number)
+
+    handlers = [signal.getsignal(each) for each in STOP]
+    events = run(tmp_path, monkeypatch, before_step=hit, **{"checkpoint.every_epochs": 0.0})
+    (stopped,) = [event for event in events if isinstance(event, Stopped)]
+    assert stopped.code == 128 + number and not harmless
+    (save,) = [event for event in events if isinstance(event, str) and event.startswith("save")]
+    at = int(save.split()[1])
+    assert 5 <= at <= 6 and lines(tmp_path)[-1]["step"] == at and events.index(f"sync {at}") < events.index(save)
+    assert number.name in capsys.readouterr().out
+    assert [signal.getsignal(each) for each in STOP] == handlers
+
+
+def test_a_second_signal_has_its_usual_effect(harmless):
+    """It ends the program without the save, also where a shell has made Ctrl-C mean nothing."""
+    stop = Stop(0)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM and stop.before(3, 5) and stop.now and not harmless
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert harmless == [signal.SIGTERM]
+    finally:
+        stop.close(3)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = Stop(0)
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    finally:
+        stop.close(0)
+
+
+def test_training_resumes_from_the_newest_checkpoint(monkeypatch):
+    asked = []
+    checkpoints = SimpleNamespace(latest=lambda: 6, restore=lambda *them: asked.append(them) or State(6))
+    this = SimpleNamespace(checkpoints=checkpoints, plan=build.Plan(5, 10))
+    assert loop.resume_or(this, State(0)) == State(6) and asked == [(State(0), 6)]
+    checkpoints.latest = lambda: None
+    assert loop.resume_or(this, State(0)) == State(0)

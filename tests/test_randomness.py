@@ -1,0 +1,51 @@
+"""What the seed decides: the views of each step, and the parameters that training begins with."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bt_jax import augment, models, train_step
+from bt_jax import state as state_lib
+from bt_jax.state import Nets
+
+
+def test_views_follow_seed_step_and_id(monkeypatch):
+    """Their key is that of (seed, step); ids and sizes are handed on. Which pixels follow, `augment`'s tests say."""
+    asked = []
+
+    def two_views(key, images, recipe, *, ids, sizes):
+        asked.append((np.asarray(jax.random.key_data(key)), ids, sizes))
+        return images, images
+
+    monkeypatch.setattr(augment, "two_views", two_views)
+    batch = {"image": np.zeros((2, 4, 4, 3), np.uint8), "id": np.array([5, 9]), "label": "labels", "size": "sizes"}
+    for seed in (0, 7):
+        step = train_step.make_pretrain_step(lambda state, views, labels: labels, augment.cifar(4), seed=seed)
+        for at in (0, 3):
+            assert step(SimpleNamespace(step=at), batch) == "labels"
+            wanted = jax.random.fold_in(train_step.stream(seed, train_step.VIEWS), at)
+            found, ids, sizes = asked[-1]
+            np.testing.assert_array_equal(found, jax.random.key_data(wanted))
+            assert ids is batch["id"] and sizes == "sizes"
+    assert len({key.tobytes() for key, *_ in asked}) == 4
+
+
+def test_streams_are_apart():
+    streams = (train_step.INIT, train_step.ORDER, train_step.VIEWS, train_step.MONITOR)
+    keys = [np.asarray(jax.random.key_data(train_step.stream(seed, each))) for seed in (0, 1) for each in streams]
+    assert len({key.tobytes() for key in keys}) == 8
+
+
+def test_the_probe_begins_small():
+    """N(0, 0.01) and no bias, as the reference's linear head; it is there without labels too."""
+    nets = Nets(models.build_projector(4, (64,)), models.build_projector(64, (8,)))
+    tx = optax.sgd(0.1)
+    state = jax.jit(lambda key: state_lib.create(key, nets, tx, 500))(jax.random.key(0))
+    probe = state.params["probe"]
+    assert 0.0095 < float(np.std(probe["kernel"])) < 0.0105 and not np.any(probe["bias"])
+    assert probe["kernel"].shape == (64, 500) and int(state.step) == int(state.bad_steps) == 0
+    shapes = jax.eval_shape(lambda key: state_lib.create(key, nets, tx, 0), jax.random.key(0))
+    assert shapes.params["probe"]["bias"].shape == (1,) and shapes.params["probe"]["bias"].dtype == jnp.float32

@@ -1,0 +1,145 @@
+"""The run folder: what made the run, which config it holds for good, and what several processes compare."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from bt_jax import cluster, errors, report, run_folder, storage
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
+
+# Written down a second time: keys that a begun run may change, with all below them.
+FREE = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log", "stop_after_steps")
+FREE += ("extend_epochs", "watch")
+
+
+def test_environment_says_what_made_the_run(tmp_path, monkeypatch):
+    """The command as it was given, and the commit of the code, not of the folder that it was started in."""
+    monkeypatch.chdir(tmp_path)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked = []
+
+    def git(command, *, cwd, **options):
+        asked.append((command[:2], cwd))
+        return subprocess.CompletedProcess(command, 0, f"{commit}-dirty\n", "")
+
+    monkeypatch.setattr(run_folder, "subprocess", SimpleNamespace(run=git, TimeoutExpired=subprocess.TimeoutExpired))
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "bt_jax.main", "--config=configs/quickstart.py"])
+    run_folder.open_folder(str(tmp_path / "run"), config_lib.to_dict(config_lib.pretrain()))
+    found = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert found["command"][1:] == ["-m", "bt_jax.main", "--config=configs/quickstart.py"]
+    assert found["command"][0] == os.path.basename(sys.executable)
+    assert found["git_commit"] == f"{commit}-dirty"
+    assert asked[0][0] == ["git", "describe"] and str(asked[0][1]) == os.path.dirname(run_folder.__file__)
+    assert found["python"] == platform.python_version() and found["processes"] == 1
+    assert found["versions"]["jax"] == jax.__version__ and len(found["devices"]) == len(jax.devices())
+
+
+def another(value):
+    """Some other value of a key."""
+    if isinstance(value, bool):
+        return not value
+    return [*value, 1] if isinstance(value, list) else f"{value}x" if isinstance(value, str) else (value or 0) + 1
+
+
+@pytest.mark.parametrize("task", ["pretrain", "evaluate", "finetune"])
+def test_a_begun_run_keeps_its_config(tmp_path, task):
+    """All of it but for what says where and how often: every key, one at a time."""
+    before = config_lib.to_dict(getattr(config_lib, task)())
+    for key, value in config_lib.flatten(before).items():
+        after = json.loads(json.dumps(before))
+        place = after
+        *outer, last = key.split(".")
+        for name in outer:
+            place = place[name]
+        place[last] = another(value)
+        named = [line.partition(":")[0] for line in config_lib.differences(before, after)]
+        assert named == ([] if f"{key}.".startswith(tuple(f"{free}." for free in FREE)) else [key]), key
+    folder = tmp_path / "run"
+    run_folder.open_folder(str(folder), before)
+    for key in ("evals", "checkpoint"):
+        after = json.loads(json.dumps(before))
+        name, value = next(iter(after[key].items()))
+        after[key][name] = another(value)
+        with pytest.raises(UserError, match=f"another config .{key}.{name}: "):
+            run_folder.open_folder(str(folder), after)
+    assert json.loads((folder / "config.json").read_text()) == before
+
+
+def test_processes_compare_config_versions_and_facts(monkeypatch):
+    compared = []
+    monkeypatch.setattr(cluster, "agree", compared.append)
+    config = config_lib.pretrain()
+    run_folder.agree(config, images=7, steps_per_epoch=3)
+    assert compared == []  # alone
+    monkeypatch.setattr(cluster, "several", lambda: True)
+    run_folder.agree(config, images=7, steps_per_epoch=3)
+    (own,) = compared
+    assert (own["images"], own["steps_per_epoch"], own["jax"]) == (7, 3, jax.__version__)
+    assert own["python"] == platform.python_version() and own["bt_jax"]
+    keys = {key.removeprefix("config.") for key in own if key.startswith("config.")}
+    every = config_lib.flatten(config_lib.to_dict(config)).keys()
+    assert every - keys == {"data.dir", "data.npz", "compile_cache"}  # every host may have its own copy
+
+
+def test_every_process_has_its_own_list(tmp_path, monkeypatch):
+    assert run_folder.own(tmp_path, "broken.txt") == tmp_path / "broken.txt"
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    assert run_folder.own(tmp_path, "broken.txt") == tmp_path / "broken-3.txt"
+
+
+def test_a_small_file_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    """A reader sees the old one or the new one, whole, also after a power cut."""
+    path, seen = tmp_path / "summary.json", []
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file).st_size, path.read_text())))
+    storage.write(path, "the new one")
+    assert seen == [(11, "old")] and path.read_text() == "the new one"
+    assert [each.name for each in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_an_old_report_does_not_conclude_a_longer_run(tmp_path, monkeypatch):
+    """A run that was made longer and killed while its report is written is concluded by the next start."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 8, "train/loss": 1.0}\n')
+    report.conclude(tmp_path, {"steps": 8}, {})
+    assert report.concluded(tmp_path, 8) and not report.concluded(tmp_path, 12)
+
+    def die(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "write", die)
+    with pytest.raises(KeyboardInterrupt):
+        report.conclude(tmp_path, {"steps": 12}, {})
+    assert not report.concluded(tmp_path, 12)
+
+
+def test_a_full_disk_in_every_guise():
+    """Also a quota, and under whatever the libraries put around it."""
+    import errno
+
+    def within(inner, by_cause):
+        try:
+            try:
+                raise inner
+            except Exception as error:
+                raise ValueError("cannot write") from (error if by_cause else None)
+        except ValueError as error:
+            return error
+
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        full = OSError(number, "x")
+        assert (
+            errors.is_disk_full(full)
+            and errors.is_disk_full(within(full, True))
+            and errors.is_disk_full(within(full, False))
+        )
+    assert errors.is_disk_full(RuntimeError("RESOURCE: No space left on device"))
+    assert not errors.is_disk_full(OSError(errno.EACCES, "x")) and not errors.is_disk_full(None)
+    assert not errors.is_disk_full(within(OSError(errno.EACCES, "x"), True))

@@ -1,0 +1,89 @@
+"""The optimizers that a config describes, by hand: each of its numbers is in the update."""
+
+import jax
+import numpy as np
+import pytest
+
+from bt_jax import build, finetune
+from bt_jax import config as config_lib
+from tests.support.wiring import changed
+
+PARAMS = {
+    "backbone": {"kernel": np.float32([[3.0, 4.0]]), "bias": np.float32([1.0])},
+    "projector": {"kernel": np.float32([[0.0, 5.0]])},
+    "probe": {"kernel": np.float32([[2.0, 0.0]]), "bias": np.float32([1.0])},
+}
+GRADIENT = jax.tree.map(lambda p: np.full_like(p, 0.5), PARAMS)
+
+
+def updates(tx, steps, params=PARAMS, gradient=GRADIENT):
+    """What the optimizer adds at each of some steps of one gradient, {"backbone/kernel": (steps,)}, first elements."""
+
+    def step(state, _):
+        update, state = tx.update(gradient, state, params)
+        return state, update
+
+    _, found = jax.jit(lambda: jax.lax.scan(step, tx.init(params), length=steps))()
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.array(a).reshape(steps, -1)[:, 0]
+        for path, a in leaves
+    }
+
+
+def optimizer(**values):
+    config = changed(config_lib.pretrain(), {"optim.warmup_epochs": 0.0, "batch_size": 512} | values)
+    tx, rates = build.build_optimizer(config, build.Plan(5, 20))
+    return tx, {name: float(rate(0)) for name, rate in rates.items()}
+
+
+def test_the_optimizer_does_what_the_config_says():
+    """SGD and LARS by hand at a batch of 512, where every rate is twice that of 256 images."""
+    values = {"optim.name": "sgd", "optim.lr_weights": 0.3, "optim.lr_biases": 0.02, "optim.weight_decay": 0.1}
+    values |= {"optim.momentum": 0.5, "optim.grad_scale": 0.25}
+    values |= {"probe.lr": 0.7, "probe.momentum": 0.4, "probe.weight_decay": 0.05}
+    values |= {"optim.end_factor": 0.5}
+    tx, rates = optimizer(**values)
+    assert rates == pytest.approx({"lr_weights": 0.6, "lr_biases": 0.04})
+    found = updates(tx, 21)
+    kernel, probe = found["backbone/kernel"], found["probe/kernel"]
+    gradient = 0.25 * 0.5 + 0.1 * np.array([3.0, 1.0])
+    np.testing.assert_allclose([kernel[0], found["backbone/bias"][0]], -gradient * [0.6, 0.04], rtol=1e-6)
+    np.testing.assert_allclose(probe[0], -1.4 * (0.5 + 0.05 * 2), rtol=1e-6)
+    cosine = 0.5 * (1 + np.cos(np.pi / 20))
+    np.testing.assert_allclose(kernel[1] / kernel[0], 1.5 * (0.5 + 0.5 * cosine), rtol=1e-5)
+    np.testing.assert_allclose(probe[1] / probe[0], 1.4 * cosine, rtol=1e-5)
+    np.testing.assert_allclose(kernel[20], -0.5 * 0.6 * 2 * gradient[0], rtol=1e-4)  # the sum of the momentum is 2
+    np.testing.assert_allclose(probe[20], 0, atol=1e-6)
+
+    values = {"optim.trust_coefficient": 0.02, "optim.lr_weights": 0.3, "optim.weight_decay": 0.0, "optim.momentum": 0}
+    warm = {"optim.warmup_epochs": 2.0, "optim.start_factor": 0.25}
+    ratio = 0.02 * 5 / np.linalg.norm([0.5, 0.5])
+    kernel = updates(optimizer(**values | warm)[0], 11)["backbone/kernel"]
+    rates = 0.6 * np.array([0.25, 0.325, 1.0])  # at steps 0, 1 and 10, the end of two epochs
+    np.testing.assert_allclose(kernel[[0, 1, 10]], -rates * ratio * 0.5, rtol=1e-5)
+    kernel = updates(optimizer(**values | {"optim.clip": True, "optim.trust_coefficient": 20.0})[0], 1)[
+        "backbone/kernel"
+    ]
+    np.testing.assert_allclose(kernel, -0.6 * 0.5, rtol=1e-5)  # cut at 1
+
+
+def test_the_optimizer_of_finetuning_does_what_the_config_says():
+    def of(**values):
+        config = changed(config_lib.finetune(), {f"optim.{name}": value for name, value in values.items()})
+        config.total_epochs, config.extend_epochs = 3.0, 1.0
+        tx, rates = finetune._optimizer(config, build.Plan(5, 20), ("head", "layer"))
+        params = {"backbone": {"layer": {"kernel": np.float32([[2.0]])}}, "head": {"kernel": np.float32([[3.0]])}}
+        found = updates(tx, 6, params, jax.tree.map(np.ones_like, params))
+        return np.stack([found["head/kernel"], found["backbone/layer/kernel"]], axis=1), rates
+
+    plain = {"lr_head": 0.4, "lr_backbone": 0.02, "momentum": 0.0, "weight_decay": 0.1}
+    found, rates = of(**plain)
+    wanted = np.array([-0.4 * 1.3, -0.02 * 1.2])
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-6)
+    np.testing.assert_allclose(found[5] / found[0], [0.5 * (1 + np.cos(np.pi / 4))] * 2, rtol=1e-5)  # of four epochs
+    assert float(rates["lr_backbone"](0)) == pytest.approx(0.02)
+    drops = {"schedule": "drops", "drop_epochs": (0.4,), "drop_factor": 0.25}
+    found, _ = of(**plain | {"momentum": 0.5, "nesterov": True} | drops)
+    np.testing.assert_allclose(found[[0, 1]], [1.5 * wanted, 1.75 * wanted], rtol=1e-5)
+    np.testing.assert_allclose(found[3] / found[1], [0.25 * 1.9375 / 1.75] * 2, rtol=1e-5)
