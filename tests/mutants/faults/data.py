@@ -216,14 +216,14 @@ FAULTS = (
     ),
     Fault(
         "prefetch-depth",
-        "prefetch.__next__",
+        "Prefetch.__next__",
         "self._slots.release()",
         "self._slots.release(2)",
         ("test_prefetch_keeps_order_and_runs_no_further_than_depth",),
     ),
     Fault(
         "prefetch-swallows",
-        "prefetch.__next__",
+        "Prefetch.__next__",
         "raise error",
         "raise StopIteration",
         ("test_prefetch_raises_errors_in_their_place",),

@@ -41,8 +41,8 @@ FAULTS = (
     Fault(
         "frozen-stale",
         "Frozen.of",
-        "if state is not self._state:",
-        "if self._state is None:",
+        "if state is not self._state or self._found is None:",
+        "if self._found is None:",
         ("test_protocols_share_the_features",),
     ),
     Fault(
