@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import feed as feed_lib
-from bt_jax import run_folder, train_step
+from bt_jax import models, run_folder, train_step
 from bt_jax.data import device
 from bt_jax.data.records import Arrays, Source
 from bt_jax.evals import features, protocols
@@ -28,10 +28,11 @@ class Squares(Source):
         return self.arrays(base).labels
 
 
-class Mean:
+class Mean(models.Net):
     """A backbone of the mean of an image's pixels, and a projector of three of its features: quick to trace."""
 
-    arch, options, feature_dim = "mean", {"dtype": "float32", "widths": [8]}, 8
+    def __init__(self):
+        super().__init__("mean", {"dtype": "float32", "widths": [8]}, 8, None, None)
 
     def init(self, key):
         return {"params": {"layer": {"kernel": jax.random.normal(key, (3, 8))}}, "batch_stats": {"m": jnp.zeros(8)}}
