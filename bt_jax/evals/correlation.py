@@ -30,7 +30,7 @@ class CrossCorrelation:
         self,
         nets: Nets,
         recipe: augment.Recipe,
-        batch: Mapping[str, jax.Array],
+        batch: Mapping[str, jax.Array | np.ndarray],
         *,
         key: jax.Array,
         folder: Path | None,
