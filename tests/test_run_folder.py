@@ -16,7 +16,7 @@ from bt_jax.errors import UserError
 
 # Written down a second time: keys that a begun run may change, with all below them.
 FREE = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log", "stop_after_steps")
-FREE += ("extend_epochs", "watch")
+FREE += ("extend_epochs", "watch", "self_check")
 
 
 def test_environment_says_what_made_the_run(tmp_path, monkeypatch):

@@ -97,6 +97,7 @@ HELD = {
     "task": PROGRAM,
     "watch.": PROGRAM,
     "compile_cache": PROGRAM,
+    "self_check": "test_the_program_checks_first_unless_asked_not_to",
     "platform": "test_accelerator_that_is_absent",
     "devices": "test_accelerator_that_is_absent",
     "stop_after_steps": LOOP,

@@ -1,6 +1,7 @@
 """The optimizers that a config describes, by hand: each of its numbers is in the update."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,8 @@ GRADIENT = jax.tree.map(lambda p: np.full_like(p, 0.5), PARAMS)
 
 def updates(tx, steps, params=PARAMS, gradient=GRADIENT):
     """What the optimizer adds at each of some steps of one gradient, {"backbone/kernel": (steps,)}, first elements."""
+
+    params, gradient = (jax.tree.map(jnp.asarray, tree) for tree in (params, gradient))
 
     def step(state, _):
         update, state = tx.update(gradient, state, params)
