@@ -150,7 +150,7 @@ def test_unknown_recipe():
         pretrain_cifar10_r18.get_config("recipe=swav")
 
 
-@pytest.fixture(params=["tiny", pytest.param("", marks=pytest.mark.slow)])
+@pytest.fixture(params=["tiny", pytest.param("", marks=pytest.mark.slow, id="as_it_is")])
 def with_arch(request):
     """with_arch(config): the config with the smallest net, or as it is."""
 
