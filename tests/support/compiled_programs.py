@@ -11,7 +11,7 @@ import jax
 
 from bt_jax import compilers
 
-LARGEST = 2 * 2**30  # bytes; a whole run of the tests leaves some 100 MB
+LARGEST = 2**29  # bytes; a whole run of the tests leaves some 20 MB
 
 
 def folder() -> Path:
