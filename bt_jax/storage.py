@@ -21,11 +21,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import google_crc32c
 
 from bt_jax.errors import TRY_AGAIN, UserError, line
 
+if TYPE_CHECKING:
+    AnyPath = Path  # epath's have its methods
+else:
+    AnyPath = os.PathLike
 CHUNK = 1 << 22  # bytes read at a time
 SECONDS = 30.0  # between two copies of what grows: an object takes one write a second, and each writes it anew
 

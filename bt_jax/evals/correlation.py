@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ class CrossCorrelation:
         batch: Mapping[str, jax.Array | np.ndarray],
         *,
         key: jax.Array,
-        folder: Path | None,
+        folder: storage.AnyPath | None,
         every_steps: int,
     ) -> None:
         self._batch, self._key, self._folder = batch, key, folder
@@ -73,7 +72,7 @@ class CrossCorrelation:
         return {"c_steps": steps, "c_over_time": np.stack([_array(file) for file in files])}
 
 
-def _array(file: Path) -> np.ndarray:
+def _array(file: storage.AnyPath) -> np.ndarray:
     return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
 
 
