@@ -79,11 +79,11 @@ def test_a_resnet_on_eight_devices(arch, resnet10):
         invariance.five_steps(sharding.make_mesh(jax.devices()[:n]), head, "auto", networks=nets, steps=2)
         for n, head in ((1, "replicated"), (8, "sharded"))
     ]
-    # Up to twenty layers of batch statistics of 32 small images amplify the rounding tenfold a step: after a third step a
-    # parameter was seen to differ by 1.3e-2 of its largest.
+    # Batch statistics of 32 small images and the kinks of ReLU amplify rounding: parameters were equal to 1e-2 of the
+    # largest after one step and to 3e-2 after two. A gradient that is not summed over the devices is off by 0.9.
     np.testing.assert_allclose(runs[1][0], runs[0][0], rtol=2e-4)
     for a, b in zip(jax.tree.leaves(runs[1][1].params), jax.tree.leaves(runs[0][1].params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-2 * max(np.abs(b).max(), 1e-2))
+        np.testing.assert_allclose(a, b, rtol=0, atol=6e-2 * max(np.abs(b).max(), 1e-2))
 
 
 def test_statistics_of_a_device_alone_are_caught(on_one_device):
