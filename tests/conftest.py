@@ -46,6 +46,7 @@ def unchecked():
 
 # Files in the order of the CPU seconds they take; begun last, one of them would keep a single worker busy at the end.
 LONGEST = [
+    "test_drills",
     "test_pretrain",
     "test_train_step",
     "test_pipeline",

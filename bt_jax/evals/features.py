@@ -79,7 +79,9 @@ def gallery(
         for batch in batches:
             sizes = batch["size"] if "size" in batch else [batch["image"].shape[1:3]] * len(batch["image"])
             every = zip(batch["image"], sizes, batch["mask"], strict=True)
-            kept.extend(_thumbnail(image, height, width, side) for image, (height, width), real in every if real)
+            kept.extend(
+                _thumbnail(image, int(height), int(width), side) for image, (height, width), real in every if real
+            )
             yield batch
 
     found, labels = extract(embed, variables, watched(), mesh)

@@ -48,13 +48,14 @@ TINY = {
     "data.train_split": "train[:64]",
     "data.val_split": "test[:16]",
 }
+SHORT = {"total_epochs": 4.0, "evals.every_epochs": 0.0}  # instead, with --short
 MOMENTS = ("step", "save")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
 
 
-def command(workdir: str, images: Path | None) -> list[str]:
+def command(workdir: str, images: Path | None, *, short: bool) -> list[str]:
     """The run on drawn patterns that live on the device, or on PNG files that are streamed."""
-    options = dict(TINY)
+    options = TINY | (SHORT if short else {})
     if images:
         options |= {"data.folder": str(images), "data.on_device": False, "data.canvas": 24}
         options |= {"data.train_split": "train", "data.val_split": "val"}
@@ -69,8 +70,8 @@ class Run:
       log: what it said on the terminal, or process 0 of several did.
     """
 
-    def __init__(self, scratch: Path, name: str, server: bucket.Bucket | None = None):
-        self.scratch, self.name, self._server = scratch, name, server
+    def __init__(self, scratch: Path, name: str, server: bucket.Bucket | None = None, *, short: bool = False):
+        self.scratch, self.name, self._server, self.short = scratch, name, server, short
         self.log = scratch / f"{name}-0.log"
         self.workdir = storage.path(f"gs://bucket/{name}") if server else scratch / name
 
@@ -100,7 +101,7 @@ def start(run: Run, images: Path | None) -> subprocess.Popen:
     environment |= {f"JAX_{name}": value for name, value in cache.items()}
     with run.log.open("a") as said:
         return subprocess.Popen(
-            command(str(run.workdir), images),
+            command(str(run.workdir), images, short=run.short),
             cwd=ROOT,
             env=environment,
             stdout=said,
@@ -113,7 +114,7 @@ def hit(run: Run, images: Path | None, draw: random.Random, kind: signal.Signals
     """Starts the run and hits it at that moment. "through" where it ended by itself, else "killed" or its status."""
     running = start(run, images)
     before = run.steps()
-    wanted = draw.randint(1, 16)
+    wanted = draw.randint(1, 6 if run.short else 16)
     while running.poll() is None:
         if kind is not None and run.steps() >= before + wanted and (moment == "step" or run.saving()):
             time.sleep(draw.uniform(0, 0.03))
@@ -146,6 +147,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--bucket", action="store_true")
+    parser.add_argument("--short", action="store_true", help="four epochs, and no evaluations")
     options = parser.parse_args(arguments)
     draw = random.Random(options.seed)
     hits: Counter[str] = Counter()
@@ -156,7 +158,7 @@ def main(arguments=None) -> int:
         server = stack.enter_context(bucket.running()) if options.bucket else None
         os.environ.update(bucket.environment(server.server_port) if server else {})
         images = draw_folder(scratch / "images") if options.input == "streamed" else None
-        whole = Run(scratch, "whole", server)
+        whole = Run(scratch, "whole", server, short=options.short)
         if hit(whole, images, draw, None, "") != "through":
             print(whole.log.read_text()[-2000:])
             return 1
@@ -164,7 +166,7 @@ def main(arguments=None) -> int:
         number = 0
         while hits.total() < options.kills:
             number += 1
-            victim, came = Run(scratch, f"victim{number}", server), ""
+            victim, came = Run(scratch, f"victim{number}", server, short=options.short), ""
             while came != "through":
                 enough = hits.total() >= options.kills
                 kind, moment = draw.choice(SIGNALS), draw.choice(MOMENTS)
