@@ -58,7 +58,8 @@ def relative_error(actual, expected) -> float:
 
 
 @pytest.mark.parametrize(
-    "arch", ["resnet18", "resnet34", "resnet50", pytest.param("resnet101", marks=pytest.mark.slow)]
+    "arch",
+    ["resnet18", "resnet50", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("resnet34", "resnet101"))],
 )
 def test_backbone_is_torchvisions_at_every_stage(arch, fixtures):
     with np.load(fixtures / "backbones.npz") as file:

@@ -35,6 +35,7 @@ from tests.support.paths import ROOT
 TINY = {
     "total_epochs": 10.0,
     "compile_cache": "",
+    "self_check": False,
     "log.every_steps": 1,
     "log.tensorboard": False,
     "checkpoint.every_epochs": 1.0,
