@@ -5,7 +5,7 @@ parameter by default. Here, as in reference main.py, the order is decay, trust r
 one-dimensional parameters (biases, batch-norm scales) have no decay, no trust ratio and a rate of their own.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from bt_jax.shapes import Float, Real
 
 Rate = float | optax.Schedule
+Tree = Any  # parameters, gradients or the optimizer's state: nested dicts and tuples of arrays
 
 TRUST_COEFFICIENT = 0.001  # reference main.py, class LARS, eta
 MOMENTUM = 0.9  # reference main.py
@@ -106,7 +107,7 @@ def adamw(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float) -> optax.Gr
 def _by_dimension(
     *, weights: optax.GradientTransformation, biases: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    def label(params: optax.Params):
+    def label(params: Tree):
         return jax.tree.map(lambda p: "biases" if p.ndim == 1 else "weights", params)
 
     return optax.multi_transform({"weights": weights, "biases": biases}, label)
@@ -126,14 +127,12 @@ def _clipped_trust_ratio(lr: Rate, weight_decay: float, trust_coefficient: float
         ratio = jnp.where((p == 0) | (g == 0), 1, ratio)
         return ratio * (gradient + weight_decay * parameter)
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
         count = cast(optax.ScaleByScheduleState, state).count
         scaled = jax.tree.map(lambda g, p: adapt(g, p, rate(count)), updates, params)
         return scaled, optax.ScaleByScheduleState(optax.safe_increment(count))
 
-    def init(params: optax.Params) -> optax.OptState:
+    def init(params: Tree) -> Tree:
         del params
         return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
 
