@@ -33,7 +33,9 @@ def drill(name: str, *options: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count, options", [(4, []), (2, ["--input=streamed", "--short"]), (2, ["--bucket", "--short"])])
+@pytest.mark.parametrize(
+    "count, options", [(4, []), (2, ["--input=streamed", "--short"]), (2, ["--bucket", "--short"])]
+)
 def test_killed_again_and_again(count, options):
     if "--input=streamed" in options:
         pytest.importorskip("tensorflow")

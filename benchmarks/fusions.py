@@ -1,0 +1,73 @@
+"""The step on a CPU with each setting of XLA's library fusions, in turns within one process; see bt_jax.compilers.
+
+    python -m benchmarks.fusions --config=configs/quickstart.py --rounds=8 --steps=3
+
+Prints processor time (user and system, of all cores) and wall time of a step, the least of the rounds. Settings that
+compute wrongly on this release of jaxlib are timed as well, for comparison.
+"""
+
+import resource
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from bt_jax import build, cli, compilers, sharding
+
+ROUNDS = flags.DEFINE_integer("rounds", 6, "Rounds; the first is not counted.")
+STEPS = flags.DEFINE_integer("steps", 1, "Steps a round and setting.")
+
+KINDS = {
+    "XLA's default": ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION", "REDUCE"),
+    "-reduce": ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION"),
+    compilers.SAFE: ("INDIVIDUAL_DOT",),
+    "none": (),
+}
+
+
+class Times(NamedTuple):
+    """Milliseconds a step."""
+
+    processor: float
+    wall: float
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = cli.CONFIG.value
+    mesh, recipe = sharding.make_mesh(), build.build_recipe(config)
+    training = build.build_training(config, build.Plan(5000, 500_000), recipe, 1000, mesh)
+    n, side = config.batch_size, max(config.views.size, 32)
+    images = np.random.default_rng(0).integers(0, 256, (n, side, side, len(recipe.mean)), np.uint8)
+    batch = sharding.put_batch({"image": images, "id": np.arange(n, dtype=np.int32), "label": np.zeros(n, int)}, mesh)
+    layouts = (training.layout, sharding.replicated(mesh))
+    programs, states = {}, {}
+    for name, kinds in KINDS.items():
+        states[name] = training.create(jax.random.key(0))
+        options = {compilers.FLAG: ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)}
+        jitted = jax.jit(training.step, donate_argnums=0, out_shardings=layouts)
+        programs[name] = jitted.lower(states[name], batch).compile(compiler_options=options)
+    taken = {name: [] for name in KINDS}
+    for turn in range(ROUNDS.value):
+        for name, program in programs.items():
+            before, started = _processor_seconds(), time.perf_counter()
+            for _ in range(STEPS.value):
+                states[name], metrics = program(states[name], batch)
+            jax.block_until_ready(metrics)
+            seconds = _processor_seconds() - before, time.perf_counter() - started
+            if turn:
+                taken[name].append(Times(*(1e3 * value / STEPS.value for value in seconds)))
+    print(f"jaxlib {compilers.jaxlib_version()}\n\n| setting | processor time, ms | wall time, ms |\n|---|---|---|")
+    for name, times in taken.items():
+        print(f"| `{name}` | {min(t.processor for t in times):.0f} | {min(t.wall for t in times):.0f} |")
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
