@@ -23,6 +23,7 @@ KINDS = {
     "XLA's default": ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION", "REDUCE"),
     "-reduce": ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION"),
     compilers.SAFE: ("INDIVIDUAL_DOT",),
+    "-individual_convolution": ("INDIVIDUAL_DOT", "REDUCE"),
     "none": (),
 }
 
