@@ -48,7 +48,8 @@ _late = False  # a backend had started before bt_jax was imported
 def install() -> None:
     """Arranges that backends of this process start with the flag, if its jaxlib needs it. Called by `import bt_jax`.
 
-    Imports nothing. A process whose backend runs already gets one warning, and `jit` then sets the flag by itself.
+    Imports nothing. A process whose backend runs already gets one warning, and `compilers.jit` then passes the setting
+    as a compiler option.
     """
     global _late
     bridge = sys.modules.get(_BRIDGE)
@@ -70,13 +71,23 @@ def install() -> None:
 def jit(function, **options):
     """`jax.jit` for the programs of bt_jax: right also if a backend had started before bt_jax was imported.
 
-    Only for functions that no other jitted function calls, since JAX takes compiler options at the top level alone.
+    JAX takes compiler options at the top level alone: a call within another jitted function is compiled as that one is.
     """
     import jax
 
-    if _late:
-        options["compiler_options"] = {FLAG: _LEFT_ON}
-    return jax.jit(function, **options)
+    plain = jax.jit(function, **options)
+    if not _late or jax.default_backend() != "cpu":
+        return plain
+    options["compiler_options"] = {FLAG: _LEFT_ON}
+    right = jax.jit(function, **options)
+
+    @functools.wraps(function)
+    def call(*arguments, **named):
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, named)))
+        return (plain if traced else right)(*arguments, **named)
+
+    call.lower = right.lower
+    return call
 
 
 @functools.cache
@@ -123,17 +134,25 @@ def state() -> str:
 
 
 class _WhenJaxLoads(importlib.abc.MetaPathFinder):
-    """Wraps the start of backends as soon as jax is imported, whoever imports it."""
+    """Wraps the start of backends as soon as jax is imported, from wherever it is imported."""
+
+    _asking = False  # the finders behind this one
 
     def find_spec(self, fullname, path, target=None):
-        if fullname != _BRIDGE:
+        if fullname != _BRIDGE or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking = False
+        if spec is None or spec.loader is None:
+            return None
         load = spec.loader.exec_module
 
         def load_and_wrap(module):
             load(module)
+            sys.meta_path.remove(self)
             _wrap(module)
 
         spec.loader.exec_module = load_and_wrap

@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from bt_jax.errors import UserError, line
 
 _outcome: dict[str, str] = {}  # of `require` in this process
 NUMBERS = Path(__file__).with_name("selfcheck.json")
+CODE = (NUMBERS, Path(__file__), Path(losses.__file__))  # all that the checks are made of
 
 # Allowed error over the largest stored number. Sums in float32 differ by their order: at most 2e-6 was seen on a CPU.
 # "matmul": what accelerators compute by default in bfloat16 or TF32, eight to ten bits, but not on a CPU.
@@ -41,7 +43,7 @@ class Check(NamedTuple):
     Attributes:
       run: takes the inputs as jax arrays, gives one array or several.
       inputs: numpy arrays in float64 whose values float32 represents exactly.
-      reduced: computed with fewer bits on accelerators, see TOLERANCE.
+      reduced: True if accelerators compute it with fewer bits, see TOLERANCE.
     """
 
     name: str
@@ -128,7 +130,12 @@ def checks(rows: int) -> list[Check]:
     same, halved = array(4, 8, 8, 5), array(4, 4, 4, 5)
     once, twice = (partial(convolution, stride=stride) for stride in (1, 2))
     return [
-        Check("vmap of a sum of squares", rows_lost, (np.concatenate([column, 0 * column, 0 * column], 1), np.eye(3))),
+        Check(
+            "vmap of a sum of squares",
+            rows_lost,
+            (np.concatenate([column, 0 * column, 0 * column], 1), np.eye(3)),
+            True,
+        ),
         Check("sum((E @ broadcast(c)) * E)", memory_read, (array(64, 64), np.array(0.5))),
         Check("loss and gradients, covariance form", partial(loss, form="covariance"), z),
         Check("loss and gradients, Gram form", partial(loss, form="gram"), z),
@@ -201,7 +208,7 @@ def require(cache: Path | None) -> None:
     """
     for device in kinds():
         file = cache / f"{_key(device)}.json" if cache else None
-        if file and file.exists():
+        if file and os.path.exists(file):  # where `file.exists()` raises, as for a folder of somebody else's, False
             _outcome[device.device_kind] = "passed before"
             continue
         wrong = [result for result in run_on(device) if not result.right]
@@ -219,22 +226,31 @@ def _key(device) -> str:
 def _conditions(device) -> dict[str, str]:
     """All that a result depends on."""
     return {
+        "jax": jax.__version__,
         "jaxlib": compilers.jaxlib_version(),
+        "processor": processor(),
         "platform_version": line(device.client.platform_version),
         "device": f"{device.platform} {device.device_kind}",
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "fusion": compilers.state(),
         "x64": str(jax.config.jax_enable_x64),
-        "checks": hashlib.sha256(NUMBERS.read_bytes() + Path(__file__).read_bytes()).hexdigest(),
+        "checks": hashlib.sha256(b"".join(file.read_bytes() for file in CODE)).hexdigest(),
     }
+
+
+def processor() -> str:
+    """What compilers go by: the kind of processor and its instruction sets, as far as this system says them."""
+    info = Path("/proc/cpuinfo")
+    flags = {text for text in info.read_text().splitlines() if text.startswith("flags")} if info.exists() else set()
+    return f"{platform.machine()} {hashlib.sha256(''.join(sorted(flags)).encode()).hexdigest()[:16]}"
 
 
 def _remember(file: Path, device) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(_conditions(device), indent=2) + "\n")
-        partial.replace(file)
+        written = file.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps(_conditions(device), indent=2) + "\n")
+        written.replace(file)
     except OSError:
         pass  # a cache that cannot be written costs a second at the next start, nothing else
 

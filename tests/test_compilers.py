@@ -116,6 +116,8 @@ LATE = f"""
 print("by jax alone:", right(jax.jit))
 import bt_jax
 assert right(bt_jax.compilers.jit)
+inner = bt_jax.compilers.jit(lambda x: x + 1)
+assert bt_jax.compilers.jit(lambda x: inner(x) * 2)(1.0) == 4 and jax.eval_shape(inner, 1.0).shape == ()
 """
 
 

@@ -62,7 +62,7 @@ class Frozen:
         """As `of`, for images that all have labels.
 
         Raises:
-          ValueError: they have none.
+          UserError: the training or the held-out images have none.
         """
         return _labelled(self.of(state))
 
@@ -70,7 +70,7 @@ class Frozen:
 def _labelled(found: Found) -> Labelled:
     train, labels, val, held_out = found
     if labels is None or held_out is None:
-        raise ValueError("These images have no labels")
+        raise UserError("The training or the held-out images have no labels", "Choose splits that both have labels.")
     return train, labels, val, held_out
 
 

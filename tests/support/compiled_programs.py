@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-import platform
 import shutil
 import sys
 from pathlib import Path
 
 import jax
 
-from bt_jax import compilers
+from bt_jax import compilers, selfcheck
 
 LARGEST = 2**29  # bytes; a whole run of the tests leaves some 20 MB
 
@@ -20,9 +19,7 @@ def folder() -> Path:
     Every interpreter, JAX, set of compiler flags and kind of processor has a folder of its own: no test reads a program
     that another compiler made, or that was made for another processor.
     """
-    info = Path("/proc/cpuinfo")
-    processor = {line for line in info.read_text().splitlines() if line.startswith("flags")} if info.exists() else ()
-    made_by = [sys.version, platform.machine(), *sorted(processor), jax.__version__, jax.lib.__version__]
+    made_by = [sys.version, selfcheck.processor(), jax.__version__, jax.lib.__version__]
     made_by += [os.environ.get("XLA_FLAGS", ""), compilers.state()]
     return _base() / hashlib.sha256("\n".join(made_by).encode()).hexdigest()[:16]
 
