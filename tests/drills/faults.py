@@ -4,7 +4,7 @@
 
 Two or four processes on this machine, two simulated devices each, the small run of `kills.py`. Each fault is brought
 about once the run has taken some steps, or from the start. Printed: how long the last process needed to end,
-all statuses, what was said, and whether the same command then goes on to the arrays of the run that was left alone.
+all statuses, what was said, and whether the same command then reaches the arrays of the run that was left alone.
 """
 
 import argparse
