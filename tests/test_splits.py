@@ -1,35 +1,15 @@
 """Cut splits by every road, the version of a data set that is taken, and places that unreadable records keep."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from bt_jax import prepare
 from bt_jax.data import patterns, tfds
 from bt_jax.data.npz import write_npz
-from bt_jax.data.records import Source, decode, evenly
+from bt_jax.data.records import decode, evenly
 from bt_jax.data.source import open_source
 from bt_jax.errors import UserError
-
-
-def encode(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-class Listed(Source):
-    """A source over a list in memory."""
-
-    name, num_classes = "listed", 3
-
-    def __init__(self, records):
-        self.splits, self.records = {"train": len(records)}, records
-
-    def read(self, base, ids):
-        return [self.records[i] for i in ids]
+from tests.support.drawn_images import Listed, encode
 
 
 @pytest.fixture(scope="module")
