@@ -1,0 +1,82 @@
+"""Run folders of released formats stay readable: as encoders by every reader, and to resume.
+
+`fixtures/run_VERSION.zip` is a run folder as that version wrote it, without pictures and report: the quickstart's smoke
+form with a net of 2 to 16 channels, 4 steps; its environment.json has the command.
+"""
+
+import json
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import bt_jax
+from bt_jax import config as config_lib
+from bt_jax import encoder, pretrain
+from bt_jax.embedding import record
+from configs import quickstart
+from tests.support.paths import FIXTURES
+from tests.support.runs import changed, read_lines
+
+FILES = sorted(FIXTURES.glob("run_*.zip"))
+# Of all arrays' bytes and names, see `record.fingerprint`; sums of features of one drawn image, float32.
+WRITTEN = {"run_0.1.0": ("49647a90d717a8e2", 3.889129)}
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def run(request, tmp_path):
+    """(name, the unpacked run folder)."""
+    with zipfile.ZipFile(request.param) as file:
+        file.extractall(tmp_path / "run")
+    return request.param.stem, tmp_path / "run"
+
+
+def test_every_released_format_is_kept():
+    assert {path.stem for path in FILES} == WRITTEN.keys()
+
+
+def test_the_encoder_loads(run):
+    name, folder = run
+    net, variables = bt_jax.load_encoder(folder)
+    image = np.random.default_rng(0).standard_normal((1, 20, 20, 3), np.float32)
+    features = net.apply(variables, image, train=False)
+    weights, total = WRITTEN[name]
+    assert record.fingerprint(variables) == weights
+    np.testing.assert_allclose(np.abs(features).sum(), total, rtol=1e-4)  # 16 numbers, summed in float32
+
+
+def test_evaluation_and_embedding_find_data_and_sizes(run):
+    _, folder = run
+    config = config_lib.evaluate()
+    config.encoder = str(folder)
+    completed = encoder.complete(config)
+    assert (completed.data.name, completed.data.train_split, completed.views.size) == ("patterns", "train[:64]", 20)
+    options = SimpleNamespace(encoder=str(folder), canvas=None, size=None, resize=None)
+    assert record.view_sizes(options) == {"size": 20, "resize": 0, "canvas": 512}
+
+
+def command() -> ConfigDict:
+    """The config of the command that wrote the runs."""
+    return changed(
+        quickstart.get_config("smoke"),
+        **{"model.width": 0.03125, "model.projector": (4, 4), "data.train_split": "train[:64]"},
+        **{"data.val_split": "test[:40]", "evals.knn_k": 5, "evals.spectrum_images": 32, "log.tensorboard": False},
+        **{"total_epochs": 1.0, "checkpoint.keep_last": 1, "compile_cache": ""},
+    )
+
+
+def test_the_same_command_is_the_same_run(run):
+    _, folder = run
+    assert config_lib.differences(json.loads((folder / "config.json").read_text()), config_lib.to_dict(command())) == []
+
+
+@pytest.mark.slow
+def test_the_run_resumes(run):
+    """With one epoch more than before; it stops ahead of the last evaluation."""
+    _, folder = run
+    before = read_lines(folder)
+    pretrain.run(changed(command(), **{"extend_epochs": 1.0, "stop_after_steps": 6, "log.every_steps": 1}), str(folder))
+    assert [line["step"] for line in read_lines(folder)[len(before) :] if "train/loss" in line] == [5, 6]
+    assert (folder / "checkpoints/6").is_dir()
