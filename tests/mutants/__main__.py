@@ -81,7 +81,11 @@ def sound(faults: list[Fault], tree: Path, environment: dict[str, str]) -> bool:
         except StaleError:
             continue  # which its own run reports
     began = time.monotonic()
-    done = pytest(sorted(wanted), tree, environment, seconds=SECONDS * 10)
+    try:
+        done = pytest(sorted(wanted), tree, environment, seconds=SECONDS * 10)
+    except subprocess.TimeoutExpired:
+        print(f"{len(wanted)} tests without a fault: not finished within {SECONDS * 10} s")
+        return False
     print(
         f"{len(wanted)} tests without a fault: status {done.returncode}, {time.monotonic() - began:.0f} s", flush=True
     )
@@ -140,7 +144,11 @@ def show(faults: list[Fault]) -> int:
         path.relative_to(ROOT).as_posix(): [] for path in sorted((ROOT / CODE[0]).rglob("*.py")) if path.stat().st_size
     }
     for fault in faults:
-        by_file.setdefault(planted(fault, ROOT)[0].relative_to(ROOT).as_posix(), []).append(fault)
+        try:
+            file = planted(fault, ROOT)[0].relative_to(ROOT).as_posix()
+        except StaleError as error:
+            file = f"stale: {error}"
+        by_file.setdefault(file, []).append(fault)
     for file, found in by_file.items():
         print(file if found else f"{file}: none")
         for fault in found:

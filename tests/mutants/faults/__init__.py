@@ -1,7 +1,7 @@
 """All faults, by subject."""
 
 from ..fault import Fault
-from . import data, evals, networks, processes, report, storage, texts, training, weights, wiring
+from . import compilers, data, evals, networks, processes, report, storage, texts, training, weights, wiring
 
 FAULTS: tuple[Fault, ...] = (
     *training.FAULTS,
@@ -14,4 +14,5 @@ FAULTS: tuple[Fault, ...] = (
     *weights.FAULTS,
     *report.FAULTS,
     *texts.FAULTS,
+    *compilers.FAULTS,
 )
