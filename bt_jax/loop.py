@@ -38,7 +38,7 @@ class Loop(NamedTuple):
 
     Attributes:
       step: step(state, batch) -> (state, metrics), not yet jitted.
-      started: `time.monotonic()` when the command was given.
+      started: `time.monotonic()` when the program began.
       unit: what a batch is made of, for the speed that is shown.
     """
 

@@ -7,13 +7,11 @@ goes on from the newest checkpoint. A config file opens with its command, its ha
 import importlib
 import time
 
-STARTED = time.monotonic()
+from absl import flags
 
-from absl import flags  # noqa: E402  (the clock starts before the imports, which take seconds)
-
-from bt_jax import cli, cluster, selfcheck, storage, watch  # noqa: E402
-from bt_jax.config import choose, user_cache  # noqa: E402
-from bt_jax.errors import UserError, is_disk_full  # noqa: E402
+from bt_jax import cli, cluster, selfcheck, storage, watch
+from bt_jax.config import choose, user_cache
+from bt_jax.errors import UserError, is_disk_full
 
 TASKS = ("pretrain", "evaluate", "finetune")  # modules of this package
 WORKDIR = flags.DEFINE_string(
@@ -28,6 +26,7 @@ PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0."
 
 def main(argv: list[str]) -> None:
     """Dispatches on config.task."""
+    started = time.monotonic()
     if len(argv) > 1:
         raise UserError(f"Unknown argument {argv[1]!r}", "Options are written --name=value; see --help.")
     if WORKDIR.value is None:
@@ -38,19 +37,19 @@ def main(argv: list[str]) -> None:
     watch.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)
     try:
         with cluster.leaving():
-            _run(config)
+            _run(config, started)
             cluster.gather(None, what="the end")  # process 0 writes the report; nobody leaves before it is through
     finally:
         watch.end()
 
 
-def _run(config) -> None:
+def _run(config, started: float) -> None:
     task = importlib.import_module(f"bt_jax.{choose('config.task', config.task, TASKS)}")
     if config.self_check:
         selfcheck.require(user_cache() / "selfcheck")
     try:
         with storage.reached():
-            task.run(config, WORKDIR.value, started=STARTED)
+            task.run(config, WORKDIR.value, started=started)
     except OSError as error:
         if not is_disk_full(error):
             raise

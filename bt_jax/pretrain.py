@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     Args:
       config: of `bt_jax.config.pretrain`, overridden.
       workdir: the run folder; made if needed.
-      started: `time.monotonic()` when the command was given, for the times that are shown.
+      started: `time.monotonic()` when the program began, for the times that are shown.
 
     Returns:
       The run folder, with metrics.jsonl and checkpoints/, and at the end summary.json and report.html.
