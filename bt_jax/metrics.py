@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bt_jax.shapes import Array, Float, Int
 
@@ -16,10 +17,8 @@ def embedding_std(z: Float[Array, "n d"]) -> Float[jax.Array, ""]:
 def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[jax.Array, ""]:
     """Mean cross-entropy of logits (n, classes) and int labels (n,), in nats; rows of label -1 do not count."""
     known = labels >= 0
-    picked = jnp.take_along_axis(
-        jax.nn.log_softmax(logits.astype(jnp.float32)), jnp.where(known, labels, 0)[:, None], 1
-    )
-    return -jnp.where(known, picked[:, 0], 0).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.maximum(labels, 0))
+    return jnp.where(known, each, 0).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32)
 
 
 def top1(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[jax.Array, ""]:
