@@ -83,7 +83,7 @@ def results_section(run: Run) -> str:
     if not body:
         return section("Result", "<p>No table: summary.json holds no accuracy.</p>")
     lead = (
-        "On images never trained on. The interval says how far another test set of the same kind might be off"
-        " (bootstrap); it knows nothing of other seeds."
+        "On images never trained on. The interval says how far another test set of the same kind might be off;"
+        " it knows nothing of other seeds."
     )
     return section("Result", body, lead)

@@ -107,9 +107,9 @@ FAULTS = (
     Fault(
         "confidence-level",
         "interval",
-        "[(1 - level) / 2, (1 + level) / 2]",
-        "[1 - level, level]",
-        ("test_bootstrap_interval",),
+        "binom.interval(level,",
+        "binom.interval(1 - level,",
+        ("test_interval_of_an_accuracy",),
     ),
     Fault(
         "pictures-redundant",
