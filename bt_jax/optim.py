@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from bt_jax.shapes import Float, Real
+from bt_jax.shapes import Float
 
 Rate = float | optax.Schedule
 Tree = Any  # parameters, gradients or the optimizer's state: nested dicts and tuples of arrays
@@ -37,25 +37,20 @@ def warmup_cosine(
     Returns:
       A function of the step (int array) giving a float32 rate, or float64 under x64.
     """
-
-    def schedule(step: Real[ArrayLike, "*shape"]) -> Float[jax.Array, "*shape"]:
-        step = jnp.asarray(step, jnp.result_type(float))
-        rise = start_factor + (1 - start_factor) * step / max(warmup_steps, 1)
-        progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0, 1)
-        fall = end_factor + (1 - end_factor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return peak * jnp.where(step < warmup_steps, rise, fall)
-
-    return schedule
+    shape = optax.warmup_cosine_decay_schedule(
+        start_factor * peak,
+        peak,
+        warmup_steps,
+        max(total_steps, warmup_steps + 1),  # optax refuses a fall of no steps
+        end_factor * peak,
+    )
+    return lambda step: shape(jnp.asarray(step, jnp.result_type(float)))
 
 
 def cosine_by_epoch(peak: float, *, steps_per_epoch: int, epochs: float) -> optax.Schedule:
     """Half a cosine to zero that moves once an epoch: torch's CosineAnnealingLR as in the reference's evaluate.py."""
-
-    def schedule(step: Real[ArrayLike, "*shape"]) -> Float[jax.Array, "*shape"]:
-        epoch = jnp.floor(jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch)
-        return peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(epoch / epochs, 0, 1)))
-
-    return schedule
+    cosine = optax.cosine_decay_schedule(peak, 1)
+    return lambda step: cosine(jnp.floor(jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch) / epochs)
 
 
 def lars(

@@ -32,6 +32,19 @@ def test_schedule_equals_the_reference(stored, x64):
     np.testing.assert_allclose(found, stored["lr"], rtol=1e-14, atol=1e-16)
 
 
+@pytest.mark.parametrize(
+    "warmup, total, start", [(70, 140, 0.0), (10, 300, 0.25), (0, 50, 0.0), (20, 20, 0.0), (20, 5, 0.0)]
+)
+def test_schedule_is_its_formula(warmup, total, start, x64):
+    """To the rounding of float64, past the end too, and without a rise or a fall."""
+    step = np.arange(max(warmup, total) + 20)
+    rise = start + (1 - start) * step / max(warmup, 1)
+    progress = np.clip((step - warmup) / max(total - warmup, 1), 0, 1)
+    wanted = np.where(step < warmup, rise, 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
+    found = optim.warmup_cosine(3.0, warmup_steps=warmup, total_steps=total, start_factor=start, end_factor=0.01)(step)
+    np.testing.assert_allclose(found / 3.0, wanted, rtol=0, atol=1e-15)
+
+
 def _names(stored):
     return [key.removeprefix("init/") for key in stored.files if key.startswith("init/")]
 
