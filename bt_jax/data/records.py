@@ -270,7 +270,7 @@ def try_decode(data: bytes | Exception, channels: int = 3) -> np.ndarray | Excep
 
 
 def evenly(n: int, limit: int) -> np.ndarray:
-    """`limit` indices spread over 0..n-1, or all of them where limit is 0 or too large."""
+    """`limit` indices spread over 0..n-1, first and last among them, int64; all where limit is 0 or too large."""
     return np.arange(n) if not limit or limit >= n else np.linspace(0, n - 1, limit).astype(np.int64)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import augment, compilers, losses, storage
+from bt_jax.data.records import evenly
 from bt_jax.shapes import Float
 from bt_jax.state import Nets, TrainState
 
@@ -60,7 +61,7 @@ class CrossCorrelation:
     def of(self, state: TrainState, limit: int = MOST) -> np.ndarray:
         """c of at most `limit` evenly spaced dimensions, float32 (m, m)."""
         z1, z2 = self._embeddings(state, self._key, self._batch)
-        keep = np.linspace(0, z1.shape[1] - 1, min(limit, z1.shape[1])).astype(np.int64)
+        keep = evenly(z1.shape[1], limit)
         return np.asarray(jnp.asarray(losses.cross_correlation(z1[:, keep], z2[:, keep]), jnp.float32))
 
     def history(self) -> dict[str, np.ndarray]:
@@ -78,5 +79,5 @@ def _array(file: storage.AnyPath) -> np.ndarray:
 
 def picture(c: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "m m"]:
     """At most PICTURE evenly spaced rows and columns of a (d, d) matrix, for a heat map."""
-    keep = np.linspace(0, len(c) - 1, min(PICTURE, len(c))).astype(np.int64)
+    keep = evenly(len(c), PICTURE)
     return c[np.ix_(keep, keep)]

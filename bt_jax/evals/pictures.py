@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bt_jax.data.records import evenly
 from bt_jax.shapes import Float, Int, UInt8
 
 ROWS = 512  # of a correlation matrix at a time: (8192, 8192) float32 is 268 MB, and no copy of it is made
@@ -83,7 +84,7 @@ def embedding_map(
       {"map_xy": float32 (m, 2) in [0, 1], "map_images": uint8 (m, s, s, 3)}, with labels also
       {"map_labels": int32 (m,)}. Equal input gives equal bytes.
     """
-    keep = spaced(len(features), limit)
+    keep = evenly(len(features), limit)
     xy = _flattened(_unit(np.asarray(features)[keep]), seed)
     reach = np.ptp(xy, axis=0)
     # Features that are all one point, a collapsed encoder's, make one heap in the middle.
@@ -131,7 +132,7 @@ def neighbours(
     """
     if len(features) < 2:
         return {}
-    unit, chosen = _unit(features), spaced(len(features), queries)
+    unit, chosen = _unit(features), evenly(len(features), queries)
     similarity = unit[chosen] @ unit.T
     similarity[np.arange(len(chosen)), chosen] = -np.inf
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(unit) - 1)]
@@ -155,11 +156,6 @@ def confusion(
     known = labels >= 0
     flat = np.bincount(labels[known] * num_classes + predicted[known], minlength=num_classes**2)
     return {"confusion": flat.reshape(num_classes, num_classes).astype(np.int64)}
-
-
-def spaced(n: int, count: int) -> Int[np.ndarray, " m"]:
-    """At most `count` of range(n), evenly spaced from first to last, int64."""
-    return np.linspace(0, n - 1, min(count, n)).astype(np.int64)
 
 
 def thumbnails(images: UInt8[np.ndarray, "n h w c"], most: int) -> UInt8[np.ndarray, "n s s 3"]:

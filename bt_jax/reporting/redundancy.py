@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from bt_jax.data.records import evenly
 from bt_jax.reporting.formats import number
 from bt_jax.reporting.images import heat_map
 from bt_jax.reporting.page import figure, section, swatch, table
@@ -63,12 +64,11 @@ def strip_over_time(run: Run) -> str:
     steps, maps = run.pictures.get("c_steps"), run.pictures.get("c_over_time")
     if steps is None or maps is None:
         return ""
-    rows = np.linspace(0, maps.shape[1] - 1, min(MAP_ROWS, maps.shape[1])).astype(int)
-    chosen = np.linspace(0, len(maps) - 1, min(MOST_MAPS, len(maps))).astype(int)
+    rows = evenly(maps.shape[1], MAP_ROWS)
     cells = "".join(
         f'<figure><img class="map" src="{heat_map(maps[i][np.ix_(rows, rows)].astype(np.float32))}"'
         f' alt="c at step {steps[i]}"><figcaption>step {steps[i]:,}</figcaption></figure>'
-        for i in chosen
+        for i in evenly(len(maps), MOST_MAPS)
     )
     caption = "The diagonal should light up and the rest fade. A field that stays coloured: features repeat each other."
     return f'<h3>While it trains</h3><p class="quiet">{caption}</p><div class="strip">{cells}</div>'
