@@ -7,11 +7,15 @@ import optax
 from bt_jax.shapes import Array, Float, Int
 
 
+def unit_rows(z: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
+    """Rows of length one, float32; rows of zeros stay."""
+    z = jnp.asarray(z, jnp.float32)
+    return z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+
+
 def embedding_std(z: Float[Array, "n d"]) -> Float[jax.Array, ""]:
     """Spread of the L2-normalised embeddings z (n, d): about 1 when they fill the sphere, 0 when they collapse."""
-    z = z.astype(jnp.float32)
-    z = z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-    return z.std(axis=0).mean() * jnp.sqrt(z.shape[1])
+    return unit_rows(z).std(axis=0).mean() * jnp.sqrt(z.shape[1])
 
 
 def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[jax.Array, ""]:

@@ -11,7 +11,6 @@ from PIL import Image
 
 from bt_jax import augment, compilers, sharding
 from bt_jax.models import Net, Variables
-from bt_jax.shapes import Array, Float
 
 Batch = Mapping[str, jax.Array]
 HostBatch = Mapping[str, np.ndarray]
@@ -98,9 +97,3 @@ def _thumbnail(image: np.ndarray, height: int, width: int, side: int) -> np.ndar
     square = Image.fromarray(image[top : top + short, left : left + short].squeeze())
     small = square.resize((side, side), Image.Resampling.BOX) if short > side else square
     return np.asarray(small).reshape(*small.size, -1)
-
-
-def normalise(features: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
-    """Rows of unit length, float32."""
-    rows = jnp.asarray(features, jnp.float32)
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

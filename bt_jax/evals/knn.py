@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import compilers
-from bt_jax.evals.features import normalise
+from bt_jax.metrics import unit_rows
 from bt_jax.shapes import Float, Int, Int32
 
 # Queries a call: 256 x 50,000 similarities are 51 MB, and the whole matrix never exists.
@@ -53,7 +53,7 @@ def predict(
     Returns:
       int32 (len(ks), len(temperatures), n).
     """
-    unit, asked = normalise(bank), np.asarray(normalise(queries))
+    unit, asked = unit_rows(bank), np.asarray(unit_rows(queries))
     unit_labels = jnp.asarray(bank_labels, jnp.int32)
     found = []
     for start in range(0, len(asked), CHUNK):

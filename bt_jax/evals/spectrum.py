@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from bt_jax import augment, compilers, sharding
 from bt_jax.evals.features import Batch, Encoded, HostBatch
+from bt_jax.metrics import unit_rows
 from bt_jax.models import Net, Variables
 
 EPS = 1e-7  # RankMe (Garrido et al., ICML 2023), equation 1
@@ -49,7 +50,7 @@ def make_accumulate(net: Net, recipe: augment.Recipe, mesh: Mesh) -> Accumulate:
         mask = batch["mask"].astype(jnp.float32)
         h = [jnp.where(batch["mask"][:, None], net.apply(variables, view, train=False), 0) for view in views]
         product = sum(jnp.einsum("nd,ne->de", x, x, precision=jax.lax.Precision.HIGHEST) for x in h)
-        unit1, unit2 = (x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in h)
+        unit1, unit2 = map(unit_rows, h)
         distance = 2 - 2 * jnp.matmul(unit1, unit1.T, precision=jax.lax.Precision.HIGHEST)
         different = mask[:, None] * mask * (1 - jnp.eye(len(mask)))
         return Moments(

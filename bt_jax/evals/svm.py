@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from bt_jax.errors import UserError
-from bt_jax.evals.features import normalise
+from bt_jax.metrics import unit_rows
 from bt_jax.shapes import Float, Int, Real
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _unit_length(features: np.ndarray, split: str) -> np.ndarray:
             f"the features of {broken} of the {len(features)} images of {split} are not finite",
             "Evaluate a checkpoint from before the training diverged",
         )
-    return np.asarray(normalise(features), np.float64)
+    return np.asarray(unit_rows(features), np.float64)
 
 
 def _check_points(points: str) -> None:
