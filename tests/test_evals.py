@@ -301,8 +301,13 @@ def test_the_gallery_shows_the_middle_of_each_image():
     """Of a padded canvas too: what lies below and beside the image is not shown."""
     canvas = np.zeros((8, 10, 3), np.uint8)
     canvas[:4, :10] = np.arange(10)[:, None]
-    shown = features._thumbnail(canvas, 4, 10, 64)
-    assert shown.shape == (4, 4, 3) and shown[0, :, 0].tolist() == [3, 4, 5, 6]
-    turned = features._thumbnail(canvas.transpose(1, 0, 2), 10, 4, 64)
-    assert turned[:, 0, 0].tolist() == [3, 4, 5, 6]
-    assert features._thumbnail(canvas, 4, 10, 2)[0, :, 0].tolist() == [4, 6]  # means of two: 3.5 and 5.5, rounded up
+    mesh = sharding.make_mesh(jax.devices()[:1])
+
+    def shown(image, size, side):
+        batch = {"image": image[None], "size": np.array([size]), "mask": np.array([True])}
+        return features.gallery(lambda *_: np.zeros((1, 2), np.float32), {}, [batch], mesh, side=side)[1][0]
+
+    assert shown(canvas, (4, 10), 64).shape == (4, 4, 3)
+    assert shown(canvas, (4, 10), 64)[0, :, 0].tolist() == [3, 4, 5, 6]
+    assert shown(canvas.transpose(1, 0, 2), (10, 4), 64)[:, 0, 0].tolist() == [3, 4, 5, 6]
+    assert shown(canvas, (4, 10), 2)[0, :, 0].tolist() == [4, 6]  # means of two: 3.5 and 5.5, rounded up

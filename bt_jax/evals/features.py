@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
 from bt_jax import augment, compilers, sharding
+from bt_jax.evals.pictures import thumbnail
 from bt_jax.models import Net, Variables
 
 Batch = Mapping[str, jax.Array]
@@ -78,22 +78,11 @@ def gallery(
         for batch in batches:
             sizes = batch["size"] if "size" in batch else [batch["image"].shape[1:3]] * len(batch["image"])
             every = zip(batch["image"], sizes, batch["mask"], strict=True)
-            kept.extend(
-                _thumbnail(image, int(height), int(width), side) for image, (height, width), real in every if real
-            )
+            kept.extend(thumbnail(image[:height, :width], side) for image, (height, width), real in every if real)
             yield batch
 
     found, labels = extract(embed, variables, watched(), mesh)
     smallest = min(len(image) for image in kept)
     if any(len(image) != smallest for image in kept):
-        kept = [_thumbnail(image, image.shape[0], image.shape[1], smallest) for image in kept]
+        kept = [thumbnail(image, smallest) for image in kept]
     return found, np.stack(kept), labels
-
-
-def _thumbnail(image: np.ndarray, height: int, width: int, side: int) -> np.ndarray:
-    """The middle square of (height, width) at the top left of (h, w, c), at most (side, side, c)."""
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    square = Image.fromarray(image[top : top + short, left : left + short].squeeze())
-    small = square.resize((side, side), Image.Resampling.BOX) if short > side else square
-    return np.asarray(small).reshape(*small.size, -1)

@@ -1,6 +1,7 @@
 """Arrays behind the pictures of the report: pure functions of numpy arrays; each returns keys of pictures.npz."""
 
 import numpy as np
+from PIL import Image
 
 from bt_jax.data.records import evenly
 from bt_jax.shapes import Float, Int, UInt8
@@ -159,16 +160,21 @@ def confusion(
 
 
 def thumbnails(images: UInt8[np.ndarray, "n h w c"], most: int) -> UInt8[np.ndarray, "n s s 3"]:
-    """uint8 (n, h, w, c), c 1 or 3, to uint8 (n, s, s, 3): the middle square, scaled down to s <= most pixels."""
-    from PIL import Image, ImageOps
+    """`thumbnail` of each of uint8 (n, h, w, c), c 1 or 3, in colour."""
+    small = np.stack([thumbnail(image, most) for image in images])
+    return np.repeat(small, 3, axis=3) if small.shape[3] == 1 else small
 
-    n, height, width, channels = images.shape
-    images = np.repeat(images, 3, axis=3) if channels == 1 else images
-    side = min(most, height, width)
-    if (height, width) == (side, side):
-        return images.copy()
-    small = [np.asarray(ImageOps.fit(Image.fromarray(image), (side, side))) for image in images]
-    return np.stack(small) if n else np.zeros((0, side, side, 3), np.uint8)
+
+def thumbnail(image: UInt8[np.ndarray, "h w c"], most: int) -> UInt8[np.ndarray, "s s c"]:
+    """The middle square of uint8 (h, w, c), c 1 or 3, scaled down to (s, s, c), s <= most."""
+    short = min(image.shape[:2])
+    top, left = ((side - short) // 2 for side in image.shape[:2])
+    square = image[top : top + short, left : left + short]
+    if short <= most:
+        return square.copy()  # a view would keep the whole batch in memory
+    return np.asarray(Image.fromarray(square.squeeze()).resize((most, most), Image.Resampling.BOX)).reshape(
+        most, most, -1
+    )
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ FAULTS = (
     ),
     Fault(
         "features-thumbnail",
-        "_thumbnail",
+        "thumbnail",
         "left : left + short",
         "top : top + short",
         ("test_the_gallery_shows_the_middle_of_each_image",),
