@@ -2,6 +2,7 @@
 
 import re
 
+from bt_jax.config import flatten
 from bt_jax.reporting.formats import number, percent, plural, short
 from bt_jax.reporting.page import bar, esc, section, table
 from bt_jax.reporting.runs import Run, flat
@@ -23,7 +24,9 @@ def task(run: Run) -> str:
 
 def accuracies(run: Run) -> list[tuple[str, float, str]]:
     """[(protocol, share, interval in words)], the headline first."""
-    values = {key: number(value) for key, value in flat_numbers(run.summary).items()}
+    values = {key: number(value) for key, value in flatten(run.summary).items()}
+    if isinstance(ends := run.summary.get("top1_interval"), list):
+        values |= dict(zip(("top1_low", "top1_high"), map(number, ends), strict=False))
 
     def interval(low, high):
         return f"{percent(values[low])} to {percent(values[high])}" if low in values and high in values else "–"
@@ -41,18 +44,10 @@ def accuracies(run: Run) -> list[tuple[str, float, str]]:
     if "svm.svm_map" in values:
         rows.append(("SVMs, mean average precision", values["svm.svm_map"], "–"))
     if "top1" in values:
-        rows.append(("top-1", values["top1"], interval("top1_interval.0", "top1_interval.1")))
+        rows.append(("top-1", values["top1"], interval("top1_low", "top1_high")))
     if "top5" in values:
         rows.append(("top-5", values["top5"], "–"))
     return [row for row in rows if row[1] is not None]
-
-
-def flat_numbers(tree, prefix: str = "") -> dict[str, float]:
-    """{"linear": {"top1": 0.5}, "interval": [0.4, 0.6]} as {"linear.top1": 0.5, "interval.0": 0.4, …}."""
-    if isinstance(tree, dict | list):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {k: v for key, value in items for k, v in flat_numbers(value, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): tree}
 
 
 def results_verdict(run: Run) -> tuple[str, str]:

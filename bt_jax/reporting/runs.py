@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bt_jax import storage
+from bt_jax.config import flatten
 from bt_jax.errors import UserError
 from bt_jax.reporting.arrays import checked
 from bt_jax.reporting.formats import number, plural
@@ -113,11 +114,9 @@ def read_pictures(path: Path, why: list[str]) -> dict[str, np.ndarray]:
     return checked(arrays, why)
 
 
-def flat(tree, prefix: str = "") -> dict[str, str]:
+def flat(tree: dict) -> dict[str, str]:
     """{"optim.lr_weights": "0.2"}: the dotted keys that --config.KEY=VALUE takes."""
-    if isinstance(tree, dict) and tree:
-        return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
-    return {prefix: tree if isinstance(tree, str) else json.dumps(tree)} if prefix else {}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(tree).items()}
 
 
 def off_diagonal(c: np.ndarray) -> np.ndarray:
