@@ -5,13 +5,14 @@ import numpy as np
 from bt_jax.reporting.formats import plural
 from bt_jax.reporting.images import photograph, sheet
 from bt_jax.reporting.page import esc, section
-from bt_jax.reporting.runs import Run
+from bt_jax.reporting.runs import Run, drawn_from
 
 MAP_PIXELS = 32  # side of a tile of the map in the file
 NEIGHBOUR_PIXELS = 48  # the same for nearest neighbours: on a phone a row of seven is shown at that size
 MOST_NAMED = 20  # classes; more colours than that cannot be told apart
 
 
+@drawn_from("originals", "view1", "view2")
 def pairs_section(run: Run) -> str:
     views = [
         (name, label)
@@ -37,11 +38,12 @@ def pairs_section(run: Run) -> str:
 # Map ----------------------------------------------------------------------------------------------------------------
 
 
+@drawn_from("map_xy", "map_images", "map_labels", "class_names")
 def map_section(run: Run) -> str:
     """Thumbnails where the features put them; all come from one picture, so that the file stays small."""
-    xy, images = run.pictures.get("map_xy"), run.pictures.get("map_images")
-    if xy is None or images is None:
+    if run.pictures.keys().isdisjoint(("map_xy", "map_images")):
         return ""
+    xy, images = run.pictures["map_xy"], run.pictures["map_images"]
     labels = run.pictures.get("map_labels")
     source, columns, rows = sheet(images, MAP_PIXELS)
     classes = 0 if labels is None else max(int(labels.max()) + 1, 0)
@@ -96,16 +98,17 @@ def hue(label: int, classes: int) -> str:
 
 def class_name(run: Run, label: int) -> str:
     names = run.pictures.get("class_names", ())
-    return str(names[label]) if label < len(names) else f"class {label}"
+    return str(names[label].item()) if label < len(names) else f"class {label}"
 
 
 # Neighbours ---------------------------------------------------------------------------------------------------------
 
 
+@drawn_from("neighbour_images", "neighbour_similarity")
 def neighbours_section(run: Run) -> str:
-    images, similarity = run.pictures.get("neighbour_images"), run.pictures.get("neighbour_similarity")
-    if images is None or similarity is None:
+    if run.pictures.keys().isdisjoint(("neighbour_images", "neighbour_similarity")):
         return ""
+    images, similarity = run.pictures["neighbour_images"], run.pictures["neighbour_similarity"]
     rows = "".join(neighbour_row(images[q], similarity[q], q) for q in range(len(images)))
     lead = (
         "Left, in a frame: an image. Then those that the encoder finds most like it; below each, how like, where 1"

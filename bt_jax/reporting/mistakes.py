@@ -6,12 +6,13 @@ from bt_jax.reporting.formats import percent, plural
 from bt_jax.reporting.gallery import MOST_NAMED, class_name
 from bt_jax.reporting.images import heat_map
 from bt_jax.reporting.page import esc, section
-from bt_jax.reporting.runs import Run
+from bt_jax.reporting.runs import Run, drawn_from
 
 MOST_CELLS = 250  # rows and columns of the picture; more classes are added together
 MOST_SAID = 6  # pairs in words
 
 
+@drawn_from("confusion", "class_names")
 def confusion_section(run: Run) -> str:
     counts = run.pictures.get("confusion")
     if counts is None:

@@ -9,7 +9,7 @@ from bt_jax.reporting.formats import number
 from bt_jax.reporting.images import heat_map
 from bt_jax.reporting.page import figure, section, swatch, table
 from bt_jax.reporting.plots import HISTOGRAM, SPECTRUM, draw_histogram, draw_spectrum, svg
-from bt_jax.reporting.runs import Run, off_diagonal
+from bt_jax.reporting.runs import Run, drawn_from, off_diagonal
 from bt_jax.reporting.words import in_words
 
 MOST_MAPS = 8  # heat maps in the strip over time
@@ -30,16 +30,19 @@ def correlation_section(run: Run) -> str:
         " this matrix towards the identity: a bright diagonal (the views agree) on an empty field (no feature"
         " repeats another). Bad: blocks and stripes that stay, or a pale diagonal."
     )
-    maps = "".join(
-        figure(label.capitalize(), f'<img class="map" src="{heat_map(c)}" alt="c {label}">', in_words(c))
-        for label, c in matrices.items()
-    )
+    maps = "".join(map_figure(run, label, c) for label, c in matrices.items())
     scale = '<div class="scale"><span>−1</span><i></i><span>0</span><i class="up"></i><span>+1</span></div>'
     absent = "".join(f"<p>There is no matrix {label} in pictures.npz.</p>" for label in named if label not in matrices)
     top = f'{scale}<div class="plots three">{maps}{histogram_figure(run, matrices)}</div>'
     return section(title, f"{top}{absent}{further}", lead)
 
 
+@drawn_from("c_before", "c_after")
+def map_figure(run: Run, label: str, c: np.ndarray) -> str:
+    return figure(label.capitalize(), f'<img class="map" src="{heat_map(c)}" alt="c {label}">', in_words(c))
+
+
+@drawn_from("off_edges", "off_before", "off_after", "c_before", "c_after")
 def histogram_figure(run: Run, matrices: dict[str, np.ndarray]) -> str:
     """Of every value of the full matrices where they were counted, else of the thinned ones that are drawn."""
     edges = run.pictures.get("off_edges")
@@ -59,11 +62,12 @@ def histogram_figure(run: Run, matrices: dict[str, np.ndarray]) -> str:
     )
 
 
+@drawn_from("c_steps", "c_over_time")
 def strip_over_time(run: Run) -> str:
     """At most MOST_MAPS of the heat maps drawn during training, evenly chosen, first and last among them."""
-    steps, maps = run.pictures.get("c_steps"), run.pictures.get("c_over_time")
-    if steps is None or maps is None:
+    if run.pictures.keys().isdisjoint(("c_steps", "c_over_time")):
         return ""
+    steps, maps = run.pictures["c_steps"], run.pictures["c_over_time"]
     rows = evenly(maps.shape[1], MAP_ROWS)
     cells = "".join(
         f'<figure><img class="map" src="{heat_map(maps[i][np.ix_(rows, rows)].astype(np.float32))}"'
@@ -74,13 +78,14 @@ def strip_over_time(run: Run) -> str:
     return f'<h3>While it trains</h3><p class="quiet">{caption}</p><div class="strip">{cells}</div>'
 
 
+@drawn_from("redundant_index", "redundant_value")
 def redundant_list(run: Run) -> str:
-    index, values = run.pictures.get("redundant_index"), run.pictures.get("redundant_value")
-    if index is None or values is None:
+    if run.pictures.keys().isdisjoint(("redundant_index", "redundant_value")):
         return ""
+    index, values = run.pictures["redundant_index"], run.pictures["redundant_value"]
     pairs = list(zip(index.tolist(), values.tolist(), strict=True))[:MOST_PAIRS]
     items = "".join(
-        f"<li><b>{i} and {j}</b>{value_bar(value)}<span>{signed(value)}</span></li>" for (i, j), value in pairs
+        f"<li><b>{i:d} and {j:d}</b>{value_bar(value)}<span>{signed(value)}</span></li>" for (i, j), value in pairs
     )
     caption = (
         "After training. 1 or −1: the two say the same, so one of them is wasted. Small numbers even here at the top:"
@@ -102,11 +107,14 @@ def value_bar(value: float) -> str:
 # Spectrum -----------------------------------------------------------------------------------------------------------
 
 
+@drawn_from("spectrum_trained", "spectrum_untrained")
 def spectrum_section(run: Run) -> str:
     """The eigenvalues of the covariance of the features as shares of their sum; nothing where there are none."""
     spectra = {}
     for label in SPECTRUM:
         values = run.pictures.get(f"spectrum_{label}", np.zeros(0)).astype(np.float64)
+        if values.ndim != 1:  # would be drawn all the same, as several spectra
+            raise ValueError(f"spectrum_{label} is not one row of numbers")
         values = np.sort(np.where(np.isfinite(values), np.maximum(values, 0), 0))[::-1]
         if values.sum() > 0:
             spectra[label] = values / values.sum()

@@ -1,9 +1,10 @@
 """What lies in a run folder, read into memory; what is missing or damaged is left out and said so."""
 
+import functools
 import io
 import json
 import math
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import numpy as np
 from bt_jax import storage
 from bt_jax.config import flatten
 from bt_jax.errors import UserError
-from bt_jax.reporting.arrays import checked
 from bt_jax.reporting.formats import number, plural
 
 
@@ -100,18 +100,45 @@ def read_json(path: Path, why: list[str]) -> dict:
 
 
 def read_pictures(path: Path, why: list[str]) -> dict[str, np.ndarray]:
-    """The arrays of pictures.npz that can be drawn; what each must look like is in reporting.arrays."""
+    """The arrays of pictures.npz that can be read; evals.pictures says what they hold."""
     if not path.is_file():
         why.append("There is no pictures.npz in the run folder.")
         return {}
     arrays = {}
-    try:
+    try:  # of a damaged file zipfile, zlib and NumPy raise more kinds of errors than their manuals name
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             for name in file.files:
-                arrays[name] = file[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                try:
+                    arrays[name] = file[name]
+                except Exception as error:
+                    why.append(f"{name} of pictures.npz cannot be read ({error}).")
+    except Exception as error:
         why.append(f"pictures.npz cannot be read ({error}).")
-    return checked(arrays, why)
+    return arrays
+
+
+def drawn_from(*names: str) -> Callable:
+    """Decorates a part of the page, part(run, ...) -> HTML, that is drawn from these arrays of pictures.npz.
+
+    Where that fails, as the arrays are not what a run writes, the part is empty, and `run.why` has a line with the
+    arrays and the error.
+    """
+
+    def decorate(part: Callable[..., str]) -> Callable[..., str]:
+        @functools.wraps(part)
+        def guarded(run: Run, *others) -> str:
+            try:
+                return part(run, *others)
+            except Exception as error:  # NumPy, Pillow and matplotlib have many for an array that they cannot take
+                found = {name: run.pictures[name] for name in names if name in run.pictures}
+                said = ", ".join(f"{name} of shape {a.shape} and type {a.dtype}" for name, a in found.items())
+                cause = " ".join(f"{type(error).__name__}: {error}".split())
+                run.why.append(f"Not drawn from pictures.npz, {said}: {cause}")
+                return ""
+
+        return guarded
+
+    return decorate
 
 
 def flat(tree: dict) -> dict[str, str]:

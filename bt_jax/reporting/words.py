@@ -57,7 +57,7 @@ def collapse(run: Run) -> list[str]:
         )
     rank, dead = run.last("val/rank"), run.last("val/dead_dimensions")
     spectrum = run.pictures.get("spectrum_trained", run.pictures.get("spectrum_untrained"))
-    count = 0 if spectrum is None else len(spectrum)
+    count = 0 if spectrum is None else spectrum.size
     few = rank is not None and rank < LEAST_RANK_SHARE * count and not climbs(run, "val/rank")
     if few or rank is not None and rank < LEAST_RANK:
         out_of = f" of {count:,}" if count else ""
