@@ -181,7 +181,6 @@ def build_training(config: ConfigDict, plan: Plan, recipe: augment.Recipe, num_c
         rates=rates,
         mesh=mesh,
         head=config.model.head,
-        gather_dtype=config.loss.gather_dtype,
     )
 
     def create(key):

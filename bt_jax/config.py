@@ -25,6 +25,11 @@ FREE_KEYS = (
     *("stop_after_steps", "extend_epochs", "watch"),
 )
 
+# Keys of earlier versions: the only value with which a run can be resumed, as it is what happens now, and the reason.
+REMOVED_KEYS = {
+    "loss.gather_dtype": ("float32", "embeddings are sent in float32 alone; finish the run with bt_jax 0.1.0"),
+}
+
 PER_HOST_KEYS = ("data.dir", "data.npz", "compile_cache")  # may differ between the hosts of one run
 
 
@@ -98,7 +103,6 @@ def pretrain() -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.lambd = 0.0051  # weight of the off-diagonal term
     config.loss.form = "auto"  # "covariance", "gram": the same number; "auto" takes the cheaper
-    config.loss.gather_dtype = "float32"  # "bfloat16": the covariance form sends half the bytes between devices
 
     config.optim = ConfigDict()
     config.optim.name = "lars"  # "lars", "sgd", "adamw"
@@ -261,16 +265,24 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """Keys whose values differ and change what is computed, as "optim.lr_weights: 0.2 -> 0.3"."""
+    """Keys whose values differ and change what is computed, as "optim.lr_weights: 0.2 -> 0.3".
+
+    A key of REMOVED_KEYS in `old` differs unless its value is the one that stayed.
+    """
     old, new = flatten(old), flatten(new)
+    removed = {key: old.pop(key) for key in REMOVED_KEYS.keys() & old.keys()}
     free = tuple(f"{key}." for key in FREE_KEYS)
     keys = [key for key in sorted(old.keys() | new.keys()) if not f"{key}.".startswith(free)]
     missing = "(absent)"
-    return [
+    different = [
         f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}"
         for key in keys
         if old.get(key, missing) != new.get(key, missing)
     ]
+    for key, value in sorted(removed.items()):
+        stayed, reason = REMOVED_KEYS[key]
+        different += [] if value == stayed else [f"{key}: {value} -> {missing}, {reason}"]
+    return different
 
 
 def describe() -> str:
@@ -300,7 +312,6 @@ def check(config: ConfigDict) -> None:
         "optim.name": ("lars", "sgd", "adamw"),
         "optim.schedule": ("cosine", "drops"),
         "batch_norm": ("auto", "train", "eval"),
-        "loss.gather_dtype": ("bfloat16", "float32"),
         "model.dtype": ("bfloat16", "float32"),
         "model.head": ("replicated", "sharded"),
     }

@@ -57,7 +57,6 @@ def make_update(
     rates: dict[str, optax.Schedule] | None = None,
     mesh: Mesh | None = None,
     head: str = "replicated",
-    gather_dtype: str | None = None,
 ) -> Update:
     """Builds update(state, views, labels) -> (state, metrics).
 
@@ -68,7 +67,6 @@ def make_update(
       rates: name -> schedule, shown among the metrics.
       mesh: over whose devices the batch is split; the loss then splits the embeddings by feature.
       head: "sharded" splits the projector as well, over a mesh; the state must lie as `sharding.state_sharding` says.
-      gather_dtype: see `losses.barlow_twins`.
 
     Returns:
       The update. views: two float arrays (n, h, w, c); labels: int32 (n,) or None. metrics: float32 scalars under the
@@ -98,7 +96,7 @@ def make_update(
         if mesh is not None and head == "replicated":
             # Else the compiler splits the last layer by feature as the loss does, and gathers its whole input.
             z = [jax.lax.with_sharding_constraint(each, sharding.batch_sharding(mesh)) for each in z]
-        loss, parts = losses.barlow_twins(*z, lambd=lambd, form=form, mesh=mesh, gather_dtype=gather_dtype)
+        loss, parts = losses.barlow_twins(*z, lambd=lambd, form=form, mesh=mesh)
         shown = {"loss": loss, **parts, "embedding_std": metrics.embedding_std(z[0])}
         total = loss
         if labels is not None:

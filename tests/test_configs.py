@@ -47,7 +47,6 @@ PAPER = {
     "model.head": "replicated",
     "loss.lambd": 0.0051,
     "loss.form": "auto",
-    "loss.gather_dtype": "float32",
     "optim.name": "lars",
     "optim.lr_weights": 0.2,
     "optim.lr_biases": 0.0048,

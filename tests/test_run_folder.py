@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -70,6 +71,24 @@ def test_a_begun_run_keeps_its_config(tmp_path, task):
         with pytest.raises(UserError, match=f"another config .{key}.{name}: "):
             run_folder.open_folder(str(folder), after)
     assert json.loads((folder / "config.json").read_text()) == before
+
+
+@pytest.mark.parametrize("key, stayed, other", [("loss.gather_dtype", "float32", "bfloat16")])
+def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
+    """A run of an earlier version resumes if its value is what happens now, and is refused with the reason if not."""
+    assert config_lib.REMOVED_KEYS[key][0] == stayed
+    config = config_lib.to_dict(config_lib.pretrain())
+    assert key not in config_lib.flatten(config)
+    section, name = key.split(".")
+    for value in (stayed, other):
+        folder = tmp_path / value
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config | {section: config[section] | {name: value}}))
+    run_folder.open_folder(str(tmp_path / stayed), config)
+    assert json.loads((tmp_path / stayed / "config.json").read_text()) == config
+    reason = re.escape(f"{key}: {other} -> (absent), {config_lib.REMOVED_KEYS[key][1]}")
+    with pytest.raises(UserError, match=reason):
+        run_folder.open_folder(str(tmp_path / other), config)
 
 
 def test_processes_compare_config_versions_and_facts(monkeypatch):

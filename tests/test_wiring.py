@@ -71,7 +71,6 @@ PRETRAIN = {
     "model.two_passes": (False, lambda seen: seen.forward_rows, False),
     "loss.lambd": (0.02, lambda seen: seen.one("barlow_twins", "lambd")),
     "loss.form": ("gram", lambda seen: seen.one("barlow_twins", "form")),
-    "loss.gather_dtype": ("bfloat16", lambda seen: seen.one("barlow_twins", "gather_dtype")),
     "evals.every_epochs": (2.0, lambda seen: {each.every_steps for each in seen.run.loop.evaluators}, {10}),
     "evals.batch_size": (17, lambda seen: set(seen.all("eval_batches", "batch_size")), {24}),  # of eight devices
     "evals.size": (10, lambda seen: seen.one("make_embed", "recipe").size),

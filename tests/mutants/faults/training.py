@@ -25,13 +25,6 @@ FAULTS = (
     ),
     Fault("loss-form", "choose_form", "4 * n <= 3 * d", "3 * n <= 4 * d", ("test_form_is_chosen_by_shape",)),
     Fault(
-        "loss-gather",
-        "_covariance",
-        "z2.astype(gather_dtype or z2.dtype)",
-        "z2",
-        ("test_gather_in_bfloat16",),
-    ),
-    Fault(
         "correlation-count",
         "cross_correlation",
         "/ z1.shape[0]",

@@ -15,7 +15,6 @@ FAULTS = (
     Fault("wiring-warmup", "build_optimizer", "plan.steps(options.warmup_epochs)", "plan.steps(10.0)", OPTIMIZER),
     Fault("wiring-lambd", "build_training", "lambd=config.loss.lambd", "lambd=0.0051", PRETRAIN),
     Fault("wiring-lambd-step", "make_update.loss_fn", "lambd=lambd,", "", PRETRAIN),
-    Fault("wiring-gather", "build_training", "gather_dtype=config.loss.gather_dtype", "gather_dtype=None", PRETRAIN),
     Fault("wiring-form", "build_training", "form=config.loss.form,", "", PRETRAIN),
     Fault("wiring-two-passes", "build_training", "two_passes=config.model.two_passes,", "", PRETRAIN),
     Fault(
