@@ -51,6 +51,10 @@ class Check(NamedTuple):
     inputs: tuple[np.ndarray, ...]
     reduced: bool = False
 
+    def stored_name(self, rows: int) -> str:
+        """Its name in selfcheck.json: the program that loses rows is stored once for each `rows`."""
+        return f"{self.name}, {rows} rows" if self.name.startswith("vmap") else self.name
+
 
 class Result(NamedTuple):
     """error: the largest difference from the stored numbers, over the largest of them; infinite if not finite."""
@@ -172,7 +176,7 @@ def run_on(device) -> list[Result]:
     for check in checks(rows):
         inputs = [jax.device_put(array.astype(dtype), device) for array in check.inputs]
         outputs = jax.device_get(jax.tree.leaves(compilers.jit(check.run)(*inputs)))
-        want = stored[f"{check.name}, {rows} rows" if check.name.startswith("vmap") else check.name]
+        want = stored[check.stored_name(rows)]
         error = max(_error(out, np.array(numbers)) for out, numbers in zip(outputs, want, strict=True))
         kind = "matmul" if check.reduced and device.platform != "cpu" else dtype
         results.append(Result(check.name, error, TOLERANCE[kind]))

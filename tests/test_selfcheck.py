@@ -88,8 +88,7 @@ def numbers() -> dict[str, list[list[float]]]:
         for check in selfcheck.checks(rows):
             outputs = BY_NUMPY[check.name](*check.inputs)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            name = f"{check.name}, {rows} rows" if check.name.startswith("vmap") else check.name
-            found[name] = [selfcheck.digest(np.asarray(out)).tolist() for out in outputs]
+            found[check.stored_name(rows)] = [selfcheck.digest(np.asarray(out)).tolist() for out in outputs]
     return found
 
 

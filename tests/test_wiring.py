@@ -28,7 +28,8 @@ from bt_jax.data import selection
 from bt_jax.evals import protocols, spectrum
 from bt_jax.recipes import View
 from bt_jax.reporting import panels
-from tests.support.wiring import Enough, Mean, Squares, changed, stop, watched
+from tests.support.runs import changed
+from tests.support.wiring import Enough, Mean, Squares, stop, watched
 
 TESTS = Path(__file__).parent
 
@@ -141,7 +142,7 @@ def prepared(tmp_path_factory):
         ):
             seen.watch(where, name)
         patch.setattr(train_step, "SplitProjector", Whole)
-        config = changed(config_lib.pretrain(), {key: value for key, (value, *_) in PRETRAIN.items()})
+        config = changed(config_lib.pretrain(), **{key: value for key, (value, *_) in PRETRAIN.items()})
         seen.run = pretrain._prepare(config, str(tmp_path_factory.mktemp("run")), 0.0)
         rows, apply = [], Mean.apply
         patch.setattr(Mean, "apply", lambda self, v, x, *, train: rows.append(len(x)) or apply(self, v, x, train=train))
@@ -180,7 +181,7 @@ def test_the_seed_reaches_every_stream(prepared):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_dtype_reaches_both_networks(dtype):
-    nets = build.build_nets(changed(config_lib.pretrain(), {"model.dtype": dtype, "model.width": 1 / 64}), 3)
+    nets = build.build_nets(changed(config_lib.pretrain(), **{"model.dtype": dtype, "model.width": 1 / 64}), 3)
     assert [net.options["dtype"] for net in nets] == [dtype] * 2
 
 
@@ -245,7 +246,7 @@ def evaluated(tmp_path_factory):
         made = evaluate._evaluators
         patch.setattr(evaluate, "_evaluators", lambda *them: setattr(seen, "order", [*made(*them)]))
         patch.setattr(run_folder, "open_folder", stop)
-        config = changed(config_lib.evaluate(), {key: value for key, (value, *_) in EVALUATE.items()})
+        config = changed(config_lib.evaluate(), **{key: value for key, (value, *_) in EVALUATE.items()})
         with pytest.raises(Enough):
             evaluate.run(config, str(tmp_path_factory.mktemp("run")))
         return seen
@@ -291,7 +292,7 @@ def tuned(tmp_path_factory):
         seen.watch(encoder, "open_encoder", given_encoder)
         seen.watch(selection, "share", lambda source, split, *_, **__: Part())
         seen.watch(finetune, "make_step")
-        config = changed(config_lib.finetune(), {key: value for key, (value, *_) in FINETUNE.items()})
+        config = changed(config_lib.finetune(), **{key: value for key, (value, *_) in FINETUNE.items()})
         seen.loop = finetune._prepare(encoder.complete(config), str(tmp_path_factory.mktemp("run")), 0.0).loop
         return seen
 
@@ -308,10 +309,10 @@ def test_a_finetuning_key_arrives(tuned, key):
 def test_an_encoders_normalisation_can_be_set(monkeypatch):
     model = {"build": {"arch": "resnet18", "width": 1 / 64}, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     monkeypatch.setattr(checkpoint, "read", lambda path: (model, {}, None))
-    config = changed(config_lib.evaluate(), {"encoder": "x", "views.size": 9})
+    config = changed(config_lib.evaluate(), **{"encoder": "x", "views.size": 9})
     known = encoder.open_encoder(config)
     assert (known.mean, known.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    own = encoder.open_encoder(changed(config, {"views.mean": (0.7,) * 3, "views.std": (0.8,) * 3}), dtype="bfloat16")
+    own = encoder.open_encoder(changed(config, **{"views.mean": (0.7,) * 3, "views.std": (0.8,) * 3}), dtype="bfloat16")
     assert (own.mean, own.std, own.net.options["dtype"]) == ((0.7,) * 3, (0.8,) * 3, "bfloat16")
     recipe = encoder.view_recipe(config, own)
     assert (recipe.size, recipe.mean, recipe.std) == (9, own.mean, own.std)

@@ -79,12 +79,6 @@ def stop(*arguments, **options):
     raise Enough
 
 
-def changed(config, values):
-    with config.unlocked():
-        config.update_from_flattened_dict(values)
-    return config
-
-
 def watched(patch):
     """The calls by which data are opened and evaluators made, on images in memory."""
     calls = Calls(patch)
