@@ -7,9 +7,9 @@ Only `metrics.jsonl` must be there. A part whose input is missing or damaged is 
 """
 
 import argparse
-import io
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -64,9 +64,7 @@ def conclude(folder: Path, summary: dict, pictures: dict) -> None:
     if jax.process_index():
         return
     (folder / PAGE).unlink(missing_ok=True)  # it comes last: what `concluded` goes by
-    arrays = io.BytesIO()
-    np.savez(arrays, **pictures)
-    storage.write(folder / "pictures.npz", arrays.getvalue())
+    storage.write(folder / "pictures.npz", partial(np.savez, **pictures))
     storage.write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     log.say(f"report      {write(folder)}")
 

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import functools
 import importlib.util
+import io
 import logging
 import os
 import re
@@ -21,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import google_crc32c
 
@@ -98,19 +99,27 @@ def _file_system():
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Writes a file; whoever reads it sees the old one or the new one."""
+def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object], *, shared: bool = False) -> None:
+    """Writes a file, on the disk before it has its name: readers see the whole old one or the whole new one.
+
+    Args:
+      content: text, bytes, or a function that writes to an open binary file.
+      shared: several processes of this machine may write this file at the same time.
+    """
     content = content.encode() if isinstance(content, str) else content
     if in_bucket(path):
+        if callable(content):
+            content(buffer := io.BytesIO())
+            content = buffer.getvalue()
         try:
             path.write_bytes(content)
         except FileNotFoundError:
             raise UserError(f"There is no bucket for {path}", "Make it, or name another.") from None
         return
-    partial = path.with_name(f".{path.name}.tmp")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

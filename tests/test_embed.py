@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 
 import jax
@@ -14,7 +15,7 @@ import bt_jax
 from bt_jax import augment, build, checkpoint, embed, models
 from bt_jax import config as config_lib
 from bt_jax.data.npz import write_npz
-from bt_jax.embedding import files, record
+from bt_jax.embedding import record
 from bt_jax.embedding.images import one_size
 from bt_jax.state import TrainState
 from tests.support.drawn_images import Counted, Listed, encode
@@ -403,7 +404,7 @@ def test_parquet_without_pyarrow(encoder, tmp_path, capsys, monkeypatch):
 
 def test_a_full_disk(encoder, npz, tmp_path, capsys, monkeypatch):
     """Said in one line; nothing half written stays, and the same command goes on."""
-    replace, written = files.os.replace, []
+    replace, written = os.replace, []
 
     def full(partial, path):
         written.append(path.name)
@@ -412,7 +413,7 @@ def test_a_full_disk(encoder, npz, tmp_path, capsys, monkeypatch):
         replace(partial, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", full)
+        patch.setattr(os, "replace", full)
         run(encoder, tmp_path / "out", f"--npz_in={npz}", "--shard=10", status=2)
     assert f"Cannot write {tmp_path}/out/train: the disk is full" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]

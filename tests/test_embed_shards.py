@@ -24,10 +24,13 @@ def test_ctrl_c_of_embed(monkeypatch, capsys):
 
 
 def test_shards_are_on_the_disk_before_their_name(tmp_path, monkeypatch):
-    path, seen = tmp_path / "features.npy", []
-    monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file).st_size, path.exists())))
-    files.replace(path, lambda stream: stream.write(b"features"))
-    assert seen == [(8, False)] and path.read_bytes() == b"features" and list(tmp_path.iterdir()) == [path]
+    """Each column before the next one, the features last; nothing else stays."""
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file).st_size, len(list(tmp_path.iterdir())))))
+    files.Npy().write(tmp_path, "x", files.Rows(np.arange(3), ["a", "b", "c"], None, np.ones((3, 2), np.float32)))
+    paths = [tmp_path / f"{name}-x.npy" for name in ("ids", "files", "features")]
+    assert seen == [(path.stat().st_size, i) for i, path in enumerate(paths, 1)]  # the unnamed one is one of them
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 class Drawn(records.Source):

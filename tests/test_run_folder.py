@@ -124,6 +124,23 @@ def test_a_small_file_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
     assert [each.name for each in tmp_path.iterdir()] == ["summary.json"]
 
 
+def test_processes_may_write_one_file_at_once(tmp_path, monkeypatch):
+    """Each writes it under another name, and the last one to finish stays."""
+    path = tmp_path / "cache.npz"
+
+    def slow(file):
+        file.write(b"half of ")
+        file.flush()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            storage.write(path, "another's", shared=True)
+        assert path.read_text() == "another's"
+        file.write(b"it")
+
+    storage.write(path, slow, shared=True)
+    assert path.read_text() == "half of it" and list(tmp_path.iterdir()) == [path]
+
+
 def test_an_old_report_does_not_conclude_a_longer_run(tmp_path, monkeypatch):
     """A run that was made longer and killed while its report is written is concluded by the next start."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 8, "train/loss": 1.0}\n')

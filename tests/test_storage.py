@@ -98,7 +98,7 @@ def test_without_gcsfs_it_says_so(monkeypatch):
 @pytest.mark.parametrize("where", ["local", "bucket"])
 def test_here_and_there_say_the_same(where, folder, tmp_path):
     root = tmp_path if where == "local" else folder
-    for name, content in {"a": "one", "in/b": b"two", "in/deep/c": ""}.items():
+    for name, content in {"a": "one", "in/b": lambda file: file.write(b"two"), "in/deep/c": ""}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         storage.write(root / name, "old")
         storage.write(root / name, content)

@@ -15,11 +15,13 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from bt_jax import storage
 from bt_jax.config import user_cache
 from bt_jax.data.records import Source
 from bt_jax.errors import UserError
@@ -230,17 +232,12 @@ def _read_cache(file: Path) -> Listing | None:
 
 
 def _write_cache(file: Path, listing: Listing) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.npz")
-    try:
+    arrays = {
+        "format": np.int64(CACHE_FORMAT),
+        "folders": np.frombuffer(os.fsencode("\0".join(listing.folders)), np.uint8),
+        "times": listing.times,
+        "files": np.frombuffer(os.fsencode("\0".join(listing.files)), np.uint8),
+    }
+    with contextlib.suppress(OSError):  # listed again the next time
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            partial,
-            format=np.int64(CACHE_FORMAT),
-            folders=np.frombuffer(os.fsencode("\0".join(listing.folders)), np.uint8),
-            times=listing.times,
-            files=np.frombuffer(os.fsencode("\0".join(listing.files)), np.uint8),
-        )
-        os.replace(partial, file)
-    except OSError:  # listed again the next time
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        storage.write(file, partial(np.savez_compressed, **arrays), shared=True)

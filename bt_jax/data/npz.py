@@ -4,10 +4,12 @@ import os
 import struct
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from bt_jax import storage
 from bt_jax.data.records import Source, progress
 from bt_jax.errors import UserError
 
@@ -117,17 +119,10 @@ def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) ->
         if source.labelled(split):
             contents[f"{split}/labels"] = np.array(labels, np.int32)
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            np.savez(file, **contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        storage.write(path, partial(np.savez, **contents), shared=True)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}", "Choose a folder with room that you may write to"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,9 +1,7 @@
-"""Shards on the disk: what one holds, as .npy files or as Parquet, and writing that is whole or not at all."""
+"""Shards on the disk: what one holds, as .npy files or as Parquet."""
 
 import importlib.util
 import json
-import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +37,7 @@ class Npy:
         columns = {"ids": rows.id, "files": np.array(rows.file, "U"), "labels": rows.label, "features": rows.feature}
         for name, column in columns.items():
             if column is not None:
-                replace(self._path(folder, name, stem), partial(np.save, arr=column, allow_pickle=False))
+                storage.write(self._path(folder, name, stem), partial(np.save, arr=column, allow_pickle=False))
 
     def index(self, folder: Path, stem: str) -> Index:
         """Raises whatever NumPy does for a file that is missing, short or something else."""
@@ -79,7 +77,7 @@ class Parquet:
         if rows.label is not None:
             columns["label"] = pa.array(rows.label)
         columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, rows.feature.shape[1])
-        replace(self._path(folder, stem), lambda stream: pq.write_table(pa.table(columns), stream))
+        storage.write(self._path(folder, stem), lambda stream: pq.write_table(pa.table(columns), stream))
 
     def index(self, folder: Path, stem: str) -> Index:
         """Raises whatever Arrow does for a file that is missing, short or something else."""
@@ -96,19 +94,6 @@ class Parquet:
     @staticmethod
     def _path(folder: Path, stem: str) -> Path:
         return folder / f"embeddings-{stem}.parquet"
-
-
-def replace(path: Path, write: Callable) -> None:
-    """Writes a file through a stream; it appears whole or not at all."""
-    partial_path = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(partial_path, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial_path, path)
-    finally:
-        partial_path.unlink(missing_ok=True)
 
 
 class Explained:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from bt_jax import storage
 from bt_jax.data.records import Broken, Source, Span, cores, try_decode
 from bt_jax.data.source import FolderSource
-from bt_jax.embedding.files import Explained, replace
+from bt_jax.embedding.files import Explained
 from bt_jax.errors import UserError
 
 
@@ -102,7 +103,7 @@ class Unreadable(Broken):
         ]
         if lines:
             with Explained(self._file):
-                replace(self._file, lambda stream: stream.write("".join(lines).encode("utf-8", "surrogateescape")))
+                storage.write(self._file, "".join(lines).encode("utf-8", "surrogateescape"))
         else:
             self._file.unlink(missing_ok=True)
 

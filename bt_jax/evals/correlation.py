@@ -53,9 +53,8 @@ class CrossCorrelation:
         """Writes the picture; has no number to tell."""
         if self._folder is not None:
             storage.make(self._folder)
-            file = io.BytesIO()
-            np.save(file, self.of(state, PICTURE).astype(np.float16))
-            storage.write(self._folder / f"{int(state.step)}.npy", file.getvalue())
+            c = self.of(state, PICTURE).astype(np.float16)
+            storage.write(self._folder / f"{int(state.step)}.npy", lambda file: np.save(file, c))
         return {}
 
     def of(self, state: TrainState, limit: int = MOST) -> np.ndarray:

@@ -70,9 +70,9 @@ FAULTS = (
     Fault(
         "npz-not-whole",
         "write_npz",
-        "os.replace(partial, path)",
-        "partial.rename(path.with_suffix('.new'))",
-        ("test_npz_round_trip",),
+        "storage.write(path, partial(np.savez, **contents), shared=True)",
+        "np.savez(path, **contents)",
+        ("test_failed_write_leaves_the_old_file",),
     ),
     Fault(
         "npz-damaged",

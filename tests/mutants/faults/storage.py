@@ -10,7 +10,14 @@ FAULTS = (
         "write",
         "os.fsync(file.fileno())",
         "pass",
-        ("test_a_small_file_is_on_the_disk_before_its_name",),
+        ("test_a_small_file_is_on_the_disk_before_its_name", "test_shards_are_on_the_disk_before_their_name"),
+    ),
+    Fault(
+        "storage-shared",
+        "write",
+        'f".{path.name}.{os.getpid()}.tmp" if shared else',
+        "",
+        ("test_processes_may_write_one_file_at_once",),
     ),
     Fault(
         "storage-partial",
@@ -185,13 +192,6 @@ FAULTS = (
         "digest.update(np.ascontiguousarray(leaf).tobytes())",
         "pass",
         ("test_other_options_are_refused",),
-    ),
-    Fault(
-        "embed-replace",
-        "replace",
-        "os.fsync(stream.fileno())",
-        "pass",
-        ("test_shards_are_on_the_disk_before_their_name",),
     ),
     Fault(
         "embed-limit",
