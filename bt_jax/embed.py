@@ -44,7 +44,7 @@ from bt_jax.config import user_cache
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import Source, Span, progress
 from bt_jax.data.source import open_source
-from bt_jax.embedding.files import Explained, Npy, Parquet, Rows, write_json
+from bt_jax.embedding.files import Explained, Npy, Parquet, Rows
 from bt_jax.embedding.images import Reading, Shard, Unreadable, batches_of, cut, file_names
 from bt_jax.embedding.record import CANVAS, SIZE, fingerprint, open_out, view_sizes
 from bt_jax.errors import UserError
@@ -164,7 +164,7 @@ def run(options: argparse.Namespace) -> None:
         embed_split(job, out / base, shards)
         broken = len(unreadable.reasons[base])
         record["splits"][base] |= {"shards": len(shards), "rows": span.stop - span.start - broken, "unreadable": broken}
-        write_json(out / "embed.json", record)
+        storage.write_json(out / "embed.json", record)
     print(f"wrote {out}")
 
 

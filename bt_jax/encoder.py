@@ -1,7 +1,6 @@
 """The encoder that a task starts from, and what its run folder says about data and views."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,11 +129,11 @@ def begin_with(given: Given, state: TrainState) -> TrainState:
 def _run_config(path: Path) -> dict | None:
     """config.json of the run folder that the path is, or is a checkpoint of."""
     for folder in (path, storage.absolute(path).parent.parent):
-        if os.fspath(folder) != "gs://" and (content := storage.read(folder / "config.json")) is not None:
-            try:
-                found = json.loads(content)
-            except ValueError:
-                return None
+        try:
+            found = storage.read_json(folder / "config.json") if os.fspath(folder) != "gs://" else None
+        except ValueError:
+            return None
+        if found is not None:
             return found if found.get("task") == "pretrain" else None
     return None
 

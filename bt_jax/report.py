@@ -7,7 +7,6 @@ Only `metrics.jsonl` must be there. A part whose input is missing or damaged is 
 """
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -65,17 +64,17 @@ def conclude(folder: Path, summary: dict, pictures: dict) -> None:
         return
     (folder / PAGE).unlink(missing_ok=True)  # it comes last: what `concluded` goes by
     storage.write(folder / "pictures.npz", partial(np.savez, **pictures))
-    storage.write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    storage.write_json(folder / "summary.json", summary)
     log.say(f"report      {write(folder)}")
 
 
 def concluded(folder: Path, step: int) -> bool:
     """Whether the run was judged at that step: a run that was made longer is judged anew."""
     try:
-        found = json.loads(storage.read(folder / "summary.json") or b"")
-        return found["steps"] == step and (folder / PAGE).exists()
-    except (ValueError, LookupError, TypeError):
+        found = storage.read_json(folder / "summary.json") or {}
+    except ValueError:
         return False
+    return found.get("steps") == step and (folder / PAGE).exists()
 
 
 def page(runs: list[Run]) -> str:

@@ -1,7 +1,6 @@
 """The folder of a run: its config, its surroundings, and the check that a second start means the same run."""
 
 import importlib.metadata
-import json
 import platform
 import subprocess
 import sys
@@ -38,17 +37,18 @@ def open_folder(path: str, config: dict) -> Path:
     cluster.check_shared(folder)
     file = folder / "config.json"
     if file.exists():
-        different = config_lib.differences(_read(file), config)
+        old = _read(file)
+        different = config_lib.differences(old, config)
         if different:
             raise UserError(
                 f"{folder} holds a run with another config ({'; '.join(different)})",
                 "Give another --workdir, or the config of that run to go on with it.",
             )
-        _say_longer(_read(file), config)
+        _say_longer(old, config)
     cluster.gather(None, what="the look at the run folder")  # all have read before it is written
     if jax.process_index() == 0:
-        _write(file, config)
-        _write(folder / "environment.json", environment())
+        storage.write_json(file, config)
+        storage.write_json(folder / "environment.json", environment())
     return folder
 
 
@@ -111,10 +111,9 @@ def of_step(step_folder: Path, name: str) -> dict:
     if step_folder.parent.name != "checkpoints":
         return {}
     try:
-        found = json.loads(storage.read(step_folder.parents[1] / name) or b"")
+        return storage.read_json(step_folder.parents[1] / name) or {}
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _git_commit() -> str:
@@ -133,13 +132,11 @@ def _git_commit() -> str:
 
 
 def _read(file: Path) -> dict:
+    cure = "Delete it if the folder is yours to use, or give another --workdir."
     try:
-        return json.loads(storage.read(file) or b"")
+        found = storage.read_json(file)
     except ValueError:
-        raise UserError(
-            f"{file} is damaged", "Delete it if the folder is yours to use, or give another --workdir."
-        ) from None
-
-
-def _write(file: Path, content: dict) -> None:
-    storage.write(file, json.dumps(content, indent=2) + "\n")
+        raise UserError(f"{file} is damaged", cure) from None
+    if found is None:
+        raise UserError(f"{file} cannot be read", cure)
+    return found

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import compilers, losses, sharding
+from bt_jax import compilers, losses, sharding, storage
 from bt_jax.errors import UserError, line
 
 _outcome: dict[str, str] = {}  # of `require` in this process
@@ -252,9 +252,7 @@ def processor() -> str:
 def _remember(file: Path, device) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        written = file.with_suffix(f".{os.getpid()}")
-        written.write_text(json.dumps(_conditions(device), indent=2) + "\n")
-        written.replace(file)
+        storage.write_json(file, _conditions(device), shared=True)
     except OSError:
         pass  # a cache that cannot be written costs a second at the next start, nothing else
 

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import json
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
 
@@ -137,6 +138,28 @@ def read(path: Path) -> bytes | None:
         if in_bucket(path):
             raise
         return None
+
+
+def write_json(path: Path, content: dict[str, Any], *, shared: bool = False) -> None:
+    """Writes a file of JSON for people to read; see `write`."""
+    write(path, json.dumps(content, indent=2) + "\n", shared=shared)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file of JSON, or None if there is no file that can be read here.
+
+    Raises:
+      ValueError: the file is damaged, or holds no object.
+    """
+    if (content := read(path)) is None:
+        return None
+    try:
+        found = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found
 
 
 def is_dir(path: Path) -> bool:

@@ -1,10 +1,9 @@
 """Shards on the disk: what one holds, as .npy files or as Parquet."""
 
 import importlib.util
-import json
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -110,7 +109,3 @@ class Explained:
             reason = "the disk is full" if is_disk_full(error) else error.strerror or str(error)
             cure = "Choose a folder with room that you may write to; the same command goes on."
             raise UserError(f"Cannot write {self._what}: {reason}", cure) from None
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    storage.write(file, json.dumps(content, indent=2) + "\n")

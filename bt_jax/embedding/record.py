@@ -2,16 +2,15 @@
 
 import argparse
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from bt_jax import checkpoint, run_folder
+from bt_jax import checkpoint, run_folder, storage
 from bt_jax.data.records import Span
-from bt_jax.embedding.files import Explained, write_json
+from bt_jax.embedding.files import Explained
 from bt_jax.errors import UserError
 
 SIZE, RESIZE, CANVAS = 224, 256, 512  # where no run says otherwise: the paper's evaluation, section 3.1
@@ -64,7 +63,7 @@ def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str,
     with Explained(out):
         out.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            old = _read_json(file)
+            old = _read(file)
             different = _differences(old, settings, splits)
             if different:
                 raise UserError(f"{out} was begun with other options ({'; '.join(different)})", cure)
@@ -72,7 +71,7 @@ def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str,
         elif any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out} is not empty and holds no embed.json", "Give another --out.")
         record = {"settings": settings, "splits": splits, "environment": run_folder.environment()}
-        write_json(file, record)
+        storage.write_json(file, record)
     return record
 
 
@@ -90,9 +89,9 @@ def _differences(old: dict, settings: dict, splits: dict) -> list[str]:
     return lines
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = storage.read_json(file) or {}
         return {"settings": dict(content["settings"]), "splits": dict(content["splits"])}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is damaged", "Give another --out.") from None

@@ -85,18 +85,14 @@ def read_metrics(path: Path) -> tuple[dict, int]:
 
 
 def read_json(path: Path, why: list[str]) -> dict:
-    if not path.is_file():
-        why.append(f"There is no {path.name} in the run folder.")
-        return {}
+    """The object in a file of JSON; {} and a sentence in `why` if it is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        if (found := storage.read_json(path)) is not None:
+            return found
+        why.append(f"{path.name} cannot be read." if path.exists() else f"There is no {path.name} in the run folder.")
+    except ValueError as error:
         why.append(f"{path.name} cannot be read ({error}).")
-        return {}
-    if not isinstance(value, dict):
-        why.append(f"{path.name} holds no JSON object.")
-        return {}
-    return value
+    return {}
 
 
 def read_pictures(path: Path, why: list[str]) -> dict[str, np.ndarray]:

@@ -156,7 +156,7 @@ FAULTS = (
     Fault(
         "report-concluded",
         "concluded",
-        'found["steps"] == step and',
+        'found.get("steps") == step and',
         "",
         ("test_an_old_report_does_not_conclude_a_longer_run",),
     ),
