@@ -25,6 +25,7 @@ from bt_jax.errors import UserError, is_disk_full
 from bt_jax.state import TrainState
 
 NONE = -1  # in place of a step
+SIZE = 224  # pixels that an encoder evaluates if no run says otherwise: ImageNet's, in the paper's section 3.1
 COMMITTED = "commit_success.txt"  # Orbax's name (orbax/checkpoint/_src/path/atomicity.py), only in buckets
 
 
@@ -149,6 +150,20 @@ def read_model(path: str | Path) -> dict[str, Any]:
     """What stands beside the weights of an encoder: {"build": arguments of `models.build`, "mean", "std": per channel,
     of pixels in [0, 1]}, plain JSON types. Paths and errors as for `load_encoder`."""
     return files.read(path).model if files.is_foreign(path) else _model(step_folder(path))
+
+
+def evaluation_size(config: dict[str, Any]) -> tuple[int, int]:
+    """(size, resize), the pixels of the images that a run evaluates, of what its config.json holds.
+
+    Returns:
+      The side of the centre crop, and the shorter side before it or 0; (0, 0) if the config does not say.
+    """
+    try:
+        evals = config["evals"]
+        size, resize = int(evals.get("size") or config["views"]["size"]), int(evals.get("resize", 0))
+    except (ValueError, LookupError, TypeError, AttributeError):  # another program's config.json, or a damaged one
+        return 0, 0
+    return (size, resize) if size > 0 else (0, 0)
 
 
 def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any], projector=None) -> None:

@@ -39,7 +39,6 @@ from bt_jax.errors import UserError, is_disk_full
 
 __all__ = ["from_torch", "main", "projector_from_torch", "projector_to_torch", "to_torch"]
 
-SIZE = 224  # pixels, where the source does not say: ImageNet's
 NAME_LENGTH = 200  # of 255 that a file system takes, as something may be put before and after
 
 
@@ -120,26 +119,16 @@ def _reason(error: Exception) -> str:
 
 def _source(options: argparse.Namespace):
     """What is converted, and the file or step folder that it is from."""
-    from bt_jax import checkpoint
+    from bt_jax import checkpoint, run_folder
     from bt_jax.conversion import files
     from bt_jax.conversion.targets import Source
 
     place = checkpoint.place(options.source)  # once: a run that goes on may save in between
     if files.is_foreign(place):
-        return Source(*files.read(place, arch=options.arch or ""), options.size or SIZE), place
-    size = options.size or _evaluated_size(place) or SIZE
+        return Source(*files.read(place, arch=options.arch or ""), options.size or checkpoint.SIZE), place
+    config = run_folder.of_step(place, "config.json")
+    size = options.size or checkpoint.evaluation_size(config)[0] or checkpoint.SIZE
     return Source(*checkpoint.read(place, projector=True), size), place
-
-
-def _evaluated_size(step_folder: Path) -> int:
-    """Pixels of the views that the run evaluates, 0 where there is no run."""
-    from bt_jax import run_folder
-
-    try:
-        config = run_folder.of_step(step_folder, "config.json")
-        return max(int(config["evals"]["size"] or config["views"]["size"]), 0)
-    except (ValueError, LookupError, TypeError):
-        return 0
 
 
 def _pixels(text: str) -> int:
@@ -154,6 +143,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from bt_jax.checkpoint import SIZE
     from bt_jax.conversion.targets import FORMS
     from bt_jax.models import ARCHITECTURES
 

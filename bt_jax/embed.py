@@ -46,7 +46,7 @@ from bt_jax.data.records import Source, Span, progress
 from bt_jax.data.source import open_source
 from bt_jax.embedding.files import Explained, Npy, Parquet, Rows
 from bt_jax.embedding.images import Reading, Shard, Unreadable, batches_of, cut, file_names
-from bt_jax.embedding.record import CANVAS, SIZE, fingerprint, open_out, view_sizes
+from bt_jax.embedding.record import CANVAS, fingerprint, open_out, view_sizes
 from bt_jax.errors import UserError
 from bt_jax.evals import features
 
@@ -102,7 +102,12 @@ def parser() -> argparse.ArgumentParser:
     add("--out", metavar="DIR", required=True, help="where to write; made if absent, continued if it holds the same")
     add("--format", choices=("npy", "parquet"), default="npy", help="of the shards (default: npy)")
     add("--shard", metavar="N", type=int, default=10_000, help="images in a shard (default: 10000)")
-    add("--size", metavar="PIXELS", type=int, help=f"side of what the encoder sees (default: the run's, else {SIZE})")
+    add(
+        "--size",
+        metavar="PIXELS",
+        type=int,
+        help=f"side of what the encoder sees (default: the run's, else {checkpoint.SIZE})",
+    )
     add(
         "--resize",
         metavar="PIXELS",

@@ -16,7 +16,6 @@ from bt_jax.models import Net
 from bt_jax.state import Nets, TrainState
 
 DATA_KEYS = ("name", "dir", "folder", "npz", "train_split", "val_split", "on_device", "canvas")
-SIZE = 224  # pixels, where nothing says anything else: ImageNet's
 
 
 class Given(NamedTuple):
@@ -75,9 +74,9 @@ def complete(config: ConfigDict) -> ConfigDict:
         open_keys = [key for key in DATA_KEYS if key in run["data"] and config.data[key] == neutral[key]]
         config.data.update({key: run["data"][key] for key in open_keys})
     if not config.views.size:
-        config.views.size = (run["evals"]["size"] or run["views"]["size"]) if run else SIZE
-        if run and not config.evals.resize:
-            config.evals.resize = run["evals"]["resize"]
+        size, resize = checkpoint.evaluation_size(run or {})
+        config.views.size = size or checkpoint.SIZE
+        config.evals.resize = config.evals.resize or resize
     return config
 
 

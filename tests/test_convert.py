@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 import bt_jax
-from bt_jax import checkpoint, convert, manifest, models, recipes
+from bt_jax import checkpoint, convert, manifest, models, recipes, run_folder
 from bt_jax.conversion import card, files, names, targets
 from bt_jax.errors import UserError
 
@@ -494,8 +494,20 @@ def test_normalisation_goes_into_every_form(tmp_path, monkeypatch):
 
 
 def test_the_size_of_the_images_is_the_evaluated_one(tmp_path):
+    """Of any run; (0, 0) where no config.json says it."""
     step = tmp_path / "checkpoints" / "8"
-    assert convert._evaluated_size(step) == 0
-    for evals, views, wanted in ((24, 32, 24), (0, 32, 32)):
-        (tmp_path / "config.json").write_text(json.dumps({"evals": {"size": evals}, "views": {"size": views}}))
-        assert convert._evaluated_size(step) == wanted
+
+    def found():
+        return checkpoint.evaluation_size(run_folder.of_step(step, "config.json"))
+
+    assert found() == (0, 0)
+    for evals, views, wanted in (
+        ({"size": 24, "resize": 30}, {"size": 32}, (24, 30)),
+        ({"size": 0, "resize": 40}, {"size": 32}, (32, 40)),
+        ({"resize": 40}, {"size": 32}, (32, 40)),  # of fine-tuning, which has no evals.size
+        ({}, {}, (0, 0)),
+        (7, {"size": 32}, (0, 0)),
+        ({"size": "large"}, {"size": 32}, (0, 0)),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"evals": evals, "views": views}))
+        assert found() == wanted

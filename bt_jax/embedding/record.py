@@ -13,7 +13,7 @@ from bt_jax.data.records import Span
 from bt_jax.embedding.files import Explained
 from bt_jax.errors import UserError
 
-SIZE, RESIZE, CANVAS = 224, 256, 512  # where no run says otherwise: the paper's evaluation, section 3.1
+RESIZE, CANVAS = 256, 512  # beside checkpoint.SIZE, if no run says otherwise: the paper's evaluation, section 3.1
 
 
 def view_sizes(options: argparse.Namespace) -> dict[str, int]:
@@ -22,10 +22,9 @@ def view_sizes(options: argparse.Namespace) -> dict[str, int]:
     `resize` keeps its proportion to a `size` that is given alone; 0 means `size`.
     """
     config = run_folder.of_step(checkpoint.place(options.encoder), "config.json")
-    views, evals = config.get("views", {}), config.get("evals", {})
-    size, resize = evals.get("size") or views.get("size"), evals.get("resize", 0)
+    size, resize = checkpoint.evaluation_size(config)
     if not size:
-        size, resize = SIZE, RESIZE
+        size, resize = checkpoint.SIZE, RESIZE
     canvas = options.canvas if options.canvas is not None else config.get("data", {}).get("canvas", CANVAS)
     if options.size is not None:
         size, resize = options.size, round(resize * options.size / size)

@@ -100,8 +100,8 @@ FAULTS = (
     ),
     Fault(
         "convert-size",
-        "_evaluated_size",
-        'config["evals"]["size"] or config["views"]["size"]',
+        "evaluation_size",
+        'evals.get("size") or config["views"]["size"]',
         'config["views"]["size"]',
         ("test_the_size_of_the_images_is_the_evaluated_one",),
     ),
