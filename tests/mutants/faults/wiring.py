@@ -64,8 +64,8 @@ FAULTS = (
     Fault(
         "wiring-encoder-resize",
         "complete",
-        'config.evals.resize = run["evals"]["resize"]',
-        "config.evals.resize = 0",
+        "config.evals.resize or resize",
+        "config.evals.resize",
         ("test_what_the_run_of_an_encoder_says_of_its_views",),
     ),
     Fault(
