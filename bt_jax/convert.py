@@ -33,7 +33,7 @@ from pathlib import Path
 
 from absl import logging
 
-from bt_jax import storage
+from bt_jax import storage, tool
 from bt_jax.conversion.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
 from bt_jax.errors import UserError, is_disk_full
 
@@ -45,12 +45,7 @@ NAME_LENGTH = 200  # of 255 that a file system takes, as something may be put be
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     logging.set_verbosity(logging.FATAL)  # Orbax's threads log what is told in one line here
-    try:
-        run(_parser().parse_args(arguments))
-    except UserError as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return tool.run(_parser(), run, arguments)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -137,19 +132,12 @@ def _pixels(text: str) -> int:
     return int(text)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message[:1].upper() + message[1:], "See --help.")
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tool.Parser:
     from bt_jax.checkpoint import SIZE
     from bt_jax.conversion.targets import FORMS
     from bt_jax.models import ARCHITECTURES
 
-    parser = _Parser(
-        prog="python -m bt_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool.Parser("convert", __doc__)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a run folder, one of its checkpoints, or weights of another program")
     add("--to", metavar="FORM", choices=FORMS, required=True, help=", ".join(FORMS))

@@ -39,7 +39,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import augment, checkpoint, models, selfcheck, sharding, storage
+from bt_jax import augment, checkpoint, models, selfcheck, sharding, storage, tool
 from bt_jax.config import user_cache
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import Source, Span, progress
@@ -64,25 +64,14 @@ class Job(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     try:
-        run(parser().parse_args(arguments))
-    except UserError as error:
-        print(f"embed: {error}", file=sys.stderr)
-        return 2
+        return tool.run(parser(), run, arguments)
     except KeyboardInterrupt:
         print("embed: stopped; the same command goes on after the last whole shard", file=sys.stderr)
         return 130
-    return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message[:1].upper() + message[1:], "See --help.")
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m bt_jax.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> tool.Parser:
+    parser = tool.Parser("embed", __doc__)
     add = parser.add_argument
     add(
         "--encoder",

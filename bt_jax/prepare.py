@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+from bt_jax import tool
 from bt_jax.data.records import cores
 from bt_jax.data.source import Source, open_source, progress, try_decode, write_npz
 from bt_jax.errors import UserError
@@ -25,40 +26,35 @@ from bt_jax.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
-    options = parser().parse_args(arguments)
-    try:
-        if sum(given is not None for given in (options.data, options.npz_in, options.folder)) != 1:
-            raise UserError("one data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE")
-        source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in, folder=options.folder)
-        splits = options.splits.split(",") if options.splits else list(source.splits)
-        unreadable = {split: check(source, split) for split in splits}
-        count = sum(map(len, unreadable.values()))
-        if count:
-            for split, ids in unreadable.items():
-                for number in ids:
-                    print(f"unreadable: {source.where(split, number)}")
-            raise UserError(
-                f"{source.name} has {count} unreadable images, listed above", "Restore them from their origin"
-            )
-        if options.npz:
-            write_npz(source, options.npz, splits)
-            print(f"wrote {options.npz}: {os.path.getsize(options.npz) / 1e6:.1f} MB")
-        if options.shards:
-            from bt_jax.data.shards import write_shards  # imported here: it needs TensorFlow
-
-            data_dir, name = os.path.split(os.path.abspath(options.shards))
-            print(f"wrote {write_shards(source, data_dir, name, splits)}")
-            print(f"train with --config.data.name={name} --config.data.dir={data_dir}")
-    except UserError as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return tool.run(parser(), run, arguments)
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bt_jax.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def run(options: argparse.Namespace) -> None:
+    """Checks the splits and writes what is asked for. UserError for anything the user can fix."""
+    if sum(given is not None for given in (options.data, options.npz_in, options.folder)) != 1:
+        raise UserError("one data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE")
+    source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in, folder=options.folder)
+    splits = options.splits.split(",") if options.splits else list(source.splits)
+    unreadable = {split: check(source, split) for split in splits}
+    count = sum(map(len, unreadable.values()))
+    if count:
+        for split, ids in unreadable.items():
+            for number in ids:
+                print(f"unreadable: {source.where(split, number)}")
+        raise UserError(f"{source.name} has {count} unreadable images, listed above", "Restore them from their origin")
+    if options.npz:
+        write_npz(source, options.npz, splits)
+        print(f"wrote {options.npz}: {os.path.getsize(options.npz) / 1e6:.1f} MB")
+    if options.shards:
+        from bt_jax.data.shards import write_shards  # imported here: it needs TensorFlow
+
+        data_dir, name = os.path.split(os.path.abspath(options.shards))
+        print(f"wrote {write_shards(source, data_dir, name, splits)}")
+        print(f"train with --config.data.name={name} --config.data.dir={data_dir}")
+
+
+def parser() -> tool.Parser:
+    parser = tool.Parser("prepare", __doc__)
     parser.add_argument(
         "--data", metavar="NAME", help='"patterns", or a TFDS name such as cifar10, cifar10:3.0.2, imagenet2012'
     )

@@ -6,7 +6,6 @@
 Only `metrics.jsonl` must be there. A part whose input is missing or damaged is left out, with a sentence saying why.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bt_jax import log, storage
+from bt_jax import log, storage, tool
 from bt_jax.errors import UserError
 from bt_jax.reporting.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.reporting.mistakes import confusion_section
@@ -129,16 +128,10 @@ def _pretraining(runs: list[Run]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bt_jax.report", description="Writes report.html of a run again.")
+    parser = tool.Parser("report", "Writes report.html of a run again.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder; several are drawn side by side")
     parser.add_argument("--out", metavar="FILE", help="file to write (default: report.html in the first run folder)")
-    args = parser.parse_args(argv)
-    try:
-        print(write(*args.runs, out=args.out))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return tool.run(parser, lambda options: print(write(*options.runs, out=options.out)), argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ of device, XLA_FLAGS and float64 setting, and end with one line if a number is w
 Exit status 0: all numbers are right; 2: at least one is wrong.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import compilers, losses, sharding, storage
+from bt_jax import compilers, losses, sharding, storage, tool
 from bt_jax.errors import UserError, line
 
 _outcome: dict[str, str] = {}  # of `require` in this process
@@ -294,11 +293,9 @@ def table(device, results: list[Result]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a table for every kind of device; returns the exit status."""
-    argparse.ArgumentParser(
-        prog="python -m bt_jax.selfcheck", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(argv)
     started = time.perf_counter()
     try:
+        tool.Parser("selfcheck", __doc__).parse_args(argv)
         devices = kinds()
     except UserError as error:
         print(f"bt_jax: {error}", file=sys.stderr)

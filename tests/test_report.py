@@ -531,6 +531,8 @@ def test_missing_run_is_a_user_error(tmp_path, capsys, make):
     assert report.main([str(folder)]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and "--workdir" in printed.err
+    assert printed.err.startswith("report: ") and report.main([]) == 2
+    assert capsys.readouterr().err == "report: The following arguments are required: RUN. See --help.\n"
 
 
 def test_target_that_cannot_be_written(run, tmp_path, capsys):

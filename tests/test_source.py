@@ -198,7 +198,12 @@ def test_prepare_lists_unreadable_images(images, tmp_path, capsys):
 
 
 def test_prepare_errors_are_one_line(tmp_path, capsys):
-    for arguments in ([], ["--data=cifar10", f"--data_dir={tmp_path}"], ["--data=patterns", "--npz_in=x.npz"]):
+    for arguments in (
+        [],
+        ["--data=cifar10", f"--data_dir={tmp_path}"],
+        ["--data=patterns", "--npz_in=x.npz"],
+        ["--dta=patterns"],
+    ):
         assert prepare.main(arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("prepare: ") and len(error.splitlines()) == 1

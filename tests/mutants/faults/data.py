@@ -229,11 +229,11 @@ FAULTS = (
         ("test_prefetch_raises_errors_in_their_place",),
     ),
     Fault(
-        "prepare-status",
-        "main",
-        'print(f"prepare: {error}", file=sys.stderr) return 2',
-        'print(f"prepare: {error}", file=sys.stderr)\n        return 0',
-        ("test_prepare_errors_are_one_line",),
+        "tool-status",
+        "run",
+        'print(f"{parser.name}: {error}", file=sys.stderr) return 2',
+        'print(f"{parser.name}: {error}", file=sys.stderr)\n        return 0',
+        ("test_prepare_errors_are_one_line", "test_missing_run_is_a_user_error", "test_mistakes"),
     ),
     Fault(
         "prepare-cut-ids",

@@ -107,11 +107,4 @@ FAULTS = (
         "target.write_text(text)",
         ("test_full_disk_leaves_the_old_report",),
     ),
-    Fault(
-        "report-status",
-        "main",
-        'print(f"error: {error}", file=sys.stderr) return 2',
-        'print(f"error: {error}", file=sys.stderr)\n        return 0',
-        ("test_missing_run_is_a_user_error",),
-    ),
 )

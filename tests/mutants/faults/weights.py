@@ -85,13 +85,6 @@ FAULTS = (
         ("test_the_model_card_says_where_the_weights_are_from",),
     ),
     Fault(
-        "convert-status",
-        "main",
-        'print(f"convert: {error}", file=sys.stderr) return 2',
-        'print(f"convert: {error}", file=sys.stderr)\n        return 0',
-        ("test_mistakes",),
-    ),
-    Fault(
         "convert-rubbish",
         "run",
         "shutil.rmtree(made, ignore_errors=True) for folder",
