@@ -3,7 +3,7 @@
 The image operations equal Pillow's and torchvision's to about one grey level: they work in floating point and clip
 where Pillow clips, but do not round to grey levels in between. Nothing branches on a sample's draws, because `cond`
 under `vmap` would compute both sides: an operation that is not drawn runs with parameters that make it the identity,
-and one that a recipe never draws is not compiled at all. The recipes are in `recipes`, and are had from here too.
+and one that a recipe never draws is not compiled at all. The recipes are in `recipes`.
 
 Inside, an image is held as (height, channel, width). In that order both halves of a resize and of a blur are plain
 matrix products, without a transpose, and the channels are planes whose minor axis is long.
@@ -20,51 +20,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from bt_jax.errors import UserError
-from bt_jax.recipes import (
-    CIFAR_MEAN,
-    CIFAR_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    RECIPES,
-    Recipe,
-    View,
-    cifar,
-    grayscale,
-    imagenet,
-    lightly_cifar,
-    recipe_from_config,
-)
+from bt_jax.recipes import Recipe, View
 from bt_jax.shapes import Array, Float, Int, Key, Number, UInt8, Whole
-
-__all__ = [
-    "CIFAR_MEAN",
-    "CIFAR_STD",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "RECIPES",
-    "Draw",
-    "Recipe",
-    "View",
-    "adjust_brightness",
-    "adjust_contrast",
-    "adjust_hue",
-    "adjust_saturation",
-    "center_crop_of_resize",
-    "cifar",
-    "draw",
-    "evaluation_view",
-    "gaussian_blur",
-    "grayscale",
-    "horizontal_flip",
-    "imagenet",
-    "lightly_cifar",
-    "normalise",
-    "recipe_from_config",
-    "resized_crop",
-    "solarize",
-    "to_grayscale",
-    "two_views",
-]
 
 Planes = tuple[jax.Array, ...]  # red, green and blue, each (height, width)
 

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, compilers, log, models, optim, sharding, train_step
+from bt_jax import compilers, log, models, optim, recipes, sharding, train_step
 from bt_jax import state as state_lib
 from bt_jax.errors import UserError
 from bt_jax.state import Nets, TrainState
@@ -73,14 +73,14 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def build_recipe(config: ConfigDict) -> augment.Recipe:
+def build_recipe(config: ConfigDict) -> recipes.Recipe:
     """The two views of the config."""
     changed = {
         view: {name: value for name, value in config.views[view].items() if value is not None}
         for view in ("view1", "view2")
     }
     changed |= {name: config.views[name] for name in ("mean", "std") if config.views[name] is not None}
-    recipe = augment.recipe_from_config({"name": config.views.name, "size": config.views.size, **changed})
+    recipe = recipes.recipe_from_config({"name": config.views.name, "size": config.views.size, **changed})
     if len(recipe.mean) not in (1, 3):
         raise UserError(
             f"config.views.mean has {len(recipe.mean)} numbers, but images are decoded to 1 or 3 channels",
@@ -89,7 +89,7 @@ def build_recipe(config: ConfigDict) -> augment.Recipe:
     return recipe
 
 
-def evaluation_recipe(config: ConfigDict) -> augment.Recipe:
+def evaluation_recipe(config: ConfigDict) -> recipes.Recipe:
     """The recipe at the size that is evaluated."""
     recipe = build_recipe(config)
     return dataclasses.replace(recipe, size=config.evals.size or recipe.size)
@@ -168,7 +168,7 @@ class Training(NamedTuple):
     update: Callable
 
 
-def build_training(config: ConfigDict, plan: Plan, recipe: augment.Recipe, num_classes: int, mesh: Mesh) -> Training:
+def build_training(config: ConfigDict, plan: Plan, recipe: recipes.Recipe, num_classes: int, mesh: Mesh) -> Training:
     """Everything between a batch of images and the next state."""
     nets = build_nets(config, channels=len(recipe.mean))
     tx, rates = build_optimizer(config, plan)

@@ -39,7 +39,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import augment, checkpoint, models, selfcheck, sharding, storage, tool
+from bt_jax import checkpoint, models, recipes, selfcheck, sharding, storage, tool
 from bt_jax.config import user_cache
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import Source, Span, progress
@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> None:
     mesh = sharding.make_mesh()
     if not options.no_self_check:
         selfcheck.require(user_cache() / "selfcheck")
-    recipe = augment.RECIPES["imagenet"](view["size"])  # of which the evaluation sees the normalisation alone
+    recipe = recipes.RECIPES["imagenet"](view["size"])  # of which the evaluation sees the normalisation alone
     recipe = dataclasses.replace(recipe, mean=tuple(model["mean"]), std=tuple(model["std"]))
     embed = features.make_embed(net, recipe, mesh, resize=view["resize"])
     unreadable = Unreadable(source, spans, limit=options.broken_limit, file=out / "broken.txt")

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from bt_jax import compilers, log, sharding, train_step
 from bt_jax.data import device
 from bt_jax.data.prefetch import Prefetch
-from bt_jax.data.source import Broken, Source, evenly, open_source
+from bt_jax.data.records import Broken, Source, evenly
+from bt_jax.data.source import open_source
 
 
 class Feed(NamedTuple):

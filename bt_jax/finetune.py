@@ -23,6 +23,7 @@ from bt_jax import (
     loop,
     metrics,
     optim,
+    recipes,
     report,
     run_folder,
     sharding,
@@ -166,7 +167,7 @@ def _optimizer(config: ConfigDict, plan: build.Plan, trained: tuple[str, ...]):
 def make_step(
     encoder: Encoder,
     tx: optax.GradientTransformation,
-    recipe: augment.Recipe,
+    recipe: recipes.Recipe,
     *,
     trained: tuple[str, ...],
     train: bool,
@@ -218,7 +219,7 @@ class Accuracy:
       resize: see `augment.evaluation_view`.
     """
 
-    def __init__(self, encoder: Encoder, recipe: augment.Recipe, val: Callable, *, mesh, resize: int, every_steps: int):
+    def __init__(self, encoder: Encoder, recipe: recipes.Recipe, val: Callable, *, mesh, resize: int, every_steps: int):
         embed = features.make_embed(encoder.net, recipe, mesh, resize=resize)
 
         def logits(variables, batch):

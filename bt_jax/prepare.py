@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from bt_jax import tool
-from bt_jax.data.records import cores
-from bt_jax.data.source import Source, open_source, progress, try_decode, write_npz
+from bt_jax.data.npz import write_npz
+from bt_jax.data.records import Source, cores, progress, try_decode
+from bt_jax.data.source import open_source
 from bt_jax.errors import UserError
 
 

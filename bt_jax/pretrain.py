@@ -14,6 +14,7 @@ from bt_jax import augment, build, checkpoint, compilers, encoder, log, loop, re
 from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
+from bt_jax.recipes import Recipe
 from bt_jax.state import TrainState
 
 PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
@@ -29,7 +30,7 @@ class Run(NamedTuple):
 
     loop: loop.Loop
     mesh: Mesh
-    recipe: augment.Recipe
+    recipe: Recipe
     embed: features.Embed
     frozen: protocols.Frozen | None
     spectrum: spectrum.Spectrum

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bt_jax import augment, losses, metrics, sharding
+from bt_jax import augment, losses, metrics, recipes, sharding
 from bt_jax.head import SplitProjector
 from bt_jax.models import Net, Tree
 from bt_jax.state import Nets, TrainState
@@ -30,7 +30,7 @@ def stream(seed: int, purpose: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
-def make_pretrain_step(update: Update, recipe: augment.Recipe, *, seed: int) -> Step:
+def make_pretrain_step(update: Update, recipe: recipes.Recipe, *, seed: int) -> Step:
     """Puts the views before an update of `make_update`.
 
     Returns:

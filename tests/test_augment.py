@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from bt_jax import augment
+from bt_jax import augment, recipes
 from bt_jax.errors import UserError
 
 # Pillow rounds or truncates to a grey level after every step (torchvision's hue even works in 8-bit HSV), so a correct
@@ -37,13 +37,13 @@ two_views = jax.jit(augment.two_views, static_argnames=("recipe", "dtype"))  # c
 gaussian_blur = jax.jit(augment.gaussian_blur)
 center_crop_of_resize = jax.jit(augment.center_crop_of_resize, static_argnums=(1, 2))
 evaluation_view = jax.jit(augment.evaluation_view, static_argnames=("recipe", "resize"))
-PLAIN = augment.View(
+PLAIN = recipes.View(
     crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0
 )
 
 
 def plain_recipe(size, view1=PLAIN, view2=PLAIN, channels=3):
-    return augment.Recipe(size, view1, view2, (0.0,) * channels, (1.0,) * channels)
+    return recipes.Recipe(size, view1, view2, (0.0,) * channels, (1.0,) * channels)
 
 
 def unit(pixels):
@@ -201,7 +201,7 @@ def composed(key, image, view, size):
 @pytest.mark.parametrize(("hue", "blur"), [(0.1, 0.5), (0.0, 0.0)])
 def test_views_are_the_operations_in_the_order_drawn(hue, blur):
     n, size = 96, 8
-    view = augment.View(blur=blur, hue=hue, brightness=0.8, contrast=0.8, saturation=0.8)
+    view = recipes.View(blur=blur, hue=hue, brightness=0.8, contrast=0.8, saturation=0.8)
     images = random_images(n, 12, 10)
     got = two_views(KEY, images, plain_recipe(size, view, view))
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(KEY, i)))(jnp.arange(n))
@@ -236,7 +236,7 @@ def test_flip_is_drawn_for_each_view():
         assert abs(events.mean() - 0.5) < 4 * math.sqrt(0.25 / 200)
 
 
-SMALL = augment.imagenet(8)
+SMALL = recipes.imagenet(8)
 IMAGES, IDS = random_images(16, 12, 12), np.arange(100, 116)
 
 
@@ -303,7 +303,7 @@ def test_evaluation_view():
 
 def test_one_channel_has_no_colour():
     images = random_images(4, 10, 10, 1)
-    recipe = augment.grayscale(8)
+    recipe = recipes.grayscale(8)
     coloured = [dataclasses.replace(view, jitter=1.0, grayscale=1.0) for view in (recipe.view1, recipe.view2)]
     with_colour = dataclasses.replace(recipe, view1=coloured[0], view2=coloured[1])
     for view in two_views(KEY, images, recipe):
@@ -344,7 +344,7 @@ def kolmogorov_smirnov(a, b):
 def test_crops_are_distributed_as_torchvisions(shape):
     n = 2000
     keys = jax.random.split(KEY, n)
-    drawn = jax.jit(jax.vmap(lambda key: augment.draw(key, augment.View(), *shape)))(keys)
+    drawn = jax.jit(jax.vmap(lambda key: augment.draw(key, recipes.View(), *shape)))(keys)
     top, left, height, width = (np.asarray(x) for x in drawn[:4])
     assert (top >= 0).all() and (left >= 0).all()
     assert (top + height <= shape[0]).all() and (left + width <= shape[1]).all()
@@ -357,7 +357,7 @@ def test_crops_are_distributed_as_torchvisions(shape):
 
 
 def test_probabilities_and_strengths():
-    n, view = 2000, augment.View(blur=0.1, solarize=0.2)
+    n, view = 2000, recipes.View(blur=0.1, solarize=0.2)
     drawn = jax.jit(jax.vmap(lambda key: augment.draw(key, view, 64, 64)))(jax.random.split(KEY, n))
     drawn = jax.tree.map(np.asarray, drawn)
     jittered, blurred = drawn.brightness != 1, drawn.sigma > 0
@@ -422,25 +422,25 @@ def test_what_is_never_drawn_is_not_computed():
 
 
 def test_recipes_hold_the_published_numbers():
-    recipe = augment.imagenet()
+    recipe = recipes.imagenet()
     table = dict(crop_scale=(0.08, 1.0), flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
     for view, blur, solarise in ((recipe.view1, 1.0, 0.0), (recipe.view2, 0.1, 0.2)):
         assert {name: getattr(view, name) for name in table} == table
         assert (view.grayscale, view.blur, view.solarize, view.blur_sigma) == (0.2, blur, solarise, (0.1, 2.0))
-    for small in (augment.cifar(), augment.lightly_cifar()):
+    for small in (recipes.cifar(), recipes.lightly_cifar()):
         assert (small.size, small.view1.blur, small.view2.blur) == (32, 0.0, 0.0)
         assert (small.view1.solarize, small.view2.solarize) == (0.0, 0.2)
-    assert augment.cifar().mean != augment.lightly_cifar().mean == recipe.mean
-    assert len({hash(make()) for make in augment.RECIPES.values()}) == len(augment.RECIPES)  # static under jit
+    assert recipes.cifar().mean != recipes.lightly_cifar().mean == recipe.mean
+    assert len({hash(make()) for make in recipes.RECIPES.values()}) == len(recipes.RECIPES)  # static under jit
 
 
 def test_recipe_from_config():
     config = {"name": "cifar", "size": 24, "view1": {"blur": 0.5, "crop_scale": [0.2, 1.0]}, "mean": [0, 0, 0]}
-    recipe = augment.recipe_from_config(config)
-    assert recipe.size == 24 and recipe.mean == (0, 0, 0) and recipe.std == augment.cifar().std
-    assert recipe.view1 == dataclasses.replace(augment.cifar().view1, blur=0.5, crop_scale=(0.2, 1.0))
-    assert recipe.view2 == augment.cifar().view2
-    assert hash(recipe) == hash(augment.recipe_from_config(config))
+    recipe = recipes.recipe_from_config(config)
+    assert recipe.size == 24 and recipe.mean == (0, 0, 0) and recipe.std == recipes.cifar().std
+    assert recipe.view1 == dataclasses.replace(recipes.cifar().view1, blur=0.5, crop_scale=(0.2, 1.0))
+    assert recipe.view2 == recipes.cifar().view2
+    assert hash(recipe) == hash(recipes.recipe_from_config(config))
 
 
 @pytest.mark.parametrize(
@@ -458,4 +458,4 @@ def test_recipe_from_config():
 )
 def test_a_wrong_recipe_names_the_key_and_the_cure(config, message):
     with pytest.raises(UserError, match=message):
-        augment.recipe_from_config(config)
+        recipes.recipe_from_config(config)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import bt_jax
-from bt_jax import augment, build, checkpoint, embed, models
+from bt_jax import augment, build, checkpoint, embed, models, recipes
 from bt_jax import config as config_lib
 from bt_jax.data.npz import write_npz
 from bt_jax.embedding import record
@@ -100,7 +100,7 @@ def wanted(encoder):
     apply = jax.jit(functools.partial(net.apply, train=False))
 
     def features(images, size=SIZE, resize=None):
-        recipe = augment.Recipe(size, augment.View(), augment.View(), MEAN, STD)
+        recipe = recipes.Recipe(size, recipes.View(), recipes.View(), MEAN, STD)
         views = [view(jnp.asarray(image)[None], recipe, resize=resize) for image in images]
         views += views[:1] * (COUNT - len(views))  # to compile once
         return np.asarray(apply(variables, jnp.concatenate(views)))[: len(images)]

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from bt_jax import augment, models, sharding
+from bt_jax import augment, models, recipes, sharding
 from bt_jax.data import device
 from bt_jax.errors import UserError
 from bt_jax.evals import confidence, features, knn, probe, protocols, spectrum
@@ -100,7 +100,7 @@ def test_every_image_counts_once(batch_size):
     images, labels = rng.integers(0, 256, (37, 16, 16, 3), np.uint8), np.arange(37)
     net, recipe, mesh = (
         models.build("tiny", width=0.125, small_images=True),
-        augment.cifar(16),
+        recipes.cifar(16),
         sharding.make_mesh(),
     )
     variables = jax.jit(net.init)(jax.random.key(0))
@@ -131,7 +131,7 @@ def test_epoch_order_is_a_permutation_of_its_own():
 
 @pytest.fixture(scope="module")
 def small(tiny_arch):
-    net, recipe = models.build(tiny_arch, width=0.125, small_images=True), augment.cifar(16)
+    net, recipe = models.build(tiny_arch, width=0.125, small_images=True), recipes.cifar(16)
     images = np.random.default_rng(0).integers(0, 256, (37, 16, 16, 3), np.uint8)
     return net, recipe, jax.jit(net.init)(jax.random.key(0)), images
 

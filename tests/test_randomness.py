@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bt_jax import augment, models, train_step
+from bt_jax import augment, models, recipes, train_step
 from bt_jax import state as state_lib
 from bt_jax.state import Nets
 
@@ -23,7 +23,7 @@ def test_views_follow_seed_step_and_id(monkeypatch):
     monkeypatch.setattr(augment, "two_views", two_views)
     batch = {"image": np.zeros((2, 4, 4, 3), np.uint8), "id": np.array([5, 9]), "label": "labels", "size": "sizes"}
     for seed in (0, 7):
-        step = train_step.make_pretrain_step(lambda state, views, labels: labels, augment.cifar(4), seed=seed)
+        step = train_step.make_pretrain_step(lambda state, views, labels: labels, recipes.cifar(4), seed=seed)
         for at in (0, 3):
             assert step(SimpleNamespace(step=at), batch) == "labels"
             wanted = jax.random.fold_in(train_step.stream(seed, train_step.VIEWS), at)

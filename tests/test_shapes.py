@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from bt_jax import augment, losses, metrics, shapes
+from bt_jax import augment, losses, metrics, recipes, shapes
 from bt_jax.evals import knn
 
 
@@ -20,7 +20,7 @@ from bt_jax.evals import knn
         lambda: losses.standardise(jnp.zeros((4, 3, 2))),
         lambda: metrics.top1(jnp.zeros((4, 3)), jnp.zeros(5, int)),
         lambda: metrics.top1(jnp.zeros((4, 3)), jnp.zeros(4)),  # labels that are no integers
-        lambda: augment.two_views(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), augment.cifar(8)),  # not uint8
+        lambda: augment.two_views(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), recipes.cifar(8)),  # not uint8
         lambda: knn.top1(np.zeros((4, 3)), np.zeros(4, int), np.zeros((2, 5)), np.zeros(2, int), num_classes=2),
     ],
 )

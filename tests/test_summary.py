@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax import augment, evaluate, finetune, losses, pretrain, report
+from bt_jax import augment, evaluate, finetune, losses, pretrain, recipes, report
 from bt_jax import config as config_lib
 from bt_jax.data.records import Source
 from bt_jax.evals import confidence, correlation, features, pictures
@@ -117,7 +117,7 @@ def test_pictures_before_and_after_are_named_rightly(monkeypatch):
     """The views are shown as the pixels that they were."""
     rng = np.random.default_rng(0)
     matrices = {"before": rng.uniform(-1, 1, (6, 6)), "after": 0.1 * rng.uniform(-1, 1, (6, 6))}
-    recipe = augment.Recipe(4, augment.View(), augment.View(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    recipe = recipes.Recipe(4, recipes.View(), recipes.View(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     image = rng.integers(0, 256, (20, 4, 4, 3), np.uint8)
 
     def two_views(key, images, recipe, *, ids, sizes):

@@ -1,6 +1,6 @@
 """Where images come from: {image, label or none, id}, by name or from a cache file, whatever they are used for.
 
-What a data set offers is in `records`, and is had from here too. Nothing here ever downloads. TensorFlow is imported
+What a data set offers is in `records`. Nothing here ever downloads. TensorFlow is imported
 only for a TFDS data set.
 """
 
@@ -11,27 +11,10 @@ import numpy as np
 from PIL import Image
 
 from bt_jax.data.folder import FolderSource
-from bt_jax.data.npz import NpzSource, write_npz
-from bt_jax.data.records import Arrays, Broken, Source, Span, decode, evenly, progress, try_decode
+from bt_jax.data.npz import NpzSource
+from bt_jax.data.records import Arrays, Source
 from bt_jax.data.tfds import TfdsSource
 from bt_jax.errors import UserError
-
-__all__ = [
-    "Arrays",
-    "Broken",
-    "FolderSource",
-    "NpzSource",
-    "PatternsSource",
-    "Source",
-    "Span",
-    "TfdsSource",
-    "decode",
-    "evenly",
-    "open_source",
-    "progress",
-    "try_decode",
-    "write_npz",
-]
 
 
 def open_source(

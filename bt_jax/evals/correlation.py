@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import augment, compilers, losses, storage
+from bt_jax import augment, compilers, losses, recipes, storage
 from bt_jax.data.records import evenly
 from bt_jax.shapes import Float
 from bt_jax.state import Nets, TrainState
@@ -29,7 +29,7 @@ class CrossCorrelation:
     def __init__(
         self,
         nets: Nets,
-        recipe: augment.Recipe,
+        recipe: recipes.Recipe,
         batch: Mapping[str, jax.Array | np.ndarray],
         *,
         key: jax.Array,

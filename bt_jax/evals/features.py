@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import augment, compilers, sharding
+from bt_jax import augment, compilers, recipes, sharding
 from bt_jax.evals.pictures import thumbnail
 from bt_jax.models import Net, Variables
 
@@ -25,7 +25,7 @@ class Encoded(Protocol):
         ...
 
 
-def make_embed(net: Net, recipe: augment.Recipe, mesh: Mesh, *, resize: int = 0) -> Embed:
+def make_embed(net: Net, recipe: recipes.Recipe, mesh: Mesh, *, resize: int = 0) -> Embed:
     """embed(variables, batch) -> float32 (n, feature_dim): the evaluation view, by running statistics."""
 
     def embed(variables: Variables, batch: Batch) -> jax.Array:
@@ -35,7 +35,7 @@ def make_embed(net: Net, recipe: augment.Recipe, mesh: Mesh, *, resize: int = 0)
     return compilers.jit(embed, out_shardings=sharding.replicated(mesh))
 
 
-def raw_pixels(recipe: augment.Recipe, mesh: Mesh) -> Embed:
+def raw_pixels(recipe: recipes.Recipe, mesh: Mesh) -> Embed:
     """The same for no net at all: the normalised pixels of the stored images, whatever the views' size, flattened."""
 
     def embed(variables: Variables, batch: Batch) -> jax.Array:

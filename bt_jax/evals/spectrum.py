@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import augment, compilers, sharding
+from bt_jax import augment, compilers, recipes, sharding
 from bt_jax.evals.features import Batch, Encoded, HostBatch
 from bt_jax.metrics import unit_rows
 from bt_jax.models import Net, Variables
@@ -39,7 +39,7 @@ Accumulate = Callable[[Moments, jax.Array, Variables, Batch], Moments]
 Summary = tuple[dict[str, float], np.ndarray]
 
 
-def make_accumulate(net: Net, recipe: augment.Recipe, mesh: Mesh) -> Accumulate:
+def make_accumulate(net: Net, recipe: recipes.Recipe, mesh: Mesh) -> Accumulate:
     """accumulate(moments, key, variables, batch) -> moments with the batch's added.
 
     batch: {"image" uint8 (n, h, w, c), "mask" bool (n,), "id" int32 (n,), optionally "size"}.
@@ -144,7 +144,7 @@ class Spectrum:
     def __init__(
         self,
         net: Net,
-        recipe: augment.Recipe,
+        recipe: recipes.Recipe,
         batches: Callable[[], Iterable[HostBatch]],
         *,
         mesh: Mesh,

@@ -17,12 +17,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from bt_jax import augment, losses, models, optim, sharding, train_step
+from bt_jax import augment, losses, models, optim, recipes, sharding, train_step
 from bt_jax import state as state_lib
 from bt_jax.models.batch_norm import BatchNorm
 from bt_jax.state import Nets
 
-RECIPE = augment.cifar(16)
+RECIPE = recipes.cifar(16)
 CASES = [(head, form) for head in ("replicated", "sharded") for form in losses.FORMS]
 BATCH = 32
 
