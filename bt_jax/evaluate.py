@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, log, report, run_folder, sharding, train_step, watch
+from bt_jax import build, log, report, run_folder, sharding, train_step
 from bt_jax import config as config_lib
 from bt_jax import encoder as encoder_lib
 from bt_jax import feed as feed_lib
@@ -15,6 +15,7 @@ from bt_jax.data import selection
 from bt_jax.errors import UserError
 from bt_jax.evals import features, pictures, protocols, spectrum
 from bt_jax.loop import Evaluator
+from bt_jax.processes import watchdog
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
 
@@ -56,7 +57,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
     for name, evaluator in evaluators.items():
         began = time.monotonic()
-        watch.at(0, f"judging ({name})")
+        watchdog.at(0, f"judging ({name})")
         values = evaluator.run(encoder)
         summary["seconds_each"][name] = round(time.monotonic() - began, 1)
         summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}

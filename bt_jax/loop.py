@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, checkpoint, cluster, log, watch
+from bt_jax import build, checkpoint, log
 from bt_jax import feed as feed_lib
 from bt_jax.errors import UserError
+from bt_jax.processes import join, watchdog
+from bt_jax.processes.stop_signals import Stop, Stopped
 from bt_jax.state import TrainState
-from bt_jax.stopping import Stop, Stopped
 
 AT_THE_END = "judging (at the end)"
 SECONDS_TO_STOP = 5  # of training after a signal; a preempted machine is gone after 30
@@ -68,7 +69,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
 
     What metrics.jsonl says up to a step is on the disk before that step is saved, and it is saved before it is judged:
     whenever the run dies, the next start misses no line and writes none twice. What comes after the last step is a
-    judgement, for `watch`.
+    judgement, for `watchdog`.
     """
     config, plan = this.config, this.plan
     at = int(state.step)
@@ -80,11 +81,11 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
         """Whose turn it is."""
         return [each for each in this.evaluators if each.every_steps and (at == last or _due(at, each.every_steps))]
 
-    judged = cluster.gather(log.judged(this.folder, at), what="the start of training")[0]
+    judged = join.gather(log.judged(this.folder, at), what="the start of training")[0]
     unjudged = at > 0 and bool(judges()) and not judged
     if at >= last and not unjudged:
         log.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
-        watch.at(at, AT_THE_END)
+        watchdog.at(at, AT_THE_END)
         return state
     written = log.RunLog(this.folder, first_step=at, tensorboard=config.log.tensorboard)
     progress = log.Progress(
@@ -96,7 +97,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
     )
     # A window may be taken in parts, to notice a signal early, where no other process must take the same ones, and
     # where a part is no program of its own to compile.
-    parts = not cluster.several() and (jax.default_backend() == "cpu" or not config.data.on_device)
+    parts = not join.several() and (jax.default_backend() == "cpu" or not config.data.on_device)
     advance, waited, close = this.feed.begin(this.step, state)
     stop = Stop(at)
     unseen = None  # the newest window's metrics, still on their way from the device
@@ -106,14 +107,14 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
         nonlocal first, speed
         step, shown = window
         values = _means(shown) | progress.measure(step, waited=waited())
-        watch.at(step, "training", waited=values["perf/data_wait"])
+        watchdog.at(step, "training", waited=values["perf/data_wait"])
         written.write(step, values)
         if not first:  # which has the compiler's time in it
             speed = values[f"perf/{this.unit}_per_sec"] / config.batch_size
         else:
             log.say(f"first window of steps done {time.monotonic() - this.started:.0f} s after the start")
             first = False
-        log.say(progress.line(step, values) + watch.slowest_line())
+        log.say(progress.line(step, values) + watchdog.slowest_line())
         if values["train/bad_steps"] >= config.nonfinite_limit:
             if unseen and unseen[0] > step:  # a window that ran meanwhile, and is in the state that is saved
                 written.write(unseen[0], _means(unseen[1]) | {"epoch": unseen[0] / plan.steps_per_epoch})
@@ -124,7 +125,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
     def judge():
         values: dict[str, float] = {}
         for each in judges():
-            watch.at(at, f"judging ({type(each).__name__})")
+            watchdog.at(at, f"judging ({type(each).__name__})")
             values |= each.run(state)
             if stop.now:  # the next start judges this step
                 return
@@ -146,7 +147,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
                     state, metrics = advance(state, steps)
                 shown += metrics
                 at, window = at + steps, window - steps
-                watch.at(at, "training")
+                watchdog.at(at, "training")
             before, unseen = unseen, (at, shown)
             if before:
                 look(before)
@@ -171,13 +172,13 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
     finally:
         close()
         written.close()
-        watch.at(at, "saving")
+        watchdog.at(at, "saving")
         this.checkpoints.wait()
         stop.close(at)
     if stopped:
         log.say(f"stopped at step {at} of {last}, saved; the same command goes on from there")
         raise Stopped(128 + stop.signal)
-    watch.at(at, AT_THE_END)
+    watchdog.at(at, AT_THE_END)
     return state
 
 

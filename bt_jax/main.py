@@ -9,9 +9,10 @@ import time
 
 from absl import flags
 
-from bt_jax import cli, cluster, selfcheck, storage, watch
+from bt_jax import cli, selfcheck, storage
 from bt_jax.config import choose, user_cache
 from bt_jax.errors import UserError, is_disk_full
+from bt_jax.processes import join, watchdog
 
 TASKS = ("pretrain", "evaluate", "finetune")  # modules of this package
 WORKDIR = flags.DEFINE_string(
@@ -33,14 +34,14 @@ def main(argv: list[str]) -> None:
         raise UserError("No --workdir is given", "Name the folder the run is written to.")
     config = cli.CONFIG.value
     _compile_cache(config.compile_cache)
-    cluster.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, silent_seconds=config.watch.silent_seconds)
-    watch.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)
+    join.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, silent_seconds=config.watch.silent_seconds)
+    watchdog.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)
     try:
-        with cluster.leaving():
+        with join.leaving():
             _run(config, started)
-            cluster.gather(None, what="the end")  # process 0 writes the report; nobody leaves before it is through
+            join.gather(None, what="the end")  # process 0 writes the report; nobody leaves before it is through
     finally:
-        watch.end()
+        watchdog.end()
 
 
 def _run(config, started: float) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from bt_jax import cluster, compilers, log, selfcheck, storage
+from bt_jax import compilers, log, selfcheck, storage
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
+from bt_jax.processes import join
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-datasets")
 
@@ -34,7 +35,7 @@ def open_folder(path: str, config: dict) -> Path:
         ) from None
     if storage.in_bucket(folder):
         storage.look_at_bucket(folder)
-    cluster.check_shared(folder)
+    join.check_shared(folder)
     file = folder / "config.json"
     if file.exists():
         old = _read(file)
@@ -45,7 +46,7 @@ def open_folder(path: str, config: dict) -> Path:
                 "Give another --workdir, or the config of that run to go on with it.",
             )
         _say_longer(old, config)
-    cluster.gather(None, what="the look at the run folder")  # all have read before it is written
+    join.gather(None, what="the look at the run folder")  # all have read before it is written
     if jax.process_index() == 0:
         storage.write_json(file, config)
         storage.write_json(folder / "environment.json", environment())
@@ -53,14 +54,14 @@ def open_folder(path: str, config: dict) -> Path:
 
 
 def agree(config: ConfigDict, **facts: int) -> None:
-    """Several processes: compares config, versions and `facts` with process 0's; raises UserError, see `cluster.agree`.
+    """Several processes: compares config, versions and `facts` with process 0's; raises UserError, see `join.agree`.
 
     Where the data and the compiled programs lie may differ: every host can have its own copy.
     """
-    if cluster.several():
+    if join.several():
         flat = config_lib.flatten(config_lib.to_dict(config))
         own = {f"config.{key}": value for key, value in flat.items() if key not in config_lib.PER_HOST_KEYS}
-        cluster.agree(own | facts | versions() | {"python": platform.python_version(), "bt_jax": _git_commit()})
+        join.agree(own | facts | versions() | {"python": platform.python_version(), "bt_jax": _git_commit()})
 
 
 def _say_longer(old: dict, new: dict) -> None:

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bt_jax import cli, cluster, evaluate, main, watch
+from bt_jax import cli, evaluate, main
 from bt_jax import config as config_lib
 from bt_jax.errors import TRY_AGAIN, UserError
+from bt_jax.processes import join, watchdog
 
 ROOT = Path(main.__file__).parents[1]
 
@@ -77,9 +78,9 @@ def test_a_key_of_the_program_arrives(monkeypatch):
     for flag, value in {"WORKDIR": "/w", "COORDINATOR": "host:1", "PROCESSES": 4, "PROCESS": 3}.items():
         monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
     for where, name in (
-        (cluster, "start"),
-        (watch, "begin"),
-        (watch, "end"),
+        (join, "start"),
+        (watchdog, "begin"),
+        (watchdog, "end"),
         (evaluate, "run"),
         (jax.config, "update"),
     ):

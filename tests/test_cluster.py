@@ -13,9 +13,9 @@ import time
 import jax
 import pytest
 
-from bt_jax import cluster, watch
 from bt_jax.errors import TRY_AGAIN, UserError
-from bt_jax.stopping import Stop
+from bt_jax.processes import join, watchdog
+from bt_jax.processes.stop_signals import Stop
 from tests.support import scenes
 from tests.support.paths import ROOT
 
@@ -112,19 +112,19 @@ def test_an_agreed_stop_keeps_its_status(played):
 
 
 def test_alone_nothing_is_asked(tmp_path):
-    assert cluster.gather(3, what="nothing") == [3] and not cluster.several()
-    cluster.agree({"rate": 0.1})
-    cluster.check_shared(tmp_path)
+    assert join.gather(3, what="nothing") == [3] and not join.several()
+    join.agree({"rate": 0.1})
+    join.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="--processes and --process not given"):
-        cluster.start("localhost:1", None, None)
+        join.start("localhost:1", None, None)
 
 
 def test_a_standstill_ends_the_process_with_its_stacks():
     script = (
-        "import time; from bt_jax import watch\nwatch.START_SECONDS, watch.BEAT_SECONDS = 0, 0.1\n"
-        "watch.begin(stuck_seconds=1, silent_seconds=9)\n"
-        "for step in range(4): watch.at(step, 'training'); time.sleep(0.3)\n"
+        "import time; from bt_jax.processes import watchdog\nwatchdog.START_SECONDS, watchdog.BEAT_SECONDS = 0, 0.1\n"
+        "watchdog.begin(stuck_seconds=1, silent_seconds=9)\n"
+        "for step in range(4): watchdog.at(step, 'training'); time.sleep(0.3)\n"
         "def here_it_hangs(): time.sleep(60)\nhere_it_hangs()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -141,10 +141,10 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self._now, self._until, self.ended = 0.0, 0.0, []
-        monkeypatch.setattr(watch, "time", self)
-        monkeypatch.setattr(watch, "START_SECONDS", 0)
-        monkeypatch.setattr(watch.Watch, "_end", lambda _, status, why: self.ended.append(why))
-        monkeypatch.setattr(watch.threading.Thread, "start", lambda _: None)
+        monkeypatch.setattr(watchdog, "time", self)
+        monkeypatch.setattr(watchdog, "START_SECONDS", 0)
+        monkeypatch.setattr(watchdog.Watch, "_end", lambda _, status, why: self.ended.append(why))
+        monkeypatch.setattr(watchdog.threading.Thread, "start", lambda _: None)
 
     def monotonic(self):
         return self._now
@@ -161,7 +161,7 @@ class Clock:
 
 def test_judging_may_take_long(monkeypatch):
     clock = Clock(monkeypatch)
-    seen = watch.Watch(stuck_seconds=5, silent_seconds=9)
+    seen = watchdog.Watch(stuck_seconds=5, silent_seconds=9)
     seen.at(3, "judging (KNN)", None)
     clock.go_on(seen, 3600)
     assert clock.ended == []
@@ -184,8 +184,8 @@ def test_while_another_gets_on_nobody_is_stuck(monkeypatch):
 
     clock, store = Clock(monkeypatch), Store()
     for name, value in {"several": True, "process": 0, "processes": 2, "store": store, "ended": {}}.items():
-        monkeypatch.setattr(cluster, name, lambda value=value: value)
-    seen = watch.Watch(stuck_seconds=6, silent_seconds=99)
+        monkeypatch.setattr(join, name, lambda value=value: value)
+    seen = watchdog.Watch(stuck_seconds=6, silent_seconds=99)
     seen.at(3, "training", None)
     for step in range(4, 8):
         clock.go_on(seen, 4)
@@ -231,10 +231,10 @@ def test_the_only_gpu_that_slurm_shows_is_number_0(monkeypatch, shown, asked):
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: given.update(options))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    cluster.start("localhost:1", 4, 3)
+    join.start("localhost:1", 4, 3)
     assert given["local_device_ids"] is None
     monkeypatch.setenv("SLURM_LOCALID", "3")
-    cluster.start("localhost:1", 4, 3)
+    join.start("localhost:1", 4, 3)
     assert given["local_device_ids"] == asked
 
 
@@ -247,6 +247,6 @@ def test_the_only_gpu_that_slurm_shows_is_number_0(monkeypatch, shown, asked):
     ],
 )
 def test_a_lost_connection_is_told_from_other_faults_of_the_runtime(text, lost):
-    assert cluster._is_of_a_collective(jax.errors.JaxRuntimeError(text)) == lost
-    assert cluster._is_of_a_collective(ValueError(text)) == ("Gloo" in text)
-    assert not cluster._is_of_a_collective(KeyError(text))
+    assert join._is_of_a_collective(jax.errors.JaxRuntimeError(text)) == lost
+    assert join._is_of_a_collective(ValueError(text)) == ("Gloo" in text)
+    assert not join._is_of_a_collective(KeyError(text))

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bt_jax import cluster, errors, report, run_folder, storage
 from bt_jax import config as config_lib
+from bt_jax import errors, report, run_folder, storage
 from bt_jax.errors import UserError
+from bt_jax.processes import join
 
 # Written down a second time: keys that a begun run may change, with all below them.
 FREE = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log", "stop_after_steps")
@@ -93,11 +94,11 @@ def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
 
 def test_processes_compare_config_versions_and_facts(monkeypatch):
     compared = []
-    monkeypatch.setattr(cluster, "agree", compared.append)
+    monkeypatch.setattr(join, "agree", compared.append)
     config = config_lib.pretrain()
     run_folder.agree(config, images=7, steps_per_epoch=3)
     assert compared == []  # alone
-    monkeypatch.setattr(cluster, "several", lambda: True)
+    monkeypatch.setattr(join, "several", lambda: True)
     run_folder.agree(config, images=7, steps_per_epoch=3)
     (own,) = compared
     assert (own["images"], own["steps_per_epoch"], own["jax"]) == (7, 3, jax.__version__)

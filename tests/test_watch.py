@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from bt_jax import cluster, watch
 from bt_jax.errors import TRY_AGAIN, UserError
-from bt_jax.stopping import Stop
+from bt_jax.processes import join, watchdog
+from bt_jax.processes.stop_signals import Stop
 
 
 def watching(monkeypatch, beats, *, own=0, idle=0.0, stuck=0.0, silent=9.0, heard=None):
     """A `Watch` without threads, of a process that has heard `beats` of others, and the list of what it ends with."""
-    seen, now = watch.Watch.__new__(watch.Watch), time.monotonic()
+    seen, now = watchdog.Watch.__new__(watchdog.Watch), time.monotonic()
     others = {process: (beat, now - (heard or {}).get(process, 0)) for process, beat in beats.items() if process != own}
     seen._heard, seen._beat, seen._stuck, seen._silent = others, beats[own], stuck, silent
     seen._begun = seen._talked = now
@@ -23,10 +23,10 @@ def watching(monkeypatch, beats, *, own=0, idle=0.0, stuck=0.0, silent=9.0, hear
     seen._done = SimpleNamespace(wait=lambda seconds: next(looks))
     values = {"several": len(beats) > 1, "process": own, "processes": len(beats)}
     for name, value in values.items():
-        monkeypatch.setattr(cluster, name, lambda value=value: value)
-    monkeypatch.setattr(watch.Watch, "_end", lambda self, status, why: ended.append((status, why)))
-    monkeypatch.setattr(watch.faulthandler, "dump_traceback", lambda **_: None)
-    monkeypatch.setattr(watch, "_watch", seen)
+        monkeypatch.setattr(join, name, lambda value=value: value)
+    monkeypatch.setattr(watchdog.Watch, "_end", lambda self, status, why: ended.append((status, why)))
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback", lambda **_: None)
+    monkeypatch.setattr(watchdog, "_watch", seen)
     return seen, ended
 
 
@@ -38,18 +38,18 @@ def test_the_slowest_process_is_named(monkeypatch):
     """The one that waits most for its data, and the one whose step is the lowest."""
     beats = {0: beat("a", 7, waited=0.1), 1: beat("b", 7, waited=0.75), 2: beat("c", 4, waited=0.0)}
     seen, _ = watching(monkeypatch, beats)
-    assert watch.slowest_line() == "  most waiting: process 1 on b, 75 %"
+    assert watchdog.slowest_line() == "  most waiting: process 1 on b, 75 %"
     assert seen._behind() == "Behind is process 2 on c: training at step 4."
     seen, _ = watching(monkeypatch, {0: beat("a", 7), 1: beat("b", 7)})
     assert seen._behind() == "All processes are at step 7."
     seen, _ = watching(monkeypatch, {0: beat("a", 3, "saving")})
-    assert watch.slowest_line() == "" and seen._behind() == "It was saving at step 3."
+    assert watchdog.slowest_line() == "" and seen._behind() == "It was saving at step 3."
 
 
 @pytest.mark.parametrize("doing, ends", [("training", True), ("starting", False), ("judging (KNN)", False)])
 def test_compiling_may_take_long(monkeypatch, doing, ends):
     """Also if only another process still compiles or evaluates."""
-    monkeypatch.setattr(watch, "START_SECONDS", 1000)
+    monkeypatch.setattr(watchdog, "START_SECONDS", 1000)
     for beats in ({0: beat("a", -1, doing)}, {0: beat("a", 3), 1: beat("b", -1, doing)}):
         seen, ended = watching(monkeypatch, beats, idle=100, stuck=50)
         seen._judge()
@@ -63,7 +63,7 @@ def test_compiling_may_take_long(monkeypatch, doing, ends):
 
 
 def test_a_silent_process_is_named_and_ends_this_one(monkeypatch):
-    beats = {0: beat("a", 7), 1: beat("b", 5), 2: beat("c", 9, watch.DONE)}
+    beats = {0: beat("a", 7), 1: beat("b", 5), 2: beat("c", 9, watchdog.DONE)}
     seen, ended = watching(monkeypatch, beats, silent=30, heard={1: 29, 2: 500})
     seen._end_if_silent()
     assert ended == []  # not yet, and a finished process may be silent
@@ -85,8 +85,8 @@ def test_all_stop_at_the_furthest_boundary(monkeypatch):
             return [item for item in kept.items() if item[0].startswith(folder)]
 
     for name, value in {"several": True, "process": 0, "processes": 2, "store": Store()}.items():
-        monkeypatch.setattr(cluster, name, lambda value=value: value)
-    monkeypatch.setattr(cluster, "say_everywhere", lambda text: None)
+        monkeypatch.setattr(join, name, lambda value=value: value)
+    monkeypatch.setattr(join, "say_everywhere", lambda text: None)
     monkeypatch.setattr(Stop, "_listen", lambda self, google: None)
     stop = Stop(0)
     try:
@@ -114,11 +114,11 @@ def test_all_stop_at_the_furthest_boundary(monkeypatch):
 def test_a_failing_process_leaves_with_its_status(monkeypatch, error, status):
     """Of several; one that is alone raises the error as it is."""
     left = []
-    monkeypatch.setattr(cluster, "leave", lambda status, why: left.append((status, why)))
+    monkeypatch.setattr(join, "leave", lambda status, why: left.append((status, why)))
     for several in (False, True):
-        monkeypatch.setattr(cluster, "several", lambda several=several: several)
-        monkeypatch.setattr(cluster, "say_everywhere", lambda text: None)
-        with pytest.raises(type(error)), cluster.leaving():
+        monkeypatch.setattr(join, "several", lambda several=several: several)
+        monkeypatch.setattr(join, "say_everywhere", lambda text: None)
+        with pytest.raises(type(error)), join.leaving():
             raise error
     ((found, why),) = left
     assert found == status and str(error) in why

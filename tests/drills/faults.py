@@ -69,7 +69,7 @@ def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
     return {
         "kill -9, process 1": Fault(lost, (75, None), send(signal.SIGKILL, 1)),
         "kill -9, process 1, one device each": Fault(lost, (75, None), send(signal.SIGKILL, 1), devices=1),
-        # JAX aborts whoever loses the coordination service, unless `watch` or a collective is quicker.
+        # JAX aborts whoever loses the coordination service, unless `watchdog` or a collective is quicker.
         "kill -9, process 0": Fault("", (None, (75, -signal.SIGABRT)), send(signal.SIGKILL, 0)),
         "kill -9, process 2 of 4": Fault(lost, (75, 75, None, 75), send(signal.SIGKILL, 2)),
         "SIGSTOP, process 1": Fault("process 1 .* silent", (75, None), send(signal.SIGSTOP, 1)),
@@ -104,12 +104,13 @@ def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
 def work() -> None:
     """One process: bt_jax.main, with what $FAULT says."""
     fault = os.environ.get("FAULT", "")
-    from bt_jax import cluster, main, watch
+    from bt_jax import main
     from bt_jax.data import prefetch
+    from bt_jax.processes import join, watchdog
 
-    cluster.JOIN_SECONDS = 30
+    join.JOIN_SECONDS = 30
     if fault in ("stuck", "raise"):
-        report = watch.at
+        report = watchdog.at
 
         def at(step, doing, **more):
             report(step, doing, **more)
@@ -118,7 +119,7 @@ def work() -> None:
                     raise ValueError("planted")
                 time.sleep(3600)
 
-        watch.at = at
+        watchdog.at = at
     if fault == "slow":
         ahead = prefetch._run_ahead
 

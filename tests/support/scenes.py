@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from bt_jax import cluster, watch
 from bt_jax.errors import UserError
-from bt_jax.stopping import Stop, Stopped
+from bt_jax.processes import join, watchdog
+from bt_jax.processes.stop_signals import Stop, Stopped
 
 
 def refusal(call, *arguments, **options) -> str:
@@ -30,15 +30,15 @@ def refusal(call, *arguments, **options) -> str:
 
 
 def talk(folder: Path) -> dict:
-    me = cluster.process()
-    found = {"gathered": cluster.gather([me, "x"], what="a test")}
-    found["agreed"] = refusal(cluster.agree, {"rate": 0.1, "images": 7})
-    found["disagreed"] = refusal(cluster.agree, {"rate": 0.1 + me, "images": 7, **({"extra": 1} if me else {})})
-    found["shared"] = refusal(cluster.check_shared, folder)
-    cluster.SEEN_SECONDS = 1
+    me = join.process()
+    found = {"gathered": join.gather([me, "x"], what="a test")}
+    found["agreed"] = refusal(join.agree, {"rate": 0.1, "images": 7})
+    found["disagreed"] = refusal(join.agree, {"rate": 0.1 + me, "images": 7, **({"extra": 1} if me else {})})
+    found["shared"] = refusal(join.check_shared, folder)
+    join.SEEN_SECONDS = 1
     apart = folder / str(me)
     apart.mkdir()
-    found["apart"] = refusal(cluster.check_shared, apart)
+    found["apart"] = refusal(join.check_shared, apart)
     found["left"] = sorted(path.name for path in [*folder.iterdir(), *apart.iterdir()])
     # Process 0 is hasty, process 1 slow: their hosts are several windows apart when one of them is told to stop.
     stop, at, windows = Stop(0), 0, []
@@ -53,7 +53,7 @@ def talk(folder: Path) -> dict:
     stop.close(at)
     found |= {"stopped_at": at, "windows": len(windows), "signal": int(stop.signal)}
     if me == 0:
-        found["absent"] = refusal(cluster.gather, 0, what="dinner", seconds=1)
+        found["absent"] = refusal(join.gather, 0, what="dinner", seconds=1)
         time.sleep(1)
     else:
         time.sleep(2)  # does not come
@@ -65,7 +65,7 @@ def late(folder: Path) -> dict:
     del folder
     stop = Stop(0)
     found = {"before": stop.before(0, 3)}
-    if cluster.process() == 1:
+    if join.process() == 1:
         os.kill(os.getpid(), signal.SIGUSR1)
     found |= {"after": stop.after_all(), "signal": int(stop.signal)}
     stop.close(3)
@@ -74,10 +74,10 @@ def late(folder: Path) -> dict:
 
 def silent(folder: Path) -> dict:
     """The process that the folder is named after stops; nobody is there to wake it."""
-    watch.begin(stuck_seconds=0, silent_seconds=3)
-    cluster.gather(None, what="a test")
+    watchdog.begin(stuck_seconds=0, silent_seconds=3)
+    join.gather(None, what="a test")
     time.sleep(2)
-    if cluster.process() == int(folder.name):
+    if join.process() == int(folder.name):
         os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(60)
     return {}
@@ -85,20 +85,20 @@ def silent(folder: Path) -> dict:
 
 def mistake(folder: Path) -> dict:
     del folder
-    watch.begin(stuck_seconds=0, silent_seconds=30)
-    with cluster.leaving():
-        if cluster.process() == 1:
+    watchdog.begin(stuck_seconds=0, silent_seconds=30)
+    with join.leaving():
+        if join.process() == 1:
             raise UserError("There is no folder /x", "Name another.")
-        cluster.gather(None, what="a test", seconds=60)
+        join.gather(None, what="a test", seconds=60)
     return {}
 
 
 def broken(folder: Path) -> dict:
     """Process 0 sees a broken collective before it hears that process 1 made a mistake."""
     del folder
-    watch.begin(stuck_seconds=0, silent_seconds=30)
-    with cluster.leaving():
-        if cluster.process() == 0:
+    watchdog.begin(stuck_seconds=0, silent_seconds=30)
+    with join.leaving():
+        if join.process() == 0:
             raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
         time.sleep(1)
         raise UserError("There is no folder /x", "Name another.")
@@ -108,22 +108,22 @@ def broken(folder: Path) -> dict:
 def unequal(folder: Path) -> dict:
     """Process 1 is through long before process 0."""
     del folder
-    watch.begin(stuck_seconds=0, silent_seconds=4)
-    cluster.gather(None, what="a test")
-    time.sleep(9 if cluster.process() == 0 else 1)
-    watch.end()
+    watchdog.begin(stuck_seconds=0, silent_seconds=4)
+    join.gather(None, what="a test")
+    time.sleep(9 if join.process() == 0 else 1)
+    watchdog.end()
     return {}
 
 
 def told_to_stop(folder: Path) -> dict:
     """An agreed stop is no failure: the status is everybody's own, and JAX's exit is waited for."""
     del folder
-    watch.begin(stuck_seconds=0, silent_seconds=30)
+    watchdog.begin(stuck_seconds=0, silent_seconds=30)
     try:
-        with cluster.leaving():
+        with join.leaving():
             raise Stopped(143)
     finally:
-        watch.end()
+        watchdog.end()
 
 
 SCENES = {
@@ -142,7 +142,7 @@ def play(scene: str, process: int, port: int, folder: Path) -> None:
     """As the process that this one was forked for."""
     for name, descriptor in {"out": 1, "err": 2}.items():
         os.dup2(os.open(folder / f"{process}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
-    cluster.start(f"localhost:{port}", 2, process)
+    join.start(f"localhost:{port}", 2, process)
     print(json.dumps(SCENES[scene](folder)))
 
 

@@ -41,7 +41,7 @@ FAULTS = (
     Fault(
         "stop-last-window",
         "Stop.after_all",
-        'max(cluster.gather(int(self.signal), what="the end of training"))',
+        'max(join.gather(int(self.signal), what="the end of training"))',
         "int(self.signal)",
         ("test_a_signal_in_the_last_window_stops_all",),
     ),
@@ -172,7 +172,7 @@ FAULTS = (
     Fault(
         "main-watch-left",
         "main",
-        "finally: watch.end()",
+        "finally: watchdog.end()",
         "finally:\n        pass",
         ("test_a_key_of_the_program_arrives",),
     ),

@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 
-from bt_jax import cluster
 from bt_jax.errors import TRY_AGAIN
+from bt_jax.processes import join
 
 BEAT_SECONDS = 1.0
 START_SECONDS = 1800.0  # the least that reading data and compiling may take before the first step
@@ -70,7 +70,7 @@ class Watch:
         self._beat = {"host": socket.gethostname(), "step": -1, "doing": "starting", "waited": 0.0}
         self._heard: dict[int, tuple[dict, float]] = {}  # of the others: the last beat, and when it was another one
         self._done = threading.Event()
-        jobs = {"watch": self._judge} | ({"talk": self._talk} if cluster.several() else {})
+        jobs = {"watch": self._judge} | ({"talk": self._talk} if join.several() else {})
         self._threads = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
         for thread in self._threads:
             thread.start()
@@ -82,7 +82,7 @@ class Watch:
     def beats(self) -> dict[int, dict]:
         """The last of every process that has told one."""
         heard = {process: beat for process, (beat, _) in dict(self._heard).items()}
-        return heard | {cluster.process(): self._beat}
+        return heard | {join.process(): self._beat}
 
     def stop(self) -> None:
         self._beat |= {"doing": DONE}
@@ -101,18 +101,18 @@ class Watch:
 
     def _exchange(self, count: int, *, last: bool) -> None:
         """Tells the own beat, also that it is the last one, and hears the others'."""
-        store, beat = cluster.store(), json.dumps(self._beat | {"count": count})
-        store.key_value_set(f"{_BEATS}/{cluster.process()}", beat, allow_overwrite=True)
+        store, beat = join.store(), json.dumps(self._beat | {"count": count})
+        store.key_value_set(f"{_BEATS}/{join.process()}", beat, allow_overwrite=True)
         if last:
             return
-        for process, told in cluster.ended().items():
-            if process != cluster.process():
+        for process, told in join.ended().items():
+            if process != join.process():
                 why = f": {told['why']}" if told["why"] else ""
                 self._end(told["status"], f"process {process} on {told['host']} has ended{why}")
         now = time.monotonic()
         for key, text in store.key_value_dir_get(f"{_BEATS}/"):
             process, beat = int(key.rpartition("/")[2]), json.loads(text)
-            if process == cluster.process():
+            if process == join.process():
                 continue
             before = self._heard.get(process, (None,))[0]
             if before is None or (before["step"], before["doing"]) != (beat["step"], beat["doing"]):
@@ -122,7 +122,7 @@ class Watch:
 
     def _judge(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
-            if cluster.several():
+            if join.several():
                 self._end_if_silent()
             idle = time.monotonic() - self._progress
             # Of anybody: who is through with it waits for who compiles longer.
@@ -136,11 +136,11 @@ class Watch:
 
     def _end_if_silent(self) -> None:
         now = time.monotonic()
-        since = {other: self._heard.get(other, (None, self._begun))[1] for other in range(cluster.processes())}
+        since = {other: self._heard.get(other, (None, self._begun))[1] for other in range(join.processes())}
         since[0] = self._talked  # it keeps what all tell: who does not hear from it hears from nobody
         for other, then in since.items():
             beat = self._heard.get(other, ({"host": "", "step": -1, "doing": ""},))[0]
-            if other != cluster.process() and beat["doing"] != DONE and now - then > self._silent:
+            if other != join.process() and beat["doing"] != DONE and now - then > self._silent:
                 host = f" on {beat['host']}" if beat["host"] else ""
                 self._end(
                     TRY_AGAIN,
@@ -164,7 +164,7 @@ class Watch:
         self._end(TRY_AGAIN, why)
 
     def _end(self, status: int, why: str) -> None:
-        cluster.say_everywhere(f"{why}. {cluster.ends_with(status)}")
-        if cluster.several():
-            cluster.leave(status, why=why)
-        cluster.end(status)
+        join.say_everywhere(f"{why}. {join.ends_with(status)}")
+        if join.several():
+            join.leave(status, why=why)
+        join.end(status)

@@ -25,7 +25,7 @@ from bt_jax import log, storage
 from bt_jax.errors import TRY_AGAIN, UserError
 
 JOIN_SECONDS = 300  # for the others to come at all
-WAIT_SECONDS = 1800  # for the others once they have come: one may list a million files; `watch` sees who is gone
+WAIT_SECONDS = 1800  # for the others once they have come: one may list a million files; `watchdog` sees who is gone
 CAUSE_SECONDS = 3  # for a process that fails to say why, where others notice that it is gone
 TELL_SECONDS = 5  # for the others to read why a process ends
 SEEN_SECONDS = 15  # for what one host writes to show on another: network file systems keep lists of files for seconds
@@ -40,7 +40,7 @@ def start(address: str | None, number: int | None, own: int | None, *, silent_se
         none of them this process is alone.
       number: of processes; 1: alone, without looking.
       own: which of them this is, from 0.
-      silent_seconds: of `watch`, which says more than JAX's own, later, look at who is gone.
+      silent_seconds: of `watchdog`, which says more than JAX's own, later, look at who is gone.
 
     Raises:
       UserError: only some of the three are given, or (status 75) the others do not come.
@@ -51,7 +51,7 @@ def start(address: str | None, number: int | None, own: int | None, *, silent_se
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         raise UserError(f"{' and '.join(missing)} not given", f"Give all of {', '.join(given)}, or none of them.")
-    # Its handler would take SIGTERM from ours (`stopping`), which covers more signals and saves.
+    # Its handler would take SIGTERM from ours (`stop_signals`), which covers more signals and saves.
     jax.config.update("jax_enable_preemption_service", False)
     where = address or "the first process's machine"
     absent = UserError(
@@ -281,7 +281,7 @@ def _short(error: BaseException) -> str:
 
 
 def leave(status: int, *, why: str) -> None:
-    """Ends a process that failed: tells the others, who end as well within seconds (`watch`), and does not return.
+    """Ends a process that failed: tells the others, who end as well within seconds (`watchdog`), and does not return.
 
     Without it JAX would, at its exit, wait for the others for minutes."""
     told = json.dumps({"status": status, "host": socket.gethostname(), "why": " ".join(why.split())[:400].rstrip(".")})
