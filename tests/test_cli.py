@@ -58,7 +58,7 @@ def test_a_full_disk_is_one_line_and_other_errors_are_not(monkeypatch):
 
         monkeypatch.setattr(evaluate, "run", fail)
         with pytest.raises(expected) as caught:
-            main._run(config)
+            main._run(config, 0.0)
         assert expected is not UserError or "The disk is full while writing to /w" in str(caught.value)
 
 
