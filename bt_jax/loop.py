@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from bt_jax import build, checkpoint, log
 from bt_jax import feed as feed_lib
 from bt_jax.errors import UserError
-from bt_jax.processes import join, watchdog
+from bt_jax.processes import coordination, watchdog
 from bt_jax.processes.stop_signals import Stop, Stopped
 from bt_jax.state import TrainState
 
@@ -81,7 +81,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
         """Whose turn it is."""
         return [each for each in this.evaluators if each.every_steps and (at == last or _due(at, each.every_steps))]
 
-    judged = join.gather(log.judged(this.folder, at), what="the start of training")[0]
+    judged = coordination.gather(log.judged(this.folder, at), what="the start of training")[0]
     unjudged = at > 0 and bool(judges()) and not judged
     if at >= last and not unjudged:
         log.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
@@ -97,7 +97,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
     )
     # A window may be taken in parts, to notice a signal early, where no other process must take the same ones, and
     # where a part is no program of its own to compile.
-    parts = not join.several() and (jax.default_backend() == "cpu" or not config.data.on_device)
+    parts = not coordination.several() and (jax.default_backend() == "cpu" or not config.data.on_device)
     advance, waited, close = this.feed.begin(this.step, state)
     stop = Stop(at)
     unseen = None  # the newest window's metrics, still on their way from the device

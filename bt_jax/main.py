@@ -12,7 +12,7 @@ from absl import flags
 from bt_jax import cli, selfcheck, storage
 from bt_jax.config import choose, user_cache
 from bt_jax.errors import UserError, is_disk_full
-from bt_jax.processes import join, watchdog
+from bt_jax.processes import coordination, exits, join, watchdog
 
 TASKS = ("pretrain", "evaluate", "finetune")  # modules of this package
 WORKDIR = flags.DEFINE_string(
@@ -37,9 +37,9 @@ def main(argv: list[str]) -> None:
     join.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, silent_seconds=config.watch.silent_seconds)
     watchdog.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)
     try:
-        with join.leaving():
+        with exits.leaving():
             _run(config, started)
-            join.gather(None, what="the end")  # process 0 writes the report; nobody leaves before it is through
+            coordination.gather(None, what="the end")  # process 0 writes the report; nobody leaves before it is through
     finally:
         watchdog.end()
 

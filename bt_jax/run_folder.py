@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from bt_jax import compilers, log, selfcheck, storage
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
-from bt_jax.processes import join
+from bt_jax.processes import coordination, join
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-datasets")
 
@@ -46,7 +46,7 @@ def open_folder(path: str, config: dict) -> Path:
                 "Give another --workdir, or the config of that run to go on with it.",
             )
         _say_longer(old, config)
-    join.gather(None, what="the look at the run folder")  # all have read before it is written
+    coordination.gather(None, what="the look at the run folder")  # all have read before it is written
     if jax.process_index() == 0:
         storage.write_json(file, config)
         storage.write_json(folder / "environment.json", environment())
@@ -58,7 +58,7 @@ def agree(config: ConfigDict, **facts: int) -> None:
 
     Where the data and the compiled programs lie may differ: every host can have its own copy.
     """
-    if join.several():
+    if coordination.several():
         flat = config_lib.flatten(config_lib.to_dict(config))
         own = {f"config.{key}": value for key, value in flat.items() if key not in config_lib.PER_HOST_KEYS}
         join.agree(own | facts | versions() | {"python": platform.python_version(), "bt_jax": _git_commit()})

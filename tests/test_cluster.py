@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from bt_jax.errors import TRY_AGAIN, UserError
-from bt_jax.processes import join, watchdog
+from bt_jax.processes import coordination, exits, join, watchdog
 from bt_jax.processes.stop_signals import Stop
 from tests.support import scenes
 from tests.support.paths import ROOT
@@ -112,7 +112,7 @@ def test_an_agreed_stop_keeps_its_status(played):
 
 
 def test_alone_nothing_is_asked(tmp_path):
-    assert join.gather(3, what="nothing") == [3] and not join.several()
+    assert coordination.gather(3, what="nothing") == [3] and not coordination.several()
     join.agree({"rate": 0.1})
     join.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -183,8 +183,9 @@ def test_while_another_gets_on_nobody_is_stuck(monkeypatch):
             return [(f"{folder}1", json.dumps(self.other))] if "beat" in folder else []
 
     clock, store = Clock(monkeypatch), Store()
-    for name, value in {"several": True, "process": 0, "processes": 2, "store": store, "ended": {}}.items():
-        monkeypatch.setattr(join, name, lambda value=value: value)
+    for name, value in {"several": True, "process": 0, "processes": 2, "store": store}.items():
+        monkeypatch.setattr(coordination, name, lambda value=value: value)
+    monkeypatch.setattr(exits, "ended", lambda: {})
     seen = watchdog.Watch(stuck_seconds=6, silent_seconds=99)
     seen.at(3, "training", None)
     for step in range(4, 8):
@@ -247,6 +248,6 @@ def test_the_only_gpu_that_slurm_shows_is_number_0(monkeypatch, shown, asked):
     ],
 )
 def test_a_lost_connection_is_told_from_other_faults_of_the_runtime(text, lost):
-    assert join._is_of_a_collective(jax.errors.JaxRuntimeError(text)) == lost
-    assert join._is_of_a_collective(ValueError(text)) == ("Gloo" in text)
-    assert not join._is_of_a_collective(KeyError(text))
+    assert exits._is_of_a_collective(jax.errors.JaxRuntimeError(text)) == lost
+    assert exits._is_of_a_collective(ValueError(text)) == ("Gloo" in text)
+    assert not exits._is_of_a_collective(KeyError(text))

@@ -14,7 +14,7 @@ import pytest
 from bt_jax import config as config_lib
 from bt_jax import errors, report, run_folder, storage
 from bt_jax.errors import UserError
-from bt_jax.processes import join
+from bt_jax.processes import coordination, join
 
 # Written down a second time: keys that a begun run may change, with all below them.
 FREE = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log", "stop_after_steps")
@@ -98,7 +98,7 @@ def test_processes_compare_config_versions_and_facts(monkeypatch):
     config = config_lib.pretrain()
     run_folder.agree(config, images=7, steps_per_epoch=3)
     assert compared == []  # alone
-    monkeypatch.setattr(join, "several", lambda: True)
+    monkeypatch.setattr(coordination, "several", lambda: True)
     run_folder.agree(config, images=7, steps_per_epoch=3)
     (own,) = compared
     assert (own["images"], own["steps_per_epoch"], own["jax"]) == (7, 3, jax.__version__)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from bt_jax.errors import TRY_AGAIN, UserError
-from bt_jax.processes import join, watchdog
+from bt_jax.processes import coordination, exits, watchdog
 from bt_jax.processes.stop_signals import Stop
 
 
@@ -23,7 +23,7 @@ def watching(monkeypatch, beats, *, own=0, idle=0.0, stuck=0.0, silent=9.0, hear
     seen._done = SimpleNamespace(wait=lambda seconds: next(looks))
     values = {"several": len(beats) > 1, "process": own, "processes": len(beats)}
     for name, value in values.items():
-        monkeypatch.setattr(join, name, lambda value=value: value)
+        monkeypatch.setattr(coordination, name, lambda value=value: value)
     monkeypatch.setattr(watchdog.Watch, "_end", lambda self, status, why: ended.append((status, why)))
     monkeypatch.setattr(watchdog.faulthandler, "dump_traceback", lambda **_: None)
     monkeypatch.setattr(watchdog, "_watch", seen)
@@ -85,8 +85,8 @@ def test_all_stop_at_the_furthest_boundary(monkeypatch):
             return [item for item in kept.items() if item[0].startswith(folder)]
 
     for name, value in {"several": True, "process": 0, "processes": 2, "store": Store()}.items():
-        monkeypatch.setattr(join, name, lambda value=value: value)
-    monkeypatch.setattr(join, "say_everywhere", lambda text: None)
+        monkeypatch.setattr(coordination, name, lambda value=value: value)
+    monkeypatch.setattr(exits, "say_everywhere", lambda text: None)
     monkeypatch.setattr(Stop, "_listen", lambda self, google: None)
     stop = Stop(0)
     try:
@@ -114,11 +114,11 @@ def test_all_stop_at_the_furthest_boundary(monkeypatch):
 def test_a_failing_process_leaves_with_its_status(monkeypatch, error, status):
     """Of several; one that is alone raises the error as it is."""
     left = []
-    monkeypatch.setattr(join, "leave", lambda status, why: left.append((status, why)))
+    monkeypatch.setattr(exits, "leave", lambda status, why: left.append((status, why)))
     for several in (False, True):
-        monkeypatch.setattr(join, "several", lambda several=several: several)
-        monkeypatch.setattr(join, "say_everywhere", lambda text: None)
-        with pytest.raises(type(error)), join.leaving():
+        monkeypatch.setattr(coordination, "several", lambda several=several: several)
+        monkeypatch.setattr(exits, "say_everywhere", lambda text: None)
+        with pytest.raises(type(error)), exits.leaving():
             raise error
     ((found, why),) = left
     assert found == status and str(error) in why

@@ -15,7 +15,7 @@ import urllib.request
 import jax
 
 from bt_jax import log
-from bt_jax.processes import join
+from bt_jax.processes import coordination, exits
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 POLL_SECONDS, METADATA_SECONDS = 0.5, 5.0
@@ -46,17 +46,17 @@ class Stop:
                 break
         google = bool(os.environ.get("GCE_METADATA_HOST")) or jax.default_backend() == "tpu"
         self._thread = threading.Thread(target=self._listen, args=(google,), name="stopping", daemon=True)
-        if google or join.several():
+        if google or coordination.several():
             self._thread.start()
 
     @property
     def now(self) -> bool:
         """Told to stop, and nobody else is to be asked: whatever is being done may be left."""
-        return bool(self.signal) and not join.several()
+        return bool(self.signal) and not coordination.several()
 
     def before(self, at: int, until: int) -> bool:
         """Whether to stop at step `at`, rather than take the window of steps up to `until`."""
-        if not join.several():
+        if not coordination.several():
             return bool(self.signal)
         with self._changed:
             while self._asked and self._target is None:
@@ -68,7 +68,7 @@ class Stop:
     def after_all(self) -> bool:
         """Whether anybody was told to stop, asked by all once no more windows are taken: somebody may have been since
         the last one began, too late to stop before it."""
-        self.signal = max(join.gather(int(self.signal), what="the end of training"))
+        self.signal = max(coordination.gather(int(self.signal), what="the end of training"))
         return bool(self.signal)
 
     def close(self, at: int) -> None:
@@ -78,7 +78,7 @@ class Stop:
         if self._thread.is_alive():
             with self._changed:
                 self._next = at
-            if join.several():
+            if coordination.several():
                 with contextlib.suppress(Exception):  # nobody is left to be told
                     _publish(_BOUNDARIES, at)
             self._done.set()
@@ -94,7 +94,7 @@ class Stop:
 
     def _say(self, told: str) -> None:
         text = f"{told}: saving within a few steps"
-        join.say_everywhere(text) if join.several() else log.say(text)
+        exits.say_everywhere(text) if coordination.several() else log.say(text)
 
     def _listen(self, google: bool) -> None:
         asked_google = 0.0
@@ -104,7 +104,7 @@ class Stop:
                 if told := _google():
                     self.signal = signal.SIGTERM
                     self._say(told)
-            if join.several():
+            if coordination.several():
                 with contextlib.suppress(Exception):  # process 0 is gone: `watchdog` ends this one
                     self._agree()
 
@@ -113,7 +113,7 @@ class Stop:
         if self._target is not None:
             return
         notices = _published(_NOTICES)
-        if self.signal and join.process() not in notices:
+        if self.signal and coordination.process() not in notices:
             _publish(_NOTICES, int(self.signal))
             return
         if not notices:
@@ -124,17 +124,17 @@ class Stop:
                 self._asked, boundary = True, self._next
                 _publish(_BOUNDARIES, boundary)
             boundaries = _published(_BOUNDARIES)
-            if len(boundaries) == join.processes():
+            if len(boundaries) == coordination.processes():
                 self._target = max(boundaries.values())
                 self._changed.notify_all()
 
 
 def _publish(folder: str, value: int) -> None:
-    join.store().key_value_set(f"{folder}/{join.process()}", json.dumps(value), allow_overwrite=False)
+    coordination.store().key_value_set(f"{folder}/{coordination.process()}", json.dumps(value), allow_overwrite=False)
 
 
 def _published(folder: str) -> dict[int, int]:
-    found = join.store().key_value_dir_get(f"{folder}/")
+    found = coordination.store().key_value_dir_get(f"{folder}/")
     return {int(key.rpartition("/")[2]): json.loads(value) for key, value in found}
 
 

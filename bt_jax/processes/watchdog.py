@@ -14,7 +14,7 @@ import threading
 import time
 
 from bt_jax.errors import TRY_AGAIN
-from bt_jax.processes import join
+from bt_jax.processes import coordination, exits
 
 BEAT_SECONDS = 1.0
 START_SECONDS = 1800.0  # the least that reading data and compiling may take before the first step
@@ -70,7 +70,7 @@ class Watch:
         self._beat = {"host": socket.gethostname(), "step": -1, "doing": "starting", "waited": 0.0}
         self._heard: dict[int, tuple[dict, float]] = {}  # of the others: the last beat, and when it was another one
         self._done = threading.Event()
-        jobs = {"watch": self._judge} | ({"talk": self._talk} if join.several() else {})
+        jobs = {"watch": self._judge} | ({"talk": self._talk} if coordination.several() else {})
         self._threads = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
         for thread in self._threads:
             thread.start()
@@ -82,7 +82,7 @@ class Watch:
     def beats(self) -> dict[int, dict]:
         """The last of every process that has told one."""
         heard = {process: beat for process, (beat, _) in dict(self._heard).items()}
-        return heard | {join.process(): self._beat}
+        return heard | {coordination.process(): self._beat}
 
     def stop(self) -> None:
         self._beat |= {"doing": DONE}
@@ -101,18 +101,18 @@ class Watch:
 
     def _exchange(self, count: int, *, last: bool) -> None:
         """Tells the own beat, also that it is the last one, and hears the others'."""
-        store, beat = join.store(), json.dumps(self._beat | {"count": count})
-        store.key_value_set(f"{_BEATS}/{join.process()}", beat, allow_overwrite=True)
+        store, beat = coordination.store(), json.dumps(self._beat | {"count": count})
+        store.key_value_set(f"{_BEATS}/{coordination.process()}", beat, allow_overwrite=True)
         if last:
             return
-        for process, told in join.ended().items():
-            if process != join.process():
+        for process, told in exits.ended().items():
+            if process != coordination.process():
                 why = f": {told['why']}" if told["why"] else ""
                 self._end(told["status"], f"process {process} on {told['host']} has ended{why}")
         now = time.monotonic()
         for key, text in store.key_value_dir_get(f"{_BEATS}/"):
             process, beat = int(key.rpartition("/")[2]), json.loads(text)
-            if process == join.process():
+            if process == coordination.process():
                 continue
             before = self._heard.get(process, (None,))[0]
             if before is None or (before["step"], before["doing"]) != (beat["step"], beat["doing"]):
@@ -122,7 +122,7 @@ class Watch:
 
     def _judge(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
-            if join.several():
+            if coordination.several():
                 self._end_if_silent()
             idle = time.monotonic() - self._progress
             # Of anybody: who is through with it waits for who compiles longer.
@@ -136,11 +136,11 @@ class Watch:
 
     def _end_if_silent(self) -> None:
         now = time.monotonic()
-        since = {other: self._heard.get(other, (None, self._begun))[1] for other in range(join.processes())}
+        since = {other: self._heard.get(other, (None, self._begun))[1] for other in range(coordination.processes())}
         since[0] = self._talked  # it keeps what all tell: who does not hear from it hears from nobody
         for other, then in since.items():
             beat = self._heard.get(other, ({"host": "", "step": -1, "doing": ""},))[0]
-            if other != join.process() and beat["doing"] != DONE and now - then > self._silent:
+            if other != coordination.process() and beat["doing"] != DONE and now - then > self._silent:
                 host = f" on {beat['host']}" if beat["host"] else ""
                 self._end(
                     TRY_AGAIN,
@@ -164,7 +164,7 @@ class Watch:
         self._end(TRY_AGAIN, why)
 
     def _end(self, status: int, why: str) -> None:
-        join.say_everywhere(f"{why}. {join.ends_with(status)}")
-        if join.several():
-            join.leave(status, why=why)
-        join.end(status)
+        exits.say_everywhere(f"{why}. {exits.ends_with(status)}")
+        if coordination.several():
+            exits.leave(status, why=why)
+        exits.end(status)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from bt_jax.errors import UserError
-from bt_jax.processes import join, watchdog
+from bt_jax.processes import coordination, exits, join, watchdog
 from bt_jax.processes.stop_signals import Stop, Stopped
 
 
@@ -30,8 +30,8 @@ def refusal(call, *arguments, **options) -> str:
 
 
 def talk(folder: Path) -> dict:
-    me = join.process()
-    found = {"gathered": join.gather([me, "x"], what="a test")}
+    me = coordination.process()
+    found = {"gathered": coordination.gather([me, "x"], what="a test")}
     found["agreed"] = refusal(join.agree, {"rate": 0.1, "images": 7})
     found["disagreed"] = refusal(join.agree, {"rate": 0.1 + me, "images": 7, **({"extra": 1} if me else {})})
     found["shared"] = refusal(join.check_shared, folder)
@@ -53,7 +53,7 @@ def talk(folder: Path) -> dict:
     stop.close(at)
     found |= {"stopped_at": at, "windows": len(windows), "signal": int(stop.signal)}
     if me == 0:
-        found["absent"] = refusal(join.gather, 0, what="dinner", seconds=1)
+        found["absent"] = refusal(coordination.gather, 0, what="dinner", seconds=1)
         time.sleep(1)
     else:
         time.sleep(2)  # does not come
@@ -65,7 +65,7 @@ def late(folder: Path) -> dict:
     del folder
     stop = Stop(0)
     found = {"before": stop.before(0, 3)}
-    if join.process() == 1:
+    if coordination.process() == 1:
         os.kill(os.getpid(), signal.SIGUSR1)
     found |= {"after": stop.after_all(), "signal": int(stop.signal)}
     stop.close(3)
@@ -75,9 +75,9 @@ def late(folder: Path) -> dict:
 def silent(folder: Path) -> dict:
     """The process that the folder is named after stops; nobody is there to wake it."""
     watchdog.begin(stuck_seconds=0, silent_seconds=3)
-    join.gather(None, what="a test")
+    coordination.gather(None, what="a test")
     time.sleep(2)
-    if join.process() == int(folder.name):
+    if coordination.process() == int(folder.name):
         os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(60)
     return {}
@@ -86,10 +86,10 @@ def silent(folder: Path) -> dict:
 def mistake(folder: Path) -> dict:
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
-    with join.leaving():
-        if join.process() == 1:
+    with exits.leaving():
+        if coordination.process() == 1:
             raise UserError("There is no folder /x", "Name another.")
-        join.gather(None, what="a test", seconds=60)
+        coordination.gather(None, what="a test", seconds=60)
     return {}
 
 
@@ -97,8 +97,8 @@ def broken(folder: Path) -> dict:
     """Process 0 sees a broken collective before it hears that process 1 made a mistake."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
-    with join.leaving():
-        if join.process() == 0:
+    with exits.leaving():
+        if coordination.process() == 0:
             raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
         time.sleep(1)
         raise UserError("There is no folder /x", "Name another.")
@@ -109,8 +109,8 @@ def unequal(folder: Path) -> dict:
     """Process 1 is through long before process 0."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=4)
-    join.gather(None, what="a test")
-    time.sleep(9 if join.process() == 0 else 1)
+    coordination.gather(None, what="a test")
+    time.sleep(9 if coordination.process() == 0 else 1)
     watchdog.end()
     return {}
 
@@ -120,7 +120,7 @@ def told_to_stop(folder: Path) -> dict:
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
     try:
-        with join.leaving():
+        with exits.leaving():
             raise Stopped(143)
     finally:
         watchdog.end()

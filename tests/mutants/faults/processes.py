@@ -41,7 +41,7 @@ FAULTS = (
     Fault(
         "stop-last-window",
         "Stop.after_all",
-        'max(join.gather(int(self.signal), what="the end of training"))',
+        'max(coordination.gather(int(self.signal), what="the end of training"))',
         "int(self.signal)",
         ("test_a_signal_in_the_last_window_stops_all",),
     ),
