@@ -12,8 +12,8 @@ import optax
 from jax.sharding import Mesh
 
 from bt_jax import augment, losses, metrics, recipes, sharding
-from bt_jax.head import SplitProjector
 from bt_jax.models import Net, Tree
+from bt_jax.models.split_projector import SplitProjector
 from bt_jax.state import Nets, TrainState
 
 Batch = dict[str, jax.Array]
