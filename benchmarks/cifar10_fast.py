@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from bt_jax.errors import TRY_AGAIN
+from bt_jax.messages import TRY_AGAIN
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 50_000

@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from bt_jax import augment, build, cli, config, losses, plan, sharding, train_step
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 STEPS = flags.DEFINE_integer("steps", 30, "Steps that are timed, of each program.")
 WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before that.")

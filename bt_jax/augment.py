@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.recipes import Recipe, View
 from bt_jax.shapes import Array, Float, Int, Key, Number, UInt8, Whole
 

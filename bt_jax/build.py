@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import compilers, log, models, optim, recipes, sharding, train_step
 from bt_jax import state as state_lib
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.state import Nets, TrainState
 
 

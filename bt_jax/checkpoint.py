@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from bt_jax import log, manifest, models, storage
 from bt_jax.conversion import files
-from bt_jax.errors import UserError, is_disk_full
+from bt_jax.messages import UserError, is_disk_full
 from bt_jax.state import TrainState
 
 NONE = -1  # in place of a step

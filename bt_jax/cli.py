@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bt_jax import storage
-from bt_jax.errors import UserError, is_disk_full
+from bt_jax.messages import UserError, is_disk_full
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",

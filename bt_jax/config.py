@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from bt_jax import recipes
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
 FREE_KEYS = (

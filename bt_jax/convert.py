@@ -35,7 +35,7 @@ from absl import logging
 
 from bt_jax import storage, tool
 from bt_jax.conversion.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
-from bt_jax.errors import UserError, is_disk_full
+from bt_jax.messages import UserError, is_disk_full
 
 __all__ = ["from_torch", "main", "projector_from_torch", "projector_to_torch", "to_torch"]
 

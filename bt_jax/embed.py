@@ -47,8 +47,8 @@ from bt_jax.data.source import open_source
 from bt_jax.embedding.files import Explained, Npy, Parquet, Rows
 from bt_jax.embedding.images import Reading, Shard, Unreadable, batches_of, cut, file_names
 from bt_jax.embedding.record import CANVAS, fingerprint, open_out, view_sizes
-from bt_jax.errors import UserError
 from bt_jax.evals import features
+from bt_jax.messages import UserError
 
 
 class Job(NamedTuple):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import checkpoint, compilers, log, models, recipes, storage
 from bt_jax import config as config_lib
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.state import Nets, TrainState
 

@@ -12,9 +12,9 @@ from bt_jax import config as config_lib
 from bt_jax import encoder as encoder_lib
 from bt_jax import feed as feed_lib
 from bt_jax.data import selection
-from bt_jax.errors import UserError
 from bt_jax.evals import features, pictures, protocols, spectrum
 from bt_jax.loop import Evaluator
+from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")

@@ -34,8 +34,8 @@ from bt_jax import encoder as encoder_lib
 from bt_jax import feed as feed_lib
 from bt_jax.data import selection
 from bt_jax.encoder import Encoder
-from bt_jax.errors import UserError
 from bt_jax.evals import confidence, features, pictures
+from bt_jax.messages import UserError
 from bt_jax.state import TrainState
 
 

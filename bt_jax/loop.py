@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import build, checkpoint, log
 from bt_jax import feed as feed_lib
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.processes import coordination, watchdog
 from bt_jax.processes.stop_signals import Stop, Stopped
 from bt_jax.state import TrainState

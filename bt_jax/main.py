@@ -11,7 +11,7 @@ from absl import flags
 
 from bt_jax import cli, selfcheck, storage
 from bt_jax.config import choose, user_cache
-from bt_jax.errors import UserError, is_disk_full
+from bt_jax.messages import UserError, is_disk_full
 from bt_jax.processes import coordination, exits, join, watchdog
 
 TASKS = ("pretrain", "evaluate", "finetune")  # modules of this package

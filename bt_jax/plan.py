@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import build, cli, collectives, sharding
 from bt_jax import config as config_lib
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, VERSION:SHAPE: v5e:16x16, v6e:4x4, v4:4x4x4, ...")
 AS_JSON = flags.DEFINE_bool("json", False, "Print JSON.")

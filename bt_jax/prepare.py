@@ -22,7 +22,7 @@ from bt_jax import tool
 from bt_jax.data.npz import write_npz
 from bt_jax.data.records import Source, cores, progress, try_decode
 from bt_jax.data.source import open_source
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from bt_jax import log, storage, tool
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.reporting.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.reporting.mistakes import confusion_section
 from bt_jax.reporting.page import document

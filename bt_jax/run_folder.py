@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import compilers, log, selfcheck, storage
 from bt_jax import config as config_lib
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-datasets")

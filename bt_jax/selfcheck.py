@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import compilers, losses, sharding, storage, tool
-from bt_jax.errors import UserError, line
+from bt_jax.messages import UserError, line
 
 _outcome: dict[str, str] = {}  # of `require` in this process
 NUMBERS = Path(__file__).with_name("selfcheck.json")

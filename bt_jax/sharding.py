@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 AXIS = "data"
 

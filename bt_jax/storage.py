@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
 
-from bt_jax.errors import TRY_AGAIN, UserError, line
+from bt_jax.messages import TRY_AGAIN, UserError, line
 
 if TYPE_CHECKING:
     AnyPath = Path  # epath's have its methods

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from bt_jax import augment, recipes
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 # Pillow rounds or truncates to a grey level after every step (torchvision's hue even works in 8-bit HSV), so a correct
 # operation is off by a share of a level on average, and single pixels by more where that rounding is amplified.

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import bt_jax
 from bt_jax import checkpoint, manifest, sharding
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from tests.support import damage
 from tests.support.damage import reopened
 

@@ -11,7 +11,7 @@ import pytest
 
 from bt_jax import cli, evaluate, main
 from bt_jax import config as config_lib
-from bt_jax.errors import TRY_AGAIN, UserError
+from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import join, watchdog
 
 ROOT = Path(main.__file__).parents[1]

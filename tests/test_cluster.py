@@ -13,7 +13,7 @@ import time
 import jax
 import pytest
 
-from bt_jax.errors import TRY_AGAIN, UserError
+from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination, exits, join, watchdog
 from bt_jax.processes.stop_signals import Stop
 from tests.support import scenes

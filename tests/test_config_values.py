@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bt_jax import config as config_lib
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from configs import quickstart
 
 CONFIGS = {path.stem: path for path in Path(quickstart.__file__).parent.glob("*.py")}

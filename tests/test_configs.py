@@ -9,7 +9,7 @@ from PIL import Image
 import bt_jax
 from bt_jax import build, pretrain
 from bt_jax import config as config_lib
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.recipes import View
 from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
 from tests.support.runs import read_lines

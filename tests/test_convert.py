@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 import bt_jax
 from bt_jax import checkpoint, convert, manifest, models, recipes, run_folder
 from bt_jax.conversion import card, files, names, targets
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 NARROW = 1 / 16
 

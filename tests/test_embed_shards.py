@@ -11,7 +11,7 @@ from bt_jax import embed
 from bt_jax.data import records
 from bt_jax.embedding import files
 from bt_jax.embedding import images as shards
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 
 def test_ctrl_c_of_embed(monkeypatch, capsys):

@@ -12,7 +12,7 @@ from bt_jax import config as config_lib
 from bt_jax.data import selection
 from bt_jax.data.source import open_source
 from bt_jax.encoder import Encoder, complete, open_encoder, view_recipe
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
 from configs import linear, semisupervised, transfer, transfer_voc07

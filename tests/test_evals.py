@@ -9,8 +9,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from bt_jax import augment, models, recipes, sharding
 from bt_jax.data import device
-from bt_jax.errors import UserError
 from bt_jax.evals import confidence, features, knn, probe, protocols, spectrum
+from bt_jax.messages import UserError
 
 pytestmark = pytest.mark.usefixtures("tiny_arch")
 

@@ -12,7 +12,7 @@ from bt_jax.data.folder import FolderSource
 from bt_jax.data.pipeline import train_batches
 from bt_jax.data.records import Broken
 from bt_jax.data.source import open_source
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from tests.support.drawn_images import encode
 
 

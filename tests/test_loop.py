@@ -11,7 +11,7 @@ import pytest
 
 from bt_jax import build, log, loop
 from bt_jax import config as config_lib
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.processes.stop_signals import Stop, Stopped
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

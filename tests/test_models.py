@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bt_jax import convert, losses, models
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.models.batch_norm import BatchNorm
 
 # Float64 on both sides, so only the order of sums differs. Eval mode measures 2e-15. In train mode the statistics of

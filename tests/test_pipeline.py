@@ -15,7 +15,7 @@ from bt_jax.data.pipeline import eval_batches, permutation, train_batches
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import Broken, decode
 from bt_jax.data.source import open_source
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from tests.support.drawn_images import Counted, Listed, encode
 from tests.support.tfds_files import write_dataset
 

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bt_jax import collectives, plan, sharding
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from configs import quickstart
 from tests.support.paths import ROOT
 

@@ -18,8 +18,8 @@ import pytest
 import bt_jax
 from bt_jax import build, checkpoint, encoder, log, loop, pretrain, report, sharding, storage, train_step
 from bt_jax import config as config_lib
-from bt_jax.errors import UserError
 from bt_jax.evals import protocols
+from bt_jax.messages import UserError
 from tests.support import runs
 from tests.support.paths import ROOT
 from tests.support.runs import read_lines, without_speeds

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from bt_jax import report
-from bt_jax.errors import UserError
 from bt_jax.evals import pictures
+from bt_jax.messages import UserError
 from bt_jax.reporting.formats import duration, number, percent, plural, short
 from bt_jax.reporting.mistakes import cell
 from bt_jax.reporting.page import bar

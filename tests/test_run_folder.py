@@ -12,8 +12,8 @@ import jax
 import pytest
 
 from bt_jax import config as config_lib
-from bt_jax import errors, report, run_folder, storage
-from bt_jax.errors import UserError
+from bt_jax import messages, report, run_folder, storage
+from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
 
 # Written down a second time: keys that a begun run may change, with all below them.
@@ -173,10 +173,10 @@ def test_a_full_disk_in_every_guise():
     for number in (errno.ENOSPC, errno.EDQUOT):
         full = OSError(number, "x")
         assert (
-            errors.is_disk_full(full)
-            and errors.is_disk_full(within(full, True))
-            and errors.is_disk_full(within(full, False))
+            messages.is_disk_full(full)
+            and messages.is_disk_full(within(full, True))
+            and messages.is_disk_full(within(full, False))
         )
-    assert errors.is_disk_full(RuntimeError("RESOURCE: No space left on device"))
-    assert not errors.is_disk_full(OSError(errno.EACCES, "x")) and not errors.is_disk_full(None)
-    assert not errors.is_disk_full(within(OSError(errno.EACCES, "x"), True))
+    assert messages.is_disk_full(RuntimeError("RESOURCE: No space left on device"))
+    assert not messages.is_disk_full(OSError(errno.EACCES, "x")) and not messages.is_disk_full(None)
+    assert not messages.is_disk_full(within(OSError(errno.EACCES, "x"), True))

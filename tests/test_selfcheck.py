@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bt_jax import compilers, config, losses, main, pretrain, run_folder, selfcheck
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from tests.support.paths import ROOT
 
 # ------------------------------------------------------------------------------------- the same programs by NumPy alone

@@ -13,7 +13,7 @@ from bt_jax.data.npz import write_npz
 from bt_jax.data.pipeline import eval_batches
 from bt_jax.data.records import Broken, decode
 from bt_jax.data.source import open_source
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from tests.support.drawn_images import Listed, encode
 from tests.support.tfds_files import write_dataset
 

@@ -8,7 +8,7 @@ from bt_jax.data import patterns, tfds
 from bt_jax.data.npz import write_npz
 from bt_jax.data.records import decode, evenly
 from bt_jax.data.source import open_source
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from tests.support.drawn_images import Listed, encode
 
 

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import bt_jax
 from bt_jax import checkpoint, convert, log, manifest, run_folder, sharding, storage
 from bt_jax.data.records import Broken
-from bt_jax.errors import TRY_AGAIN, UserError
+from bt_jax.messages import TRY_AGAIN, UserError
 from tests.support import damage, runs
 from tests.support.damage import reopened
 from tests.support.paths import ROOT

@@ -9,8 +9,8 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
-from bt_jax.errors import UserError
 from bt_jax.evals import svm
+from bt_jax.messages import UserError
 
 # Average precision ---------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import pytest
 
 from bt_jax import losses, models, optim, sharding, train_step
 from bt_jax import state as state_lib
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.models.split_projector import SplitProjector
 from bt_jax.state import Nets
 from tests.support import hlo, invariance

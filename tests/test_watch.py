@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bt_jax.errors import TRY_AGAIN, UserError
+from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination, exits, watchdog
 from bt_jax.processes.stop_signals import Stop
 

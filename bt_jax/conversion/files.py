@@ -14,7 +14,7 @@ import numpy as np
 from bt_jax import recipes, storage
 from bt_jax.conversion import state_dicts
 from bt_jax.conversion.names import as_torchvision
-from bt_jax.errors import UserError, line
+from bt_jax.messages import UserError, line
 
 METADATA = "bt_jax"  # of a safetensors file of ours: the JSON that a checkpoint's `model` holds
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".tar", ".bin")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.models.resnet import ARCHITECTURES, ResNet, architecture
 
 Path = tuple[str, ...]

@@ -16,7 +16,7 @@ import numpy as np
 from bt_jax import checkpoint, models
 from bt_jax.conversion import names, state_dicts
 from bt_jax.conversion.files import METADATA
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.models.resnet import architecture
 

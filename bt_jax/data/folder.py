@@ -24,7 +24,7 @@ import numpy as np
 from bt_jax import storage
 from bt_jax.config import user_cache
 from bt_jax.data.records import Source
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 SPLITS = ("train", "val", "validation", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

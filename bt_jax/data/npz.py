@@ -11,7 +11,7 @@ import numpy as np
 
 from bt_jax import storage
 from bt_jax.data.records import Source, progress
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 NPZ_FORMAT = 1
 

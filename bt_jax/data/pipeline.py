@@ -26,7 +26,7 @@ import numpy as np
 from bt_jax.data import records as records_lib
 from bt_jax.data.records import Broken, Source, Span, cores, evenly
 from bt_jax.data.tfds import tensorflow
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 WINDOW = 8192  # records: about 0.9 GB of ImageNet JPEGs
 

@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 
 class Prefetch:

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from bt_jax import storage
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 
 class Arrays(NamedTuple):

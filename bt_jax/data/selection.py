@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bt_jax.data.records import Source
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 
 class Selection(Source):

@@ -9,7 +9,7 @@ from pathlib import Path
 from bt_jax.data.pipeline import permutation
 from bt_jax.data.records import Source, progress
 from bt_jax.data.tfds import tensorflow, tensorflow_datasets
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 RECORDS = 1024  # a shard: about 110 MB of ImageNet JPEGs; TFDS aims at 150 MB
 VERSION = "1.0.0"

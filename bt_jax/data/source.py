@@ -14,7 +14,7 @@ from bt_jax.data.folder import FolderSource
 from bt_jax.data.npz import NpzSource
 from bt_jax.data.records import Arrays, Source
 from bt_jax.data.tfds import TfdsSource
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 
 def open_source(

@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 
 from bt_jax.data.records import Source, progress
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 
 class TfdsSource(Source):

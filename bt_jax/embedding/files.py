@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.errors import UserError, is_disk_full
+from bt_jax.messages import UserError, is_disk_full
 
 
 class Rows(NamedTuple):

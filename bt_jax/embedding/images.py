@@ -17,7 +17,7 @@ from bt_jax import storage
 from bt_jax.data.folder import FolderSource
 from bt_jax.data.records import Broken, Source, Span, cores, try_decode
 from bt_jax.embedding.files import Explained
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 
 class Shard(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from bt_jax import checkpoint, run_folder, storage
 from bt_jax.data.records import Span
 from bt_jax.embedding.files import Explained
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 
 RESIZE, CANVAS = 256, 512  # beside checkpoint.SIZE, if no run says otherwise: the paper's evaluation, section 3.1
 

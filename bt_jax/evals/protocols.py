@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bt_jax import log
-from bt_jax.errors import UserError
 from bt_jax.evals import confidence, features, knn, probe, svm
 from bt_jax.evals.features import Encoded
+from bt_jax.messages import UserError
 from bt_jax.state import TrainState
 
 Batches = Callable[[], Iterable[features.HostBatch]]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.metrics import unit_rows
 from bt_jax.shapes import Float, Int, Real
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.models.batch_norm import BatchNorm
 
 # torch.nn.Linear's default, which the reference keeps: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), of variance 1 / (3 fan_in).

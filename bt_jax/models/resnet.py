@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.models.batch_norm import BatchNorm
 
 # He et al. 2015, "Delving deep", fan-out: the initialiser of torchvision's ResNet.__init__.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.models import Net
 
 

@@ -9,7 +9,7 @@ import socket
 import time
 from typing import Any
 
-from bt_jax.errors import TRY_AGAIN, UserError
+from bt_jax.messages import TRY_AGAIN, UserError
 
 WAIT_SECONDS = 1800  # for the others once they have come: one may list a million files; `watchdog` sees who is gone
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from bt_jax.errors import TRY_AGAIN, UserError
+from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination
 
 CAUSE_SECONDS = 3  # for a process that fails to say why, where others notice that it is gone

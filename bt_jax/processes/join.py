@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from bt_jax import log, storage
-from bt_jax.errors import TRY_AGAIN, UserError
+from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination, exits
 
 JOIN_SECONDS = 300  # for the others to come at all

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from bt_jax.errors import TRY_AGAIN
+from bt_jax.messages import TRY_AGAIN
 from bt_jax.processes import coordination, exits
 
 BEAT_SECONDS = 1.0

@@ -12,7 +12,7 @@ import numpy as np
 
 from bt_jax import storage
 from bt_jax.config import flatten
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.reporting.formats import number, plural
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from bt_jax.errors import UserError
+from bt_jax.messages import UserError
 from bt_jax.processes import coordination, exits, join, watchdog
 from bt_jax.processes.stop_signals import Stop, Stopped
 
