@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import compilers, log, models, optim, recipes, sharding, train_step
+from bt_jax import compilers, messages, models, optim, recipes, sharding, train_step
 from bt_jax import state as state_lib
 from bt_jax.messages import UserError
 from bt_jax.state import Nets, TrainState
@@ -42,7 +42,7 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
 def check_rate(config: ConfigDict) -> None:
     """Says so where the batch was changed and the learning rates, which the config file chose for another, were not."""
     if config.tuned_batch_size not in (0, config.batch_size):
-        log.say(
+        messages.say(
             f"WARNING: the learning rates are tuned for a batch of {config.tuned_batch_size}, not {config.batch_size}:"
             f" write --config=FILE.py:batch={config.batch_size} to take the config's rate for it"
         )
@@ -68,7 +68,7 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
         )
     unused = [path for path in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0") if os.path.exists(path)]
     if platform == "cpu" and unused and not os.environ.get("JAX_PLATFORMS"):
-        log.say(
+        messages.say(
             f"WARNING: {unused[0]} is an accelerator, but JAX runs on the CPU; set --config.platform to insist on it"
         )
 

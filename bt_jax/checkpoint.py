@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from bt_jax import log, manifest, models, storage
+from bt_jax import manifest, messages, models, storage
 from bt_jax.conversion import files
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.state import TrainState
@@ -279,7 +279,9 @@ def _set_damaged_aside(root: Path) -> None:
             for step, fault in damaged.items():
                 aside = _free_name(root.parent / "damaged" / str(step))
                 storage.move(root / str(step), aside)
-                log.say(f"WARNING: checkpoint {step} is damaged ({fault}): moved to {aside}, going back to {whole}")
+                messages.say(
+                    f"WARNING: checkpoint {step} is damaged ({fault}): moved to {aside}, going back to {whole}"
+                )
             if storage.in_bucket(root):
                 for step in set(steps) - set(damaged):
                     _commit(root / str(step))
@@ -303,7 +305,7 @@ def _free_name(path: Path) -> Path:
 
 @functools.cache
 def _say_once(text: str) -> None:
-    log.say(text)
+    messages.say(text)
 
 
 def _model(folder: Path) -> dict[str, Any]:

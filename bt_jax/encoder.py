@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bt_jax import checkpoint, compilers, log, models, recipes, storage
+from bt_jax import checkpoint, compilers, messages, models, recipes, storage
 from bt_jax import config as config_lib
 from bt_jax.messages import UserError
 from bt_jax.models import Net
@@ -97,9 +97,9 @@ def read_given(path: str, nets: Nets) -> Given:
             "Set config.model.arch, width and small_images to its own, or take other weights.",
         )
     fits = projector and _shapes(projector) == _shapes(jax.eval_shape(nets.projector.init, jax.random.key(0)))
-    log.say(f"beginning with the encoder{' and the projector' if fits else ''} of {path}")
+    messages.say(f"beginning with the encoder{' and the projector' if fits else ''} of {path}")
     if not fits:
-        log.say(f"its projector is {'of another shape' if projector else 'not there'}: a new one")
+        messages.say(f"its projector is {'of another shape' if projector else 'not there'}: a new one")
     return Given(backbone, projector if fits else None)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, log, report, run_folder, sharding, train_step
+from bt_jax import build, log, messages, report, run_folder, sharding, train_step
 from bt_jax import config as config_lib
 from bt_jax import encoder as encoder_lib
 from bt_jax import feed as feed_lib
@@ -51,7 +51,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     evaluators = _evaluators(config, source, feed, embed, encoder, recipe, mesh)
     folder = run_folder.open_folder(workdir, asked)
     broken.list_in(run_folder.own(folder, "broken.txt"))
-    log.say(f"{folder}: {config.encoder} ({encoder.net.arch}) on {source.name}")
+    messages.say(f"{folder}: {config.encoder} ({encoder.net.arch}) on {source.name}")
 
     written = log.RunLog(folder, first_step=-1, tensorboard=False)
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
@@ -62,9 +62,9 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
         summary["seconds_each"][name] = round(time.monotonic() - began, 1)
         summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}
         written.write(0, values)
-        log.say(f"{name}, {summary['seconds_each'][name]:.0f} s")
+        messages.say(f"{name}, {summary['seconds_each'][name]:.0f} s")
         for key, value in summary[name].items():
-            log.say(f"  {key:24}{value:.4g}")
+            messages.say(f"  {key:24}{value:.4g}")
     written.sync()
     written.close()
     summary["seconds"] = round(time.monotonic() - started, 1)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import compilers, log, sharding, train_step
+from bt_jax import compilers, messages, sharding, train_step
 from bt_jax.data import device
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import Broken, Source, evenly
@@ -48,7 +48,7 @@ def open_data(config: ConfigDict) -> tuple[Source, Broken]:
         npz=config.data.npz or None,
         folder=config.data.folder or None,
     )
-    return source, Broken(source, limit=config.data.broken_limit, say=log.say)
+    return source, Broken(source, limit=config.data.broken_limit, say=messages.say)
 
 
 def make_feed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int) -> Feed:

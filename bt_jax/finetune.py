@@ -19,8 +19,8 @@ from bt_jax import (
     build,
     checkpoint,
     compilers,
-    log,
     loop,
+    messages,
     metrics,
     optim,
     recipes,
@@ -98,7 +98,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     accuracy = Accuracy(encoder, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
     folder = run_folder.open_folder(workdir, asked)
     broken.list_in(run_folder.own(folder, "broken.txt"))
-    log.say(f"{folder}: {config.encoder} on {source.name}, {feed.images} images, training {', '.join(trained)}")
+    messages.say(f"{folder}: {config.encoder} on {source.name}, {feed.images} images, training {', '.join(trained)}")
     checkpoints = checkpoint.Checkpoints(
         folder,
         model={"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std},
@@ -258,6 +258,6 @@ def _finish(this: Run, state: TrainState) -> None:
     low, high = confidence.interval((predicted == labels)[labels >= 0])
     summary: dict[str, Any] = {"steps": int(state.step), **values, "top1_interval": [low, high]}
     summary |= {"train_images": this.loop.feed.images, "seconds": round(time.monotonic() - this.loop.started, 1)}
-    log.say(f"held-out top-1 {100 * values['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
+    messages.say(f"held-out top-1 {100 * values['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
     shown = pictures.confusion(labels, predicted, logits.shape[1])
     report.conclude(this.loop.folder, summary, shown | {"class_names": np.array(this.class_names, str)})

@@ -14,12 +14,6 @@ from bt_jax import storage
 NAME = "metrics.jsonl"
 
 
-def say(text: str) -> None:
-    """One line on the terminal, from the first process only."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
 class RunLog:
     """Appends metrics of a run folder; silent on all processes but the first.
 

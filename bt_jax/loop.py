@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, checkpoint, log
+from bt_jax import build, checkpoint, log, messages
 from bt_jax import feed as feed_lib
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, watchdog
@@ -59,7 +59,7 @@ def resume_or(this: Loop, fresh: TrainState) -> TrainState:
     newest = this.checkpoints.latest()
     if newest is None:
         return fresh
-    log.say(f"going on from step {newest} of {this.plan.total_steps}")
+    messages.say(f"going on from step {newest} of {this.plan.total_steps}")
     return this.checkpoints.restore(fresh, newest)
 
 
@@ -84,7 +84,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
     judged = coordination.gather(log.judged(this.folder, at), what="the start of training")[0]
     unjudged = at > 0 and bool(judges()) and not judged
     if at >= last and not unjudged:
-        log.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
+        messages.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
         watchdog.at(at, AT_THE_END)
         return state
     written = log.RunLog(this.folder, first_step=at, tensorboard=config.log.tensorboard)
@@ -112,9 +112,9 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
         if not first:  # which has the compiler's time in it
             speed = values[f"perf/{this.unit}_per_sec"] / config.batch_size
         else:
-            log.say(f"first window of steps done {time.monotonic() - this.started:.0f} s after the start")
+            messages.say(f"first window of steps done {time.monotonic() - this.started:.0f} s after the start")
             first = False
-        log.say(progress.line(step, values) + watchdog.slowest_line())
+        messages.say(progress.line(step, values) + watchdog.slowest_line())
         if values["train/bad_steps"] >= config.nonfinite_limit:
             if unseen and unseen[0] > step:  # a window that ran meanwhile, and is in the state that is saved
                 written.write(unseen[0], _means(unseen[1]) | {"epoch": unseen[0] / plan.steps_per_epoch})
@@ -130,7 +130,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
             if stop.now:  # the next start judges this step
                 return
         written.write(at, values | {"epoch": at / plan.steps_per_epoch})
-        log.say("  ".join(f"{name} {_shown(value)}" for name, value in values.items()))
+        messages.say("  ".join(f"{name} {_shown(value)}" for name, value in values.items()))
 
     try:
         if unjudged:
@@ -176,7 +176,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
         this.checkpoints.wait()
         stop.close(at)
     if stopped:
-        log.say(f"stopped at step {at} of {last}, saved; the same command goes on from there")
+        messages.say(f"stopped at step {at} of {last}, saved; the same command goes on from there")
         raise Stopped(128 + stop.signal)
     watchdog.at(at, AT_THE_END)
     return state

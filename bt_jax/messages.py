@@ -1,4 +1,4 @@
-"""The one exception for everything a user can mend: a wrong key, a missing folder, a batch that does not divide."""
+"""What a person reads: lines on the terminal, and the one exception for everything that a user can fix."""
 
 import errno
 import re
@@ -36,3 +36,11 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def say(text: str) -> None:
+    """One line on the terminal, from the first process only."""
+    import jax  # here: whoever only reports an error need not wait for it
+
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -10,7 +10,19 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, build, checkpoint, compilers, encoder, log, loop, report, run_folder, sharding, train_step
+from bt_jax import (
+    augment,
+    build,
+    checkpoint,
+    compilers,
+    encoder,
+    loop,
+    messages,
+    report,
+    run_folder,
+    sharding,
+    train_step,
+)
 from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
@@ -103,7 +115,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     # Only now, when the config is known to make sense: a folder holds one config for good.
     folder = run_folder.open_folder(workdir, config_lib.to_dict(config))
     broken.list_in(run_folder.own(folder, "broken.txt"))
-    log.say(f"{folder}: {source.name} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
+    messages.say(f"{folder}: {source.name} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
     checkpoints = checkpoint.Checkpoints(
         folder,
         model={"build": build.backbone_options(config, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std},
@@ -165,10 +177,10 @@ def _finish(this: Run, state: TrainState) -> None:
         predicted, labels = summary.pop("predicted")
         shown |= pictures.confusion(labels, predicted, len(this.class_names))
         shown |= {"class_names": np.array(this.class_names, str)}
-        log.say(_table(summary))
+        messages.say(_table(summary))
     summary["seconds"] = round(time.monotonic() - this.loop.started, 1)
     report.conclude(folder, summary, shown)
-    log.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")
+    messages.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")
 
 
 def _judge(this: Run, compared: dict[str, tuple[protocols.Frozen, TrainState]]) -> dict[str, Any]:

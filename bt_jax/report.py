@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bt_jax import log, storage, tool
+from bt_jax import messages, storage, tool
 from bt_jax.messages import UserError
 from bt_jax.reporting.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.reporting.mistakes import confusion_section
@@ -64,7 +64,7 @@ def conclude(folder: Path, summary: dict, pictures: dict) -> None:
     (folder / PAGE).unlink(missing_ok=True)  # it comes last: what `concluded` goes by
     storage.write(folder / "pictures.npz", partial(np.savez, **pictures))
     storage.write_json(folder / "summary.json", summary)
-    log.say(f"report      {write(folder)}")
+    messages.say(f"report      {write(folder)}")
 
 
 def concluded(folder: Path, step: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from bt_jax import compilers, log, selfcheck, storage
+from bt_jax import compilers, messages, selfcheck, storage
 from bt_jax import config as config_lib
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
@@ -72,7 +72,9 @@ def _say_longer(old: dict, new: dict) -> None:
             f"Set --config.extend_epochs={before - new['total_epochs']:g}, or more.",
         )
     if after > before:
-        log.say(f"schedule made longer: {before:g} -> {after:g} epochs; the rates from here on are the longer one's")
+        messages.say(
+            f"schedule made longer: {before:g} -> {after:g} epochs; the rates from here on are the longer one's"
+        )
 
 
 def own(folder: Path, name: str) -> Path:

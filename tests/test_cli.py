@@ -71,6 +71,7 @@ def test_exit_statuses_of_launchers():
 
 def test_a_key_of_the_program_arrives(monkeypatch):
     values = {"watch.stuck_seconds": 11.0, "watch.silent_seconds": 12.0, "compile_cache": "/c", "task": "evaluate"}
+    values |= {"self_check": False}  # which would set more of JAX where this machine was not checked before
     config = config_lib.pretrain()
     config.update_from_flattened_dict(values)
     done = []

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bt_jax import log
+from bt_jax import log, messages
 
 
 @pytest.fixture
@@ -97,9 +97,9 @@ def test_speed_and_waiting_are_of_the_steps_since_the_last_line(clock):
 
 
 def test_only_the_first_process_speaks(tmp_path, monkeypatch, capsys):
-    log.say("once")
+    messages.say("once")
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    log.say("twice")
+    messages.say("twice")
     written = log.RunLog(tmp_path, first_step=0)
     written.write(1, {"train/loss": 1.0})
     written.sync()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import log
+from bt_jax import messages
 from bt_jax.evals import confidence, features, knn, probe, svm
 from bt_jax.evals.features import Encoded
 from bt_jax.messages import UserError
@@ -184,5 +184,5 @@ class SVM:
                 f"{len(x)} and {len(queries)} images were read, and their labels count {len(train)} and {len(val)}",
                 "Restore the unreadable images: this protocol needs all of them.",
             )
-        found = svm.mean_average_precision(x, train, queries, val, points="all", progress=log.say)
+        found = svm.mean_average_precision(x, train, queries, val, points="all", progress=messages.say)
         return {"val/svm_map": found["map"]}

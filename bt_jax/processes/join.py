@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from bt_jax import log, storage
+from bt_jax import messages, storage
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination, exits
 
@@ -90,7 +90,7 @@ def agree(own: dict[str, Any]) -> None:
         [socket.gethostname(), {key: repr(value) for key, value in own.items()}], what="the comparison"
     )
     hosts = sorted({host for host, _ in told})
-    log.say(f"{len(told)} processes on {len(hosts)} hosts: {', '.join(hosts[:8])}{', ...' * (len(hosts) > 8)}")
+    messages.say(f"{len(told)} processes on {len(hosts)} hosts: {', '.join(hosts[:8])}{', ...' * (len(hosts) > 8)}")
     wrong, first = [], told[0][1]
     for other, (host, values) in enumerate(told):
         keys = [key for key in sorted(first | values) if first.get(key) != values.get(key)]

@@ -14,7 +14,7 @@ import urllib.request
 
 import jax
 
-from bt_jax import log
+from bt_jax import messages
 from bt_jax.processes import coordination, exits
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -94,7 +94,7 @@ class Stop:
 
     def _say(self, told: str) -> None:
         text = f"{told}: saving within a few steps"
-        exits.say_everywhere(text) if coordination.several() else log.say(text)
+        exits.say_everywhere(text) if coordination.several() else messages.say(text)
 
     def _listen(self, google: bool) -> None:
         asked_google = 0.0
