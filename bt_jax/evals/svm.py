@@ -12,16 +12,13 @@ scikit-learn is imported when it is needed, not with this module.
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
 from bt_jax.messages import UserError
 from bt_jax.metrics import unit_rows
 from bt_jax.shapes import Float, Int, Real
-
-if TYPE_CHECKING:
-    from sklearn.svm import LinearSVC
 
 COSTS = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)  # VISSL's, and those of VICReg's authors
 CLASS_WEIGHT = {1: 2, -1: 1}  # an image with the class counts twice: VISSL
@@ -155,7 +152,7 @@ def average_precision(scores: Real[np.ndarray, " n"], targets: Int[np.ndarray, "
 
 def _fit_best(
     features: np.ndarray, targets: np.ndarray, *, costs: Sequence[float], folds: int, seed: int
-) -> tuple["LinearSVC", int]:
+) -> tuple[Any, int]:
     """(LinearSVC of the cost that is best in cross-validation, fitted on all; number of fits that did not converge)."""
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import StratifiedKFold
@@ -173,7 +170,7 @@ def _fit_best(
     return machine, unconverged + _stopped(machine)
 
 
-def _fit(features: np.ndarray, targets: np.ndarray, cost: float, seed: int) -> "LinearSVC":
+def _fit(features: np.ndarray, targets: np.ndarray, cost: float, seed: int) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
@@ -193,7 +190,7 @@ def _fit(features: np.ndarray, targets: np.ndarray, cost: float, seed: int) -> "
         return machine.fit(features, targets)
 
 
-def _stopped(machine: "LinearSVC") -> bool:
+def _stopped(machine: Any) -> bool:
     """Whether a fit met MAX_ITER: the condition of scikit-learn's ConvergenceWarning."""
     return bool(machine.n_iter_ >= MAX_ITER)
 
