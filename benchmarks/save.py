@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from bt_jax import build, cli, manifest, sharding, train_step
+from bt_jax import build, cli, manifest, randomness, sharding
 from bt_jax.checkpoint import Checkpoints
 
 IMAGES = flags.DEFINE_integer("images", 1_281_167, "Training images in an epoch.")
@@ -30,7 +30,7 @@ def main(argv) -> None:
     config = cli.CONFIG.value
     plan, recipe, mesh = build.make_plan(config, IMAGES.value), build.build_recipe(config), sharding.make_mesh()
     training = build.build_training(config, plan, recipe, 1000, mesh)
-    state = training.create(train_step.stream(0, train_step.INIT))
+    state = training.create(randomness.stream(0, randomness.INIT))
     # Momentum is zero at first, and zeros are packed to nothing.
     noise = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape) if a.ndim else a, state.opt_state)
     state = jax.block_until_ready(dataclasses.replace(state, opt_state=noise))

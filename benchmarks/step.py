@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from bt_jax import augment, build, cli, config, losses, plan, sharding, train_step
+from bt_jax import augment, build, cli, config, losses, plan, randomness, sharding
 from bt_jax.messages import UserError
 
 STEPS = flags.DEFINE_integer("steps", 30, "Steps that are timed, of each program.")
@@ -97,7 +97,7 @@ def prepare(options) -> tuple[dict[str, Callable], dict]:
         rows["size"] = np.full((n, 2), side, np.int32)
     batch = sharding.put_batch(rows, mesh)
     state = training.create(jax.random.key(0))
-    key = train_step.stream(0, train_step.VIEWS)
+    key = randomness.stream(0, randomness.VIEWS)
 
     def make_views(batch):
         return augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))

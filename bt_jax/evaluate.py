@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, log, messages, report, run_folder, sharding, train_step
+from bt_jax import build, log, messages, randomness, report, run_folder, sharding
 from bt_jax import config as config_lib
 from bt_jax import encoder as encoder_lib
 from bt_jax import feed as feed_lib
@@ -97,7 +97,7 @@ def _evaluators(config, source, feed, embed, encoder, recipe, mesh) -> dict[str,
             found[name] = protocols.LinearProbe(frozen, epochs=evals.linear_epochs)
         elif name == "spectrum":
             images = feed.passes(splits[-1], evals.spectrum_images)
-            key = train_step.stream(config.seed, train_step.MONITOR)
+            key = randomness.stream(config.seed, randomness.MONITOR)
             found[name] = spectrum.Spectrum(encoder.net, recipe, images, mesh=mesh, key=key, every_steps=0)
         else:
             found[name] = protocols.SVM(frozen, *_targets(source, splits))

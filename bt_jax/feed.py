@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import compilers, messages, sharding, train_step
+from bt_jax import compilers, messages, randomness, sharding
 from bt_jax.data import device
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import Broken, Source, evenly
@@ -72,7 +72,7 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
         first_id = source.span(config.data.train_split).start
         dispatch = device.make_dispatch(step, batch_size=config.batch_size, mesh=mesh, first_id=first_id, layout=layout)
         # Made where it is used: a key cannot be put onto the devices of other processes.
-        make_key = compilers.jit(lambda: train_step.stream(config.seed, train_step.ORDER), out_shardings=replicated)
+        make_key = compilers.jit(lambda: randomness.stream(config.seed, randomness.ORDER), out_shardings=replicated)
         order_key = make_key()
         # By the step on the device: a number from the host would be a transfer.
         order_of = compilers.jit(lambda key, step: device.epoch_order(key, step // steps_per_epoch, len(images)))

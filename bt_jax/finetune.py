@@ -23,6 +23,7 @@ from bt_jax import (
     messages,
     metrics,
     optim,
+    randomness,
     recipes,
     report,
     run_folder,
@@ -111,7 +112,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         def state(key, variables):
             return create(key, encoder._replace(variables=variables), tx, source.num_classes)
 
-        key = train_step.stream(config.seed, train_step.INIT)
+        key = randomness.stream(config.seed, randomness.INIT)
         return compilers.jit(state, out_shardings=sharding.replicated(mesh))(key, encoder.variables)
 
     return Run(this, accuracy, list(source.class_names), fresh)
@@ -180,7 +181,7 @@ def make_step(
       trained: of `trained_parts`; every other array leaves a step bit-equal.
       train: batch norm by the batch's statistics, else by the running ones, which then stay as they are.
     """
-    views_key, label = train_step.stream(seed, train_step.VIEWS), _label(trained)
+    views_key, label = randomness.stream(seed, randomness.VIEWS), _label(trained)
 
     def loss_fn(params, batch_stats, images, labels):
         # The compiler then leaves out the backward pass below the lowest trained part.

@@ -18,10 +18,10 @@ from bt_jax import (
     encoder,
     loop,
     messages,
+    randomness,
     report,
     run_folder,
     sharding,
-    train_step,
 )
 from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
@@ -106,7 +106,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         recipe,
         feed.passes(splits[-1], config.evals.spectrum_images),
         mesh=mesh,
-        key=train_step.stream(config.seed, train_step.MONITOR),
+        key=randomness.stream(config.seed, randomness.MONITOR),
         every_steps=every_steps if config.evals.spectrum_images else 0,
     )
     begun = checkpoint.begun(workdir)
@@ -122,12 +122,12 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         keep_last=config.checkpoint.keep_last,
         keep_every=plan.steps(config.checkpoint.keep_every_epochs),
     )
-    init_key = train_step.stream(config.seed, train_step.INIT)
+    init_key = randomness.stream(config.seed, randomness.INIT)
     matrix = correlation.CrossCorrelation(
         nets,
         recipe,
         sample,
-        key=train_step.stream(config.seed, train_step.VIEWS),
+        key=randomness.stream(config.seed, randomness.VIEWS),
         folder=folder / "correlation" if jax.process_index() == 0 else None,
         every_steps=every_steps,
     )
@@ -201,7 +201,7 @@ def _judge(this: Run, compared: dict[str, tuple[protocols.Frozen, TrainState]]) 
 def _pictures(this: Run, before: TrainState, after: TrainState) -> dict[str, np.ndarray]:
     """c of some training images before and after, and some of their views as uint8."""
     batch = {name: values[:PICTURE_PAIRS] for name, values in this.sample.items()}
-    key = train_step.stream(this.loop.config.seed, train_step.VIEWS)
+    key = randomness.stream(this.loop.config.seed, randomness.VIEWS)
     two_views = compilers.jit(
         lambda batch: augment.two_views(key, batch["image"], this.recipe, ids=batch["id"], sizes=batch.get("size"))
     )

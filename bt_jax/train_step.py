@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bt_jax import augment, losses, metrics, recipes, sharding
+from bt_jax import augment, losses, metrics, randomness, recipes, sharding
 from bt_jax.models import Net, Tree
 from bt_jax.models.split_projector import SplitProjector
 from bt_jax.state import Nets, TrainState
@@ -21,14 +21,6 @@ Metrics = dict[str, jax.Array]  # float32 scalars
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Update = Callable[[TrainState, Sequence[jax.Array], jax.Array | None], tuple[TrainState, Metrics]]
 
-# Streams of a run's randomness, folded into the seed's key.
-INIT, ORDER, VIEWS, MONITOR = 0, 1, 2, 3
-
-
-def stream(seed: int, purpose: int) -> jax.Array:
-    """The key of one of the streams above."""
-    return jax.random.fold_in(jax.random.key(seed), purpose)
-
 
 def make_pretrain_step(update: Update, recipe: recipes.Recipe, *, seed: int) -> Step:
     """Puts the views before an update of `make_update`.
@@ -37,7 +29,7 @@ def make_pretrain_step(update: Update, recipe: recipes.Recipe, *, seed: int) -> 
       step(state, batch) -> (state, metrics). batch: "image" uint8 (n, h, w, c), "id" int32 (n,), and optionally "label"
       int32 (n,) and "size" int32 (n, 2) for images in a padded canvas.
     """
-    views_key = stream(seed, VIEWS)
+    views_key = randomness.stream(seed, randomness.VIEWS)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(views_key, state.step)

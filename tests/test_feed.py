@@ -9,7 +9,7 @@ import numpy as np
 
 from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
-from bt_jax import sharding, train_step
+from bt_jax import randomness, sharding, train_step
 from bt_jax.data import pipeline
 from tests.support.runs import changed
 from tests.support.wiring import Calls, Squares
@@ -100,6 +100,6 @@ def test_feeds_give_ids_and_labels_of_the_whole_split(monkeypatch):
         assert sorted(epoch.ravel()) == list(range(5, 45))
     assert not np.array_equal(ids[:5], ids[5:])
     np.testing.assert_array_equal([batch["id"] for batch in steps_of(feed, show, 3, at=7)], ids[7:])
-    assert calls.of["stream"] == [{"seed": 7, "purpose": train_step.ORDER}] * 2
+    assert calls.of["stream"] == [{"seed": 7, "purpose": randomness.ORDER}] * 2
     batch = next(feed.passes("look[3:20]", 0)())
     np.testing.assert_array_equal(batch["label"][:17], np.arange(3, 20) % 10)

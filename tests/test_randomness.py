@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bt_jax import augment, models, recipes, train_step
+from bt_jax import augment, models, randomness, recipes, train_step
 from bt_jax import state as state_lib
 from bt_jax.state import Nets
 
@@ -26,7 +26,7 @@ def test_views_follow_seed_step_and_id(monkeypatch):
         step = train_step.make_pretrain_step(lambda state, views, labels: labels, recipes.cifar(4), seed=seed)
         for at in (0, 3):
             assert step(SimpleNamespace(step=at), batch) == "labels"
-            wanted = jax.random.fold_in(train_step.stream(seed, train_step.VIEWS), at)
+            wanted = jax.random.fold_in(randomness.stream(seed, randomness.VIEWS), at)
             found, ids, sizes = asked[-1]
             np.testing.assert_array_equal(found, jax.random.key_data(wanted))
             assert ids is batch["id"] and sizes == "sizes"
@@ -34,8 +34,8 @@ def test_views_follow_seed_step_and_id(monkeypatch):
 
 
 def test_streams_are_apart():
-    streams = (train_step.INIT, train_step.ORDER, train_step.VIEWS, train_step.MONITOR)
-    keys = [np.asarray(jax.random.key_data(train_step.stream(seed, each))) for seed in (0, 1) for each in streams]
+    streams = (randomness.INIT, randomness.ORDER, randomness.VIEWS, randomness.MONITOR)
+    keys = [np.asarray(jax.random.key_data(randomness.stream(seed, each))) for seed in (0, 1) for each in streams]
     assert len({key.tobytes() for key in keys}) == 8
 
 

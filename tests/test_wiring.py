@@ -19,6 +19,7 @@ from bt_jax import (
     losses,
     models,
     pretrain,
+    randomness,
     run_folder,
     sharding,
     train_step,
@@ -175,7 +176,7 @@ def test_every_panel_is_of_a_metric_that_is_written(prepared):
 
 
 def test_the_seed_reaches_every_stream(prepared):
-    assert set(prepared.all("stream", "purpose")) == {train_step.INIT, train_step.VIEWS, train_step.MONITOR}
+    assert set(prepared.all("stream", "purpose")) == {randomness.INIT, randomness.VIEWS, randomness.MONITOR}
     assert set(prepared.all("stream", "seed")) == {7}
 
 

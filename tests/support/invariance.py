@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from bt_jax import augment, losses, models, optim, recipes, sharding, train_step
+from bt_jax import augment, losses, models, optim, randomness, recipes, sharding, train_step
 from bt_jax import state as state_lib
 from bt_jax.models.batch_norm import BatchNorm
 from bt_jax.state import Nets
@@ -65,7 +65,7 @@ def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
         return state_lib.create(key, networks, tx, 10)
 
     layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, head)
-    state = jax.jit(create, out_shardings=layout)(train_step.stream(0, train_step.INIT))
+    state = jax.jit(create, out_shardings=layout)(randomness.stream(0, randomness.INIT))
     kept = losses.barlow_twins
     losses.barlow_twins = loss or kept
     try:
