@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from bt_jax import build, cli, compilers, sharding
+from bt_jax import build, compilers, sharding
+from bt_jax.cli import config_program
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "Rounds; the first is not counted.")
 STEPS = flags.DEFINE_integer("steps", 1, "Steps a round and setting.")
@@ -37,7 +38,7 @@ class Times(NamedTuple):
 
 def main(argv: list[str]) -> None:
     del argv
-    config = cli.CONFIG.value
+    config = config_program.CONFIG.value
     mesh, recipe = sharding.make_mesh(), build.build_recipe(config)
     training = build.build_training(config, build.Plan(5000, 500_000), recipe, 1000, mesh)
     n, side = config.batch_size, max(config.views.size, 32)
@@ -71,4 +72,4 @@ def _processor_seconds() -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    config_program.run(main, __doc__)

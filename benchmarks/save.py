@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from bt_jax import build, cli, manifest, randomness, sharding
+from bt_jax import build, manifest, randomness, sharding
 from bt_jax.checkpoint import Checkpoints
+from bt_jax.cli import config_program
 
 IMAGES = flags.DEFINE_integer("images", 1_281_167, "Training images in an epoch.")
 RATE = flags.DEFINE_float("pairs_per_sec", 0, "How fast it trains.")
@@ -27,7 +28,7 @@ TIMES = 3
 
 def main(argv) -> None:
     del argv
-    config = cli.CONFIG.value
+    config = config_program.CONFIG.value
     plan, recipe, mesh = build.make_plan(config, IMAGES.value), build.build_recipe(config), sharding.make_mesh()
     training = build.build_training(config, plan, recipe, 1000, mesh)
     state = training.create(randomness.stream(0, randomness.INIT))
@@ -64,4 +65,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    config_program.run(main, __doc__)

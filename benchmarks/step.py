@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from bt_jax import augment, build, cli, config, losses, plan, randomness, sharding
+from bt_jax import augment, build, config, losses, plan, randomness, sharding
+from bt_jax.cli import config_program
 from bt_jax.messages import UserError
 
 STEPS = flags.DEFINE_integer("steps", 30, "Steps that are timed, of each program.")
@@ -46,7 +47,7 @@ COPIED = 2**26 if ON_CPU else 2**30  # float32 numbers
 
 def main(argv: list[str]) -> None:
     del argv
-    options = cli.CONFIG.value
+    options = config_program.CONFIG.value
     config.check(options)
     largest_batch = {"largest_batch": largest(options)} if LARGEST.value else {}
     try:
@@ -324,4 +325,4 @@ def table(options, found: dict) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    config_program.run(main, __doc__)

@@ -33,7 +33,8 @@ from pathlib import Path
 
 from absl import logging
 
-from bt_jax import storage, tool
+from bt_jax import storage
+from bt_jax.cli import tool
 from bt_jax.conversion.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
 from bt_jax.messages import UserError, is_disk_full
 

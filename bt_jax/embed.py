@@ -39,7 +39,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import checkpoint, models, recipes, selfcheck, sharding, storage, tool
+from bt_jax import checkpoint, models, recipes, selfcheck, sharding, storage
+from bt_jax.cli import tool
 from bt_jax.config import user_cache
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import Source, Span, progress

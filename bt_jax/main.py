@@ -9,7 +9,8 @@ import time
 
 from absl import flags
 
-from bt_jax import cli, selfcheck, storage
+from bt_jax import selfcheck, storage
+from bt_jax.cli import config_program
 from bt_jax.config import choose, user_cache
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.processes import coordination, exits, join, watchdog
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"Unknown argument {argv[1]!r}", "Options are written --name=value; see --help.")
     if WORKDIR.value is None:
         raise UserError("No --workdir is given", "Name the folder the run is written to.")
-    config = cli.CONFIG.value
+    config = config_program.CONFIG.value
     _compile_cache(config.compile_cache)
     join.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, silent_seconds=config.watch.silent_seconds)
     watchdog.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)
@@ -71,7 +72,7 @@ def _compile_cache(folder: str) -> None:
 
 def run(argv: list[str] | None = None) -> None:
     """Entry point: exit status 0, or 2 with one line on stderr for anything the user can mend; launch/README.md."""
-    cli.run(main, __doc__, argv)
+    config_program.run(main, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import build, cli, collectives, sharding
+from bt_jax import build, collectives, sharding
 from bt_jax import config as config_lib
+from bt_jax.cli import config_program
 from bt_jax.messages import UserError
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, VERSION:SHAPE: v5e:16x16, v6e:4x4, v4:4x4x4, ...")
@@ -197,12 +198,14 @@ def main(argv: list[str]) -> None:
     name = TOPOLOGY.value
     if name is None:
         raise UserError("No --topology is given", "Name a slice, such as --topology=v5e:16x16.")
-    if cli.CONFIG.value.task != "pretrain":
-        print(f"bt_jax.plan compiles pretraining alone; nothing is known ahead of task {cli.CONFIG.value.task}")
+    if config_program.CONFIG.value.task != "pretrain":
+        print(
+            f"bt_jax.plan compiles pretraining alone; nothing is known ahead of task {config_program.CONFIG.value.task}"
+        )
         return
-    plan = make_plan(cli.CONFIG.value, *topology_mesh(name))
+    plan = make_plan(config_program.CONFIG.value, *topology_mesh(name))
     print(json.dumps({"topology": name} | plan, indent=2) if AS_JSON.value else table(name, plan))
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    config_program.run(main, __doc__)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from bt_jax import tool
+from bt_jax.cli import tool
 from bt_jax.data.npz import write_npz
 from bt_jax.data.records import Source, cores, progress, try_decode
 from bt_jax.data.source import open_source

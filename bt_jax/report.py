@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bt_jax import messages, storage, tool
+from bt_jax import messages, storage
+from bt_jax.cli import tool
 from bt_jax.messages import UserError
 from bt_jax.reporting.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.reporting.mistakes import confusion_section

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import compilers, losses, sharding, storage, tool
+from bt_jax import compilers, losses, sharding, storage
+from bt_jax.cli import tool
 from bt_jax.messages import UserError, line
 
 _outcome: dict[str, str] = {}  # of `require` in this process

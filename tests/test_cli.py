@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bt_jax import cli, evaluate, main
 from bt_jax import config as config_lib
+from bt_jax import evaluate, main
+from bt_jax.cli import config_program
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import join, watchdog
 
@@ -21,8 +22,8 @@ def test_help_names_every_key(monkeypatch):
     """Of every task, with its default; what the help shows is the main module's text."""
     module = sys.modules["__main__"]
     monkeypatch.setattr(module, "__doc__", "", raising=False)
-    monkeypatch.setattr(cli.app, "run", lambda *_, **__: None)
-    cli.run(main.main, "The program.", ["main", "--help"])
+    monkeypatch.setattr(config_program.app, "run", lambda *_, **__: None)
+    config_program.run(main.main, "The program.", ["main", "--help"])
     said = module.__doc__
     assert said.startswith("The program.\n")
     for task in ("pretrain", "evaluate", "finetune"):
@@ -40,9 +41,9 @@ def test_a_user_error_has_its_status_and_one_line(monkeypatch, capsys):
         def fail(*_, status=status, **__):
             raise UserError("There is no file a\nb\t c", "Name another.", status=status)
 
-        monkeypatch.setattr(cli.app, "run", fail)
+        monkeypatch.setattr(config_program.app, "run", fail)
         with pytest.raises(SystemExit) as ended:
-            cli.run(main.main, "The program.", ["main"])
+            config_program.run(main.main, "The program.", ["main"])
         assert ended.value.code == status
         assert capsys.readouterr().err == "bt_jax: There is no file a b c. Name another.\n"
 
@@ -75,7 +76,7 @@ def test_a_key_of_the_program_arrives(monkeypatch):
     config = config_lib.pretrain()
     config.update_from_flattened_dict(values)
     done = []
-    monkeypatch.setattr(cli, "CONFIG", SimpleNamespace(value=config))
+    monkeypatch.setattr(config_program, "CONFIG", SimpleNamespace(value=config))
     for flag, value in {"WORKDIR": "/w", "COORDINATOR": "host:1", "PROCESSES": 4, "PROCESS": 3}.items():
         monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
     for where, name in (

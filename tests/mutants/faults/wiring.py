@@ -49,8 +49,8 @@ FAULTS = (
     Fault(
         "wiring-order-seed",
         "_resident.begin",
-        "train_step.stream(config.seed, train_step.ORDER)",
-        "train_step.stream(0, train_step.ORDER)",
+        "randomness.stream(config.seed, randomness.ORDER)",
+        "randomness.stream(0, randomness.ORDER)",
         ("test_feeds_give_ids_and_labels_of_the_whole_split",),
     ),
     Fault(
