@@ -8,9 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import json
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -196,11 +194,6 @@ def finetune() -> ConfigDict:
 def _view() -> ConfigDict:
     """Every field of a view, unset."""
     return ConfigDict({field.name: placeholder(type(field.default)) for field in dataclasses.fields(recipes.View)})
-
-
-def user_cache() -> Path:
-    """Where this package keeps what can be made again: compiled programs, lists of files."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "bt_jax"
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:

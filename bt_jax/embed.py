@@ -41,7 +41,6 @@ from jax.sharding import Mesh
 
 from bt_jax import checkpoint, models, recipes, selfcheck, sharding, storage
 from bt_jax.cli import tool
-from bt_jax.config import user_cache
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import Source, Span, progress
 from bt_jax.data.source import open_source
@@ -146,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
     record = open_out(out, options.encoder, settings, spans)
     mesh = sharding.make_mesh()
     if not options.no_self_check:
-        selfcheck.require(user_cache() / "selfcheck")
+        selfcheck.require(storage.user_cache() / "selfcheck")
     recipe = recipes.RECIPES["imagenet"](view["size"])  # of which the evaluation sees the normalisation alone
     recipe = dataclasses.replace(recipe, mean=tuple(model["mean"]), std=tuple(model["std"]))
     embed = features.make_embed(net, recipe, mesh, resize=view["resize"])

@@ -11,7 +11,7 @@ from absl import flags
 
 from bt_jax import selfcheck, storage
 from bt_jax.cli import config_program
-from bt_jax.config import choose, user_cache
+from bt_jax.config import choose
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.processes import coordination, exits, join, watchdog
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 def _run(config, started: float) -> None:
     task = importlib.import_module(f"bt_jax.{choose('config.task', config.task, TASKS)}")
     if config.self_check:
-        selfcheck.require(user_cache() / "selfcheck")
+        selfcheck.require(storage.user_cache() / "selfcheck")
     try:
         with storage.reached():
             task.run(config, WORKDIR.value, started=started)
@@ -64,7 +64,7 @@ def _compile_cache(folder: str) -> None:
     import jax
 
     if folder == "auto":
-        folder = str(user_cache() / "xla")
+        folder = str(storage.user_cache() / "xla")
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)

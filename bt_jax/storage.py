@@ -88,6 +88,11 @@ def here(text: str | os.PathLike) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def user_cache() -> Path:
+    """Where this package keeps what can be made again: compiled programs, lists of files."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "bt_jax"
+
+
 @functools.cache
 def _file_system():
     """gcsfs's, for all threads."""

@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.config import user_cache
 from bt_jax.data.records import Source
 from bt_jax.messages import UserError
 
@@ -215,7 +214,7 @@ def _times(root: Path, folders: list[str]) -> list[int]:
 
 
 def _cache_file(root: Path, cache: str | os.PathLike | None) -> Path:
-    folder = Path(cache) if cache else user_cache() / "folders"
+    folder = Path(cache) if cache else storage.user_cache() / "folders"
     return folder / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:24]}.npz"
 
 

@@ -79,7 +79,7 @@ FAULTS = (
         "wiring-compile-cache",
         "_compile_cache",
         '"jax_compilation_cache_dir", folder',
-        '"jax_compilation_cache_dir", str(user_cache() / "xla")',
+        '"jax_compilation_cache_dir", str(storage.user_cache() / "xla")',
         ("test_a_key_of_the_program_arrives",),
     ),
     Fault(
