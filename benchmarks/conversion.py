@@ -19,8 +19,9 @@ import jax
 import numpy as np
 from sklearn.datasets import load_sample_image
 
-from bt_jax import checkpoint, convert, models
+from bt_jax import convert, models
 from bt_jax.conversion import files, names, targets
+from bt_jax.run_folder import checkpoints
 
 SIZE = 224
 STAGES = ("maxpool", "layer1", "layer2", "layer3", "layer4", "features")
@@ -127,7 +128,7 @@ def detectron2_road(source: targets.Source, folder: Path, images: np.ndarray):
 
 def checkpoint_road(source: targets.Source, folder: Path, images: np.ndarray):
     targets.checkpoint_folder(source, folder / "ours")
-    _, variables = checkpoint.load_encoder(folder / "ours")
+    _, variables = checkpoints.load_encoder(folder / "ours")
     targets.safetensors(source._replace(variables=variables), folder / "ours.safetensors")
     return stages(source._replace(variables=variables), images), folder / "ours.safetensors"
 
@@ -164,7 +165,7 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     sources = {arch: drawn(arch) for arch in options.arch.split(",")}
     if options.encoder:
-        sources = {Path(options.encoder).name: targets.Source(*checkpoint.read(options.encoder), SIZE)}
+        sources = {Path(options.encoder).name: targets.Source(*checkpoints.read(options.encoder), SIZE)}
     lines = [f"| encoder | form | {' | '.join(STAGES)} | back again |", f"|{'---|' * (len(STAGES) + 3)}"]
     wrong = 0
     for name, source in sources.items():

@@ -115,16 +115,16 @@ def _reason(error: Exception) -> str:
 
 def _source(options: argparse.Namespace):
     """What is converted, and the file or step folder that it is from."""
-    from bt_jax import checkpoint, run_folder
     from bt_jax.conversion import files
     from bt_jax.conversion.targets import Source
+    from bt_jax.run_folder import checkpoints, opening
 
-    place = checkpoint.place(options.source)  # once: a run that goes on may save in between
+    place = checkpoints.place(options.source)  # once: a run that goes on may save in between
     if files.is_foreign(place):
-        return Source(*files.read(place, arch=options.arch or ""), options.size or checkpoint.SIZE), place
-    config = run_folder.of_step(place, "config.json")
-    size = options.size or checkpoint.evaluation_size(config)[0] or checkpoint.SIZE
-    return Source(*checkpoint.read(place, projector=True), size), place
+        return Source(*files.read(place, arch=options.arch or ""), options.size or checkpoints.SIZE), place
+    config = opening.of_step(place, "config.json")
+    size = options.size or checkpoints.evaluation_size(config)[0] or checkpoints.SIZE
+    return Source(*checkpoints.read(place, projector=True), size), place
 
 
 def _pixels(text: str) -> int:
@@ -134,9 +134,9 @@ def _pixels(text: str) -> int:
 
 
 def _parser() -> tool.Parser:
-    from bt_jax.checkpoint import SIZE
     from bt_jax.conversion.targets import FORMS
     from bt_jax.models import ARCHITECTURES
+    from bt_jax.run_folder.checkpoints import SIZE
 
     parser = tool.Parser("convert", __doc__)
     add = parser.add_argument

@@ -39,7 +39,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import checkpoint, models, recipes, selfcheck, sharding, storage
+from bt_jax import models, recipes, selfcheck, sharding, storage
 from bt_jax.cli import tool
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.records import Source, Span, progress
@@ -49,6 +49,7 @@ from bt_jax.embedding.images import Reading, Shard, Unreadable, batches_of, cut,
 from bt_jax.embedding.record import CANVAS, fingerprint, open_out, view_sizes
 from bt_jax.evals import features
 from bt_jax.messages import UserError
+from bt_jax.run_folder import checkpoints
 
 
 class Job(NamedTuple):
@@ -95,7 +96,7 @@ def parser() -> tool.Parser:
         "--size",
         metavar="PIXELS",
         type=int,
-        help=f"side of what the encoder sees (default: the run's, else {checkpoint.SIZE})",
+        help=f"side of what the encoder sees (default: the run's, else {checkpoints.SIZE})",
     )
     add(
         "--resize",
@@ -130,7 +131,7 @@ def run(options: argparse.Namespace) -> None:
     store = {"npy": Npy, "parquet": Parquet}[options.format]()
     view = view_sizes(options)
     source, spans = _open_data(options)
-    model, variables, _ = checkpoint.read(options.encoder)
+    model, variables, _ = checkpoints.read(options.encoder)
     net = models.build(**model["build"])
     settings = {
         "weights": fingerprint(variables),

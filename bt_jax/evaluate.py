@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, log, messages, randomness, report, run_folder, sharding
+from bt_jax import build, messages, randomness, report, sharding
 from bt_jax import config as config_lib
 from bt_jax import encoder as encoder_lib
 from bt_jax import feed as feed_lib
@@ -16,6 +16,7 @@ from bt_jax.evals import features, pictures, protocols, spectrum
 from bt_jax.loop import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
+from bt_jax.run_folder import metrics_log, opening
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
 
@@ -45,15 +46,15 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     if "+" in config.data.train_split:
         source, config.data.train_split = selection.joined(source, config.data.train_split), "joined"
     feed = feed_lib.make_feed(config, source, mesh, broken, len(encoder.mean))
-    run_folder.agree(config, images=feed.images)
+    opening.agree(config, images=feed.images)
     recipe = encoder_lib.view_recipe(config, encoder)
     embed = features.make_embed(encoder.net, recipe, mesh, resize=config.evals.resize)
     evaluators = _evaluators(config, source, feed, embed, encoder, recipe, mesh)
-    folder = run_folder.open_folder(workdir, asked)
-    broken.list_in(run_folder.own(folder, "broken.txt"))
+    folder = opening.open_folder(workdir, asked)
+    broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {config.encoder} ({encoder.net.arch}) on {source.name}")
 
-    written = log.RunLog(folder, first_step=-1, tensorboard=False)
+    written = metrics_log.RunLog(folder, first_step=-1, tensorboard=False)
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
     for name, evaluator in evaluators.items():
         began = time.monotonic()

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from bt_jax import (
     augment,
     build,
-    checkpoint,
     compilers,
     loop,
     messages,
@@ -26,7 +25,6 @@ from bt_jax import (
     randomness,
     recipes,
     report,
-    run_folder,
     sharding,
     train_step,
 )
@@ -37,6 +35,8 @@ from bt_jax.data import selection
 from bt_jax.encoder import Encoder
 from bt_jax.evals import confidence, features, pictures
 from bt_jax.messages import UserError
+from bt_jax.run_folder import checkpoints as checkpoint
+from bt_jax.run_folder import opening
 from bt_jax.state import TrainState
 
 
@@ -89,7 +89,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     recipe = encoder_lib.view_recipe(config, encoder, crop_scale=tuple(config.views.crop_scale), flip=config.views.flip)
     feed = feed_lib.make_feed(config, source, mesh, broken, len(encoder.mean))
     plan = build.make_plan(config, feed.images)
-    run_folder.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
+    opening.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
     trained = trained_parts(config.train, list(encoder.variables["params"]))
     tx, rates = _optimizer(config, plan, trained)
     batch_norm = config.batch_norm if config.batch_norm != "auto" else "train" if config.train == "all" else "eval"
@@ -97,8 +97,8 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     every_steps = plan.steps(config.evals.every_epochs) or plan.total_steps
     val = feed.passes(config.data.val_split, config.evals.val_images)
     accuracy = Accuracy(encoder, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
-    folder = run_folder.open_folder(workdir, asked)
-    broken.list_in(run_folder.own(folder, "broken.txt"))
+    folder = opening.open_folder(workdir, asked)
+    broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {config.encoder} on {source.name}, {feed.images} images, training {', '.join(trained)}")
     checkpoints = checkpoint.Checkpoints(
         folder,

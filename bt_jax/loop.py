@@ -10,11 +10,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, checkpoint, log, messages
+from bt_jax import build, messages
 from bt_jax import feed as feed_lib
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, watchdog
 from bt_jax.processes.stop_signals import Stop, Stopped
+from bt_jax.run_folder import checkpoints as checkpoint
+from bt_jax.run_folder import metrics_log
 from bt_jax.state import TrainState
 
 AT_THE_END = "judging (at the end)"
@@ -81,14 +83,14 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
         """Whose turn it is."""
         return [each for each in this.evaluators if each.every_steps and (at == last or _due(at, each.every_steps))]
 
-    judged = coordination.gather(log.judged(this.folder, at), what="the start of training")[0]
+    judged = coordination.gather(metrics_log.judged(this.folder, at), what="the start of training")[0]
     unjudged = at > 0 and bool(judges()) and not judged
     if at >= last and not unjudged:
         messages.say(f"nothing to train: step {at} of {last} is reached; see {this.folder}")
         watchdog.at(at, AT_THE_END)
         return state
-    written = log.RunLog(this.folder, first_step=at, tensorboard=config.log.tensorboard)
-    progress = log.Progress(
+    written = metrics_log.RunLog(this.folder, first_step=at, tensorboard=config.log.tensorboard)
+    progress = metrics_log.Progress(
         first_step=at,
         total_steps=last,
         batch_size=config.batch_size,

@@ -10,23 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import (
-    augment,
-    build,
-    checkpoint,
-    compilers,
-    encoder,
-    loop,
-    messages,
-    randomness,
-    report,
-    run_folder,
-    sharding,
-)
+from bt_jax import augment, build, compilers, encoder, loop, messages, randomness, report, sharding
 from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.recipes import Recipe
+from bt_jax.run_folder import checkpoints as checkpoint
+from bt_jax.run_folder import opening
 from bt_jax.state import TrainState
 
 PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
@@ -89,7 +79,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     recipe = build.build_recipe(config)
     feed = feed_lib.make_feed(config, source, mesh, broken, len(recipe.mean))
     plan = build.make_plan(config, feed.images)
-    run_folder.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
+    opening.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
     nets, step, _, create, _ = build.build_training(config, plan, recipe, source.num_classes, mesh)
     every_steps = plan.steps(config.evals.every_epochs)
     embed = features.make_embed(nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize)
@@ -113,8 +103,8 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     given = encoder.read_given(config.init_from, nets) if config.init_from and not begun else None
     sample = feed.sample(PICTURE_IMAGES)
     # Only now, when the config is known to make sense: a folder holds one config for good.
-    folder = run_folder.open_folder(workdir, config_lib.to_dict(config))
-    broken.list_in(run_folder.own(folder, "broken.txt"))
+    folder = opening.open_folder(workdir, config_lib.to_dict(config))
+    broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {source.name} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
     checkpoints = checkpoint.Checkpoints(
         folder,

@@ -11,8 +11,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import bt_jax
-from bt_jax import checkpoint, manifest, sharding
+from bt_jax import sharding
 from bt_jax.messages import UserError
+from bt_jax.run_folder import checkpoints as checkpoint
+from bt_jax.run_folder import manifest
 from tests.support import damage
 from tests.support.damage import reopened
 

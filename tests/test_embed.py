@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 import bt_jax
-from bt_jax import augment, build, checkpoint, embed, models, recipes
+from bt_jax import augment, build, embed, models, recipes
 from bt_jax import config as config_lib
 from bt_jax.data.npz import write_npz
 from bt_jax.embedding import record
 from bt_jax.embedding.images import one_size
+from bt_jax.run_folder import checkpoints as checkpoint
 from bt_jax.state import TrainState
 from tests.support.drawn_images import Counted, Listed, encode
 from tests.support.runs import tiny

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import augment, build, checkpoint, evaluate, finetune, models, optim, pretrain
+from bt_jax import augment, build, evaluate, finetune, models, optim, pretrain
 from bt_jax import config as config_lib
 from bt_jax.data import selection
 from bt_jax.data.source import open_source
 from bt_jax.encoder import Encoder, complete, open_encoder, view_recipe
 from bt_jax.messages import UserError
+from bt_jax.run_folder import checkpoints
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
 from configs import linear, semisupervised, transfer, transfer_voc07
@@ -301,7 +302,7 @@ def test_optimizer_of_frozen_parts_keeps_nothing():
 
 
 def test_model_is_read_beside_the_weights(pretrained):
-    model = checkpoint.read_model(pretrained)
+    model = checkpoints.read_model(pretrained)
     assert model["build"]["arch"] == "tiny" and len(model["mean"]) == len(model["std"]) == 3
 
 

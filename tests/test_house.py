@@ -28,7 +28,7 @@ TORCH = ("bt_jax/conversion/",)
 LIGHT = ("bt_jax", "bt_jax.prepare", "bt_jax.config", "bt_jax.recipes")  # load none of the frameworks
 
 # (importing file, imported file) of arrows that close a circle of folders.
-BACK_ARROWS = {("bt_jax/conversion/targets.py", "bt_jax/checkpoint.py")}
+BACK_ARROWS = {("bt_jax/run_folder/checkpoints.py", "bt_jax/conversion/files.py")}
 # (file, function) whose random key is not the first argument.
 KEY_LATER = {
     ("bt_jax/evals/correlation.py", "embeddings"),

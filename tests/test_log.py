@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bt_jax import log, messages
+from bt_jax import messages
+from bt_jax.run_folder import metrics_log
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """`log`'s clock, which stands still until it is set."""
     now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: now.seconds, time=lambda: now.seconds))
+    monkeypatch.setattr(metrics_log, "time", SimpleNamespace(monotonic=lambda: now.seconds, time=lambda: now.seconds))
     return now
 
 
@@ -24,7 +25,7 @@ def lines(folder):
 
 
 def test_a_line_is_strict_json(tmp_path):
-    written = log.RunLog(tmp_path, first_step=0, tensorboard=False)
+    written = metrics_log.RunLog(tmp_path, first_step=0, tensorboard=False)
     written.write(3, {"train/loss": float("nan"), "train/on_diag": float("inf"), "val/top1": 0.5})
     written.close()
     (line,) = lines(tmp_path)
@@ -36,7 +37,7 @@ def test_lines_are_on_the_disk_after_a_sync(tmp_path, monkeypatch):
     """The checkpoint that follows counts on it."""
     synced = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, os.fstat(file).st_size)))
-    written = log.RunLog(tmp_path, first_step=0, tensorboard=False)
+    written = metrics_log.RunLog(tmp_path, first_step=0, tensorboard=False)
     written.write(1, {"train/loss": 2.0})
     written.sync()
     there = (tmp_path / "metrics.jsonl").stat()
@@ -49,14 +50,14 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         "".join(f'{{"step": {step}}}\n' for step in (2, 4, 4, 6)) + '{"step": 8, "v'
     )
-    log.RunLog(tmp_path, first_step=4, tensorboard=False).close()
+    metrics_log.RunLog(tmp_path, first_step=4, tensorboard=False).close()
     assert lines(tmp_path) == ['{"step": 2}', '{"step": 4}', '{"step": 4}']
 
 
 def test_tensorboard_has_the_names_and_steps_of_the_lines(tmp_path):
     from tensorboardX.proto import event_pb2
 
-    written = log.RunLog(tmp_path, first_step=4)
+    written = metrics_log.RunLog(tmp_path, first_step=4)
     wanted = {(5, "train/loss"): 2.5, (5, "val/knn_top1"): 0.25, (6, "train/loss"): 1.5}
     for (step, name), value in wanted.items():
         written.write(step, {name: value})
@@ -73,19 +74,19 @@ def test_tensorboard_has_the_names_and_steps_of_the_lines(tmp_path):
 
 
 def test_the_time_to_go_shrinks(clock):
-    progress = log.Progress(first_step=0, total_steps=1000, batch_size=64, steps_per_epoch=100)
+    progress = metrics_log.Progress(first_step=0, total_steps=1000, batch_size=64, steps_per_epoch=100)
     shown = []
     for step in (100, 200, 900, 1000):
         clock.seconds += 10 if step != 900 else 70
         shown.append(progress.line(step, progress.measure(step)))
     assert [line.rpartition("ETA ")[2] for line in shown] == ["1:30", "1:20", "0:10", "0:00"]
     assert "step 200/1000  epoch 2.0" in shown[1] and "640 pairs/s" in shown[1]
-    assert log._clock(3 * 3600 + 62) == "3:01:02"
+    assert metrics_log._clock(3 * 3600 + 62) == "3:01:02"
 
 
 def test_speed_and_waiting_are_of_the_steps_since_the_last_line(clock):
     """Without the time of an evaluation between them."""
-    progress = log.Progress(first_step=50, total_steps=1000, batch_size=8, steps_per_epoch=100, unit="images")
+    progress = metrics_log.Progress(first_step=50, total_steps=1000, batch_size=8, steps_per_epoch=100, unit="images")
     clock.seconds += 4
     assert progress.measure(60, waited=1.0) == {"epoch": 0.6, "perf/images_per_sec": 20.0, "perf/data_wait": 0.25}
     clock.seconds += 1000
@@ -100,7 +101,7 @@ def test_only_the_first_process_speaks(tmp_path, monkeypatch, capsys):
     messages.say("once")
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     messages.say("twice")
-    written = log.RunLog(tmp_path, first_step=0)
+    written = metrics_log.RunLog(tmp_path, first_step=0)
     written.write(1, {"train/loss": 1.0})
     written.sync()
     written.close()

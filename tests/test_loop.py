@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from bt_jax import build, log, loop
+from bt_jax import build, loop
 from bt_jax import config as config_lib
 from bt_jax.messages import UserError
 from bt_jax.processes.stop_signals import Stop, Stopped
+from bt_jax.run_folder import metrics_log
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -54,9 +55,9 @@ def run(folder, monkeypatch, *, at=0, window=2, every=3, bad=lambda step: 0, bef
     checkpoints = SimpleNamespace(
         save=lambda state: events.append(f"save {state.step}"), wait=lambda: events.append("wait"), latest=lambda: None
     )
-    sync = log.RunLog.sync
+    sync = metrics_log.RunLog.sync
     monkeypatch.setattr(
-        log.RunLog, "sync", lambda self: events.append(f"sync {lines(folder)[-1]['step']}") or sync(self)
+        metrics_log.RunLog, "sync", lambda self: events.append(f"sync {lines(folder)[-1]['step']}") or sync(self)
     )
     lookers = [Looker("often", every, events), Looker("never", 0, events)]
     this = loop.Loop(config, folder, build.Plan(5, 10), None, feed, lookers, checkpoints, 0.0)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from bt_jax import checkpoint, manifest
+from bt_jax.run_folder import checkpoints, manifest
 from bt_jax.state import TrainState
 
 
@@ -32,5 +32,5 @@ def test_every_part_of_a_state_comes_back():
         stats = {name: {"mean": np.full(2, 10 + i)} for i, name in enumerate(names[:-1])}
         state = TrainState(np.int32(40), params, stats, {"trace": np.full(2, 20)}, np.int32(3))
         like = jax.tree.map(lambda leaf: np.zeros_like(leaf) - 1, state)
-        jax.tree.map(np.testing.assert_array_equal, checkpoint._from_items(checkpoint._items(state), like), state)
-        assert "projector" in checkpoint._items(state) or head == "head"
+        jax.tree.map(np.testing.assert_array_equal, checkpoints._from_items(checkpoints._items(state), like), state)
+        assert "projector" in checkpoints._items(state) or head == "head"

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import build, checkpoint, encoder, log, loop, pretrain, report, sharding, storage, train_step
+from bt_jax import build, encoder, loop, pretrain, report, sharding, storage, train_step
 from bt_jax import config as config_lib
 from bt_jax.evals import protocols
 from bt_jax.messages import UserError
+from bt_jax.run_folder import checkpoints, metrics_log
 from tests.support import runs
 from tests.support.paths import ROOT
 from tests.support.runs import read_lines, without_speeds
@@ -109,13 +110,13 @@ def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
     made, mkdtemp = [], tempfile.mkdtemp
     monkeypatch.setattr(tempfile, "mkdtemp", lambda *args, **named: made.append(mkdtemp(*args, **named)) or made[-1])
     bucket.objects.clear()
-    save, told = checkpoint.Checkpoints.save, {}
+    save, told = checkpoints.Checkpoints.save, {}
 
     def spy(self, state):
         told[int(state.step)] = read_lines(storage.path("gs://bucket/run"))[-1]["step"]
         save(self, state)
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", spy)
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", spy)
     pretrain.run(tiny(stop_after_steps=3), "gs://bucket/run")
     folder = pretrain.run(tiny(), "gs://bucket/run")
     assert told == {3: 3, 4: 4, 8: 8}  # who is killed in the save, or after it, misses no line
@@ -135,7 +136,7 @@ def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
 
 def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, without_report):
     """Slurm's SIGUSR1 after the first window: the status says which signal, and no line is missing or twice there."""
-    folder, write = tmp_path / "run", log.RunLog.write
+    folder, write = tmp_path / "run", metrics_log.RunLog.write
 
     def hit(self, step, values):
         write(self, step, values)
@@ -143,7 +144,7 @@ def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch,
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(log.RunLog, "write", hit)
+        patch.setattr(metrics_log.RunLog, "write", hit)
         pretrain.run(tiny(), str(folder))
     assert stopped.value.code == 128 + signal.SIGUSR1
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
@@ -170,7 +171,7 @@ def test_killed_while_it_is_judged(finished, tmp_path, monkeypatch, without_repo
 
 def test_killed_in_the_middle_of_a_save(finished, tmp_path, monkeypatch, without_report):
     """The save before counts, and no line is missing or twice there."""
-    folder, save = tmp_path / "run", checkpoint.Checkpoints.save
+    folder, save = tmp_path / "run", checkpoints.Checkpoints.save
 
     def die(self, state):
         if int(state.step) == 8:
@@ -179,7 +180,7 @@ def test_killed_in_the_middle_of_a_save(finished, tmp_path, monkeypatch, without
         save(self, state)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint.Checkpoints, "save", die)
+        patch.setattr(checkpoints.Checkpoints, "save", die)
         pretrain.run(tiny(), str(folder))
     assert [line["step"] for line in read_lines(folder) if "train/loss" in line] == [2, 4, 6, 8]
     pretrain.run(tiny(), str(folder))
@@ -191,8 +192,8 @@ def test_a_judgement_is_known_by_its_line(tmp_path):
     """Also where the judges of a run tell no numbers: else every start would write the line again."""
     lines = [{"step": 2, "train/loss": 1.0, "perf/data_wait": 0.0}, {"step": 4, "epoch": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "v')
-    assert [log.judged(tmp_path, step) for step in (2, 4, 6)] == [False, True, False]
-    assert not log.judged(tmp_path / "nowhere", 2)
+    assert [metrics_log.judged(tmp_path, step) for step in (2, 4, 6)] == [False, True, False]
+    assert not metrics_log.judged(tmp_path / "nowhere", 2)
 
 
 def test_made_longer(finished, tmp_path, capsys):
@@ -217,7 +218,7 @@ def test_begun_with_given_weights(finished, tmp_path, capsys):
     state = encoder.begin_with(given, build.build_training(*parts(config)).create(jax.random.key(7)))
     jax.tree.map(np.testing.assert_array_equal, state.encoder(), bt_jax.load_encoder(finished)[1])
     projector = {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]}
-    jax.tree.map(np.testing.assert_array_equal, projector, checkpoint.load_projector(finished))
+    jax.tree.map(np.testing.assert_array_equal, projector, checkpoints.load_projector(finished))
     assert int(state.step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
     folder = pretrain.run(config, str(tmp_path / "run"))
     assert read_lines(folder)[0]["train/loss"] < 0.9 * read_lines(finished)[0]["train/loss"]

@@ -12,9 +12,10 @@ import jax
 import pytest
 
 from bt_jax import config as config_lib
-from bt_jax import messages, report, run_folder, storage
+from bt_jax import messages, report, storage
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
+from bt_jax.run_folder import opening
 
 # Written down a second time: keys that a begun run may change, with all below them.
 FREE = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log", "stop_after_steps")
@@ -31,14 +32,14 @@ def test_environment_says_what_made_the_run(tmp_path, monkeypatch):
         asked.append((command[:2], cwd))
         return subprocess.CompletedProcess(command, 0, f"{commit}-dirty\n", "")
 
-    monkeypatch.setattr(run_folder, "subprocess", SimpleNamespace(run=git, TimeoutExpired=subprocess.TimeoutExpired))
+    monkeypatch.setattr(opening, "subprocess", SimpleNamespace(run=git, TimeoutExpired=subprocess.TimeoutExpired))
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "bt_jax.main", "--config=configs/quickstart.py"])
-    run_folder.open_folder(str(tmp_path / "run"), config_lib.to_dict(config_lib.pretrain()))
+    opening.open_folder(str(tmp_path / "run"), config_lib.to_dict(config_lib.pretrain()))
     found = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert found["command"][1:] == ["-m", "bt_jax.main", "--config=configs/quickstart.py"]
     assert found["command"][0] == os.path.basename(sys.executable)
     assert found["git_commit"] == f"{commit}-dirty"
-    assert asked[0][0] == ["git", "describe"] and str(asked[0][1]) == os.path.dirname(run_folder.__file__)
+    assert asked[0][0] == ["git", "describe"] and str(asked[0][1]) == os.path.dirname(opening.__file__)
     assert found["python"] == platform.python_version() and found["processes"] == 1
     assert found["versions"]["jax"] == jax.__version__ and len(found["devices"]) == len(jax.devices())
 
@@ -64,13 +65,13 @@ def test_a_begun_run_keeps_its_config(tmp_path, task):
         named = [line.partition(":")[0] for line in config_lib.differences(before, after)]
         assert named == ([] if f"{key}.".startswith(tuple(f"{free}." for free in FREE)) else [key]), key
     folder = tmp_path / "run"
-    run_folder.open_folder(str(folder), before)
+    opening.open_folder(str(folder), before)
     for key in ("evals", "checkpoint"):
         after = json.loads(json.dumps(before))
         name, value = next(iter(after[key].items()))
         after[key][name] = another(value)
         with pytest.raises(UserError, match=f"another config .{key}.{name}: "):
-            run_folder.open_folder(str(folder), after)
+            opening.open_folder(str(folder), after)
     assert json.loads((folder / "config.json").read_text()) == before
 
 
@@ -85,21 +86,21 @@ def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
         folder = tmp_path / value
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config | {section: config[section] | {name: value}}))
-    run_folder.open_folder(str(tmp_path / stayed), config)
+    opening.open_folder(str(tmp_path / stayed), config)
     assert json.loads((tmp_path / stayed / "config.json").read_text()) == config
     reason = re.escape(f"{key}: {other} -> (absent), {config_lib.REMOVED_KEYS[key][1]}")
     with pytest.raises(UserError, match=reason):
-        run_folder.open_folder(str(tmp_path / other), config)
+        opening.open_folder(str(tmp_path / other), config)
 
 
 def test_processes_compare_config_versions_and_facts(monkeypatch):
     compared = []
     monkeypatch.setattr(join, "agree", compared.append)
     config = config_lib.pretrain()
-    run_folder.agree(config, images=7, steps_per_epoch=3)
+    opening.agree(config, images=7, steps_per_epoch=3)
     assert compared == []  # alone
     monkeypatch.setattr(coordination, "several", lambda: True)
-    run_folder.agree(config, images=7, steps_per_epoch=3)
+    opening.agree(config, images=7, steps_per_epoch=3)
     (own,) = compared
     assert (own["images"], own["steps_per_epoch"], own["jax"]) == (7, 3, jax.__version__)
     assert own["python"] == platform.python_version() and own["bt_jax"]
@@ -109,10 +110,10 @@ def test_processes_compare_config_versions_and_facts(monkeypatch):
 
 
 def test_every_process_has_its_own_list(tmp_path, monkeypatch):
-    assert run_folder.own(tmp_path, "broken.txt") == tmp_path / "broken.txt"
+    assert opening.own(tmp_path, "broken.txt") == tmp_path / "broken.txt"
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(jax, "process_index", lambda: 3)
-    assert run_folder.own(tmp_path, "broken.txt") == tmp_path / "broken-3.txt"
+    assert opening.own(tmp_path, "broken.txt") == tmp_path / "broken-3.txt"
 
 
 def test_a_small_file_is_on_the_disk_before_its_name(tmp_path, monkeypatch):

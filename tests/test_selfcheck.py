@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from bt_jax import compilers, config, losses, main, pretrain, run_folder, selfcheck
+from bt_jax import compilers, config, losses, main, pretrain, selfcheck
 from bt_jax.messages import UserError
+from bt_jax.run_folder import opening
 from tests.support.paths import ROOT
 
 # ------------------------------------------------------------------------------------- the same programs by NumPy alone
@@ -184,7 +185,7 @@ def test_the_program_checks_first_unless_asked_not_to(monkeypatch, tmp_path):
     monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value=str(tmp_path / "run")))
     monkeypatch.setattr(selfcheck, "_outcome", {})
     runs = []
-    monkeypatch.setattr(pretrain, "run", lambda *a, **options: runs.append(run_folder.environment()["self_check"]))
+    monkeypatch.setattr(pretrain, "run", lambda *a, **options: runs.append(opening.environment()["self_check"]))
     check = selfcheck.checks(32_769)[1]
     wrong, device = check._replace(run=lambda *inputs: check.run(*inputs) + 1), jax.devices()[0].device_kind
     settings = config.pretrain()

@@ -12,9 +12,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import bt_jax
-from bt_jax import checkpoint, convert, log, manifest, run_folder, sharding, storage
+from bt_jax import convert, sharding, storage
 from bt_jax.data.records import Broken
 from bt_jax.messages import TRY_AGAIN, UserError
+from bt_jax.run_folder import checkpoints as checkpoint
+from bt_jax.run_folder import manifest, metrics_log, opening
 from tests.support import damage, runs
 from tests.support.damage import reopened
 from tests.support.paths import ROOT
@@ -138,13 +140,13 @@ def test_no_such_bucket():
     with pytest.raises(UserError, match="There is no bucket for gs://other/runs/a"):
         storage.write(storage.path("gs://other/runs/a"), "")
     with pytest.raises(UserError, match="There is no bucket other"):
-        run_folder.open_folder("gs://other/runs/a", {"seed": 0})
+        opening.open_folder("gs://other/runs/a", {"seed": 0})
 
 
 def test_rights_that_orbax_will_need_are_asked_for_before_training(folder, bucket, monkeypatch):
     monkeypatch.setattr(bucket, "hidden", True)
     with pytest.raises(UserError, match="may not look at the bucket bucket: .* roles/storage.legacyBucketReader"):
-        run_folder.open_folder(str(folder), {"seed": 0})
+        opening.open_folder(str(folder), {"seed": 0})
     assert not bucket.objects
 
 
@@ -262,7 +264,7 @@ def lines(folder):
 
 
 def test_lines_are_in_the_bucket_when_they_must_be(folder, bucket):
-    written = log.RunLog(folder, first_step=0)
+    written = metrics_log.RunLog(folder, first_step=0)
     written.write(1, {"train/loss": 1.0})
     assert not bucket.objects  # within the first seconds
     written.sync()
@@ -273,7 +275,7 @@ def test_lines_are_in_the_bucket_when_they_must_be(folder, bucket):
     written.write(2, {"train/loss": 1.0})
     written.close()
     assert lines(folder) == [1, 2] and not written._folder.here.exists()
-    again = log.RunLog(folder, first_step=1)
+    again = metrics_log.RunLog(folder, first_step=1)
     again.write(3, {"train/loss": 1.0})
     again.close()
     assert lines(folder) == [1, 3]
@@ -283,7 +285,7 @@ def test_lines_are_in_the_bucket_when_they_must_be(folder, bucket):
 def test_they_are_copied_while_it_trains(folder, bucket, monkeypatch, capsys):
     """Not at every line, as an object takes one write a second; an outage is told of and costs nothing."""
     monkeypatch.setattr(storage, "SECONDS", 0.0)
-    written = log.RunLog(folder, first_step=0, tensorboard=False)
+    written = metrics_log.RunLog(folder, first_step=0, tensorboard=False)
     written.write(1, {"train/loss": 1.0})
     written._folder._copying.result()
     assert lines(folder) == [1]

@@ -9,26 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bt_jax import (
-    build,
-    checkpoint,
-    encoder,
-    evaluate,
-    finetune,
-    log,
-    losses,
-    models,
-    pretrain,
-    randomness,
-    run_folder,
-    sharding,
-    train_step,
-)
+from bt_jax import build, encoder, evaluate, finetune, losses, models, pretrain, randomness, sharding, train_step
 from bt_jax import config as config_lib
 from bt_jax.data import selection
 from bt_jax.evals import protocols, spectrum
 from bt_jax.recipes import View
 from bt_jax.reporting import panels
+from bt_jax.run_folder import checkpoints, metrics_log, opening
 from tests.support.runs import changed
 from tests.support.wiring import Enough, Mean, Squares, stop, watched
 
@@ -132,7 +119,7 @@ def prepared(tmp_path_factory):
     """Pretraining, built from a config in which every key of the table has the table's value."""
     with pytest.MonkeyPatch.context() as patch:
         seen = watched(patch)
-        seen.watch(checkpoint, "Checkpoints", lambda *_, **__: SimpleNamespace())
+        seen.watch(checkpoints, "Checkpoints", lambda *_, **__: SimpleNamespace())
         seen.watch(models, "build", lambda *_, **__: Mean())
         seen.watch(models, "build_projector", lambda *_, **__: Mean())
         for where, name in (
@@ -168,7 +155,7 @@ def arrives(seen, config, key, value, look, *expected):
 
 def test_every_panel_is_of_a_metric_that_is_written(prepared):
     """The report's plots are found by name in metrics.jsonl."""
-    progress = log.Progress(first_step=0, total_steps=1, batch_size=1, steps_per_epoch=1)
+    progress = metrics_log.Progress(first_step=0, total_steps=1, batch_size=1, steps_per_epoch=1)
     written = {*prepared.metrics, *progress.measure(1), "val/knn_top1", "val/online_top1"}
     written |= {f"val/{name}" for name in spectrum.NAMES}
     groups = (panels.LOSS, panels.QUALITY, panels.LABEL_FREE, panels.MACHINERY)
@@ -246,7 +233,7 @@ def evaluated(tmp_path_factory):
         seen.watch(encoder, "open_encoder", given_encoder)
         made = evaluate._evaluators
         patch.setattr(evaluate, "_evaluators", lambda *them: setattr(seen, "order", [*made(*them)]))
-        patch.setattr(run_folder, "open_folder", stop)
+        patch.setattr(opening, "open_folder", stop)
         config = changed(config_lib.evaluate(), **{key: value for key, (value, *_) in EVALUATE.items()})
         with pytest.raises(Enough):
             evaluate.run(config, str(tmp_path_factory.mktemp("run")))
@@ -289,7 +276,7 @@ HELD_FINETUNE = HELD | ENCODER | {"optim.": SGD, "evals.train_images": ""}  # it
 def tuned(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         seen = watched(patch)
-        seen.watch(checkpoint, "Checkpoints", lambda *_, **__: SimpleNamespace())
+        seen.watch(checkpoints, "Checkpoints", lambda *_, **__: SimpleNamespace())
         seen.watch(encoder, "open_encoder", given_encoder)
         seen.watch(selection, "share", lambda source, split, *_, **__: Part())
         seen.watch(finetune, "make_step")
@@ -309,7 +296,7 @@ def test_a_finetuning_key_arrives(tuned, key):
 
 def test_an_encoders_normalisation_can_be_set(monkeypatch):
     model = {"build": {"arch": "resnet18", "width": 1 / 64}, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    monkeypatch.setattr(checkpoint, "read", lambda path: (model, {}, None))
+    monkeypatch.setattr(checkpoints, "read", lambda path: (model, {}, None))
     config = changed(config_lib.evaluate(), **{"encoder": "x", "views.size": 9})
     known = encoder.open_encoder(config)
     assert (known.mean, known.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

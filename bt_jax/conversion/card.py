@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bt_jax import run_folder
 from bt_jax.conversion.targets import FORMS, Source, is_plain
+from bt_jax.run_folder import opening
 
 UNKNOWN = "Not known: the source is not in a run folder of bt_jax."
 
@@ -85,7 +85,7 @@ def _numbers(values) -> str:
 def _run(where: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Config and summary of the pretraining run that RUN/checkpoints/STEP is of; the summary only where it was measured
     at that step. Empty where there is none."""
-    config, summary = (run_folder.of_step(where, name) for name in ("config.json", "summary.json"))
+    config, summary = (opening.of_step(where, name) for name in ("config.json", "summary.json"))
     if config.get("task") != "pretrain":
         return {}, {}
     return config, summary if str(summary.get("steps")) == where.name else {}

@@ -27,7 +27,7 @@ class Weights(NamedTuple):
     """What a file holds, in our terms.
 
     Attributes:
-      model: {"build": arguments of `models.build`, "mean", "std"} as `checkpoint.read_model` gives it.
+      model: {"build": arguments of `models.build`, "mean", "std"} as `load.read_model` gives it.
       variables: {"params", "batch_stats"} of the backbone, numpy arrays.
       projector: the same of the projector, or None.
     """

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import checkpoint, models
+from bt_jax import models
 from bt_jax.conversion import names, state_dicts
 from bt_jax.conversion.files import METADATA
 from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.models.resnet import architecture
+from bt_jax.run_folder import checkpoints
 
 
 class Source(NamedTuple):
@@ -46,7 +47,7 @@ class Form(NamedTuple):
 
 def checkpoint_folder(source: Source, path: Path) -> None:
     """A checkpoint as a run writes it, without what only training needs."""
-    checkpoint.write_encoder(path, model=source.model, variables=source.variables, projector=source.projector)
+    checkpoints.write_encoder(path, model=source.model, variables=source.variables, projector=source.projector)
 
 
 def safetensors(source: Source, path: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bt_jax import checkpoint, run_folder, storage
+from bt_jax import storage
 from bt_jax.data.records import Span
 from bt_jax.embedding.files import Explained
 from bt_jax.messages import UserError
+from bt_jax.run_folder import checkpoints, opening
 
 RESIZE, CANVAS = 256, 512  # beside checkpoint.SIZE, if no run says otherwise: the paper's evaluation, section 3.1
 
@@ -21,10 +22,10 @@ def view_sizes(options: argparse.Namespace) -> dict[str, int]:
 
     `resize` keeps its proportion to a `size` that is given alone; 0 means `size`.
     """
-    config = run_folder.of_step(checkpoint.place(options.encoder), "config.json")
-    size, resize = checkpoint.evaluation_size(config)
+    config = opening.of_step(checkpoints.place(options.encoder), "config.json")
+    size, resize = checkpoints.evaluation_size(config)
     if not size:
-        size, resize = checkpoint.SIZE, RESIZE
+        size, resize = checkpoints.SIZE, RESIZE
     canvas = options.canvas if options.canvas is not None else config.get("data", {}).get("canvas", CANVAS)
     if options.size is not None:
         size, resize = options.size, round(resize * options.size / size)
@@ -56,7 +57,7 @@ def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str,
       UserError: other settings, which are named; other images of a split; files of something else.
     """
     file = out / "embed.json"
-    settings |= {"encoder": str(checkpoint.place(encoder))}
+    settings |= {"encoder": str(checkpoints.place(encoder))}
     splits = {base: {"start": span.start, "stop": span.stop} for base, span in spans.items()}
     cure = "Give another --out, or the options of before to go on."
     with Explained(out):
@@ -69,7 +70,7 @@ def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str,
             splits = old["splits"] | {base: old["splits"].get(base, {}) | span for base, span in splits.items()}
         elif any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out} is not empty and holds no embed.json", "Give another --out.")
-        record = {"settings": settings, "splits": splits, "environment": run_folder.environment()}
+        record = {"settings": settings, "splits": splits, "environment": opening.environment()}
         storage.write_json(file, record)
     return record
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from bt_jax import models
-from bt_jax.checkpoint import Checkpoints
+from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
 
 BUILD = {"arch": "resnet18", "small_images": True, "width": 1 / 16, "channels": 3, "stem_padding": 1}

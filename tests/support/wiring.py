@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import feed as feed_lib
-from bt_jax import models, run_folder, train_step
+from bt_jax import models, train_step
 from bt_jax.data import device
 from bt_jax.data.records import Arrays, Source
 from bt_jax.evals import features, protocols
+from bt_jax.run_folder import opening
 
 
 class Squares(Source):
@@ -88,7 +89,7 @@ def watched(patch):
     calls.watch(features, "make_embed")
     calls.watch(protocols, "KNN")
     calls.watch(train_step, "stream")
-    calls.watch(run_folder, "agree", lambda *_, **__: None)
+    calls.watch(opening, "agree", lambda *_, **__: None)
     made = feed_lib.make_feed
 
     def make_feed(*arguments):

@@ -19,9 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from bt_jax import manifest, messages, models, storage
+from bt_jax import messages, models, storage
 from bt_jax.conversion import files
 from bt_jax.messages import UserError, is_disk_full
+from bt_jax.run_folder import manifest
 from bt_jax.state import TrainState
 
 NONE = -1  # in place of a step
