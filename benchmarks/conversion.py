@@ -20,15 +20,15 @@ import numpy as np
 from sklearn.datasets import load_sample_image
 
 from bt_jax import convert, models
-from bt_jax.conversion import files, names, targets
 from bt_jax.run_folder import checkpoints
+from bt_jax.weights import export_formats, foreign_files, key_names
 
 SIZE = 224
 STAGES = ("maxpool", "layer1", "layer2", "layer3", "layer4", "features")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def drawn(arch: str) -> targets.Source:
+def drawn(arch: str) -> export_formats.Source:
     """An encoder of random weights and running statistics."""
     net = models.build(arch)
     generator = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def drawn(arch: str) -> targets.Source:
 
     variables = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(net.init, jax.random.key(0)))
     build = {"arch": arch, "small_images": False, "width": 1, "channels": 3, "stem_padding": 1}
-    return targets.Source({"build": build, "mean": MEAN, "std": STD}, variables, None, SIZE)
+    return export_formats.Source({"build": build, "mean": MEAN, "std": STD}, variables, None, SIZE)
 
 
 def photograph() -> np.ndarray:
@@ -52,7 +52,7 @@ def photograph() -> np.ndarray:
     return image[None, top : top + SIZE, left : left + SIZE]
 
 
-def normalised(source: targets.Source) -> np.ndarray:
+def normalised(source: export_formats.Source) -> np.ndarray:
     return ((photograph() / 255 - np.array(source.model["mean"])) / np.array(source.model["std"])).astype(np.float32)
 
 
@@ -78,11 +78,11 @@ def hooked(model, layers: dict[str, object], images) -> dict[str, np.ndarray]:
     return found
 
 
-def torchvision_road(source: targets.Source, folder: Path, images: np.ndarray):
+def torchvision_road(source: export_formats.Source, folder: Path, images: np.ndarray):
     import torch
     import torchvision
 
-    targets.torch(source, folder / "encoder.pth")
+    export_formats.torch(source, folder / "encoder.pth")
     model = getattr(torchvision.models, source.model["build"]["arch"])()
     model.fc = torch.nn.Identity()
     model.load_state_dict(torch.load(folder / "encoder.pth", weights_only=True))
@@ -91,45 +91,45 @@ def torchvision_road(source: targets.Source, folder: Path, images: np.ndarray):
     return hooked(model, layers, images), folder / "back.pth"
 
 
-def timm_road(source: targets.Source, folder: Path, images: np.ndarray):
+def timm_road(source: export_formats.Source, folder: Path, images: np.ndarray):
     import timm
     from safetensors.torch import save_file
 
-    targets.timm(source, folder / "timm")
+    export_formats.timm(source, folder / "timm")
     model = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True)
     save_file(model.state_dict(), folder / "back_timm.safetensors")
     return hooked(model, {name: getattr(model, name) for name in STAGES[:-1]}, images), folder / "back_timm.safetensors"
 
 
-def hugging_face_road(source: targets.Source, folder: Path, images: np.ndarray):
+def hugging_face_road(source: export_formats.Source, folder: Path, images: np.ndarray):
     import transformers
 
-    targets.hugging_face(source, folder / "hf")
+    export_formats.hugging_face(source, folder / "hf")
     model = transformers.ResNetModel.from_pretrained(folder / "hf")
     model.save_pretrained(folder / "back_hf")
     layers = {"maxpool": model.embedder} | {f"layer{i + 1}": stage for i, stage in enumerate(model.encoder.stages)}
     return hooked(model, layers, images), folder / "back_hf"
 
 
-def stablehlo_road(source: targets.Source, folder: Path, images: np.ndarray):
+def stablehlo_road(source: export_formats.Source, folder: Path, images: np.ndarray):
     del images
-    targets.stablehlo(source, folder / "encoder.stablehlo")
+    export_formats.stablehlo(source, folder / "encoder.stablehlo")
     program = jax.export.deserialize(bytearray((folder / "encoder.stablehlo").read_bytes()))
     return {"features": np.asarray(program.call(photograph()))}, None
 
 
-def detectron2_road(source: targets.Source, folder: Path, images: np.ndarray):
+def detectron2_road(source: export_formats.Source, folder: Path, images: np.ndarray):
     """detectron2 is not run: its arrays go back under torchvision's keys, and through our own reader."""
-    targets.detectron2(source, folder / "encoder.pkl")
+    export_formats.detectron2(source, folder / "encoder.pkl")
     arrays = pickle.loads((folder / "encoder.pkl").read_bytes())["model"]
-    variables = convert.from_torch(names.as_torchvision(arrays), arch=source.model["build"]["arch"])
+    variables = convert.from_torch(key_names.as_torchvision(arrays), arch=source.model["build"]["arch"])
     return stages(source._replace(variables=variables), images), None
 
 
-def checkpoint_road(source: targets.Source, folder: Path, images: np.ndarray):
-    targets.checkpoint_folder(source, folder / "ours")
+def checkpoint_road(source: export_formats.Source, folder: Path, images: np.ndarray):
+    export_formats.checkpoint_folder(source, folder / "ours")
     _, variables = checkpoints.load_encoder(folder / "ours")
-    targets.safetensors(source._replace(variables=variables), folder / "ours.safetensors")
+    export_formats.safetensors(source._replace(variables=variables), folder / "ours.safetensors")
     return stages(source._replace(variables=variables), images), folder / "ours.safetensors"
 
 
@@ -143,7 +143,7 @@ ROADS: dict[str, Callable] = {
 }
 
 
-def stages(source: targets.Source, images: np.ndarray) -> dict[str, np.ndarray]:
+def stages(source: export_formats.Source, images: np.ndarray) -> dict[str, np.ndarray]:
     run = jax.jit(lambda variables, x: source.net.stages(variables, x, train=False))
     return {name: np.asarray(value) for name, value in run(source.variables, images).items()}
 
@@ -152,8 +152,8 @@ def largest(array: np.ndarray) -> float:
     return float(np.abs(array).max())
 
 
-def same_bytes(path: Path, source: targets.Source) -> bool:
-    found, wanted = jax.tree.leaves(files.read(path).variables), jax.tree.leaves(source.variables)
+def same_bytes(path: Path, source: export_formats.Source) -> bool:
+    found, wanted = jax.tree.leaves(foreign_files.read(path).variables), jax.tree.leaves(source.variables)
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(found, wanted, strict=True))
 
 
@@ -165,7 +165,7 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     sources = {arch: drawn(arch) for arch in options.arch.split(",")}
     if options.encoder:
-        sources = {Path(options.encoder).name: targets.Source(*checkpoints.read(options.encoder), SIZE)}
+        sources = {Path(options.encoder).name: export_formats.Source(*checkpoints.read(options.encoder), SIZE)}
     lines = [f"| encoder | form | {' | '.join(STAGES)} | back again |", f"|{'---|' * (len(STAGES) + 3)}"]
     wrong = 0
     for name, source in sources.items():

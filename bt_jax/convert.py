@@ -35,8 +35,8 @@ from absl import logging
 
 from bt_jax import storage
 from bt_jax.cli import tool
-from bt_jax.conversion.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
 from bt_jax.messages import UserError, is_disk_full
+from bt_jax.weights.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
 
 __all__ = ["from_torch", "main", "projector_from_torch", "projector_to_torch", "to_torch"]
 
@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Converts; raises UserError and leaves nothing behind where that fails."""
-    from bt_jax.conversion import card, targets
+    from bt_jax.weights import export_formats, model_card
 
-    form = targets.FORMS[options.to]
-    out = _named(options.out, form.suffix, {each.suffix for each in targets.FORMS.values()})
+    form = export_formats.FORMS[options.to]
+    out = _named(options.out, form.suffix, {each.suffix for each in export_formats.FORMS.values()})
     beside = out.with_suffix(".md") if form.suffix else None
     for path in filter(None, (out, beside)):
         if os.path.lexists(path):
@@ -68,7 +68,9 @@ def run(options: argparse.Namespace) -> None:
         made = Path(tempfile.mkdtemp(prefix=".convert-", dir=out.parent))
         form.write(source, made / out.name)
         written = made / beside.name if beside else made / out.name / "README.md"
-        card.write(written, source, where=where, form=options.to, out=out, licence=" ".join(options.licence.split()))
+        model_card.write(
+            written, source, where=where, form=options.to, out=out, licence=" ".join(options.licence.split())
+        )
         (made / out.name).rename(out)
         if beside:
             written.rename(beside)
@@ -115,13 +117,13 @@ def _reason(error: Exception) -> str:
 
 def _source(options: argparse.Namespace):
     """What is converted, and the file or step folder that it is from."""
-    from bt_jax.conversion import files
-    from bt_jax.conversion.targets import Source
     from bt_jax.run_folder import checkpoints, opening
+    from bt_jax.weights import foreign_files
+    from bt_jax.weights.export_formats import Source
 
     place = checkpoints.place(options.source)  # once: a run that goes on may save in between
-    if files.is_foreign(place):
-        return Source(*files.read(place, arch=options.arch or ""), options.size or checkpoints.SIZE), place
+    if foreign_files.is_foreign(place):
+        return Source(*foreign_files.read(place, arch=options.arch or ""), options.size or checkpoints.SIZE), place
     config = opening.of_step(place, "config.json")
     size = options.size or checkpoints.evaluation_size(config)[0] or checkpoints.SIZE
     return Source(*checkpoints.read(place, projector=True), size), place
@@ -134,9 +136,9 @@ def _pixels(text: str) -> int:
 
 
 def _parser() -> tool.Parser:
-    from bt_jax.conversion.targets import FORMS
     from bt_jax.models import ARCHITECTURES
     from bt_jax.run_folder.checkpoints import SIZE
+    from bt_jax.weights.export_formats import FORMS
 
     parser = tool.Parser("convert", __doc__)
     add = parser.add_argument

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 import bt_jax
 from bt_jax import convert, models, recipes
-from bt_jax.conversion import card, files, names, targets
 from bt_jax.messages import UserError
 from bt_jax.run_folder import checkpoints, manifest, opening
+from bt_jax.weights import export_formats, foreign_files, key_names, model_card
 
 NARROW = 1 / 16
 
@@ -154,7 +154,7 @@ def test_wrong_projectors_are_refused():
 
 @pytest.mark.parametrize(
     "there, back",
-    [(names.to_detectron2, names.from_detectron2), (names.to_hugging_face, names.from_hugging_face)],
+    [(key_names.to_detectron2, key_names.from_detectron2), (key_names.to_hugging_face, key_names.from_hugging_face)],
 )
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_names_go_there_and_back(arch, there, back):
@@ -162,13 +162,13 @@ def test_names_go_there_and_back(arch, there, back):
     renamed = [there(key) for key in keys]
     assert [back(key) for key in renamed] == keys and len(set(renamed)) == len(keys)
     arrays = {key: index for index, key in enumerate(renamed)}
-    assert names.as_torchvision(arrays) == {key: index for index, key in enumerate(keys)}
+    assert key_names.as_torchvision(arrays) == {key: index for index, key in enumerate(keys)}
 
 
 def test_names_of_a_hugging_face_classifier():
     keys = list(state_dict("resnet18", width=NARROW))
-    arrays = {f"resnet.{names.to_hugging_face(key)}": key for key in keys} | {"classifier.1.weight": "dropped"}
-    assert names.as_torchvision(arrays) == {key: key for key in keys}
+    arrays = {f"resnet.{key_names.to_hugging_face(key)}": key for key in keys} | {"classifier.1.weight": "dropped"}
+    assert key_names.as_torchvision(arrays) == {key: key for key in keys}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_names_of_a_hugging_face_classifier():
     ],
 )
 def test_names_by_hand(key, detectron2, hugging_face):
-    assert names.to_detectron2(key) == detectron2 and names.to_hugging_face(key) == hugging_face
+    assert key_names.to_detectron2(key) == detectron2 and key_names.to_hugging_face(key) == hugging_face
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -285,7 +285,7 @@ def test_other_channels_and_bottlenecks_in_the_configs_of_timm_and_hugging_face(
     assert config["model_args"] == {"in_chans": 1} and config["pretrained_cfg"]["input_size"][0] == 1
     config["pretrained_cfg"] |= {"mean": [0.25], "std": [0.5]}
     (folder / "config.json").write_text(json.dumps(config))
-    assert files.read(folder).model["mean"] == [0.25] and files.read(folder).model["std"] == [0.5]
+    assert foreign_files.read(folder).model["mean"] == [0.25] and foreign_files.read(folder).model["std"] == [0.5]
     hub = converted(tmp_path / "gray.safetensors", "huggingface", tmp_path / "hf", "--arch=resnet50")
     config = json.loads((hub / "config.json").read_text())
     assert config["hidden_sizes"] == [256, 512, 1024, 2048] and config["layer_type"] == "bottleneck"
@@ -310,13 +310,13 @@ def test_the_references_whole_model_and_another_projector(variables, projector, 
     whole = {f"module.backbone.{key}": np.asarray(value) for key, value in backbone.items()}
     whole |= {f"module.{key}": np.asarray(value) for key, value in sequential.items()}
     save_file(whole, tmp_path / "whole.safetensors")
-    found = files.read(tmp_path / "whole.safetensors")
+    found = foreign_files.read(tmp_path / "whole.safetensors")
     identical(found.variables, variables)
     identical(found.projector, projector)
     assert found.model["mean"] == list(recipes.IMAGENET_MEAN)
     vicreg = whole | {"module.projector.0.bias": np.zeros(8, np.float32)}  # biases in hidden layers alone
     save_file(vicreg, tmp_path / "vicreg.safetensors")
-    assert files.read(tmp_path / "vicreg.safetensors").projector is None
+    assert foreign_files.read(tmp_path / "vicreg.safetensors").projector is None
 
 
 def test_a_pickle_that_wants_to_execute_is_refused(tmp_path, capsys):
@@ -343,17 +343,17 @@ def test_pth_files(variables, projector, encoder, tmp_path, capsys):
     whole |= {f"module.{key}": torch.from_numpy(np.array(value)) for key, value in sequential}
     optimizer = {"state": {0: {"mu": torch.zeros(3)}}, "param_groups": [{"lr": 0.2, "params": [0]}]}
     torch.save({"epoch": 7, "model": whole, "optimizer": optimizer}, tmp_path / "checkpoint.pth")
-    found = files.read(tmp_path / "checkpoint.pth")
+    found = foreign_files.read(tmp_path / "checkpoint.pth")
     identical(found.variables, variables)
     identical(found.projector, projector)
     half = {key: value.bfloat16() for key, value in whole.items()}
     torch.save({"state_dict": half}, tmp_path / "half.ckpt")
-    assert {leaf.dtype for leaf in jax.tree.leaves(files.read(tmp_path / "half.ckpt").variables)} == {
+    assert {leaf.dtype for leaf in jax.tree.leaves(foreign_files.read(tmp_path / "half.ckpt").variables)} == {
         np.dtype(np.float32)
     }
     nested = {key: torch.nn.Parameter(value) if value.is_floating_point() else value for key, value in whole.items()}
     torch.save({"model": {"state_dict": nested}, 7: torch.zeros(2)}, tmp_path / "nested.pt")
-    identical(files.read(tmp_path / "nested.pt").variables, variables)
+    identical(foreign_files.read(tmp_path / "nested.pt").variables, variables)
     content = out.read_bytes()
     (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
     refused(capsys, "cannot be read", tmp_path / "cut.pth", "--to=checkpoint", f"--out={tmp_path / 'x'}")
@@ -397,7 +397,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(encoder, tmp_path, capsys,
         raise error
 
     for name in ("_save", "_write_json"):
-        monkeypatch.setattr(targets, name, fail)
+        monkeypatch.setattr(export_formats, name, fail)
     monkeypatch.setattr(manifest, "write", fail)
     before = sorted(tmp_path.rglob("*"))
     for form in ("safetensors", "checkpoint", "huggingface"):
@@ -438,7 +438,7 @@ def test_odd_arguments(encoder, capsys, options, said):
 )
 def test_metadata_of_other_weights(variables, tmp_path, metadata):
     arrays = {key: np.asarray(value) for key, value in convert.to_torch(variables, arch="resnet18").items()}
-    save_file(arrays, tmp_path / "a.safetensors", {files.METADATA: metadata})
+    save_file(arrays, tmp_path / "a.safetensors", {foreign_files.METADATA: metadata})
     with pytest.raises(UserError, match="metadata of .* is not that of its weights"):
         bt_jax.load_encoder(tmp_path / "a.safetensors")
 
@@ -481,15 +481,15 @@ def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
 def test_normalisation_goes_into_every_form(tmp_path, monkeypatch):
     """Mean and deviation by channel, each in its place and in the units of the other library."""
     build = {"arch": "resnet18", "small_images": False, "width": 1.0, "channels": 3, "stem_padding": 1}
-    source = targets.Source({"build": build, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}, {}, None, 224)
-    monkeypatch.setattr(targets.Source, "state_dict", lambda self: {})
-    targets.timm(source, tmp_path / "timm")
+    source = export_formats.Source({"build": build, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}, {}, None, 224)
+    monkeypatch.setattr(export_formats.Source, "state_dict", lambda self: {})
+    export_formats.timm(source, tmp_path / "timm")
     timm = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]
     assert (timm["mean"], timm["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    targets.hugging_face(source, tmp_path / "hf")
+    export_formats.hugging_face(source, tmp_path / "hf")
     hub = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
     assert (hub["image_mean"], hub["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    said = card._usage("detectron2", tmp_path / "r18.pkl", source)  # which takes grey levels
+    said = model_card._usage("detectron2", tmp_path / "r18.pkl", source)  # which takes grey levels
     assert "PIXEL_MEAN: [25.5, 51.0, 76.5]\n" in said and "PIXEL_STD: [102.0, 127.5, 153.0]\n" in said
     assert "DEPTH: 18, STRIDE_IN_1X1: False" in said and "WEIGHTS: r18.pkl" in said
 

@@ -24,11 +24,11 @@ from tests.support.paths import ROOT
 FILES = sorted((ROOT / "bt_jax").rglob("*.py"))
 
 TENSORFLOW = ("bt_jax/data/",)  # the folders that may import it
-TORCH = ("bt_jax/conversion/",)
+TORCH = ("bt_jax/weights/",)
 LIGHT = ("bt_jax", "bt_jax.prepare", "bt_jax.config", "bt_jax.recipes")  # load none of the frameworks
 
 # (importing file, imported file) of arrows that close a circle of folders.
-BACK_ARROWS = {("bt_jax/run_folder/checkpoints.py", "bt_jax/conversion/files.py")}
+BACK_ARROWS = {("bt_jax/run_folder/checkpoints.py", "bt_jax/weights/foreign_files.py")}
 # (file, function) whose random key is not the first argument.
 KEY_LATER = {
     ("bt_jax/evals/correlation.py", "embeddings"),

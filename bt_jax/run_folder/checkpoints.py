@@ -20,10 +20,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from bt_jax import messages, models, storage
-from bt_jax.conversion import files
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.run_folder import manifest
 from bt_jax.state import TrainState
+from bt_jax.weights import foreign_files
 
 NONE = -1  # in place of a step
 SIZE = 224  # pixels that an encoder evaluates if no run says otherwise: ImageNet's, in the paper's section 3.1
@@ -106,7 +106,7 @@ def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = N
 
     Args:
       path: a run folder (its newest whole checkpoint), a checkpoint folder RUN/checkpoints/STEP, what `bt_jax.convert`
-        wrote as a checkpoint, or weights that `conversion.files.read` reads: .safetensors, .pth, a Hugging Face folder.
+        wrote as a checkpoint, or weights that `foreign_files.read` reads: .safetensors, .pth, a Hugging Face folder.
       sharding: where the variables are to lie, e.g. NamedSharding(mesh, PartitionSpec()); by default as numpy arrays.
 
     Returns:
@@ -121,20 +121,22 @@ def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = N
 
 
 @storage.reached()
-def read(path: str | Path, *, projector: bool = False, sharding: jax.sharding.Sharding | None = None) -> files.Weights:
+def read(
+    path: str | Path, *, projector: bool = False, sharding: jax.sharding.Sharding | None = None
+) -> foreign_files.Weights:
     """All that stands there of an encoder, of one and the same step; see `load_encoder`.
 
     Args:
       projector: read that as well, where there is one. Always as numpy arrays.
     """
-    if files.is_foreign(path):
-        found = files.read(path)
+    if foreign_files.is_foreign(path):
+        found = foreign_files.read(path)
         return found._replace(variables=jax.device_put(found.variables, sharding)) if sharding else found
     folder = step_folder(path)
     model = _model(folder)
     shapes = jax.eval_shape(models.build(**model["build"]).init, jax.random.key(0))
     head = read_part(folder / "projector") if projector else None
-    return files.Weights(model, _restore(folder / "encoder", shapes, sharding), head)
+    return foreign_files.Weights(model, _restore(folder / "encoder", shapes, sharding), head)
 
 
 @storage.reached()
@@ -143,14 +145,18 @@ def load_projector(path: str | Path) -> dict[str, Any] | None:
 
     Paths and errors as for `load_encoder`.
     """
-    return files.read(path).projector if files.is_foreign(path) else read_part(step_folder(path) / "projector")
+    return (
+        foreign_files.read(path).projector
+        if foreign_files.is_foreign(path)
+        else read_part(step_folder(path) / "projector")
+    )
 
 
 @storage.reached()
 def read_model(path: str | Path) -> dict[str, Any]:
     """What stands beside the weights of an encoder: {"build": arguments of `models.build`, "mean", "std": per channel,
     of pixels in [0, 1]}, plain JSON types. Paths and errors as for `load_encoder`."""
-    return files.read(path).model if files.is_foreign(path) else _model(step_folder(path))
+    return foreign_files.read(path).model if foreign_files.is_foreign(path) else _model(step_folder(path))
 
 
 def evaluation_size(config: dict[str, Any]) -> tuple[int, int]:
@@ -199,7 +205,7 @@ def begun(run: str | Path) -> bool:
 @storage.reached()
 def place(path: str | Path) -> Path:
     """Where the weights lie that `load_encoder` takes: a file, or a `step_folder`."""
-    return storage.absolute(storage.path(path)) if files.is_foreign(path) else step_folder(path)
+    return storage.absolute(storage.path(path)) if foreign_files.is_foreign(path) else step_folder(path)
 
 
 def step_folder(path: str | Path) -> Path:

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import models
-from bt_jax.conversion import names, state_dicts
-from bt_jax.conversion.files import METADATA
 from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.models.resnet import architecture
 from bt_jax.run_folder import checkpoints
+from bt_jax.weights import key_names, state_dicts
+from bt_jax.weights.foreign_files import METADATA
 
 
 class Source(NamedTuple):
-    """An encoder in our terms: see `files.Weights`; `size` is the side of its images in pixels."""
+    """An encoder in our terms: see `foreign_files.Weights`; `size` is the side of its images in pixels."""
 
     model: dict[str, Any]
     variables: dict[str, Any]
@@ -119,7 +119,10 @@ def hugging_face(source: Source, path: Path) -> None:
         "size": {"shortest_edge": source.size},
     }
     _write_json(path / "preprocessor_config.json", preprocessor)
-    _save({names.to_hugging_face(key): value for key, value in source.state_dict().items()}, path / "model.safetensors")
+    _save(
+        {key_names.to_hugging_face(key): value for key, value in source.state_dict().items()},
+        path / "model.safetensors",
+    )
 
 
 def detectron2(source: Source, path: Path) -> None:
@@ -128,7 +131,7 @@ def detectron2(source: Source, path: Path) -> None:
 
     _refuse_special(source.model["build"], "detectron2")
     kept = {key: value for key, value in source.state_dict().items() if not key.endswith(state_dicts.BATCHES)}
-    arrays = {names.to_detectron2(key): value for key, value in kept.items()}
+    arrays = {key_names.to_detectron2(key): value for key, value in kept.items()}
     with path.open("wb") as file:
         pickle.dump({"model": arrays, "__author__": "bt_jax", "matching_heuristics": True}, file)
 

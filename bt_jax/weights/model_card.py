@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bt_jax.conversion.targets import FORMS, Source, is_plain
 from bt_jax.run_folder import opening
+from bt_jax.weights.export_formats import FORMS, Source, is_plain
 
 UNKNOWN = "Not known: the source is not in a run folder of bt_jax."
 

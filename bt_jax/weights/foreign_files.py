@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bt_jax import recipes, storage
-from bt_jax.conversion import state_dicts
-from bt_jax.conversion.names import as_torchvision
 from bt_jax.messages import UserError, line
+from bt_jax.weights import state_dicts
+from bt_jax.weights.key_names import as_torchvision
 
 METADATA = "bt_jax"  # of a safetensors file of ours: the JSON that a checkpoint's `model` holds
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".tar", ".bin")

@@ -1,0 +1,1 @@
+"""Reading and writing encoders: ours, and other libraries'."""
