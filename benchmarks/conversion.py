@@ -20,8 +20,7 @@ import numpy as np
 from sklearn.datasets import load_sample_image
 
 from bt_jax import convert, models
-from bt_jax.run_folder import checkpoints
-from bt_jax.weights import export_formats, foreign_files, key_names
+from bt_jax.weights import export_formats, foreign_files, key_names, load
 
 SIZE = 224
 STAGES = ("maxpool", "layer1", "layer2", "layer3", "layer4", "features")
@@ -128,7 +127,7 @@ def detectron2_road(source: export_formats.Source, folder: Path, images: np.ndar
 
 def checkpoint_road(source: export_formats.Source, folder: Path, images: np.ndarray):
     export_formats.checkpoint_folder(source, folder / "ours")
-    _, variables = checkpoints.load_encoder(folder / "ours")
+    _, variables = load.load_encoder(folder / "ours")
     export_formats.safetensors(source._replace(variables=variables), folder / "ours.safetensors")
     return stages(source._replace(variables=variables), images), folder / "ours.safetensors"
 
@@ -165,7 +164,7 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     sources = {arch: drawn(arch) for arch in options.arch.split(",")}
     if options.encoder:
-        sources = {Path(options.encoder).name: export_formats.Source(*checkpoints.read(options.encoder), SIZE)}
+        sources = {Path(options.encoder).name: export_formats.Source(*load.read(options.encoder), SIZE)}
     lines = [f"| encoder | form | {' | '.join(STAGES)} | back again |", f"|{'---|' * (len(STAGES) + 3)}"]
     wrong = 0
     for name, source in sources.items():

@@ -15,7 +15,7 @@ __all__ = ["augment", "convert", "load_encoder", "losses", "models", "optim", "r
 def __getattr__(name: str):
     # Submodules are imported when they are used: `import bt_jax` takes no time and touches no device.
     if name == "load_encoder":
-        return importlib.import_module("bt_jax.run_folder.checkpoints").load_encoder
+        return importlib.import_module("bt_jax.weights.load").load_encoder
     if name in __all__:
         return importlib.import_module(f"bt_jax.{name}")
     raise AttributeError(f"module 'bt_jax' has no attribute {name!r}")

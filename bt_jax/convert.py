@@ -117,16 +117,16 @@ def _reason(error: Exception) -> str:
 
 def _source(options: argparse.Namespace):
     """What is converted, and the file or step folder that it is from."""
-    from bt_jax.run_folder import checkpoints, opening
-    from bt_jax.weights import foreign_files
+    from bt_jax.run_folder import opening
+    from bt_jax.weights import foreign_files, load
     from bt_jax.weights.export_formats import Source
 
-    place = checkpoints.place(options.source)  # once: a run that goes on may save in between
+    place = load.place(options.source)  # once: a run that goes on may save in between
     if foreign_files.is_foreign(place):
-        return Source(*foreign_files.read(place, arch=options.arch or ""), options.size or checkpoints.SIZE), place
+        return Source(*foreign_files.read(place, arch=options.arch or ""), options.size or load.SIZE), place
     config = opening.of_step(place, "config.json")
-    size = options.size or checkpoints.evaluation_size(config)[0] or checkpoints.SIZE
-    return Source(*checkpoints.read(place, projector=True), size), place
+    size = options.size or load.evaluation_size(config)[0] or load.SIZE
+    return Source(*load.read(place, projector=True), size), place
 
 
 def _pixels(text: str) -> int:
@@ -137,8 +137,8 @@ def _pixels(text: str) -> int:
 
 def _parser() -> tool.Parser:
     from bt_jax.models import ARCHITECTURES
-    from bt_jax.run_folder.checkpoints import SIZE
     from bt_jax.weights.export_formats import FORMS
+    from bt_jax.weights.load import SIZE
 
     parser = tool.Parser("convert", __doc__)
     add = parser.add_argument

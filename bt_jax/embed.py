@@ -49,7 +49,7 @@ from bt_jax.embedding.images import Reading, Shard, Unreadable, batches_of, cut,
 from bt_jax.embedding.record import CANVAS, fingerprint, open_out, view_sizes
 from bt_jax.evals import features
 from bt_jax.messages import UserError
-from bt_jax.run_folder import checkpoints
+from bt_jax.weights import load
 
 
 class Job(NamedTuple):
@@ -96,7 +96,7 @@ def parser() -> tool.Parser:
         "--size",
         metavar="PIXELS",
         type=int,
-        help=f"side of what the encoder sees (default: the run's, else {checkpoints.SIZE})",
+        help=f"side of what the encoder sees (default: the run's, else {load.SIZE})",
     )
     add(
         "--resize",
@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> None:
     store = {"npy": Npy, "parquet": Parquet}[options.format]()
     view = view_sizes(options)
     source, spans = _open_data(options)
-    model, variables, _ = checkpoints.read(options.encoder)
+    model, variables, _ = load.read(options.encoder)
     net = models.build(**model["build"])
     settings = {
         "weights": fingerprint(variables),

@@ -13,8 +13,8 @@ from bt_jax import compilers, messages, models, recipes, storage
 from bt_jax import config as config_lib
 from bt_jax.messages import UserError
 from bt_jax.models import Net
-from bt_jax.run_folder import checkpoints
 from bt_jax.state import Nets, TrainState
+from bt_jax.weights import load
 
 DATA_KEYS = ("name", "dir", "folder", "npz", "train_split", "val_split", "on_device", "canvas")
 
@@ -47,7 +47,7 @@ def open_encoder(config: ConfigDict, *, dtype: str = "float32") -> Encoder:
     """
     if not config.encoder:
         raise UserError("No encoder is named", "Set --config.encoder to a run folder or one of its checkpoints.")
-    model, variables, _ = checkpoints.read(config.encoder)
+    model, variables, _ = load.read(config.encoder)
     arch = model["build"]["arch"]
     if config.arch and config.arch != arch:
         raise UserError(f"{config.encoder} is a {arch}, not a {config.arch}", f"Set --config.arch={arch}.")
@@ -75,8 +75,8 @@ def complete(config: ConfigDict) -> ConfigDict:
         open_keys = [key for key in DATA_KEYS if key in run["data"] and config.data[key] == neutral[key]]
         config.data.update({key: run["data"][key] for key in open_keys})
     if not config.views.size:
-        size, resize = checkpoints.evaluation_size(run or {})
-        config.views.size = size or checkpoints.SIZE
+        size, resize = load.evaluation_size(run or {})
+        config.views.size = size or load.SIZE
         config.evals.resize = config.evals.resize or resize
     return config
 
@@ -89,7 +89,7 @@ def read_given(path: str, nets: Nets) -> Given:
     Raises:
       UserError: they cannot be read, or are of another backbone.
     """
-    model, backbone, projector = checkpoints.read(path, projector=True)
+    model, backbone, projector = load.read(path, projector=True)
     wanted = jax.eval_shape(nets.backbone.init, jax.random.key(0))
     if _shapes(backbone) != _shapes(wanted):
         described = [f"{each.arch}, {_stem(each)}" for each in (models.build(**model["build"]), nets.backbone)]

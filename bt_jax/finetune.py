@@ -35,8 +35,8 @@ from bt_jax.data import selection
 from bt_jax.encoder import Encoder
 from bt_jax.evals import confidence, features, pictures
 from bt_jax.messages import UserError
-from bt_jax.run_folder import checkpoints as checkpoint
 from bt_jax.run_folder import opening
+from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
 
 
@@ -100,7 +100,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     folder = opening.open_folder(workdir, asked)
     broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {config.encoder} on {source.name}, {feed.images} images, training {', '.join(trained)}")
-    checkpoints = checkpoint.Checkpoints(
+    checkpoints = Checkpoints(
         folder,
         model={"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std},
         keep_last=config.checkpoint.keep_last,

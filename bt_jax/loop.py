@@ -15,8 +15,8 @@ from bt_jax import feed as feed_lib
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, watchdog
 from bt_jax.processes.stop_signals import Stop, Stopped
-from bt_jax.run_folder import checkpoints as checkpoint
 from bt_jax.run_folder import metrics_log
+from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
 
 AT_THE_END = "judging (at the end)"
@@ -51,7 +51,7 @@ class Loop(NamedTuple):
     step: Callable
     feed: feed_lib.Feed
     evaluators: Sequence[Evaluator]
-    checkpoints: checkpoint.Checkpoints
+    checkpoints: Checkpoints
     started: float
     unit: str = "pairs"
 

@@ -15,8 +15,8 @@ from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.recipes import Recipe
-from bt_jax.run_folder import checkpoints as checkpoint
-from bt_jax.run_folder import opening
+from bt_jax.run_folder import opening, step_folders
+from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
 
 PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
@@ -99,14 +99,14 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         key=randomness.stream(config.seed, randomness.MONITOR),
         every_steps=every_steps if config.evals.spectrum_images else 0,
     )
-    begun = checkpoint.begun(workdir)
+    begun = step_folders.begun(workdir)
     given = encoder.read_given(config.init_from, nets) if config.init_from and not begun else None
     sample = feed.sample(PICTURE_IMAGES)
     # Only now, when the config is known to make sense: a folder holds one config for good.
     folder = opening.open_folder(workdir, config_lib.to_dict(config))
     broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {source.name} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
-    checkpoints = checkpoint.Checkpoints(
+    checkpoints = Checkpoints(
         folder,
         model={"build": build.backbone_options(config, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std},
         keep_last=config.checkpoint.keep_last,

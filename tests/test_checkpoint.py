@@ -13,8 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 import bt_jax
 from bt_jax import sharding
 from bt_jax.messages import UserError
-from bt_jax.run_folder import checkpoints as checkpoint
 from bt_jax.run_folder import manifest
+from bt_jax.run_folder.checkpoints import Checkpoints
+from bt_jax.weights import load
 from tests.support import damage
 from tests.support.damage import reopened
 
@@ -171,7 +172,7 @@ def test_a_failed_save_is_noticed_and_the_one_before_is_whole(run, monkeypatch):
 
 
 def test_as_many_are_kept_as_asked_for(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, model=damage.MODEL, keep_last=2, keep_every=2)
+    checkpoints = Checkpoints(tmp_path, model=damage.MODEL, keep_last=2, keep_every=2)
     for step in range(1, 6):
         checkpoints.save(damage.random_state(step))
     checkpoints.close()
@@ -216,7 +217,7 @@ def test_encoder_of_a_damaged_checkpoint(run, capsys):
 
 def test_projector(run):
     folder, (_, newer) = run
-    found = checkpoint.load_projector(folder)
+    found = load.load_projector(folder)
     assert np.array_equal(found["params"]["fc0"]["kernel"], newer.params["projector"]["fc0"]["kernel"])
     assert np.array_equal(found["batch_stats"]["bn0"]["mean"], newer.batch_stats["projector"]["bn0"]["mean"])
 

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 import bt_jax
 from bt_jax import convert, models, recipes
 from bt_jax.messages import UserError
-from bt_jax.run_folder import checkpoints, manifest, opening
-from bt_jax.weights import export_formats, foreign_files, key_names, model_card
+from bt_jax.run_folder import manifest, opening
+from bt_jax.weights import export_formats, foreign_files, key_names, load, model_card
 
 NARROW = 1 / 16
 
@@ -217,7 +217,7 @@ def projector():
 @pytest.fixture
 def encoder(tmp_path, variables, projector):
     """A checkpoint of a narrow ResNet-18 with its projector, in no run folder."""
-    checkpoints.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables, projector=projector)
+    load.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables, projector=projector)
     return tmp_path / "encoder"
 
 
@@ -244,10 +244,10 @@ def test_a_checkpoint_goes_through_every_readable_form_and_comes_back(encoder, v
         net, found = bt_jax.load_encoder(path)
         identical(found, variables)
         assert (net.arch, net.options["width"], net.options["small_images"]) == ("resnet18", NARROW, False)
-    assert checkpoints.read_model(tmp_path / "b") == MODEL  # carried along in the file's metadata
-    assert checkpoints.read_model(tmp_path / "d") == MODEL  # the build from the shapes, mean and std from their JSON
-    identical(checkpoints.load_projector(encoder), projector)
-    assert checkpoints.load_projector(tmp_path / "b") is None  # torchvision's form has no place for it
+    assert load.read_model(tmp_path / "b") == MODEL  # carried along in the file's metadata
+    assert load.read_model(tmp_path / "d") == MODEL  # the build from the shapes, mean and std from their JSON
+    identical(load.load_projector(encoder), projector)
+    assert load.load_projector(tmp_path / "b") is None  # torchvision's form has no place for it
 
 
 def test_the_folder_of_hugging_face(encoder, tmp_path):
@@ -378,7 +378,7 @@ def test_mistakes(encoder, tmp_path, capsys, variables):
     small = MODEL | {"build": MODEL["build"] | {"small_images": True}}
     net = models.build(**small["build"])
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), init_shapes(net))
-    checkpoints.write_encoder(tmp_path / "small", model=small, variables=zeros)
+    load.write_encoder(tmp_path / "small", model=small, variables=zeros)
     refused(capsys, "no 3x3 stem", tmp_path / "small", "--to=huggingface", out)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
 
@@ -446,7 +446,7 @@ def test_metadata_of_other_weights(variables, tmp_path, metadata):
 def test_gray_weights_and_odd_arrays(tmp_path):
     given = {key: np.asarray(value) for key, value in state_dict("resnet18", width=NARROW, channels=1).items()}
     save_file(given, tmp_path / "gray.safetensors")
-    assert checkpoints.read_model(tmp_path / "gray.safetensors")["mean"] == [sum(recipes.IMAGENET_MEAN) / 3]
+    assert load.read_model(tmp_path / "gray.safetensors")["mean"] == [sum(recipes.IMAGENET_MEAN) / 3]
     save_file(given | {"conv1.weight": np.zeros(3, np.float32)}, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match=r"conv1.weight has the shape \(3,\)"):
         bt_jax.load_encoder(tmp_path / "odd.safetensors")
@@ -454,7 +454,7 @@ def test_gray_weights_and_odd_arrays(tmp_path):
 
 def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
     run = tmp_path / "run"
-    checkpoints.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables)
+    load.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables)
     (run / "checkpoints").mkdir(parents=True)
     (tmp_path / "encoder").rename(run / "checkpoints" / "8")
     config = {"task": "pretrain", "total_epochs": 4.0, "extend_epochs": 2.0, "batch_size": 96, "seed": 3}
@@ -499,7 +499,7 @@ def test_the_size_of_the_images_is_the_evaluated_one(tmp_path):
     step = tmp_path / "checkpoints" / "8"
 
     def found():
-        return checkpoints.evaluation_size(opening.of_step(step, "config.json"))
+        return load.evaluation_size(opening.of_step(step, "config.json"))
 
     assert found() == (0, 0)
     for evals, views, wanted in (

@@ -17,7 +17,7 @@ from bt_jax import config as config_lib
 from bt_jax.data.npz import write_npz
 from bt_jax.embedding import record
 from bt_jax.embedding.images import one_size
-from bt_jax.run_folder import checkpoints as checkpoint
+from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
 from tests.support.drawn_images import Counted, Listed, encode
 from tests.support.runs import tiny
@@ -59,7 +59,7 @@ def save(run, *, seed):
         opt_state=rest,
         bad_steps=jnp.int32(0),
     )
-    checkpoints = checkpoint.Checkpoints(run, model={"build": options, "mean": MEAN, "std": STD})
+    checkpoints = Checkpoints(run, model={"build": options, "mean": MEAN, "std": STD})
     checkpoints.save(state)
     checkpoints.close()
 

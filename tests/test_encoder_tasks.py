@@ -13,7 +13,7 @@ from bt_jax.data import selection
 from bt_jax.data.source import open_source
 from bt_jax.encoder import Encoder, complete, open_encoder, view_recipe
 from bt_jax.messages import UserError
-from bt_jax.run_folder import checkpoints
+from bt_jax.weights import load
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
 from configs import linear, semisupervised, transfer, transfer_voc07
@@ -302,7 +302,7 @@ def test_optimizer_of_frozen_parts_keeps_nothing():
 
 
 def test_model_is_read_beside_the_weights(pretrained):
-    model = checkpoints.read_model(pretrained)
+    model = load.read_model(pretrained)
     assert model["build"]["arch"] == "tiny" and len(model["mean"]) == len(model["std"]) == 3
 
 

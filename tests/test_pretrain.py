@@ -21,6 +21,7 @@ from bt_jax import config as config_lib
 from bt_jax.evals import protocols
 from bt_jax.messages import UserError
 from bt_jax.run_folder import checkpoints, metrics_log
+from bt_jax.weights import load
 from tests.support import runs
 from tests.support.paths import ROOT
 from tests.support.runs import read_lines, without_speeds
@@ -218,7 +219,7 @@ def test_begun_with_given_weights(finished, tmp_path, capsys):
     state = encoder.begin_with(given, build.build_training(*parts(config)).create(jax.random.key(7)))
     jax.tree.map(np.testing.assert_array_equal, state.encoder(), bt_jax.load_encoder(finished)[1])
     projector = {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]}
-    jax.tree.map(np.testing.assert_array_equal, projector, checkpoints.load_projector(finished))
+    jax.tree.map(np.testing.assert_array_equal, projector, load.load_projector(finished))
     assert int(state.step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
     folder = pretrain.run(config, str(tmp_path / "run"))
     assert read_lines(folder)[0]["train/loss"] < 0.9 * read_lines(finished)[0]["train/loss"]

@@ -15,8 +15,7 @@ import bt_jax
 from bt_jax import convert, sharding, storage
 from bt_jax.data.records import Broken
 from bt_jax.messages import TRY_AGAIN, UserError
-from bt_jax.run_folder import checkpoints as checkpoint
-from bt_jax.run_folder import manifest, metrics_log, opening
+from bt_jax.run_folder import manifest, metrics_log, opening, step_folders
 from tests.support import damage, runs
 from tests.support.damage import reopened
 from tests.support.paths import ROOT
@@ -152,7 +151,7 @@ def test_rights_that_orbax_will_need_are_asked_for_before_training(folder, bucke
 
 def test_an_outage_is_not_damage(folder, bucket, monkeypatch, states):
     monkeypatch.setattr(bucket, "refuses", 403)
-    for look in (checkpoint.begun, manifest.fault, storage.is_dir, storage.read, reopened):
+    for look in (step_folders.begun, manifest.fault, storage.is_dir, storage.read, reopened):
         with pytest.raises(OSError, match="Forbidden"):
             look(folder / "checkpoints/2" if look is manifest.fault else folder)
 

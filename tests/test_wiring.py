@@ -16,6 +16,7 @@ from bt_jax.evals import protocols, spectrum
 from bt_jax.recipes import View
 from bt_jax.reporting import panels
 from bt_jax.run_folder import checkpoints, metrics_log, opening
+from bt_jax.weights import load
 from tests.support.runs import changed
 from tests.support.wiring import Enough, Mean, Squares, stop, watched
 
@@ -296,7 +297,7 @@ def test_a_finetuning_key_arrives(tuned, key):
 
 def test_an_encoders_normalisation_can_be_set(monkeypatch):
     model = {"build": {"arch": "resnet18", "width": 1 / 64}, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    monkeypatch.setattr(checkpoints, "read", lambda path: (model, {}, None))
+    monkeypatch.setattr(load, "read", lambda path: (model, {}, None))
     config = changed(config_lib.evaluate(), **{"encoder": "x", "views.size": 9})
     known = encoder.open_encoder(config)
     assert (known.mean, known.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

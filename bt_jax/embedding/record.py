@@ -12,7 +12,8 @@ from bt_jax import storage
 from bt_jax.data.records import Span
 from bt_jax.embedding.files import Explained
 from bt_jax.messages import UserError
-from bt_jax.run_folder import checkpoints, opening
+from bt_jax.run_folder import opening
+from bt_jax.weights import load
 
 RESIZE, CANVAS = 256, 512  # beside checkpoint.SIZE, if no run says otherwise: the paper's evaluation, section 3.1
 
@@ -22,10 +23,10 @@ def view_sizes(options: argparse.Namespace) -> dict[str, int]:
 
     `resize` keeps its proportion to a `size` that is given alone; 0 means `size`.
     """
-    config = opening.of_step(checkpoints.place(options.encoder), "config.json")
-    size, resize = checkpoints.evaluation_size(config)
+    config = opening.of_step(load.place(options.encoder), "config.json")
+    size, resize = load.evaluation_size(config)
     if not size:
-        size, resize = checkpoints.SIZE, RESIZE
+        size, resize = load.SIZE, RESIZE
     canvas = options.canvas if options.canvas is not None else config.get("data", {}).get("canvas", CANVAS)
     if options.size is not None:
         size, resize = options.size, round(resize * options.size / size)
@@ -57,7 +58,7 @@ def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str,
       UserError: other settings, which are named; other images of a split; files of something else.
     """
     file = out / "embed.json"
-    settings |= {"encoder": str(checkpoints.place(encoder))}
+    settings |= {"encoder": str(load.place(encoder))}
     splits = {base: {"start": span.start, "stop": span.stop} for base, span in spans.items()}
     cure = "Give another --out, or the options of before to go on."
     with Explained(out):

@@ -17,8 +17,7 @@ from bt_jax import models
 from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.models.resnet import architecture
-from bt_jax.run_folder import checkpoints
-from bt_jax.weights import key_names, state_dicts
+from bt_jax.weights import key_names, load, state_dicts
 from bt_jax.weights.foreign_files import METADATA
 
 
@@ -47,7 +46,7 @@ class Form(NamedTuple):
 
 def checkpoint_folder(source: Source, path: Path) -> None:
     """A checkpoint as a run writes it, without what only training needs."""
-    checkpoints.write_encoder(path, model=source.model, variables=source.variables, projector=source.projector)
+    load.write_encoder(path, model=source.model, variables=source.variables, projector=source.projector)
 
 
 def safetensors(source: Source, path: Path) -> None:

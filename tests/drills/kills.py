@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.run_folder.checkpoints import read_part, step_folder
+from bt_jax.run_folder.step_folders import read_part, step_folder
 from tests.support import bucket, runs
 from tests.support.drawn_images import draw_folder
 from tests.support.paths import ROOT

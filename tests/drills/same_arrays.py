@@ -19,7 +19,7 @@ import jaxlib
 import numpy as np
 
 from bt_jax import compilers, pretrain, selfcheck
-from bt_jax.run_folder import checkpoints
+from bt_jax.run_folder import step_folders
 from configs import quickstart
 from tests.support.paths import FIXTURES
 from tests.support.runs import changed, without_speeds
@@ -37,7 +37,7 @@ def arrays(folder: Path) -> dict[str, str]:
     """A checksum of each array of a checkpoint, by its part and path."""
     found = {}
     for part in ("encoder", "projector", "train"):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoints.read_part(folder / part)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(step_folders.read_part(folder / part)):
             content = np.ascontiguousarray(leaf).tobytes()
             found[part + jax.tree_util.keystr(path)] = hashlib.sha256(content).hexdigest()[:16]
     return found

@@ -84,7 +84,7 @@ FAULTS = (
     ),
     Fault(
         "checkpoint-oldest",
-        "_steps",
+        "steps_in",
         "reverse=True",
         "reverse=False",
         ("test_encoder_from_run_and_step", "test_a_damaged_one_is_named_set_aside_and_passed_over"),

@@ -1,0 +1,101 @@
+"""The folder of one checkpoint, RUN/checkpoints/STEP: which there are, which are whole, and their parts."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from bt_jax import messages, storage
+from bt_jax.messages import UserError
+from bt_jax.run_folder import manifest
+
+NONE = -1  # in place of a step
+
+COMMITTED = "commit_success.txt"  # Orbax's name (orbax/checkpoint/_src/path/atomicity.py), only in buckets
+
+
+def begun(run: str | Path) -> bool:
+    """Whether a run folder has any checkpoint, whole or not."""
+    return bool(steps_in(storage.path(run) / "checkpoints"))
+
+
+def step_folder(path: str | Path) -> Path:
+    """RUN/checkpoints/STEP of a path as `load_encoder` takes it: the one that is named, or the newest that is whole.
+
+    Raises:
+      UserError: there is none, or none whole.
+    """
+    path = storage.absolute(storage.path(path))
+    parts = ("encoder", "model", "projector")
+    if storage.is_dir(path / "encoder"):
+        if fault := manifest.fault(path, parts):
+            raise UserError(f"The checkpoint {path} is damaged: {fault}", "Name an earlier one, or the run folder.")
+        return path
+    root = path / "checkpoints" if storage.is_dir(path / "checkpoints") else path
+    steps = steps_in(root)
+    if not path.exists():
+        raise UserError(f"There is no file or folder {path}", "Name a run folder, a checkpoint, or a file of weights.")
+    if not steps:
+        raise UserError(
+            f"No checkpoint of bt_jax in {path}", "Name a run folder or one of its checkpoints/STEP folders."
+        )
+    whole, damaged = newest_whole(root, steps, parts)
+    for step, fault in damaged.items():
+        _say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}): taking {whole}")
+    return root / str(whole)
+
+
+def steps_in(root: Path) -> list[int]:
+    """Newest first."""
+    if not storage.is_dir(root):
+        return []
+    named = (p.name for p in root.iterdir() if p.name.isdecimal() and storage.is_dir(p) and _is_finished(p))
+    return sorted((int(name) for name in named if str(int(name)) == name), reverse=True)
+
+
+def _is_finished(folder: Path) -> bool:
+    """In a bucket a checkpoint has its name from the start; when it has its manifest all of it is there."""
+    return not storage.in_bucket(folder) or any((folder / name).exists() for name in (manifest.NAME, COMMITTED))
+
+
+def newest_whole(root: Path, steps: list[int], parts: tuple[str, ...] | None = None) -> tuple[int, dict[int, str]]:
+    """The first of the steps that is whole, and {step: what is wrong} of those before it."""
+    damaged: dict[int, str] = {}
+    for step in steps:
+        fault = manifest.fault(root / str(step), parts)
+        if not fault:
+            return step, damaged
+        damaged[step] = fault
+    told = "; ".join(f"{step}: {fault}" for step, fault in damaged.items())
+    raise UserError(
+        f"No checkpoint in {root} is whole ({told})",
+        "Put back a copy of one; to train anew, take another --workdir.",
+    )
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    messages.say(text)
+
+
+def stored_model(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "model" / "metadata").read_text())
+
+
+def read_part(folder: Path) -> dict[str, Any] | None:
+    """RUN/checkpoints/STEP/PART as numpy arrays, whatever devices it was saved from; None where it is not there."""
+    if not storage.is_dir(folder):
+        return None
+    stored = ocp.StandardCheckpointHandler().metadata(folder).tree
+    return restore(folder, jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), stored), None)
+
+
+def restore(folder: Path, shapes, sharding: jax.sharding.Sharding | None):
+    at = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes)
+    with ocp.StandardCheckpointer() as checkpointer:
+        variables = checkpointer.restore(folder, target)
+    return variables if sharding else jax.tree.map(jax.device_get, variables)

@@ -1,0 +1,122 @@
+"""Loading an encoder: from a run folder, a checkpoint, or a file of weights of other libraries."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from bt_jax import models, storage
+from bt_jax.run_folder import manifest, step_folders
+from bt_jax.weights import foreign_files
+
+SIZE = 224  # pixels that an encoder evaluates if no run says otherwise: ImageNet's, in the paper's section 3.1
+
+
+def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = None):
+    """Restores an encoder; no optimizer is read, and the number of devices does not matter.
+
+    Args:
+      path: a run folder (its newest whole checkpoint), a checkpoint folder RUN/checkpoints/STEP, what `bt_jax.convert`
+        wrote as a checkpoint, or weights that `foreign_files.read` reads: .safetensors, .pth, a Hugging Face folder.
+      sharding: where the variables are to lie, e.g. NamedSharding(mesh, PartitionSpec()); by default as numpy arrays.
+
+    Returns:
+      (net, variables): net.apply(variables, images, train=False) gives features float32 (n, net.feature_dim); images
+      float32 (n, h, w, c), normalised as in training. variables: {"params", "batch_stats"}.
+
+    Raises:
+      UserError: nothing there, not a checkpoint of bt_jax, or a damaged one.
+    """
+    found = read(path, sharding=sharding)
+    return models.build(**found.model["build"]), found.variables
+
+
+@storage.reached()
+def read(
+    path: str | Path, *, projector: bool = False, sharding: jax.sharding.Sharding | None = None
+) -> foreign_files.Weights:
+    """All that stands there of an encoder, of one and the same step; see `load_encoder`.
+
+    Args:
+      projector: read that as well, where there is one. Always as numpy arrays.
+    """
+    if foreign_files.is_foreign(path):
+        found = foreign_files.read(path)
+        return found._replace(variables=jax.device_put(found.variables, sharding)) if sharding else found
+    folder = step_folders.step_folder(path)
+    model = step_folders.stored_model(folder)
+    shapes = jax.eval_shape(models.build(**model["build"]).init, jax.random.key(0))
+    head = step_folders.read_part(folder / "projector") if projector else None
+    return foreign_files.Weights(model, step_folders.restore(folder / "encoder", shapes, sharding), head)
+
+
+@storage.reached()
+def load_projector(path: str | Path) -> dict[str, Any] | None:
+    """{"params", "batch_stats"} of numpy arrays of a checkpoint's projector, or None where it has none.
+
+    Paths and errors as for `load_encoder`.
+    """
+    return (
+        foreign_files.read(path).projector
+        if foreign_files.is_foreign(path)
+        else step_folders.read_part(step_folders.step_folder(path) / "projector")
+    )
+
+
+@storage.reached()
+def read_model(path: str | Path) -> dict[str, Any]:
+    """What stands beside the weights of an encoder: {"build": arguments of `models.build`, "mean", "std": per channel,
+    of pixels in [0, 1]}, plain JSON types. Paths and errors as for `load_encoder`."""
+    return (
+        foreign_files.read(path).model
+        if foreign_files.is_foreign(path)
+        else step_folders.stored_model(step_folders.step_folder(path))
+    )
+
+
+def evaluation_size(config: dict[str, Any]) -> tuple[int, int]:
+    """(size, resize), the pixels of the images that a run evaluates, of what its config.json holds.
+
+    Returns:
+      The side of the centre crop, and the shorter side before it or 0; (0, 0) if the config does not say.
+    """
+    try:
+        evals = config["evals"]
+        size, resize = int(evals.get("size") or config["views"]["size"]), int(evals.get("resize", 0))
+    except (ValueError, LookupError, TypeError, AttributeError):  # another program's config.json, or a damaged one
+        return 0, 0
+    return (size, resize) if size > 0 else (0, 0)
+
+
+def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any], projector=None) -> None:
+    """Writes a checkpoint that holds an encoder, and a projector if there is one, and nothing to go on training from.
+
+    Args:
+      path: the folder; must not exist.
+      model: see `read_model`.
+      variables, projector: {"params", "batch_stats"}.
+    """
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    try:
+        unfinished.chmod(0o755)  # mkdtemp's are for the user alone
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(unfinished / "encoder", variables)
+            if projector:
+                checkpointer.save(unfinished / "projector", projector)
+        (unfinished / "model").mkdir()
+        (unfinished / "model" / "metadata").write_text(json.dumps(model))
+        manifest.write(unfinished)
+        unfinished.rename(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+@storage.reached()
+def place(path: str | Path) -> Path:
+    """Where the weights lie that `load_encoder` takes: a file, or a `step_folder`."""
+    return storage.absolute(storage.path(path)) if foreign_files.is_foreign(path) else step_folders.step_folder(path)
