@@ -17,19 +17,6 @@ from ml_collections.config_dict import placeholder
 from bt_jax import recipes
 from bt_jax.messages import UserError
 
-# Keys that may change between two starts of the same run: they say where and how often, not what is computed.
-FREE_KEYS = (
-    *("platform", "devices", "self_check", "compile_cache", "data.dir", "data.npz", "model.head", "log"),
-    *("stop_after_steps", "extend_epochs", "watch"),
-)
-
-# Keys of earlier versions: the only value with which a run can be resumed, as it is what happens now, and the reason.
-REMOVED_KEYS = {
-    "loss.gather_dtype": ("float32", "embeddings are sent in float32 alone; finish the run with bt_jax 0.1.0"),
-}
-
-PER_HOST_KEYS = ("data.dir", "data.npz", "compile_cache")  # may differ between the hosts of one run
-
 
 def _run(task: str) -> ConfigDict:
     """Keys that every task has."""
@@ -255,27 +242,6 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def differences(old: dict, new: dict) -> list[str]:
-    """Keys whose values differ and change what is computed, as "optim.lr_weights: 0.2 -> 0.3".
-
-    A key of REMOVED_KEYS in `old` differs unless its value is the one that stayed.
-    """
-    old, new = flatten(old), flatten(new)
-    removed = {key: old.pop(key) for key in REMOVED_KEYS.keys() & old.keys()}
-    free = tuple(f"{key}." for key in FREE_KEYS)
-    keys = [key for key in sorted(old.keys() | new.keys()) if not f"{key}.".startswith(free)]
-    missing = "(absent)"
-    different = [
-        f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}"
-        for key in keys
-        if old.get(key, missing) != new.get(key, missing)
-    ]
-    for key, value in sorted(removed.items()):
-        stayed, reason = REMOVED_KEYS[key]
-        different += [] if value == stayed else [f"{key}: {value} -> {missing}, {reason}"]
-    return different
 
 
 def describe() -> str:

@@ -11,6 +11,7 @@ from bt_jax import build, pretrain
 from bt_jax import config as config_lib
 from bt_jax.messages import UserError
 from bt_jax.recipes import View
+from bt_jax.run_folder import same_run
 from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
 from tests.support.runs import read_lines
 
@@ -133,9 +134,10 @@ def test_views_are_set_key_by_key():
     recipe, plain = build.build_recipe(config), build.build_recipe(pretrain_cifar10_r18.get_config())
     assert recipe.view2 == dataclasses.replace(plain.view2, blur=0.5)
     assert recipe.view1 == dataclasses.replace(plain.view1, crop_scale=(0.3, 0.9))
-    assert config_lib.differences(
-        config_lib.to_dict(pretrain_cifar10_r18.get_config()), config_lib.to_dict(config)
-    ) == ["views.view1.crop_scale: None -> [0.3, 0.9]", "views.view2.blur: None -> 0.5"]
+    assert same_run.differences(config_lib.to_dict(pretrain_cifar10_r18.get_config()), config_lib.to_dict(config)) == [
+        "views.view1.crop_scale: None -> [0.3, 0.9]",
+        "views.view2.blur: None -> 0.5",
+    ]
 
 
 def test_batch_outside_the_authors_table_warns(caplog):

@@ -16,6 +16,7 @@ import bt_jax
 from bt_jax import config as config_lib
 from bt_jax import encoder, pretrain
 from bt_jax.embedding import record
+from bt_jax.run_folder import same_run
 from configs import quickstart
 from tests.support.paths import FIXTURES
 from tests.support.runs import changed, read_lines
@@ -69,7 +70,7 @@ def command() -> ConfigDict:
 
 def test_the_same_command_is_the_same_run(run):
     _, folder = run
-    assert config_lib.differences(json.loads((folder / "config.json").read_text()), config_lib.to_dict(command())) == []
+    assert same_run.differences(json.loads((folder / "config.json").read_text()), config_lib.to_dict(command())) == []
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from bt_jax import build, encoder, loop, pretrain, report, sharding, storage, tr
 from bt_jax import config as config_lib
 from bt_jax.evals import protocols
 from bt_jax.messages import UserError
-from bt_jax.run_folder import checkpoints, metrics_log
+from bt_jax.run_folder import checkpoints, metrics_log, same_run
 from bt_jax.weights import load
 from tests.support import runs
 from tests.support.paths import ROOT
@@ -305,7 +305,7 @@ def test_another_config_in_the_folder(finished):
     refused(r"another config \(optim.lr_weights: 0.004 -> 0.5\)", finished, **{"optim.lr_weights": 0.5})
     assert (finished / "config.json").read_text() == before
     changed = tiny(**{"log.tensorboard": False})
-    assert not config_lib.differences(json.loads(before), config_lib.to_dict(changed))
+    assert not same_run.differences(json.loads(before), config_lib.to_dict(changed))
 
 
 def test_batch_that_does_not_divide(tmp_path, eight_devices):

@@ -15,7 +15,7 @@ from bt_jax import config as config_lib
 from bt_jax import messages, report, storage
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
-from bt_jax.run_folder import opening
+from bt_jax.run_folder import environment, opening, same_run
 
 # Written down a second time: keys that a begun run may change, with all below them.
 FREE = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log", "stop_after_steps")
@@ -32,14 +32,14 @@ def test_environment_says_what_made_the_run(tmp_path, monkeypatch):
         asked.append((command[:2], cwd))
         return subprocess.CompletedProcess(command, 0, f"{commit}-dirty\n", "")
 
-    monkeypatch.setattr(opening, "subprocess", SimpleNamespace(run=git, TimeoutExpired=subprocess.TimeoutExpired))
+    monkeypatch.setattr(environment, "subprocess", SimpleNamespace(run=git, TimeoutExpired=subprocess.TimeoutExpired))
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "bt_jax.main", "--config=configs/quickstart.py"])
     opening.open_folder(str(tmp_path / "run"), config_lib.to_dict(config_lib.pretrain()))
     found = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert found["command"][1:] == ["-m", "bt_jax.main", "--config=configs/quickstart.py"]
     assert found["command"][0] == os.path.basename(sys.executable)
     assert found["git_commit"] == f"{commit}-dirty"
-    assert asked[0][0] == ["git", "describe"] and str(asked[0][1]) == os.path.dirname(opening.__file__)
+    assert asked[0][0] == ["git", "describe"] and str(asked[0][1]) == os.path.dirname(environment.__file__)
     assert found["python"] == platform.python_version() and found["processes"] == 1
     assert found["versions"]["jax"] == jax.__version__ and len(found["devices"]) == len(jax.devices())
 
@@ -62,7 +62,7 @@ def test_a_begun_run_keeps_its_config(tmp_path, task):
         for name in outer:
             place = place[name]
         place[last] = another(value)
-        named = [line.partition(":")[0] for line in config_lib.differences(before, after)]
+        named = [line.partition(":")[0] for line in same_run.differences(before, after)]
         assert named == ([] if f"{key}.".startswith(tuple(f"{free}." for free in FREE)) else [key]), key
     folder = tmp_path / "run"
     opening.open_folder(str(folder), before)
@@ -78,7 +78,7 @@ def test_a_begun_run_keeps_its_config(tmp_path, task):
 @pytest.mark.parametrize("key, stayed, other", [("loss.gather_dtype", "float32", "bfloat16")])
 def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
     """A run of an earlier version resumes if its value is what happens now, and is refused with the reason if not."""
-    assert config_lib.REMOVED_KEYS[key][0] == stayed
+    assert same_run.REMOVED_KEYS[key][0] == stayed
     config = config_lib.to_dict(config_lib.pretrain())
     assert key not in config_lib.flatten(config)
     section, name = key.split(".")
@@ -88,7 +88,7 @@ def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
         (folder / "config.json").write_text(json.dumps(config | {section: config[section] | {name: value}}))
     opening.open_folder(str(tmp_path / stayed), config)
     assert json.loads((tmp_path / stayed / "config.json").read_text()) == config
-    reason = re.escape(f"{key}: {other} -> (absent), {config_lib.REMOVED_KEYS[key][1]}")
+    reason = re.escape(f"{key}: {other} -> (absent), {same_run.REMOVED_KEYS[key][1]}")
     with pytest.raises(UserError, match=reason):
         opening.open_folder(str(tmp_path / other), config)
 

@@ -15,7 +15,7 @@ import pytest
 
 from bt_jax import compilers, config, losses, main, pretrain, selfcheck
 from bt_jax.messages import UserError
-from bt_jax.run_folder import opening
+from bt_jax.run_folder import environment
 from tests.support.paths import ROOT
 
 # ------------------------------------------------------------------------------------- the same programs by NumPy alone
@@ -185,19 +185,19 @@ def test_the_program_checks_first_unless_asked_not_to(monkeypatch, tmp_path):
     monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value=str(tmp_path / "run")))
     monkeypatch.setattr(selfcheck, "_outcome", {})
     runs = []
-    monkeypatch.setattr(pretrain, "run", lambda *a, **options: runs.append(opening.environment()["self_check"]))
+    monkeypatch.setattr(pretrain, "run", lambda *a, **options: runs.append(environment.describe()["self_check"]))
     check = selfcheck.checks(32_769)[1]
     wrong, device = check._replace(run=lambda *inputs: check.run(*inputs) + 1), jax.devices()[0].device_kind
     settings = config.pretrain()
     monkeypatch.setattr(selfcheck, "checks", lambda rows: [wrong])
     with pytest.raises(UserError, match="computes wrongly"):
-        main._run(settings)
+        main._run(settings, 0.0)
     assert not runs
     settings.self_check = False
-    main._run(settings)
+    main._run(settings, 0.0)
     settings.self_check = True
     monkeypatch.setattr(selfcheck, "checks", lambda rows: [check])
-    main._run(settings)
+    main._run(settings, 0.0)
     assert runs == ["left out", {device: "passed"}]
 
 

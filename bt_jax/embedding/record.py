@@ -12,7 +12,7 @@ from bt_jax import storage
 from bt_jax.data.records import Span
 from bt_jax.embedding.files import Explained
 from bt_jax.messages import UserError
-from bt_jax.run_folder import opening
+from bt_jax.run_folder import environment, opening
 from bt_jax.weights import load
 
 RESIZE, CANVAS = 256, 512  # beside checkpoint.SIZE, if no run says otherwise: the paper's evaluation, section 3.1
@@ -71,7 +71,7 @@ def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str,
             splits = old["splits"] | {base: old["splits"].get(base, {}) | span for base, span in splits.items()}
         elif any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out} is not empty and holds no embed.json", "Give another --out.")
-        record = {"settings": settings, "splits": splits, "environment": opening.environment()}
+        record = {"settings": settings, "splits": splits, "environment": environment.describe()}
         storage.write_json(file, record)
     return record
 

@@ -1,20 +1,16 @@
-"""The folder of a run: its config, its surroundings, and the check that a second start means the same run."""
+"""Opening the folder of a run: made, or accepted as the same run's; and what its files say."""
 
-import importlib.metadata
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from bt_jax import compilers, messages, selfcheck, storage
 from bt_jax import config as config_lib
+from bt_jax import messages, storage
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-datasets")
+from bt_jax.run_folder import environment, same_run
 
 
 def open_folder(path: str, config: dict) -> Path:
@@ -39,7 +35,7 @@ def open_folder(path: str, config: dict) -> Path:
     file = folder / "config.json"
     if file.exists():
         old = _read(file)
-        different = config_lib.differences(old, config)
+        different = same_run.differences(old, config)
         if different:
             raise UserError(
                 f"{folder} holds a run with another config ({'; '.join(different)})",
@@ -49,7 +45,7 @@ def open_folder(path: str, config: dict) -> Path:
     coordination.gather(None, what="the look at the run folder")  # all have read before it is written
     if jax.process_index() == 0:
         storage.write_json(file, config)
-        storage.write_json(folder / "environment.json", environment())
+        storage.write_json(folder / "environment.json", environment.describe())
     return folder
 
 
@@ -60,8 +56,13 @@ def agree(config: ConfigDict, **facts: int) -> None:
     """
     if coordination.several():
         flat = config_lib.flatten(config_lib.to_dict(config))
-        own = {f"config.{key}": value for key, value in flat.items() if key not in config_lib.PER_HOST_KEYS}
-        join.agree(own | facts | versions() | {"python": platform.python_version(), "bt_jax": _git_commit()})
+        own = {f"config.{key}": value for key, value in flat.items() if key not in same_run.PER_HOST_KEYS}
+        join.agree(
+            own
+            | facts
+            | environment.versions()
+            | {"python": platform.python_version(), "bt_jax": environment.git_commit()}
+        )
 
 
 def _say_longer(old: dict, new: dict) -> None:
@@ -83,32 +84,6 @@ def own(folder: Path, name: str) -> Path:
     return folder / (f"{stem}-{jax.process_index()}{dot}{suffix}" if jax.process_count() > 1 else name)
 
 
-def environment() -> dict:
-    """Versions, devices, git commit and command line of this process."""
-    return {
-        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
-        "git_commit": _git_commit(),
-        "versions": versions(),
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "reduce_fusion": compilers.state(),
-        "self_check": selfcheck.outcome() or "left out",
-        "devices": [f"{device.id}: {device.device_kind}" for device in jax.devices()],
-        "processes": jax.process_count(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of PACKAGES, those that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def of_step(step_folder: Path, name: str) -> dict:
     """RUN/name, a JSON file, for RUN/checkpoints/STEP; {} for a checkpoint that is in no run, or a file of weights."""
     if step_folder.parent.name != "checkpoints":
@@ -117,21 +92,6 @@ def of_step(step_folder: Path, name: str) -> dict:
         return storage.read_json(step_folder.parents[1] / name) or {}
     except ValueError:
         return {}
-
-
-def _git_commit() -> str:
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return found.stdout.strip() or "unknown"
 
 
 def _read(file: Path) -> dict:

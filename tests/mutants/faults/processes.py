@@ -154,11 +154,11 @@ FAULTS = (
         "steps_per_epoch=0)\n    trained =",
         ("test_processes_compare_images_and_steps",),
     ),
-    Fault("agree-versions", "agree", "| versions()", "", ("test_processes_compare_config_versions_and_facts",)),
+    Fault("agree-versions", "agree", "| environment.versions()", "", ("test_processes_compare_config_versions_and_facts",)),
     Fault(
         "agree-own-copies",
         "agree",
-        "if key not in config_lib.PER_HOST_KEYS",
+        "if key not in same_run.PER_HOST_KEYS",
         "",
         ("test_processes_compare_config_versions_and_facts",),
     ),

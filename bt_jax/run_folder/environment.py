@@ -1,0 +1,54 @@
+"""What a run was made with: versions, devices, git commit and command line, for environment.json."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from bt_jax import compilers, selfcheck
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-datasets")
+
+
+def describe() -> dict:
+    """Versions, devices, git commit and command line of this process."""
+    return {
+        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "reduce_fusion": compilers.state(),
+        "self_check": selfcheck.outcome() or "left out",
+        "devices": [f"{device.id}: {device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of PACKAGES, those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.strip() or "unknown"
