@@ -27,8 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from bt_jax import augment, build, config, losses, plan, randomness, sharding
+from bt_jax import augment, build, losses, plan, randomness, sharding
 from bt_jax.cli import config_program
+from bt_jax.config import keys
 from bt_jax.messages import UserError
 
 STEPS = flags.DEFINE_integer("steps", 30, "Steps that are timed, of each program.")
@@ -48,7 +49,7 @@ COPIED = 2**26 if ON_CPU else 2**30  # float32 numbers
 def main(argv: list[str]) -> None:
     del argv
     options = config_program.CONFIG.value
-    config.check(options)
+    keys.check(options)
     largest_batch = {"largest_batch": largest(options)} if LARGEST.value else {}
     try:
         programs, found = prepare(options)

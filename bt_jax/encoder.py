@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bt_jax import compilers, messages, models, recipes, storage
-from bt_jax import config as config_lib
+from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.state import Nets, TrainState
@@ -71,7 +71,7 @@ def complete(config: ConfigDict) -> ConfigDict:
                 f"No data set is named, and {config.encoder} is not in a run folder that would say",
                 "Set --config.data.name.",
             )
-        neutral = {"evaluate": config_lib.evaluate, "finetune": config_lib.finetune}[config.task]().data
+        neutral = {"evaluate": keys.evaluate, "finetune": keys.finetune}[config.task]().data
         open_keys = [key for key in DATA_KEYS if key in run["data"] and config.data[key] == neutral[key]]
         config.data.update({key: run["data"][key] for key in open_keys})
     if not config.views.size:

@@ -8,9 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax import build, messages, randomness, report, sharding
-from bt_jax import config as config_lib
 from bt_jax import encoder as encoder_lib
 from bt_jax import feed as feed_lib
+from bt_jax.config import arguments, keys
 from bt_jax.data import selection
 from bt_jax.evals import features, pictures, protocols, spectrum
 from bt_jax.loop import Evaluator
@@ -35,13 +35,13 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     """
     started = time.monotonic() if started is None else started
     config = encoder_lib.complete(config)
-    config_lib.check(config)
+    keys.check(config)
     for name in config.protocols:
-        config_lib.choose("config.protocols", name, PROTOCOLS)
+        arguments.choose("config.protocols", name, PROTOCOLS)
     mesh = sharding.make_mesh()
     build.check_devices(config, mesh)
     encoder = encoder_lib.open_encoder(config)
-    asked = config_lib.to_dict(config)
+    asked = arguments.to_dict(config)
     source, broken = feed_lib.open_data(config)
     if "+" in config.data.train_split:
         source, config.data.train_split = selection.joined(source, config.data.train_split), "joined"

@@ -28,9 +28,9 @@ from bt_jax import (
     sharding,
     train_step,
 )
-from bt_jax import config as config_lib
 from bt_jax import encoder as encoder_lib
 from bt_jax import feed as feed_lib
+from bt_jax.config import arguments, keys
 from bt_jax.data import selection
 from bt_jax.encoder import Encoder
 from bt_jax.evals import confidence, features, pictures
@@ -70,7 +70,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
 
 
 def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
-    config_lib.check(config)
+    keys.check(config)
     mesh = sharding.make_mesh()
     build.check_devices(config, mesh)
     sharding.check_batch(config.batch_size, mesh)
@@ -82,7 +82,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
                 f"{source.name} has no labels in split {split!r}",
                 "A classifier needs them in train and held-out split.",
             )
-    asked = config_lib.to_dict(config)
+    asked = arguments.to_dict(config)
     if config.data.fraction != 1:
         source = selection.share(source, config.data.train_split, config.data.fraction, seed=config.seed)
         config.data.train_split = "share"
@@ -124,7 +124,7 @@ def trained_parts(train: str, parts: list[str]) -> tuple[str, ...]:
         return ("head", *parts) if train == "all" else ("head",)
     return (
         "head",
-        *(config_lib.choose("config.train", name.strip(), ("head", "all", *parts)) for name in train.split(",")),
+        *(arguments.choose("config.train", name.strip(), ("head", "all", *parts)) for name in train.split(",")),
     )
 
 

@@ -11,7 +11,7 @@ from absl import flags
 
 from bt_jax import selfcheck, storage
 from bt_jax.cli import config_program
-from bt_jax.config import choose
+from bt_jax.config.arguments import choose
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.processes import coordination, exits, join, watchdog
 

@@ -24,8 +24,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import build, collectives, sharding
-from bt_jax import config as config_lib
 from bt_jax.cli import config_program
+from bt_jax.config import keys
 from bt_jax.messages import UserError
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, VERSION:SHAPE: v5e:16x16, v6e:4x4, v4:4x4x4, ...")
@@ -122,7 +122,7 @@ def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
 
 def compile_step(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Compiled, Any, dict[str, Any]]:
     """The config's training step, compiled without any array; and the shapes and layouts of its state and its batch."""
-    config_lib.check(config)
+    keys.check(config)
     sharding.check_batch(config.batch_size, mesh)
     recipe = build.build_recipe(config)
     steps = build.make_plan(config, IMAGES)

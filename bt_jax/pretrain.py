@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import augment, build, compilers, encoder, loop, messages, randomness, report, sharding
-from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
+from bt_jax.config import arguments, keys
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.recipes import Recipe
 from bt_jax.run_folder import opening, step_folders
@@ -70,7 +70,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
 
 
 def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
-    config_lib.check(config)
+    keys.check(config)
     mesh = sharding.make_mesh()
     build.check_devices(config, mesh)
     build.check_rate(config)
@@ -103,7 +103,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     given = encoder.read_given(config.init_from, nets) if config.init_from and not begun else None
     sample = feed.sample(PICTURE_IMAGES)
     # Only now, when the config is known to make sense: a folder holds one config for good.
-    folder = opening.open_folder(workdir, config_lib.to_dict(config))
+    folder = opening.open_folder(workdir, arguments.to_dict(config))
     broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {source.name} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
     checkpoints = Checkpoints(

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bt_jax import config as config_lib
 from bt_jax import evaluate, main
 from bt_jax.cli import config_program
+from bt_jax.config import arguments, keys
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import join, watchdog
 
@@ -27,7 +27,7 @@ def test_help_names_every_key(monkeypatch):
     said = module.__doc__
     assert said.startswith("The program.\n")
     for task in ("pretrain", "evaluate", "finetune"):
-        for key in config_lib.flatten(getattr(config_lib, task)().to_dict()):
+        for key in arguments.flatten(getattr(keys, task)().to_dict()):
             shown = re.sub(r"(view[12])\..*", r"\1.FIELD", key)
             assert f"  --config.{shown}=" in said, key
     assert re.search(r"--config\.optim\.lr_weights=0\.2 +per 256 images", said)
@@ -50,7 +50,7 @@ def test_a_user_error_has_its_status_and_one_line(monkeypatch, capsys):
 
 def test_a_full_disk_is_one_line_and_other_errors_are_not(monkeypatch):
     """A bug must show its stack."""
-    config = config_lib.evaluate()
+    config = keys.evaluate()
     monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value="/w"))
     for number, expected in ((errno.ENOSPC, UserError), (errno.EDQUOT, UserError), (errno.EACCES, PermissionError)):
 
@@ -73,7 +73,7 @@ def test_exit_statuses_of_launchers():
 def test_a_key_of_the_program_arrives(monkeypatch):
     values = {"watch.stuck_seconds": 11.0, "watch.silent_seconds": 12.0, "compile_cache": "/c", "task": "evaluate"}
     values |= {"self_check": False}  # which would set more of JAX where this machine was not checked before
-    config = config_lib.pretrain()
+    config = keys.pretrain()
     config.update_from_flattened_dict(values)
     done = []
     monkeypatch.setattr(config_program, "CONFIG", SimpleNamespace(value=config))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bt_jax import config as config_lib
+from bt_jax.config import keys
 from bt_jax.messages import UserError
 from configs import quickstart
 
@@ -29,8 +29,8 @@ def test_smoke_trains_on_training_images(name):
 @pytest.mark.parametrize("key", ["batch_size", "total_epochs", "evals.batch_size", "log.every_steps", "views.size"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_that_must_be_positive(key, value):
-    config = config_lib.pretrain()
-    config_lib.check(config)
+    config = keys.pretrain()
+    keys.check(config)
     config.update_from_flattened_dict({key: float(value) if key == "total_epochs" else value})
     with pytest.raises(UserError, match=f"config.{key}={value}.* must be positive"):
-        config_lib.check(config)
+        keys.check(config)

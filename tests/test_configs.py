@@ -8,7 +8,7 @@ from PIL import Image
 
 import bt_jax
 from bt_jax import build, pretrain
-from bt_jax import config as config_lib
+from bt_jax.config import arguments
 from bt_jax.messages import UserError
 from bt_jax.recipes import View
 from bt_jax.run_folder import same_run
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("tiny_arch", "compiled_quickly", "one_devic
 
 def science(config):
     """What a recipe is: every key that is not about devices, files, monitors or the terminal."""
-    flat = config_lib.flatten(config_lib.to_dict(config))
+    flat = arguments.flatten(arguments.to_dict(config))
     chosen = ("batch_size", "total_epochs", "data.name", "views", "model", "loss", "optim")
     return {key: value for key, value in flat.items() if f"{key}.".startswith(tuple(f"{c}." for c in chosen))}
 
@@ -134,7 +134,7 @@ def test_views_are_set_key_by_key():
     recipe, plain = build.build_recipe(config), build.build_recipe(pretrain_cifar10_r18.get_config())
     assert recipe.view2 == dataclasses.replace(plain.view2, blur=0.5)
     assert recipe.view1 == dataclasses.replace(plain.view1, crop_scale=(0.3, 0.9))
-    assert same_run.differences(config_lib.to_dict(pretrain_cifar10_r18.get_config()), config_lib.to_dict(config)) == [
+    assert same_run.differences(arguments.to_dict(pretrain_cifar10_r18.get_config()), arguments.to_dict(config)) == [
         "views.view1.crop_scale: None -> [0.3, 0.9]",
         "views.view2.blur: None -> 0.5",
     ]

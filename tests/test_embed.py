@@ -13,7 +13,7 @@ from PIL import Image
 
 import bt_jax
 from bt_jax import augment, build, embed, models, recipes
-from bt_jax import config as config_lib
+from bt_jax.config import arguments
 from bt_jax.data.npz import write_npz
 from bt_jax.embedding import record
 from bt_jax.embedding.images import one_size
@@ -32,7 +32,7 @@ def encoder(tmp_path_factory, tiny_arch, compiled_quickly, one_device):
     """A run folder with a checkpoint of a small network, and what it was trained with."""
     run = tmp_path_factory.mktemp("run")
     save(run, seed=1)
-    (run / "config.json").write_text(json.dumps(config_lib.to_dict(tiny())))
+    (run / "config.json").write_text(json.dumps(arguments.to_dict(tiny())))
     return run
 
 
@@ -369,7 +369,7 @@ def test_sizes_of_the_view(encoder, tmp_path):
     config = tiny(**{"evals.size": 56, "evals.resize": 64, "data.canvas": 128})
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "3").symlink_to(encoder / "checkpoints" / "3")
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(arguments.to_dict(config)))
     assert sizes(tmp_path / "run") == (56, 64, 128)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import bt_jax
 from bt_jax import augment, build, evaluate, finetune, models, optim, pretrain
-from bt_jax import config as config_lib
+from bt_jax.config import keys
 from bt_jax.data import selection
 from bt_jax.data.source import open_source
 from bt_jax.encoder import Encoder, complete, open_encoder, view_recipe
@@ -59,7 +59,7 @@ def small_encoder(dtype="float32"):
 @pytest.mark.parametrize("train, batch_norm", [("head", "eval"), ("all", "train"), ("layer4", "eval")])
 def test_what_is_not_trained_stays_bit_equal(train, batch_norm):
     encoder = small_encoder()
-    config = changed(config_lib.finetune(), **{"optim.lr_backbone": 0.1, "optim.weight_decay": 0.1, "views.size": 8})
+    config = changed(keys.finetune(), **{"optim.lr_backbone": 0.1, "optim.weight_decay": 0.1, "views.size": 8})
     trained = finetune.trained_parts(train, list(encoder.variables["params"]))
     tx, rates = finetune._optimizer(config, build.Plan(4, 8), trained)
     recipe = view_recipe(config, encoder)
@@ -85,7 +85,7 @@ def test_head_is_torchs_sgd_on_frozen_features():
     encoder = small_encoder("float64")
     options = {"optim.lr_head": 0.3, "optim.weight_decay": 0.01, "total_epochs": 3.0, "views.size": 8}
     options |= {"views.crop_scale": (1.0, 1.0), "views.flip": 0.0}
-    config = changed(config_lib.finetune(), **options)
+    config = changed(keys.finetune(), **options)
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda x: x.astype(np.float64), encoder.variables)
         encoder = encoder._replace(variables=variables)
@@ -295,7 +295,7 @@ def test_constants_of_the_protocols():
 def test_optimizer_of_frozen_parts_keeps_nothing():
     """Their momentum would be as large as they are."""
     encoder = small_encoder()
-    tx, _ = finetune._optimizer(config_lib.finetune(), build.Plan(1, 1), ("head",))
+    tx, _ = finetune._optimizer(keys.finetune(), build.Plan(1, 1), ("head",))
     state = finetune.create(jax.random.key(0), encoder, tx, 3)
     kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
     assert kept < 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params["head"])) + 10
@@ -311,11 +311,11 @@ def test_what_the_run_of_an_encoder_says_of_its_views(tmp_path):
     run = {"task": "pretrain", "data": {"name": "cifar10"}, "views": {"size": 20}, "evals": {"size": 0, "resize": 23}}
     (tmp_path / "config.json").write_text(json.dumps(run))
     options = {"encoder": str(tmp_path), "data.name": "patterns"}
-    plain = changed(config_lib.evaluate(), **options)
+    plain = changed(keys.evaluate(), **options)
     assert (complete(plain).views.size, complete(plain).evals.resize) == (20, 23)
-    own = changed(config_lib.evaluate(), **options, **{"evals.resize": 40})
+    own = changed(keys.evaluate(), **options, **{"evals.resize": 40})
     assert (complete(own).views.size, complete(own).evals.resize) == (20, 40)
-    own = changed(config_lib.evaluate(), **options, **{"views.size": 32})
+    own = changed(keys.evaluate(), **options, **{"views.size": 32})
     assert (complete(own).views.size, complete(own).evals.resize) == (32, 0)
-    nowhere = changed(config_lib.evaluate(), **options | {"encoder": str(tmp_path / "x.pth")})
+    nowhere = changed(keys.evaluate(), **options | {"encoder": str(tmp_path / "x.pth")})
     assert (complete(nowhere).views.size, complete(nowhere).evals.resize) == (224, 0)

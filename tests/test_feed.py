@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import config as config_lib
 from bt_jax import feed as feed_lib
 from bt_jax import randomness, sharding, train_step
+from bt_jax.config import keys
 from bt_jax.data import pipeline
 from tests.support.runs import changed
 from tests.support.wiring import Calls, Squares
@@ -30,7 +30,7 @@ def streaming(monkeypatch, source, **values):
 
     calls.watch(pipeline, "train_batches", batches)
     calls.watch(pipeline, "eval_batches", batches)
-    config = changed(config_lib.pretrain(), **{"batch_size": 8, "seed": 7, "data.train_split": "learn[4:44]"} | values)
+    config = changed(keys.pretrain(), **{"batch_size": 8, "seed": 7, "data.train_split": "learn[4:44]"} | values)
     feed = feed_lib.make_feed(config, source, sharding.make_mesh(), "broken", 3)
     return calls, feed
 
@@ -89,7 +89,7 @@ def test_feeds_give_ids_and_labels_of_the_whole_split(monkeypatch):
     label and pixels that it has in the whole split; begun in the middle, the rest is the same."""
     calls = Calls(monkeypatch)
     calls.watch(train_step, "stream")
-    config = changed(config_lib.pretrain(), **{"batch_size": 8, "seed": 7, "data.train_split": "learn[5:45]"})
+    config = changed(keys.pretrain(), **{"batch_size": 8, "seed": 7, "data.train_split": "learn[5:45]"})
     feed = feed_lib.make_feed(config, Squares(), sharding.make_mesh(), None, 3)
     shown = steps_of(feed, show, 10)
     ids = np.stack([batch["id"] for batch in shown])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bt_jax import build, loop
-from bt_jax import config as config_lib
+from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.processes.stop_signals import Stop, Stopped
 from bt_jax.run_folder import metrics_log
@@ -36,7 +36,7 @@ class Looker:
 def run(folder, monkeypatch, *, at=0, window=2, every=3, bad=lambda step: 0, before_step=lambda step: None, **values):
     """Trains ten steps, five an epoch -> what happened, in order; saves at 4 and 8 and evaluates at 3, 6 and 9."""
     events = []
-    config = config_lib.pretrain()
+    config = keys.pretrain()
     values = {"checkpoint.every_epochs": 0.8, "total_epochs": 2.0, "log.tensorboard": False} | values
     with config.unlocked():
         config.update_from_flattened_dict(values)

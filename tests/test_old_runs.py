@@ -13,8 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 
 import bt_jax
-from bt_jax import config as config_lib
 from bt_jax import encoder, pretrain
+from bt_jax.config import arguments, keys
 from bt_jax.embedding import record
 from bt_jax.run_folder import same_run
 from configs import quickstart
@@ -50,7 +50,7 @@ def test_the_encoder_loads(run):
 
 def test_evaluation_and_embedding_find_data_and_sizes(run):
     _, folder = run
-    config = config_lib.evaluate()
+    config = keys.evaluate()
     config.encoder = str(folder)
     completed = encoder.complete(config)
     assert (completed.data.name, completed.data.train_split, completed.views.size) == ("patterns", "train[:64]", 20)
@@ -70,7 +70,7 @@ def command() -> ConfigDict:
 
 def test_the_same_command_is_the_same_run(run):
     _, folder = run
-    assert same_run.differences(json.loads((folder / "config.json").read_text()), config_lib.to_dict(command())) == []
+    assert same_run.differences(json.loads((folder / "config.json").read_text()), arguments.to_dict(command())) == []
 
 
 @pytest.mark.slow

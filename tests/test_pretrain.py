@@ -17,7 +17,7 @@ import pytest
 
 import bt_jax
 from bt_jax import build, encoder, loop, pretrain, report, sharding, storage, train_step
-from bt_jax import config as config_lib
+from bt_jax.config import arguments
 from bt_jax.evals import protocols
 from bt_jax.messages import UserError
 from bt_jax.run_folder import checkpoints, metrics_log, same_run
@@ -305,7 +305,7 @@ def test_another_config_in_the_folder(finished):
     refused(r"another config \(optim.lr_weights: 0.004 -> 0.5\)", finished, **{"optim.lr_weights": 0.5})
     assert (finished / "config.json").read_text() == before
     changed = tiny(**{"log.tensorboard": False})
-    assert not same_run.differences(json.loads(before), config_lib.to_dict(changed))
+    assert not same_run.differences(json.loads(before), arguments.to_dict(changed))
 
 
 def test_batch_that_does_not_divide(tmp_path, eight_devices):

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bt_jax import config as config_lib
 from bt_jax import messages, report, storage
+from bt_jax.config import arguments, keys
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
 from bt_jax.run_folder import environment, opening, same_run
@@ -34,7 +34,7 @@ def test_environment_says_what_made_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(environment, "subprocess", SimpleNamespace(run=git, TimeoutExpired=subprocess.TimeoutExpired))
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "bt_jax.main", "--config=configs/quickstart.py"])
-    opening.open_folder(str(tmp_path / "run"), config_lib.to_dict(config_lib.pretrain()))
+    opening.open_folder(str(tmp_path / "run"), arguments.to_dict(keys.pretrain()))
     found = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert found["command"][1:] == ["-m", "bt_jax.main", "--config=configs/quickstart.py"]
     assert found["command"][0] == os.path.basename(sys.executable)
@@ -54,8 +54,8 @@ def another(value):
 @pytest.mark.parametrize("task", ["pretrain", "evaluate", "finetune"])
 def test_a_begun_run_keeps_its_config(tmp_path, task):
     """All of it but for what says where and how often: every key, one at a time."""
-    before = config_lib.to_dict(getattr(config_lib, task)())
-    for key, value in config_lib.flatten(before).items():
+    before = arguments.to_dict(getattr(keys, task)())
+    for key, value in arguments.flatten(before).items():
         after = json.loads(json.dumps(before))
         place = after
         *outer, last = key.split(".")
@@ -79,8 +79,8 @@ def test_a_begun_run_keeps_its_config(tmp_path, task):
 def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
     """A run of an earlier version resumes if its value is what happens now, and is refused with the reason if not."""
     assert same_run.REMOVED_KEYS[key][0] == stayed
-    config = config_lib.to_dict(config_lib.pretrain())
-    assert key not in config_lib.flatten(config)
+    config = arguments.to_dict(keys.pretrain())
+    assert key not in arguments.flatten(config)
     section, name = key.split(".")
     for value in (stayed, other):
         folder = tmp_path / value
@@ -96,7 +96,7 @@ def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
 def test_processes_compare_config_versions_and_facts(monkeypatch):
     compared = []
     monkeypatch.setattr(join, "agree", compared.append)
-    config = config_lib.pretrain()
+    config = keys.pretrain()
     opening.agree(config, images=7, steps_per_epoch=3)
     assert compared == []  # alone
     monkeypatch.setattr(coordination, "several", lambda: True)
@@ -104,9 +104,9 @@ def test_processes_compare_config_versions_and_facts(monkeypatch):
     (own,) = compared
     assert (own["images"], own["steps_per_epoch"], own["jax"]) == (7, 3, jax.__version__)
     assert own["python"] == platform.python_version() and own["bt_jax"]
-    keys = {key.removeprefix("config.") for key in own if key.startswith("config.")}
-    every = config_lib.flatten(config_lib.to_dict(config)).keys()
-    assert every - keys == {"data.dir", "data.npz", "compile_cache"}  # every host may have its own copy
+    compared_keys = {key.removeprefix("config.") for key in own if key.startswith("config.")}
+    every = arguments.flatten(arguments.to_dict(config)).keys()
+    assert every - compared_keys == {"data.dir", "data.npz", "compile_cache"}  # every host may have its own copy
 
 
 def test_every_process_has_its_own_list(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from bt_jax import compilers, config, losses, main, pretrain, selfcheck
+from bt_jax import compilers, losses, main, pretrain, selfcheck
+from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.run_folder import environment
 from tests.support.paths import ROOT
@@ -188,7 +189,7 @@ def test_the_program_checks_first_unless_asked_not_to(monkeypatch, tmp_path):
     monkeypatch.setattr(pretrain, "run", lambda *a, **options: runs.append(environment.describe()["self_check"]))
     check = selfcheck.checks(32_769)[1]
     wrong, device = check._replace(run=lambda *inputs: check.run(*inputs) + 1), jax.devices()[0].device_kind
-    settings = config.pretrain()
+    settings = keys.pretrain()
     monkeypatch.setattr(selfcheck, "checks", lambda rows: [wrong])
     with pytest.raises(UserError, match="computes wrongly"):
         main._run(settings, 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bt_jax import augment, evaluate, finetune, losses, pretrain, recipes, report
-from bt_jax import config as config_lib
+from bt_jax.config import keys
 from bt_jax.data.records import Source
 from bt_jax.evals import confidence, correlation, features, pictures
 
@@ -49,7 +49,7 @@ def finish(monkeypatch, tmp_path, concluded):
     monkeypatch.setattr(pretrain, "_judge", scores)
 
     def run(**values):
-        config = config_lib.pretrain()
+        config = keys.pretrain()
         config.update_from_flattened_dict(values)
         frozen = SimpleNamespace(embed="net", by=lambda embed: SimpleNamespace(embed=embed))
         this = SimpleNamespace(
@@ -105,7 +105,7 @@ def test_scores_are_of_the_row_that_they_stand_in(monkeypatch):
     monkeypatch.setattr(pretrain.protocols, "KNN", KNN)
     monkeypatch.setattr(pretrain.protocols, "LinearProbe", LinearProbe)
     feed = SimpleNamespace(images=10)
-    this = SimpleNamespace(loop=SimpleNamespace(config=config_lib.pretrain(), feed=feed))
+    this = SimpleNamespace(loop=SimpleNamespace(config=keys.pretrain(), feed=feed))
     found = pretrain._judge(this, {name: (None, name) for name in right})
     assert found["knn_top1"] == {"trained": 0.375, "untrained": 0.125}
     assert found["linear_top1"] == {"trained": 0.75, "untrained": 0.25}
@@ -129,7 +129,7 @@ def test_pictures_before_and_after_are_named_rightly(monkeypatch):
     this = SimpleNamespace(
         sample={"image": image, "id": np.arange(20)},
         recipe=recipe,
-        loop=SimpleNamespace(config=config_lib.pretrain()),
+        loop=SimpleNamespace(config=keys.pretrain()),
         correlation=SimpleNamespace(of=lambda state: matrices[state.name], history=lambda: history),
     )
     shown = pretrain._pictures(this, BEFORE, AFTER)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import pytest
 
 from bt_jax import build, encoder, evaluate, finetune, losses, models, pretrain, randomness, sharding, train_step
-from bt_jax import config as config_lib
+from bt_jax.config import arguments, keys
 from bt_jax.data import selection
 from bt_jax.evals import protocols, spectrum
 from bt_jax.recipes import View
 from bt_jax.reporting import panels
-from bt_jax.run_folder import checkpoints, metrics_log, opening
+from bt_jax.run_folder import metrics_log, opening
 from bt_jax.weights import load
 from tests.support.runs import changed
 from tests.support.wiring import Enough, Mean, Squares, stop, watched
@@ -120,7 +120,7 @@ def prepared(tmp_path_factory):
     """Pretraining, built from a config in which every key of the table has the table's value."""
     with pytest.MonkeyPatch.context() as patch:
         seen = watched(patch)
-        seen.watch(checkpoints, "Checkpoints", lambda *_, **__: SimpleNamespace())
+        seen.watch(pretrain, "Checkpoints", lambda *_, **__: SimpleNamespace())
         seen.watch(models, "build", lambda *_, **__: Mean())
         seen.watch(models, "build_projector", lambda *_, **__: Mean())
         for where, name in (
@@ -131,7 +131,7 @@ def prepared(tmp_path_factory):
         ):
             seen.watch(where, name)
         patch.setattr(train_step, "SplitProjector", Whole)
-        config = changed(config_lib.pretrain(), **{key: value for key, (value, *_) in PRETRAIN.items()})
+        config = changed(keys.pretrain(), **{key: value for key, (value, *_) in PRETRAIN.items()})
         seen.run = pretrain._prepare(config, str(tmp_path_factory.mktemp("run")), 0.0)
         rows, apply = [], Mean.apply
         patch.setattr(Mean, "apply", lambda self, v, x, *, train: rows.append(len(x)) or apply(self, v, x, train=train))
@@ -144,11 +144,11 @@ def prepared(tmp_path_factory):
 
 @pytest.mark.parametrize("key", PRETRAIN)
 def test_a_pretraining_key_arrives(prepared, key):
-    arrives(prepared, config_lib.pretrain(), key, *PRETRAIN[key])
+    arrives(prepared, keys.pretrain(), key, *PRETRAIN[key])
 
 
 def arrives(seen, config, key, value, look, *expected):
-    default = config_lib.flatten(config.to_dict())[key]
+    default = arguments.flatten(config.to_dict())[key]
     assert value != default or key == "model.dtype", "the value says nothing: it is the default"
     found, wanted = look(seen), expected[0] if expected else value
     assert found == wanted
@@ -170,7 +170,7 @@ def test_the_seed_reaches_every_stream(prepared):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_dtype_reaches_both_networks(dtype):
-    nets = build.build_nets(changed(config_lib.pretrain(), **{"model.dtype": dtype, "model.width": 1 / 64}), 3)
+    nets = build.build_nets(changed(keys.pretrain(), **{"model.dtype": dtype, "model.width": 1 / 64}), 3)
     assert [net.options["dtype"] for net in nets] == [dtype] * 2
 
 
@@ -235,7 +235,7 @@ def evaluated(tmp_path_factory):
         made = evaluate._evaluators
         patch.setattr(evaluate, "_evaluators", lambda *them: setattr(seen, "order", [*made(*them)]))
         patch.setattr(opening, "open_folder", stop)
-        config = changed(config_lib.evaluate(), **{key: value for key, (value, *_) in EVALUATE.items()})
+        config = changed(keys.evaluate(), **{key: value for key, (value, *_) in EVALUATE.items()})
         with pytest.raises(Enough):
             evaluate.run(config, str(tmp_path_factory.mktemp("run")))
         return seen
@@ -247,7 +247,7 @@ def given_encoder(config, **_):
 
 @pytest.mark.parametrize("key", EVALUATE)
 def test_an_evaluation_key_arrives(evaluated, key):
-    arrives(evaluated, config_lib.evaluate(), key, *EVALUATE[key])
+    arrives(evaluated, keys.evaluate(), key, *EVALUATE[key])
 
 
 FINETUNE = FROZEN | {
@@ -277,11 +277,11 @@ HELD_FINETUNE = HELD | ENCODER | {"optim.": SGD, "evals.train_images": ""}  # it
 def tuned(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         seen = watched(patch)
-        seen.watch(checkpoints, "Checkpoints", lambda *_, **__: SimpleNamespace())
+        seen.watch(finetune, "Checkpoints", lambda *_, **__: SimpleNamespace())
         seen.watch(encoder, "open_encoder", given_encoder)
         seen.watch(selection, "share", lambda source, split, *_, **__: Part())
         seen.watch(finetune, "make_step")
-        config = changed(config_lib.finetune(), **{key: value for key, (value, *_) in FINETUNE.items()})
+        config = changed(keys.finetune(), **{key: value for key, (value, *_) in FINETUNE.items()})
         seen.loop = finetune._prepare(encoder.complete(config), str(tmp_path_factory.mktemp("run")), 0.0).loop
         return seen
 
@@ -292,13 +292,13 @@ class Part(Squares):
 
 @pytest.mark.parametrize("key", FINETUNE)
 def test_a_finetuning_key_arrives(tuned, key):
-    arrives(tuned, config_lib.finetune(), key, *FINETUNE[key])
+    arrives(tuned, keys.finetune(), key, *FINETUNE[key])
 
 
 def test_an_encoders_normalisation_can_be_set(monkeypatch):
     model = {"build": {"arch": "resnet18", "width": 1 / 64}, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     monkeypatch.setattr(load, "read", lambda path: (model, {}, None))
-    config = changed(config_lib.evaluate(), **{"encoder": "x", "views.size": 9})
+    config = changed(keys.evaluate(), **{"encoder": "x", "views.size": 9})
     known = encoder.open_encoder(config)
     assert (known.mean, known.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     own = encoder.open_encoder(changed(config, **{"views.mean": (0.7,) * 3, "views.std": (0.8,) * 3}), dtype="bfloat16")
@@ -320,9 +320,9 @@ def test_an_encoders_normalisation_can_be_set(monkeypatch):
 )
 def test_every_key_is_shown_to_arrive(task, table, held):
     """A new key needs a row in the table, or the name of the test that holds it; an old one leaves no row behind."""
-    keys = config_lib.flatten(getattr(config_lib, task)().to_dict()).keys()
-    missing = [key for key in keys if key not in table and not key.startswith(tuple(held))]
-    assert not missing and table.keys() <= keys
-    assert all(any(key.startswith(name) for key in keys) for name in held)
+    every = arguments.flatten(getattr(keys, task)().to_dict()).keys()
+    missing = [key for key in every if key not in table and not key.startswith(tuple(held))]
+    assert not missing and table.keys() <= every
+    assert all(any(key.startswith(name) for key in every) for name in held)
     tests = set(re.findall(r"^def (test_\w+)", "".join(path.read_text() for path in TESTS.glob("**/test_*.py")), re.M))
     assert set(filter(None, held.values())) <= tests

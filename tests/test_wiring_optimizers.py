@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bt_jax import build, finetune
-from bt_jax import config as config_lib
+from bt_jax.config import keys
 from tests.support.runs import changed
 
 PARAMS = {
@@ -35,7 +35,7 @@ def updates(tx, steps, params=PARAMS, gradient=GRADIENT):
 
 
 def optimizer(**values):
-    config = changed(config_lib.pretrain(), **{"optim.warmup_epochs": 0.0, "batch_size": 512} | values)
+    config = changed(keys.pretrain(), **{"optim.warmup_epochs": 0.0, "batch_size": 512} | values)
     tx, rates = build.build_optimizer(config, build.Plan(5, 20))
     return tx, {name: float(rate(0)) for name, rate in rates.items()}
 
@@ -73,7 +73,7 @@ def test_the_optimizer_does_what_the_config_says():
 
 def test_the_optimizer_of_finetuning_does_what_the_config_says():
     def of(**values):
-        config = changed(config_lib.finetune(), **{f"optim.{name}": value for name, value in values.items()})
+        config = changed(keys.finetune(), **{f"optim.{name}": value for name, value in values.items()})
         config.total_epochs, config.extend_epochs = 3.0, 1.0
         tx, rates = finetune._optimizer(config, build.Plan(5, 20), ("head", "layer"))
         params = {"backbone": {"layer": {"kernel": np.float32([[2.0]])}}, "head": {"kernel": np.float32([[3.0]])}}

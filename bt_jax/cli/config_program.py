@@ -27,9 +27,9 @@ CONFIG = config_flags.DEFINE_config_file(
 def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = None) -> None:
     """Parses the command line and calls main(argv) with what is not a flag; `doc` heads the help."""
     if any(argument.startswith("--help") for argument in argv or sys.argv):
-        from bt_jax import config as config_lib
+        from bt_jax.config import keys
 
-        sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{config_lib.describe()}\n"
+        sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{keys.describe()}\n"
     logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
     logging.get_absl_handler().addFilter(_is_told_by_nobody_else)
     try:
@@ -66,13 +66,15 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _unknown_key(argv: list[str], text: str) -> UserError:
     """ml_collections names the key and the whole config; the person wants the key and its neighbours."""
-    from bt_jax import config as config_lib
+    from bt_jax.config import arguments, keys
 
-    tasks = (config_lib.pretrain, config_lib.evaluate, config_lib.finetune)
-    valid = {key for task in tasks for key in config_lib.flatten(config_lib.to_dict(task()))}
+    tasks = (keys.pretrain, keys.evaluate, keys.finetune)
+    valid = {key for task in tasks for key in arguments.flatten(arguments.to_dict(task()))}
     given = [a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")]
     unknown = [key for key in given if key not in valid]
     if not unknown:
         return UserError(" ".join(text.split())[:300], "See --help and the head of the config file.")
-    nearest = config_lib.suggestions(unknown[0], valid).split(", ")[0]
-    return UserError(f"Unknown config key {unknown[0]!r}", f"Did you mean {nearest}? bt_jax/config.py lists them all.")
+    nearest = arguments.suggestions(unknown[0], valid).split(", ")[0]
+    return UserError(
+        f"Unknown config key {unknown[0]!r}", f"Did you mean {nearest}? bt_jax/config/keys.py lists them all."
+    )

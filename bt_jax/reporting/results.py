@@ -2,7 +2,7 @@
 
 import re
 
-from bt_jax.config import flatten
+from bt_jax.config.arguments import flatten
 from bt_jax.reporting.formats import number, percent, plural, short
 from bt_jax.reporting.page import bar, esc, section, table
 from bt_jax.reporting.runs import Run, flat

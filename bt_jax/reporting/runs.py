@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.config import flatten
+from bt_jax.config.arguments import flatten
 from bt_jax.messages import UserError
 from bt_jax.reporting.formats import number, plural
 

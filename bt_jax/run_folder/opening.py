@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from bt_jax import config as config_lib
 from bt_jax import messages, storage
+from bt_jax.config import arguments
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
 from bt_jax.run_folder import environment, same_run
@@ -55,7 +55,7 @@ def agree(config: ConfigDict, **facts: int) -> None:
     Where the data and the compiled programs lie may differ: every host can have its own copy.
     """
     if coordination.several():
-        flat = config_lib.flatten(config_lib.to_dict(config))
+        flat = arguments.flatten(arguments.to_dict(config))
         own = {f"config.{key}": value for key, value in flat.items() if key not in same_run.PER_HOST_KEYS}
         join.agree(
             own

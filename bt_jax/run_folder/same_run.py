@@ -1,6 +1,6 @@
 """Whether a second start in a run folder means the same run: which keys may differ between the two configs."""
 
-from bt_jax.config import flatten
+from bt_jax.config.arguments import flatten
 
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
 FREE_KEYS = (

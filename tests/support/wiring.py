@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import feed as feed_lib
-from bt_jax import models, train_step
+from bt_jax import models, randomness
 from bt_jax.data import device
 from bt_jax.data.records import Arrays, Source
 from bt_jax.evals import features, protocols
@@ -88,7 +88,7 @@ def watched(patch):
     calls.watch(device, "eval_batches")
     calls.watch(features, "make_embed")
     calls.watch(protocols, "KNN")
-    calls.watch(train_step, "stream")
+    calls.watch(randomness, "stream")
     calls.watch(opening, "agree", lambda *_, **__: None)
     made = feed_lib.make_feed
 

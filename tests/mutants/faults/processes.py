@@ -154,7 +154,9 @@ FAULTS = (
         "steps_per_epoch=0)\n    trained =",
         ("test_processes_compare_images_and_steps",),
     ),
-    Fault("agree-versions", "agree", "| environment.versions()", "", ("test_processes_compare_config_versions_and_facts",)),
+    Fault(
+        "agree-versions", "agree", "| environment.versions()", "", ("test_processes_compare_config_versions_and_facts",)
+    ),
     Fault(
         "agree-own-copies",
         "agree",

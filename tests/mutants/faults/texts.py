@@ -34,7 +34,7 @@ FAULTS = (
         "pass",
         ("test_speed_and_waiting_are_of_the_steps_since_the_last_line",),
     ),
-    Fault("text-help", "run", "{config_lib.describe()}", "", ("test_help_names_every_key",)),
+    Fault("text-help", "run", "{keys.describe()}", "", ("test_help_names_every_key",)),
     Fault(
         "text-help-task",
         "describe",

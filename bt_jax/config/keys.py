@@ -1,20 +1,16 @@
-"""Every key of a pretraining config with its default, and what a config file needs to build on it.
+"""Every key of a config with its default.
 
-A config file is a program: `get_config(arg)` starts from `pretrain()`, sets what the recipe sets, and returns it. Keys
-carry their unit (`_epochs`, `_steps`); learning rates are per 256 images and are multiplied by batch_size / 256.
+Keys carry their unit (`_epochs`, `_steps`); learning rates are per 256 images and are multiplied by batch_size / 256.
 """
 
 import dataclasses
-import difflib
 import inspect
-import json
-from collections.abc import Iterable
-from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from bt_jax import recipes
+from bt_jax.config import arguments
 from bt_jax.messages import UserError
 
 
@@ -183,67 +179,6 @@ def _view() -> ConfigDict:
     return ConfigDict({field.name: placeholder(type(field.default)) for field in dataclasses.fields(recipes.View)})
 
 
-def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
-    """The part of --config after the colon: "batch=256,smoke" with defaults batch=2048, smoke=False.
-
-    Args:
-      arg: comma-separated `key=value`, or `key` alone for a switch.
-      **defaults: every key the config knows; a value takes its default's type.
-
-    Raises:
-      UserError: an unknown key or a value of the wrong type.
-    """
-    values = dict(defaults)
-    for item in filter(None, (arg or "").split(",")):
-        key, given, text = item.partition("=")
-        if key not in defaults:
-            raise UserError(f"Unknown config argument {key!r}", f"This config knows {suggestions(key, defaults)}.")
-        kind = type(defaults[key])
-        try:
-            values[key] = _switch(text if given else "true") if kind is bool else kind(text)
-        except ValueError:
-            raise UserError(
-                f"Config argument {key}={text!r} is no {kind.__name__}", f"Write e.g. {key}={defaults[key]}."
-            ) from None
-    return ConfigDict(values)
-
-
-def _switch(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise ValueError(text)
-    return text.lower() in ("true", "1")
-
-
-def choose(name: str, value: str, valid: Iterable[str]) -> str:
-    """The value, or a UserError that names the valid ones."""
-    if value not in valid:
-        raise UserError(f"{name}={value!r} is unknown", f"Choose from {suggestions(value, valid)}.")
-    return value
-
-
-def suggestions(key: str, valid: Iterable[str]) -> str:
-    """The valid names, the closest first, for an error message."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(key, valid, n=1)
-    return ", ".join(close + [name for name in valid if name not in close])
-
-
-def to_dict(config: ConfigDict) -> dict:
-    """The config as it stands in RUN/config.json: plain JSON types."""
-    return json.loads(config.to_json())
-
-
-def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"name": "lars"}} as {"optim.name": "lars"}."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def describe() -> str:
     """Every key with its default and the comment beside it, one a line."""
     lines = []
@@ -274,9 +209,9 @@ def check(config: ConfigDict) -> None:
         "model.dtype": ("bfloat16", "float32"),
         "model.head": ("replicated", "sharded"),
     }
-    flat = flatten(to_dict(config))
+    flat = arguments.flatten(arguments.to_dict(config))
     for key in one_of.keys() & flat.keys():
-        choose(f"config.{key}", flat[key], one_of[key])
+        arguments.choose(f"config.{key}", flat[key], one_of[key])
     for key in ("batch_size", "total_epochs", "evals.batch_size", "log.every_steps"):
         if flat[key] <= 0:
             raise UserError(f"config.{key}={flat[key]} must be positive", f"Set --config.{key} to a positive number.")
