@@ -45,7 +45,7 @@ def main() -> None:
         return
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
 
-    from bt_jax.data.source import open_source
+    from bt_jax.data.sources.open_source import open_source
 
     source = open_source("imagenet2012")
     encoded = [data for data, _ in source.encoded("train")]
@@ -91,7 +91,7 @@ def watch_memory(source, images: int) -> None:
 
 
 def list_folder(files: int) -> None:
-    from bt_jax.data import folder
+    from bt_jax.data.sources import image_folder
 
     with tempfile.TemporaryDirectory() as root:
         images = Path(root, "images")
@@ -100,10 +100,10 @@ def list_folder(files: int) -> None:
                 below = images / f"{number // 1000:04d}"
                 below.mkdir(parents=True)
             (below / f"{number:07d}.png").touch()
-        time.sleep(2 * folder.SETTLED / 1e9)  # a folder that has just changed is not remembered
+        time.sleep(2 * image_folder.SETTLED / 1e9)  # a folder that has just changed is not remembered
         for what in ("from the disk", "from the kept list"):
             started = time.perf_counter()
-            source = folder.FolderSource(images, cache=Path(root, "cache"))
+            source = image_folder.FolderSource(images, cache=Path(root, "cache"))
             print(f"{sum(source.splits.values())} files {what}: {time.perf_counter() - started:.1f} s", flush=True)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 

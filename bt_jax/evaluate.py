@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from bt_jax import build, messages, randomness, report, sharding
 from bt_jax import encoder as encoder_lib
-from bt_jax import feed as feed_lib
 from bt_jax.config import arguments, keys
-from bt_jax.data import selection
+from bt_jax.data import batches
+from bt_jax.data.sources import selection
 from bt_jax.evals import features, pictures, protocols, spectrum
 from bt_jax.loop import Evaluator
 from bt_jax.messages import UserError
@@ -42,10 +42,10 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     build.check_devices(config, mesh)
     encoder = encoder_lib.open_encoder(config)
     asked = arguments.to_dict(config)
-    source, broken = feed_lib.open_data(config)
+    source, broken = batches.open_data(config)
     if "+" in config.data.train_split:
         source, config.data.train_split = selection.joined(source, config.data.train_split), "joined"
-    feed = feed_lib.make_feed(config, source, mesh, broken, len(encoder.mean))
+    feed = batches.make_feed(config, source, mesh, broken, len(encoder.mean))
     opening.agree(config, images=feed.images)
     recipe = encoder_lib.view_recipe(config, encoder)
     embed = features.make_embed(encoder.net, recipe, mesh, resize=config.evals.resize)

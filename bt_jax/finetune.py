@@ -29,9 +29,9 @@ from bt_jax import (
     train_step,
 )
 from bt_jax import encoder as encoder_lib
-from bt_jax import feed as feed_lib
 from bt_jax.config import arguments, keys
-from bt_jax.data import selection
+from bt_jax.data import batches
+from bt_jax.data.sources import selection
 from bt_jax.encoder import Encoder
 from bt_jax.evals import confidence, features, pictures
 from bt_jax.messages import UserError
@@ -75,7 +75,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     build.check_devices(config, mesh)
     sharding.check_batch(config.batch_size, mesh)
     encoder = encoder_lib.open_encoder(config, dtype=config.model.dtype)
-    source, broken = feed_lib.open_data(config)
+    source, broken = batches.open_data(config)
     for split in (config.data.train_split, config.data.val_split):
         if not split or not source.labelled(source.span(split).base):
             raise UserError(
@@ -87,7 +87,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         source = selection.share(source, config.data.train_split, config.data.fraction, seed=config.seed)
         config.data.train_split = "share"
     recipe = encoder_lib.view_recipe(config, encoder, crop_scale=tuple(config.views.crop_scale), flip=config.views.flip)
-    feed = feed_lib.make_feed(config, source, mesh, broken, len(encoder.mean))
+    feed = batches.make_feed(config, source, mesh, broken, len(encoder.mean))
     plan = build.make_plan(config, feed.images)
     opening.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
     trained = trained_parts(config.train, list(encoder.variables["params"]))

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax import build, messages
-from bt_jax import feed as feed_lib
+from bt_jax.data import batches
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, watchdog
 from bt_jax.processes.stop_signals import Stop, Stopped
@@ -49,7 +49,7 @@ class Loop(NamedTuple):
     folder: Path
     plan: build.Plan
     step: Callable
-    feed: feed_lib.Feed
+    feed: batches.Feed
     evaluators: Sequence[Evaluator]
     checkpoints: Checkpoints
     started: float

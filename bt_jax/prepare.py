@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from bt_jax.cli import tool
-from bt_jax.data.npz import write_npz
-from bt_jax.data.records import Source, cores, progress, try_decode
-from bt_jax.data.source import open_source
+from bt_jax.data.sources.base import Source, cores, progress, try_decode
+from bt_jax.data.sources.npz import write_npz
+from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
 
 
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
         write_npz(source, options.npz, splits)
         print(f"wrote {options.npz}: {os.path.getsize(options.npz) / 1e6:.1f} MB")
     if options.shards:
-        from bt_jax.data.shards import write_shards  # imported here: it needs TensorFlow
+        from bt_jax.data.tfrecord_shards import write_shards  # imported here: it needs TensorFlow
 
         data_dir, name = os.path.split(os.path.abspath(options.shards))
         print(f"wrote {write_shards(source, data_dir, name, splits)}")

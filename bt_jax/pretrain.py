@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import augment, build, compilers, encoder, loop, messages, randomness, report, sharding
-from bt_jax import feed as feed_lib
 from bt_jax.config import arguments, keys
+from bt_jax.data import batches
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.recipes import Recipe
 from bt_jax.run_folder import opening, step_folders
@@ -75,9 +75,9 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     build.check_devices(config, mesh)
     build.check_rate(config)
     sharding.check_batch(config.batch_size, mesh)
-    source, broken = feed_lib.open_data(config)
+    source, broken = batches.open_data(config)
     recipe = build.build_recipe(config)
-    feed = feed_lib.make_feed(config, source, mesh, broken, len(recipe.mean))
+    feed = batches.make_feed(config, source, mesh, broken, len(recipe.mean))
     plan = build.make_plan(config, feed.images)
     opening.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
     nets, step, _, create, _ = build.build_training(config, plan, recipe, source.num_classes, mesh)
@@ -138,7 +138,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     )
 
 
-def _neighbours(config: ConfigDict, feed: feed_lib.Feed) -> dict[str, tuple]:
+def _neighbours(config: ConfigDict, feed: batches.Feed) -> dict[str, tuple]:
     """As many neighbours as the config says, or all of a smaller set."""
     images = min(config.evals.train_images or feed.images, feed.images)
     return {"ks": (min(config.evals.knn_k, images),), "temperatures": (config.evals.knn_temperature,)}

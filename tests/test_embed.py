@@ -14,7 +14,7 @@ from PIL import Image
 import bt_jax
 from bt_jax import augment, build, embed, models, recipes
 from bt_jax.config import arguments
-from bt_jax.data.npz import write_npz
+from bt_jax.data.sources.npz import write_npz
 from bt_jax.embedding import record
 from bt_jax.embedding.images import one_size
 from bt_jax.run_folder.checkpoints import Checkpoints

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bt_jax import embed
-from bt_jax.data import records
+from bt_jax.data.sources import base as records
 from bt_jax.embedding import files
 from bt_jax.embedding import images as shards
 from bt_jax.messages import UserError

@@ -9,8 +9,8 @@ import pytest
 import bt_jax
 from bt_jax import augment, build, evaluate, finetune, models, optim, pretrain
 from bt_jax.config import keys
-from bt_jax.data import selection
-from bt_jax.data.source import open_source
+from bt_jax.data.sources import selection
+from bt_jax.data.sources.open_source import open_source
 from bt_jax.encoder import Encoder, complete, open_encoder, view_recipe
 from bt_jax.messages import UserError
 from bt_jax.weights import load

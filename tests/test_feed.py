@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import feed as feed_lib
-from bt_jax import randomness, sharding, train_step
+from bt_jax import randomness, sharding
 from bt_jax.config import keys
-from bt_jax.data import pipeline
+from bt_jax.data import batches, pipeline
 from tests.support.runs import changed
 from tests.support.wiring import Calls, Squares
 
@@ -19,7 +18,7 @@ def streaming(monkeypatch, source, **values):
     """A feed of images that are streamed by a stand-in, and the arguments of `pipeline`."""
     calls = Calls(monkeypatch)
 
-    def batches(*_, **__):
+    def as_streamed(*_, **__):
         ids = itertools.count()
         while True:
             yield {
@@ -28,10 +27,10 @@ def streaming(monkeypatch, source, **values):
                 "label": np.zeros(8, np.int32),
             }
 
-    calls.watch(pipeline, "train_batches", batches)
-    calls.watch(pipeline, "eval_batches", batches)
+    calls.watch(pipeline, "train_batches", as_streamed)
+    calls.watch(pipeline, "eval_batches", as_streamed)
     config = changed(keys.pretrain(), **{"batch_size": 8, "seed": 7, "data.train_split": "learn[4:44]"} | values)
-    feed = feed_lib.make_feed(config, source, sharding.make_mesh(), "broken", 3)
+    feed = batches.make_feed(config, source, sharding.make_mesh(), "broken", 3)
     return calls, feed
 
 
@@ -88,9 +87,9 @@ def test_feeds_give_ids_and_labels_of_the_whole_split(monkeypatch):
     """Two epochs of a cut split on the device: every image at most once in each, in an order of its own, with the id,
     label and pixels that it has in the whole split; begun in the middle, the rest is the same."""
     calls = Calls(monkeypatch)
-    calls.watch(train_step, "stream")
+    calls.watch(randomness, "stream")
     config = changed(keys.pretrain(), **{"batch_size": 8, "seed": 7, "data.train_split": "learn[5:45]"})
-    feed = feed_lib.make_feed(config, Squares(), sharding.make_mesh(), None, 3)
+    feed = batches.make_feed(config, Squares(), sharding.make_mesh(), None, 3)
     shown = steps_of(feed, show, 10)
     ids = np.stack([batch["id"] for batch in shown])
     for batch in shown:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from bt_jax import prepare
-from bt_jax.data import folder
-from bt_jax.data.folder import FolderSource
 from bt_jax.data.pipeline import train_batches
-from bt_jax.data.records import Broken
-from bt_jax.data.source import open_source
+from bt_jax.data.sources import image_folder
+from bt_jax.data.sources.base import Broken
+from bt_jax.data.sources.image_folder import FolderSource
+from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
 from tests.support.drawn_images import encode
 
@@ -78,7 +78,7 @@ def test_listed_once(root, cache, monkeypatch):
     first = FolderSource(root)
     assert len(list(cache.iterdir())) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_scan", lambda *_: pytest.fail("listed again"))
+        patch.setattr(image_folder, "_scan", lambda *_: pytest.fail("listed again"))
         again = FolderSource(root)
     assert again.splits == {"train": 31} and list(again.encoded("train")) == list(first.encoded("train"))
     write(root, "1/new.png")
@@ -103,15 +103,15 @@ def test_a_list_of_another_version_is_made_anew(root, cache, monkeypatch):
     write(root, "a.png", "b.png")
     settle(root)
     FolderSource(root)
-    monkeypatch.setattr(folder, "CACHE_FORMAT", 2)
-    monkeypatch.setattr(folder, "_scan", lambda *_: (["other.png"], []))
+    monkeypatch.setattr(image_folder, "CACHE_FORMAT", 2)
+    monkeypatch.setattr(image_folder, "_scan", lambda *_: (["other.png"], []))
     assert FolderSource(root).splits == {"train": 1}
 
 
 def test_a_file_that_arrives_while_listing_is_found_the_next_time(root, monkeypatch):
     write(root, "a/1.png", "b/2.png")
     settle(root)
-    scan = folder._scan
+    scan = image_folder._scan
 
     def slow(base, name):
         found = scan(base, name)
@@ -120,7 +120,7 @@ def test_a_file_that_arrives_while_listing_is_found_the_next_time(root, monkeypa
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_scan", slow)
+        patch.setattr(image_folder, "_scan", slow)
         assert FolderSource(root).splits == {"train": 2}
     assert FolderSource(root).splits == {"train": 3}
 
@@ -197,9 +197,9 @@ def test_a_folder_that_cannot_be_listed(root, monkeypatch, capsys):
 def test_written_as_shards(root, tmp_path, capsys, monkeypatch):
     """Checked, written in mixed order, and read again by its TFDS name; an interrupted write leaves nothing behind."""
     pytest.importorskip("tensorflow_datasets")
-    from bt_jax.data import shards
+    from bt_jax.data import tfrecord_shards
 
-    monkeypatch.setattr(shards, "RECORDS", 8)
+    monkeypatch.setattr(tfrecord_shards, "RECORDS", 8)
     write(root, *(f"train/{'ab'[i // 10]}/{i:02d}.png" for i in range(20)), "val/b/x.png")
     assert prepare.main([f"--folder={root}", f"--shards={tmp_path}/out/mine"]) == 0
     assert "--config.data.name=mine" in capsys.readouterr().out
@@ -213,7 +213,7 @@ def test_written_as_shards(root, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(FolderSource, "read", lambda *_: (_ for _ in ()).throw(UserError("gone", "")))
         with pytest.raises(UserError, match="gone"):
-            shards.write_shards(source, tmp_path / "out", "other", ["train"])
+            tfrecord_shards.write_shards(source, tmp_path / "out", "other", ["train"])
     assert list((tmp_path / "out" / "other").iterdir()) == []
     for name in ("My-Data", "patterns"):
         assert prepare.main([f"--folder={root}", f"--shards={tmp_path}/out/{name}"]) == 2

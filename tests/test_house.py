@@ -38,7 +38,7 @@ LONGER = {"bt_jax/augment.py", "bt_jax/data/pipeline.py"}
 
 
 def name_of(path: Path) -> str:
-    """Such as "bt_jax/data/npz.py"."""
+    """Such as "bt_jax/data/sources/npz.py"."""
     return path.relative_to(ROOT).as_posix()
 
 
@@ -54,7 +54,7 @@ def tree(name: str) -> ast.Module:
 
 @cache
 def imported(name: str) -> frozenset[str]:
-    """Full names of everything that a file imports, wherever in it: "numpy", "bt_jax.data.npz.read"."""
+    """Full names of everything that a file imports, wherever in it: "numpy", "bt_jax.data.sources.npz.read"."""
     found = set()
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):

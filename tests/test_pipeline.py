@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bt_jax.data import records as records_lib
-from bt_jax.data.npz import write_npz
 from bt_jax.data.pipeline import eval_batches, permutation, train_batches
 from bt_jax.data.prefetch import Prefetch
-from bt_jax.data.records import Broken, decode
-from bt_jax.data.source import open_source
+from bt_jax.data.sources import base as records_lib
+from bt_jax.data.sources.base import Broken, decode
+from bt_jax.data.sources.npz import write_npz
+from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
 from tests.support.drawn_images import Counted, Listed, encode
 from tests.support.tfds_files import write_dataset

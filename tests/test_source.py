@@ -9,10 +9,10 @@ import pytest
 
 from bt_jax import prepare
 from bt_jax.data import device
-from bt_jax.data.npz import write_npz
 from bt_jax.data.pipeline import eval_batches
-from bt_jax.data.records import Broken, decode
-from bt_jax.data.source import open_source
+from bt_jax.data.sources.base import Broken, decode
+from bt_jax.data.sources.npz import write_npz
+from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
 from tests.support.drawn_images import Listed, encode
 from tests.support.tfds_files import write_dataset
@@ -153,7 +153,7 @@ def test_failed_write_leaves_the_old_file(npz, images, monkeypatch):
 
 
 def test_patterns(tmp_path):
-    pytest.importorskip("bt_jax.data.patterns")
+    pytest.importorskip("bt_jax.data.sources.patterns")
     source = open_source("patterns")
     arrays = source.arrays("train")
     assert arrays.images.shape == (source.splits["train"], 32, 32, 3) and arrays.images.dtype == np.uint8
@@ -167,7 +167,7 @@ def test_patterns(tmp_path):
 def test_cache_files_need_no_tensorflow(npz):
     code = (
         "import sys\nsys.modules.update(tensorflow=None, tensorflow_datasets=None, jax=None, torch=None)\n"
-        "from bt_jax.data.source import open_source\n"
+        "from bt_jax.data.sources.open_source import open_source\n"
         f"print(open_source(None, npz={str(npz)!r}).arrays('train').images.shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -444,7 +444,7 @@ def test_no_network_and_no_accelerator(tfds_dir):
         "import socket\n"
         "def refuse(*_, **__): raise AssertionError('the network was asked')\n"
         "socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
-        "from bt_jax.data.source import open_source\nfrom bt_jax.data.tfds import tensorflow\n"
+        "from bt_jax.data.sources.open_source import open_source\nfrom bt_jax.data.sources.tfds import tensorflow\n"
         f"print(open_source('cifar10', data_dir={str(tfds_dir)!r}).arrays('test[:5]').images.shape)\n"
         "print([d.device_type for d in tensorflow().config.get_visible_devices()])\n"
     )

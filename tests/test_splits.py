@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from bt_jax import prepare
-from bt_jax.data import patterns, tfds
-from bt_jax.data.npz import write_npz
-from bt_jax.data.records import decode, evenly
-from bt_jax.data.source import open_source
+from bt_jax.data.sources import patterns, tfds
+from bt_jax.data.sources.base import decode, evenly
+from bt_jax.data.sources.npz import write_npz
+from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
 from tests.support.drawn_images import Listed, encode
 

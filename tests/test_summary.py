@@ -10,7 +10,7 @@ import pytest
 
 from bt_jax import augment, evaluate, finetune, losses, pretrain, recipes, report
 from bt_jax.config import keys
-from bt_jax.data.records import Source
+from bt_jax.data.sources.base import Source
 from bt_jax.evals import confidence, correlation, features, pictures
 
 

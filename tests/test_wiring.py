@@ -11,7 +11,7 @@ import pytest
 
 from bt_jax import build, encoder, evaluate, finetune, losses, models, pretrain, randomness, sharding, train_step
 from bt_jax.config import arguments, keys
-from bt_jax.data import selection
+from bt_jax.data.sources import selection
 from bt_jax.evals import protocols, spectrum
 from bt_jax.recipes import View
 from bt_jax.reporting import panels

@@ -23,9 +23,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bt_jax.data import records as records_lib
-from bt_jax.data.records import Broken, Source, Span, cores, evenly
-from bt_jax.data.tfds import tensorflow
+from bt_jax.data.sources import base
+from bt_jax.data.sources.base import Broken, Source, Span, cores, evenly
+from bt_jax.data.sources.tfds import tensorflow
 from bt_jax.messages import UserError
 
 WINDOW = 8192  # records: about 0.9 GB of ImageNet JPEGs
@@ -358,7 +358,7 @@ def _why(records, number: int, canvas: int, channels: int) -> object:
         data = error
     if isinstance(data, UserError):
         return data.cause
-    by_pillow = records_lib.try_decode(data, channels)
+    by_pillow = base.try_decode(data, channels)
     if isinstance(by_pillow, Exception):
         return by_pillow
     try:
@@ -430,7 +430,7 @@ def _pillow(data, channels: int):
     import tensorflow as tf
 
     def pixels(data):
-        image = records_lib.try_decode(data, channels)
+        image = base.try_decode(data, channels)
         return np.zeros((0, 0, channels), np.uint8) if isinstance(image, Exception) else image
 
     image = tf.numpy_function(pixels, [data], tf.uint8, stateful=False)

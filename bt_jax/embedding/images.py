@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from bt_jax import storage
-from bt_jax.data.folder import FolderSource
-from bt_jax.data.records import Broken, Source, Span, cores, try_decode
+from bt_jax.data.sources.base import Broken, Source, Span, cores, try_decode
+from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.embedding.files import Explained
 from bt_jax.messages import UserError
 

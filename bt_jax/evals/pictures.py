@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from bt_jax.data.records import evenly
+from bt_jax.data.sources.base import evenly
 from bt_jax.shapes import Float, Int, UInt8
 
 ROWS = 512  # of a correlation matrix at a time: (8192, 8192) float32 is 268 MB, and no copy of it is made

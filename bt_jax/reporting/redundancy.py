@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from bt_jax.data.records import evenly
+from bt_jax.data.sources.base import evenly
 from bt_jax.reporting.formats import number
 from bt_jax.reporting.images import heat_map
 from bt_jax.reporting.page import figure, section, swatch, table

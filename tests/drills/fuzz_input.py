@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from bt_jax.data.pipeline import train_batches
-from bt_jax.data.records import Broken, decode
+from bt_jax.data.sources.base import Broken, decode
 from tests.support.drawn_images import Listed, encode
 
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

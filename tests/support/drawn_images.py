@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bt_jax.data.records import Source
+from bt_jax.data.sources.base import Source
 
 
 def encode(image: np.ndarray, kind: str = "PNG", mode: str | None = None) -> bytes:

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import feed as feed_lib
 from bt_jax import models, randomness
-from bt_jax.data import device
-from bt_jax.data.records import Arrays, Source
+from bt_jax.data import batches, device
+from bt_jax.data.sources.base import Arrays, Source
 from bt_jax.evals import features, protocols
 from bt_jax.run_folder import opening
 
@@ -83,14 +82,14 @@ def stop(*arguments, **options):
 def watched(patch):
     """The calls by which data are opened and evaluators made, on images in memory."""
     calls = Calls(patch)
-    calls.watch(feed_lib, "open_source", lambda *_, **__: Squares())
-    calls.watch(feed_lib, "Broken")
+    calls.watch(batches, "open_source", lambda *_, **__: Squares())
+    calls.watch(batches, "Broken")
     calls.watch(device, "eval_batches")
     calls.watch(features, "make_embed")
     calls.watch(protocols, "KNN")
     calls.watch(randomness, "stream")
     calls.watch(opening, "agree", lambda *_, **__: None)
-    made = feed_lib.make_feed
+    made = batches.make_feed
 
     def make_feed(*arguments):
         """With the passes over splits on record."""
@@ -105,5 +104,5 @@ def watched(patch):
         calls.feed = feed._replace(passes=passes)
         return calls.feed
 
-    patch.setattr(feed_lib, "make_feed", make_feed)
+    patch.setattr(batches, "make_feed", make_feed)
     return calls

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.data.records import Source
+from bt_jax.data.sources.base import Source
 from bt_jax.messages import UserError
 
 SPLITS = ("train", "val", "validation", "test")

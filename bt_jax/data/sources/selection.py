@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bt_jax.data.records import Source
+from bt_jax.data.sources.base import Source
 from bt_jax.messages import UserError
 
 

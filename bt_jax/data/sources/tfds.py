@@ -13,7 +13,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from bt_jax.data.records import Source, progress
+from bt_jax.data.sources.base import Source, progress
 from bt_jax.messages import UserError
 
 

@@ -1,6 +1,6 @@
 """Where images come from: {image, label or none, id}, by name or from a cache file, whatever they are used for.
 
-What a data set offers is in `records`. Nothing here ever downloads. TensorFlow is imported
+What a data set offers is in `base`. Nothing here ever downloads. TensorFlow is imported
 only for a TFDS data set.
 """
 
@@ -10,10 +10,10 @@ import os
 import numpy as np
 from PIL import Image
 
-from bt_jax.data.folder import FolderSource
-from bt_jax.data.npz import NpzSource
-from bt_jax.data.records import Arrays, Source
-from bt_jax.data.tfds import TfdsSource
+from bt_jax.data.sources.base import Arrays, Source
+from bt_jax.data.sources.image_folder import FolderSource
+from bt_jax.data.sources.npz import NpzSource
+from bt_jax.data.sources.tfds import TfdsSource
 from bt_jax.messages import UserError
 
 
@@ -31,7 +31,7 @@ def open_source(
         it may be None; otherwise it must be the name that the file carries.
       data_dir: folder of TFDS data sets; $TFDS_DATA_DIR, else ~/tensorflow_datasets, where None.
       npz: a cache file of `python -m bt_jax.prepare`; needs no TensorFlow.
-      folder: a folder of images, see `folder.FolderSource`; the name is then not looked at.
+      folder: a folder of images, see `image_folder.FolderSource`; the name is then not looked at.
 
     Raises:
       UserError: unknown name, missing folder, damaged file.
@@ -54,7 +54,7 @@ class PatternsSource(Source):
     """The data set inside the package: no file, no network."""
 
     def __init__(self):
-        from bt_jax.data import patterns
+        from bt_jax.data.sources import patterns
 
         self.name = "patterns"
         self._arrays = {split: patterns.load(split) for split in ("train", "test")}

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from bt_jax import compilers, messages, randomness, sharding
 from bt_jax.data import device
 from bt_jax.data.prefetch import Prefetch
-from bt_jax.data.records import Broken, Source, evenly
-from bt_jax.data.source import open_source
+from bt_jax.data.sources.base import Broken, Source, evenly
+from bt_jax.data.sources.open_source import open_source
 
 
 class Feed(NamedTuple):

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bt_jax.data.pipeline import permutation
-from bt_jax.data.records import Source, progress
-from bt_jax.data.tfds import tensorflow, tensorflow_datasets
+from bt_jax.data.sources.base import Source, progress
+from bt_jax.data.sources.tfds import tensorflow, tensorflow_datasets
 from bt_jax.messages import UserError
 
 RECORDS = 1024  # a shard: about 110 MB of ImageNet JPEGs; TFDS aims at 150 MB

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.data.records import Source, progress
+from bt_jax.data.sources.base import Source, progress
 from bt_jax.messages import UserError
 
 NPZ_FORMAT = 1
