@@ -14,6 +14,7 @@ import numpy as np
 
 from bt_jax import build, sharding
 from bt_jax.data import device
+from bt_jax.data.order import epoch_order
 from configs import pretrain_cifar10_r18
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     training = build.build_training(config, plan, build.build_recipe(config), 10, mesh)
     rng = np.random.default_rng(0)
     data = device.put_arrays(rng.integers(0, 256, (5000, 32, 32, 3), np.uint8), np.zeros(5000, np.int32), mesh)
-    order = device.epoch_order(jax.random.key(0), 0, 5000)
+    order = epoch_order(jax.random.key(0), 0, 5000)
     run = device.make_dispatch(training.step, batch_size=args.batch, mesh=mesh, layout=training.layout)
     state = training.create(jax.random.key(0))
     started = time.perf_counter()

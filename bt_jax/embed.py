@@ -42,8 +42,9 @@ from jax.sharding import Mesh
 from bt_jax import models, recipes, selfcheck, sharding, storage
 from bt_jax.cli import tool
 from bt_jax.data.prefetch import Prefetch
-from bt_jax.data.sources.base import Source, Span, progress
+from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.open_source import open_source
+from bt_jax.data.sources.spans import Span
 from bt_jax.embedding.files import Explained, Npy, Parquet, Rows
 from bt_jax.embedding.images import Reading, Shard, Unreadable, batches_of, cut, file_names
 from bt_jax.embedding.record import CANVAS, fingerprint, open_out, view_sizes

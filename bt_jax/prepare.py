@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from bt_jax.cli import tool
-from bt_jax.data.sources.base import Source, cores, progress, try_decode
+from bt_jax.data.sources.base import Source, progress
+from bt_jax.data.sources.decode import cores, try_decode
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError

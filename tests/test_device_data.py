@@ -9,6 +9,7 @@ import pytest
 
 from bt_jax import sharding
 from bt_jax.data import device
+from bt_jax.data.order import epoch_order
 
 
 class Seen(NamedTuple):
@@ -28,7 +29,7 @@ def test_scan_equals_single_steps(devices):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (70, 4, 4, 3), np.uint8), np.arange(70)
     data = device.put_arrays(images, labels, mesh)
-    order = device.epoch_order(jax.random.key(0), 0, 70)
+    order = epoch_order(jax.random.key(0), 0, 70)
     run = device.make_dispatch(_step, batch_size=16, mesh=mesh, first_id=1000)
 
     def fresh():

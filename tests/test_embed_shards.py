@@ -9,6 +9,7 @@ from PIL import Image
 
 from bt_jax import embed
 from bt_jax.data.sources import base as records
+from bt_jax.data.sources import spans
 from bt_jax.embedding import files
 from bt_jax.embedding import images as shards
 from bt_jax.messages import UserError
@@ -49,7 +50,7 @@ def png(image):
 
 
 def test_images_without_a_label_have_minus_one(tmp_path):
-    source, span = Drawn(), records.Span("train", 4, 15)
+    source, span = Drawn(), spans.Span("train", 4, 15)
     unreadable = shards.Unreadable(source, {"train": span}, limit=0.5, file=tmp_path / "broken.txt")
     reading = shards.Reading(source, unreadable, 8, 64, 3)
     batches = list(shards.array_batches(reading, span, (4, 4)))
@@ -62,9 +63,9 @@ def test_images_without_a_label_have_minus_one(tmp_path):
 
 def test_the_limit_of_embed_counts_over_the_split(tmp_path):
     """One of the twenty is a tenth of its shard."""
-    source, whole = Drawn(), records.Span("train", 0, 20)
+    source, whole = Drawn(), spans.Span("train", 0, 20)
     unreadable = shards.Unreadable(source, {"train": whole}, limit=0.05, file=tmp_path / "broken.txt")
-    unreadable.add(records.Span("train", 0, 10), 7, "damaged")
+    unreadable.add(spans.Span("train", 0, 10), 7, "damaged")
     with pytest.raises(UserError, match="id 8: .* as 2 of the 20 images"):
-        unreadable.add(records.Span("train", 0, 10), 8, "damaged")
+        unreadable.add(spans.Span("train", 0, 10), 8, "damaged")
     assert (tmp_path / "broken.txt").read_text() == "train\t7\ttrain/7\tdamaged\ntrain\t8\ttrain/8\tdamaged\n"

@@ -9,7 +9,7 @@ import pytest
 from bt_jax import prepare
 from bt_jax.data.pipeline import train_batches
 from bt_jax.data.sources import image_folder
-from bt_jax.data.sources.base import Broken
+from bt_jax.data.sources.broken import Broken
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError

@@ -34,7 +34,7 @@ KEY_LATER = {
     ("bt_jax/evals/spectrum.py", "measure"),
 }
 LONGEST = 400  # lines of a file
-LONGER = {"bt_jax/augment.py", "bt_jax/data/pipeline.py"}
+LONGER = {"bt_jax/augment.py"}
 
 
 def name_of(path: Path) -> str:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bt_jax.data.pipeline import eval_batches, permutation, train_batches
+from bt_jax.data.order import permutation
+from bt_jax.data.pipeline import eval_batches, train_batches
 from bt_jax.data.prefetch import Prefetch
-from bt_jax.data.sources import base as records_lib
-from bt_jax.data.sources.base import Broken, decode
+from bt_jax.data.sources import decode
+from bt_jax.data.sources.broken import Broken
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
@@ -155,14 +156,14 @@ def test_jpeg_pixels_are_those_of_the_array_path(mode):
     data = encode(ramp(40, 56), "JPEG", mode)
     image, size = one(data, 64)
     assert size == (40, 56)
-    error = np.abs(image.astype(int) - decode(data))
+    error = np.abs(image.astype(int) - decode.decode(data))
     assert error.max() <= (2 if mode == "CMYK" else 0)  # Pillow and TensorFlow round CMYK differently
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
 def test_png_pixels_are_exact(mode):
     data = encode(ramp(9, 13), "PNG", mode)
-    np.testing.assert_array_equal(one(data, 16)[0], decode(data))
+    np.testing.assert_array_equal(one(data, 16)[0], decode.decode(data))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_larger_images_are_shrunk_to_fit(h, w, size, kind):
     data = encode(ramp(h, w), kind)
     image, found = one(data, 64)
     assert found == size
-    expected = np.asarray(Image.fromarray(decode(data)).resize(size[::-1], Image.Resampling.BOX), int)
+    expected = np.asarray(Image.fromarray(decode.decode(data)).resize(size[::-1], Image.Resampling.BOX), int)
     error = np.abs(image.astype(int) - expected)
     # A JPEG decoded at 1/8 has its sides rounded up to 8 pixels, which moves the rest by less than a final pixel.
     pixel = 200 / min(size) if kind == "JPEG" else 0
@@ -254,8 +255,8 @@ def test_every_format_gives_the_pixels_of_the_array_path(channels):
     batch = next(batches)
     assert batch["mask"].all() and batch["image"].shape[-1] == channels
     for image, data in zip(batch["image"], encoded, strict=True):
-        np.testing.assert_array_equal(image[:12, :12], decode(data, channels))
-    assert decode(encoded[-1], channels).std() > 30  # 16 bits are brought to 8, not cut off at 255
+        np.testing.assert_array_equal(image[:12, :12], decode.decode(data, channels))
+    assert decode.decode(encoded[-1], channels).std() > 30  # 16 bits are brought to 8, not cut off at 255
 
 
 def test_images_of_no_and_of_enormous_size():
@@ -304,8 +305,8 @@ def test_a_limit_counts_within_the_slice(images):
 def test_a_broken_image_is_not_decoded_in_every_epoch(images, monkeypatch):
     records = [(encode(im, "WEBP"), 0) for im in images]
     records[4] = (records[4][0][:-30], 0)
-    decoded, decoder = [], records_lib.try_decode
-    monkeypatch.setattr(records_lib, "try_decode", lambda *args: decoded.append(args[0]) or decoder(*args))
+    decoded, decoder = [], decode.try_decode
+    monkeypatch.setattr(decode, "try_decode", lambda *args: decoded.append(args[0]) or decoder(*args))
     source = Listed(records)
     batches = take(30, source, "train", broken=Broken(source, limit=0.1, say=list))
     assert sum(4 in batch["id"] for batch in batches) >= 4  # of six epochs, each of which leaves two images out
@@ -464,7 +465,7 @@ def test_real_jpegs_arrive_whole(imagenet):
     for batch in eval_batches(imagenet, "validation[:20]", batch_size=4, canvas=1024):
         for image, (h, w), found in zip(batch["image"], batch["size"], batch["label"], strict=True):
             data, label = next(records)
-            np.testing.assert_array_equal(image[:h, :w], decode(data))
+            np.testing.assert_array_equal(image[:h, :w], decode.decode(data))
             assert label == found
     assert next(records, None) is None
 

@@ -10,7 +10,8 @@ import pytest
 from bt_jax import prepare
 from bt_jax.data import device
 from bt_jax.data.pipeline import eval_batches
-from bt_jax.data.sources.base import Broken, decode
+from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.decode import decode
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError

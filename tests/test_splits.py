@@ -5,7 +5,8 @@ import pytest
 
 from bt_jax import prepare
 from bt_jax.data.sources import patterns, tfds
-from bt_jax.data.sources.base import decode, evenly
+from bt_jax.data.sources.base import evenly
+from bt_jax.data.sources.decode import decode
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError

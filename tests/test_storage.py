@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import bt_jax
 from bt_jax import convert, sharding, storage
-from bt_jax.data.sources.base import Broken
+from bt_jax.data.sources.broken import Broken
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.run_folder import manifest, metrics_log, opening, step_folders
 from tests.support import damage, runs

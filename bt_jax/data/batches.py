@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 from bt_jax import compilers, messages, randomness, sharding
 from bt_jax.data import device
+from bt_jax.data.order import epoch_order
 from bt_jax.data.prefetch import Prefetch
-from bt_jax.data.sources.base import Broken, Source, evenly
+from bt_jax.data.sources.base import Source, evenly
+from bt_jax.data.sources.broken import Broken
 from bt_jax.data.sources.open_source import open_source
 
 
@@ -75,7 +77,7 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
         make_key = compilers.jit(lambda: randomness.stream(config.seed, randomness.ORDER), out_shardings=replicated)
         order_key = make_key()
         # By the step on the device: a number from the host would be a transfer.
-        order_of = compilers.jit(lambda key, step: device.epoch_order(key, step // steps_per_epoch, len(images)))
+        order_of = compilers.jit(lambda key, step: epoch_order(key, step // steps_per_epoch, len(images)))
         epoch, order = -1, None
 
         def advance(state, steps):

@@ -1,7 +1,6 @@
 """A data set that lives whole on the device: order, gather, views and several training steps in one dispatch."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import jax
 import numpy as np
@@ -14,12 +13,6 @@ def put_arrays(images: np.ndarray, labels: np.ndarray | None, mesh: Mesh) -> dic
     """{"image": uint8 (n, h, w, c), "label": int32 (n,)} with a copy on every device; no "label" without labels."""
     data = {"image": images} | ({} if labels is None else {"label": labels.astype(np.int32)})
     return sharding.put_replicated(data, mesh)
-
-
-@partial(jax.jit, static_argnames="n")
-def epoch_order(key: jax.Array, epoch: int, n: int) -> jax.Array:
-    """The permutation of 0..n-1 in which an epoch visits the images, int32 (n,): a function of (key, epoch) alone."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), n)
 
 
 def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh, first_id: int = 0, layout=None) -> Callable:

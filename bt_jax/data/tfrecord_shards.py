@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bt_jax.data.pipeline import permutation
+from bt_jax.data.order import permutation
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.tfds import tensorflow, tensorflow_datasets
 from bt_jax.messages import UserError

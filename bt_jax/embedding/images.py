@@ -14,8 +14,11 @@ import numpy as np
 from PIL import Image
 
 from bt_jax import storage
-from bt_jax.data.sources.base import Broken, Source, Span, cores, try_decode
+from bt_jax.data.sources.base import Source
+from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.decode import cores, try_decode
 from bt_jax.data.sources.image_folder import FolderSource
+from bt_jax.data.sources.spans import Span
 from bt_jax.embedding.files import Explained
 from bt_jax.messages import UserError
 

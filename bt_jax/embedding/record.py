@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.data.sources.base import Span
+from bt_jax.data.sources.spans import Span
 from bt_jax.embedding.files import Explained
 from bt_jax.messages import UserError
 from bt_jax.run_folder import environment, opening

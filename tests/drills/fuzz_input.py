@@ -13,7 +13,8 @@ import sys
 import numpy as np
 
 from bt_jax.data.pipeline import train_batches
-from bt_jax.data.sources.base import Broken, decode
+from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.decode import decode
 from tests.support.drawn_images import Listed, encode
 
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

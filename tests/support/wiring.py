@@ -8,7 +8,8 @@ import numpy as np
 
 from bt_jax import models, randomness
 from bt_jax.data import batches, device
-from bt_jax.data.sources.base import Arrays, Source
+from bt_jax.data.sources.base import Source
+from bt_jax.data.sources.spans import Arrays
 from bt_jax.evals import features, protocols
 from bt_jax.run_folder import opening
 

@@ -6,103 +6,19 @@ whole one. Encoded images become arrays through one decoder (Pillow), so the sam
 cache file gives the same pixels.
 """
 
-import io
-import os
 import re
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from bt_jax import storage
+from bt_jax.data.sources import decode, spans
+from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.spans import Arrays, Span
 from bt_jax.messages import UserError
-
-
-class Arrays(NamedTuple):
-    """A whole split in memory: images uint8 (n, h, w, c); labels int32 (n,), or None where there are none."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-
-
-class Span(NamedTuple):
-    """The records [start, stop) of the split `base`; positions are ids."""
-
-    base: str
-    start: int
-    stop: int
-
-
-class Broken:
-    """Images that cannot be read: each is named once, and too many of them end the run.
-
-    Args:
-      source: theirs.
-      limit: share of the images of a split, or of the slice in use, that may be unreadable; 0: the first one is an
-        error.
-      say: prints a line.
-
-    Attributes:
-      lines: list of str, one for each image found so far.
-    """
-
-    NAMED = 20  # on the terminal; the file names all
-
-    def __init__(self, source: "Source", *, limit: float = 0.0, say: Callable[[str], None] = print):
-        self._source, self._limit, self._say = source, limit, say
-        self._found: dict[str, set[int]] = {}
-        self.lines: list[str] = []
-        self._file: Path | None = None
-        self._later: threading.Timer | None = None
-
-    def list_in(self, file: Path) -> None:
-        """From now on all of them stand in this file, a line each, also those found before."""
-        self._file, self._later = file, None
-        if self.lines:
-            storage.write(file, "".join(f"{line}\n" for line in self.lines))
-
-    def known(self, span: Span, ids: np.ndarray) -> np.ndarray:
-        """bool, shaped as `ids`: those that have been added."""
-        return np.isin(ids, list(self._found.get(span.base, ())))
-
-    def add(self, span: Span, number: int, reason: object) -> None:
-        """Notes one image of a span. UserError past the limit, or at once without one."""
-        found, count = self._found.setdefault(span.base, set()), span.stop - span.start
-        if number in found:
-            return
-        found.add(number)
-        reason = str(reason).partition("\n")[0].split("<_io")[0].strip()
-        line = f"{self._source.where(span.base, number)}: the image cannot be read ({reason})"
-        self.lines.append(line)
-        if self._file and storage.in_bucket(self._file):
-            if self._later is None:  # an object takes one write a second, and each writes all of it
-                self._later = threading.Timer(storage.SECONDS, self.list_in, [self._file])
-                self._later.daemon = True
-                self._later.start()
-        elif self._file:
-            with self._file.open("a") as file:
-                file.write(f"{line}\n")
-        unreadable = sum(span.start <= number < span.stop for number in found)
-        if unreadable > self._limit * count:
-            cure = "Restore it from its origin; `python -m bt_jax.prepare` lists every unreadable image"
-            if not self._limit:
-                raise UserError(line, cure)
-            listed = f", listed in {self._file}" if self._file else ""
-            raise UserError(
-                f"{unreadable} of the {count} images of {self._source.name}, split {span.base!r}, cannot be read"
-                f"{listed}; the last: {line}",
-                "Restore them, or allow more with --config.data.broken_limit",
-            )
-        if len(found) <= self.NAMED:
-            rest = "; further ones are only listed" if len(found) == self.NAMED else ""
-            self._say(f"WARNING: {line}; a black one stands in for it{rest}")
 
 
 class Source:
@@ -131,7 +47,7 @@ class Source:
         if base not in self.splits:
             raise UserError(f"{self.name} has no split {base!r}", f"It has: {', '.join(sorted(self.splits))}")
         count = self.splits[base]
-        span = Span(base, _boundary(start or "0", count), _boundary(stop or str(count), count))
+        span = Span(base, spans.boundary(start or "0", count), spans.boundary(stop or str(count), count))
         if span.start >= span.stop:
             raise UserError(f"split {split!r} of {self.name} is empty: {base!r} has {count} images", "Widen the slice")
         return span
@@ -230,63 +146,20 @@ class Source:
     def _decoded(self, split: str, channels: int) -> Iterator[tuple[np.ndarray | Exception, int | None]]:
         """Decodes a chunk at a time, so that a data set that does not fit one array fails before it is all read."""
         records = self.encoded(split)
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(decode.cores()) as pool:
             while chunk := list(islice(records, 1024)):
                 # Threads pass the interpreter lock around: for 32x32 images that costs more (93 us) than decoding (57
                 # us).
                 large = sum(len(data) for data, _ in chunk if isinstance(data, bytes)) > 8192 * len(chunk)
-                decoder = partial(try_decode, channels=channels)
+                decoder = partial(decode.try_decode, channels=channels)
                 results = (pool.map if large else map)(decoder, [data for data, _ in chunk])
                 for result, (_, label) in zip(results, chunk, strict=True):
                     yield result, label
 
 
-MODES = {1: "L", 3: "RGB"}  # Pillow's names of what a decoded image may be
-
-
-def decode(data: bytes, channels: int = 3) -> np.ndarray:
-    """Encoded image -> uint8 (h, w, channels): the one decoder of the array path, for whatever Pillow reads.
-
-    Colour becomes luma where one channel is asked for, and gray three equal ones where three are. Of 16 bits the upper
-    eight stay; an alpha channel is dropped; of an animation, the first picture.
-    """
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode == "F":
-            raise ValueError("its pixels are floating-point numbers, whose range is unknown")
-        if image.mode.startswith("I;16"):  # convert() would cut at 255
-            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-        pixels = np.asarray(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def try_decode(data: bytes | Exception, channels: int = 3) -> np.ndarray | Exception:
-    """As `decode`, but hands an exception back, so that a pool of threads can go on."""
-    if isinstance(data, Exception):
-        return data
-    try:
-        return decode(data, channels)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, its own ...
-        return error
-
-
 def evenly(n: int, limit: int) -> np.ndarray:
     """`limit` indices spread over 0..n-1, first and last among them, int64; all where limit is 0 or too large."""
     return np.arange(n) if not limit or limit >= n else np.linspace(0, n - 1, limit).astype(np.int64)
-
-
-def cores() -> int:
-    """CPU cores that this process may use, which on a shared node are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _boundary(text: str, count: int) -> int:
-    """One end of a slice, as a position in [0, count]; percents round as TFDS rounds them."""
-    number = int(text.rstrip("%"))
-    if text.endswith("%"):
-        if abs(number) > 100:
-            raise UserError(f"{text} is more than all of a split", "Use percents from -100% to 100%")
-        number = round(number * count / 100)
-    return min(max(number + count if text.startswith("-") else number, 0), count)
 
 
 def progress(items: Iterable, what: str, total: int) -> Iterator:

@@ -1,18 +1,14 @@
 """Where images come from: {image, label or none, id}, by name or from a cache file, whatever they are used for.
 
-What a data set offers is in `base`. Nothing here ever downloads. TensorFlow is imported
-only for a TFDS data set.
+What a data set offers is in `base`. Nothing here ever downloads. TensorFlow is imported only for a TFDS data set.
 """
 
-import io
 import os
 
-import numpy as np
-from PIL import Image
-
-from bt_jax.data.sources.base import Arrays, Source
+from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.npz import NpzSource
+from bt_jax.data.sources.patterns import PatternsSource
 from bt_jax.data.sources.tfds import TfdsSource
 from bt_jax.messages import UserError
 
@@ -48,33 +44,3 @@ def open_source(
     if not name:
         raise UserError("no data set is named", 'Give a name ("patterns", "cifar10", "imagenet2012") or a cache file')
     return PatternsSource() if name == "patterns" else TfdsSource(name, data_dir)
-
-
-class PatternsSource(Source):
-    """The data set inside the package: no file, no network."""
-
-    def __init__(self):
-        from bt_jax.data.sources import patterns
-
-        self.name = "patterns"
-        self._arrays = {split: patterns.load(split) for split in ("train", "test")}
-        self.splits = {split: len(images) for split, (images, _) in self._arrays.items()}
-        self.class_names = list(patterns.CLASSES)
-        self.num_classes = len(self.class_names)
-
-    def read(self, base, ids):
-        images, labels = self._arrays[base]
-        return [(_png(images[i]), int(labels[i])) for i in ids]
-
-    def arrays(self, split, broken=None, *, channels=3):
-        if channels != 3:
-            return super().arrays(split, broken, channels=channels)
-        span = self.span(split)
-        images, labels = self._arrays[span.base]
-        return Arrays(images[span.start : span.stop], labels[span.start : span.stop].astype(np.int32))
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

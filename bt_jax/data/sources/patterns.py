@@ -7,8 +7,13 @@ alone, the same on every machine.
 """
 
 import functools
+import io
 
 import numpy as np
+from PIL import Image
+
+from bt_jax.data.sources.base import Source
+from bt_jax.data.sources.spans import Arrays
 
 SIZE = 32
 CLASSES = ("stripes", "checks", "dots", "rings", "triangles", "bricks", "zigzag", "grid", "blobs", "spokes")
@@ -86,3 +91,31 @@ _PATTERNS = {
     "blobs": _blobs,
     "spokes": lambda x, y, rng: _soft(_wave(np.arctan2(y, x) * 5 / np.pi), 0.8),
 }
+
+
+class PatternsSource(Source):
+    """The data set inside the package: no file, no network."""
+
+    def __init__(self):
+        self.name = "patterns"
+        self._arrays = {split: load(split) for split in ("train", "test")}
+        self.splits = {split: len(images) for split, (images, _) in self._arrays.items()}
+        self.class_names = list(CLASSES)
+        self.num_classes = len(self.class_names)
+
+    def read(self, base, ids):
+        images, labels = self._arrays[base]
+        return [(_png(images[i]), int(labels[i])) for i in ids]
+
+    def arrays(self, split, broken=None, *, channels=3):
+        if channels != 3:
+            return super().arrays(split, broken, channels=channels)
+        span = self.span(split)
+        images, labels = self._arrays[span.base]
+        return Arrays(images[span.start : span.stop], labels[span.start : span.stop].astype(np.int32))
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

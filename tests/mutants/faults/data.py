@@ -5,14 +5,14 @@ from ..fault import Fault
 FAULTS = (
     Fault(
         "records-percent",
-        "_boundary",
+        "boundary",
         "round(number * count / 100)",
         "number * count // 100",
         ("test_slices_keep_ids_of_the_whole",),
     ),
     Fault(
         "records-negative",
-        "_boundary",
+        "boundary",
         'number + count if text.startswith("-") else number',
         "abs(number)",
         ("test_slices_keep_ids_of_the_whole",),
@@ -191,25 +191,25 @@ FAULTS = (
     ),
     Fault(
         "pipeline-epoch",
-        "_Permuted.ids",
+        "Permuted.ids",
         "permutation(self.span.stop - self.span.start, self.seed, epoch)",
         "permutation(self.span.stop - self.span.start, self.seed, 0)",
         ("test_epochs_are_different_permutations",),
     ),
     Fault(
         "pipeline-rows",
-        "_Permuted.ids",
+        "Permuted.ids",
         "[batch * self.batch_size :][self.rows]",
         "[batch * self.batch_size :][: self.rows.stop - self.rows.start]",
         ("test_processes_share_the_global_batch",),
     ),
     Fault(
-        "pipeline-cut-ids", "_Permuted.ids", "self.span.start + order", "order", ("test_slices_keep_ids_of_the_whole",)
+        "pipeline-cut-ids", "Permuted.ids", "self.span.start + order", "order", ("test_slices_keep_ids_of_the_whole",)
     ),
-    Fault("pipeline-resume", "_Windowed.from_step", ".skip(skip)", "", ("test_window_is_a_function_of_seed_and_step",)),
+    Fault("pipeline-resume", "Windowed.from_step", ".skip(skip)", "", ("test_window_is_a_function_of_seed_and_step",)),
     Fault(
         "pipeline-failure",
-        "_Permuted._read",
+        "Permuted._read",
         "self.failure = error",
         "pass",
         ("test_an_error_of_the_program_surfaces_as_it_is",),
