@@ -39,7 +39,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import models, recipes, selfcheck, sharding, storage
+from bt_jax import models, selfcheck, sharding, storage
+from bt_jax.augment import recipes
 from bt_jax.cli import tool
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources.base import Source, progress

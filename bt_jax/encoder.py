@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bt_jax import compilers, messages, models, recipes, storage
+from bt_jax import compilers, messages, models, storage
+from bt_jax.augment import recipes
 from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.models import Net

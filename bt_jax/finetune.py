@@ -14,21 +14,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from bt_jax import (
-    augment,
-    build,
-    compilers,
-    loop,
-    messages,
-    metrics,
-    optim,
-    randomness,
-    recipes,
-    report,
-    sharding,
-    train_step,
-)
+from bt_jax import augment, build, compilers, loop, messages, metrics, optim, randomness, report, sharding, train_step
 from bt_jax import encoder as encoder_lib
+from bt_jax.augment import recipes
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
 from bt_jax.data.sources import selection

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import augment, build, compilers, encoder, loop, messages, randomness, report, sharding
+from bt_jax.augment.recipes import Recipe
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
-from bt_jax.recipes import Recipe
 from bt_jax.run_folder import opening, step_folders
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState

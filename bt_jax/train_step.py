@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bt_jax import augment, losses, metrics, randomness, recipes, sharding
+from bt_jax import augment, losses, metrics, randomness, sharding
+from bt_jax.augment import recipes
 from bt_jax.models import Net, Tree
 from bt_jax.models.split_projector import SplitProjector
 from bt_jax.state import Nets, TrainState

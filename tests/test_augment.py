@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from bt_jax import augment, recipes
+from bt_jax import augment
+from bt_jax.augment import filters, recipes, views
 from bt_jax.messages import UserError
 
 # Pillow rounds or truncates to a grey level after every step (torchvision's hue even works in 8-bit HSV), so a correct
@@ -161,9 +162,9 @@ def test_kernels_at_known_distances():
     """Keys's with a = -0.5 at quarters of a pixel; averages over an image forgive another a."""
     at = jnp.array([0, 0.25, 0.5, 1, 1.25, 1.5, 1.75, 2, 3])
     wanted = [1, 0.8671875, 0.5625, 0, -0.0703125, -0.0625, -0.0234375, 0, 0]
-    np.testing.assert_allclose(augment._bicubic(at), wanted, atol=1e-6)
-    np.testing.assert_allclose(augment._bicubic(-at), wanted, atol=1e-6)
-    np.testing.assert_allclose(augment._bilinear(at), np.maximum(1 - at, 0), atol=1e-6)
+    np.testing.assert_allclose(filters._bicubic(at), wanted, atol=1e-6)
+    np.testing.assert_allclose(filters._bicubic(-at), wanted, atol=1e-6)
+    np.testing.assert_allclose(filters._bilinear(at), np.maximum(1 - at, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(37, 53), (61, 40)])
@@ -184,7 +185,7 @@ def test_center_crop_equals_torchvision_rule(shape):
 
 def composed(key, image, view, size):
     """A view made of the public operations, one after the other, branching as torchvision does."""
-    drawn = augment.draw(key, view, *image.shape[:2])
+    drawn = views.draw(key, view, *image.shape[:2])
     image = augment.resized_crop(image.astype(jnp.float32) / 255, *drawn[:4], size)
     image = jnp.where(drawn.flip, augment.horizontal_flip(image), image)
     jitter = (
@@ -344,7 +345,7 @@ def kolmogorov_smirnov(a, b):
 def test_crops_are_distributed_as_torchvisions(shape):
     n = 2000
     keys = jax.random.split(KEY, n)
-    drawn = jax.jit(jax.vmap(lambda key: augment.draw(key, recipes.View(), *shape)))(keys)
+    drawn = jax.jit(jax.vmap(lambda key: views.draw(key, recipes.View(), *shape)))(keys)
     top, left, height, width = (np.asarray(x) for x in drawn[:4])
     assert (top >= 0).all() and (left >= 0).all()
     assert (top + height <= shape[0]).all() and (left + width <= shape[1]).all()
@@ -358,7 +359,7 @@ def test_crops_are_distributed_as_torchvisions(shape):
 
 def test_probabilities_and_strengths():
     n, view = 2000, recipes.View(blur=0.1, solarize=0.2)
-    drawn = jax.jit(jax.vmap(lambda key: augment.draw(key, view, 64, 64)))(jax.random.split(KEY, n))
+    drawn = jax.jit(jax.vmap(lambda key: views.draw(key, view, 64, 64)))(jax.random.split(KEY, n))
     drawn = jax.tree.map(np.asarray, drawn)
     jittered, blurred = drawn.brightness != 1, drawn.sigma > 0
     events = {

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 import bt_jax
-from bt_jax import convert, models, recipes
+from bt_jax import convert, models
+from bt_jax.augment import recipes
 from bt_jax.messages import UserError
 from bt_jax.run_folder import manifest, opening
 from bt_jax.weights import export_formats, foreign_files, key_names, load, model_card

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import bt_jax
-from bt_jax import augment, build, embed, models, recipes
+from bt_jax import augment, build, embed, models
+from bt_jax.augment import recipes
 from bt_jax.config import arguments
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.embedding import record

@@ -7,7 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from bt_jax import augment, models, recipes, sharding
+from bt_jax import augment, models, sharding
+from bt_jax.augment import recipes
 from bt_jax.data import device
 from bt_jax.data.order import epoch_order
 from bt_jax.evals import confidence, features, knn, probe, protocols, spectrum

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bt_jax import augment, models, randomness, recipes, train_step
+from bt_jax import augment, models, randomness, train_step
 from bt_jax import state as state_lib
+from bt_jax.augment import recipes
 from bt_jax.state import Nets
 
 

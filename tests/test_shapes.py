@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from bt_jax import augment, losses, metrics, recipes, shapes
+from bt_jax import augment, losses, metrics, shapes
+from bt_jax.augment import recipes
 from bt_jax.evals import knn
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax import augment, evaluate, finetune, losses, pretrain, recipes, report
+from bt_jax import augment, evaluate, finetune, losses, pretrain, report
+from bt_jax.augment import recipes
 from bt_jax.config import keys
 from bt_jax.data.sources.base import Source
 from bt_jax.evals import confidence, correlation, features, pictures

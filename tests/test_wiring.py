@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 from bt_jax import build, encoder, evaluate, finetune, losses, models, pretrain, randomness, sharding, train_step
+from bt_jax.augment.recipes import View
 from bt_jax.config import arguments, keys
 from bt_jax.data.sources import selection
 from bt_jax.evals import protocols, spectrum
-from bt_jax.recipes import View
 from bt_jax.reporting import panels
 from bt_jax.run_folder import metrics_log, opening
 from bt_jax.weights import load

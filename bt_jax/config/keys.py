@@ -9,7 +9,7 @@ import inspect
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from bt_jax import recipes
+from bt_jax.augment import recipes
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
 
@@ -62,7 +62,7 @@ def pretrain() -> ConfigDict:
     config.init_from = ""  # weights to begin with: a run folder, a checkpoint, or what bt_jax.convert reads
 
     config.views = ConfigDict()
-    config.views.name = "cifar"  # a recipe of bt_jax.recipes.RECIPES
+    config.views.name = "cifar"  # a recipe of bt_jax.augment.recipes.RECIPES
     config.views.size = 32  # pixels
     config.views.mean = placeholder(tuple)  # per channel, of pixels in [0, 1]; one number: images of one channel
     config.views.std = placeholder(tuple)  # per channel, as mean

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import augment, compilers, losses, recipes, storage
+from bt_jax import augment, compilers, losses, storage
+from bt_jax.augment import recipes
 from bt_jax.data.sources.base import evenly
 from bt_jax.shapes import Float
 from bt_jax.state import Nets, TrainState

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import augment, compilers, recipes, sharding
+from bt_jax import augment, compilers, sharding
+from bt_jax.augment import recipes
 from bt_jax.evals.features import Batch, Encoded, HostBatch
 from bt_jax.metrics import unit_rows
 from bt_jax.models import Net, Variables

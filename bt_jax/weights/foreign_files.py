@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bt_jax import recipes, storage
+from bt_jax import storage
+from bt_jax.augment import recipes
 from bt_jax.messages import UserError, line
 from bt_jax.weights import state_dicts
 from bt_jax.weights.key_names import as_torchvision

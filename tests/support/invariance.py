@@ -17,8 +17,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from bt_jax import augment, losses, models, optim, randomness, recipes, sharding, train_step
+from bt_jax import augment, losses, models, optim, randomness, sharding, train_step
 from bt_jax import state as state_lib
+from bt_jax.augment import recipes
 from bt_jax.models.batch_norm import BatchNorm
 from bt_jax.state import Nets
 

@@ -9,14 +9,14 @@ FAULTS = (
     Fault("augment-half-pixel", "_resize_matrix", "+ 0.5) * scale", ") * scale", ("test_resized_crop_equals_pillow",)),
     Fault(
         "augment-hue",
-        "_hue",
+        "hue",
         "channel(3.0), channel(5.0), channel(1.0)",
         "channel(3.0), channel(1.0), channel(5.0)",
         ("test_hue_turns_pure_colours",),
     ),
     Fault(
         "augment-luma",
-        "_luma",
+        "luma",
         "0.299 * rgb[0] + 0.587 * rgb[1]",
         "0.587 * rgb[0] + 0.299 * rgb[1]",
         ("test_gray_solarise_and_flip_equal_pillow",),
