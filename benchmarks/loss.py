@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import losses
+from bt_jax.objectives import barlow_twins
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit-gb", type=float, default=4 if jax.default_backend() == "cpu" else 60)
     parser.add_argument("--torch", action="store_true", help="the plain form in PyTorch, too, on the same device")
     options = parser.parse_args(arguments)
-    shown = [*losses.FORMS, "plain"] + ["torch"] * options.torch
+    shown = [*barlow_twins.FORMS, "plain"] + ["torch"] * options.torch
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}; of each: time over auto's, scratch memory\n")
     print(f"| N | D | auto | {' | '.join(shown)} |\n|{'---|' * (3 + len(shown))}", flush=True)
     for n in map(int, options.n.split(",")):
@@ -36,11 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def row(n: int, d: int, shown: list[str], options: argparse.Namespace) -> str:
-    chosen = losses.choose_form(n, d)
+    chosen = barlow_twins.choose_form(n, d)
     z = [jax.random.normal(jax.random.key(view), (n, d)) for view in (1, 2)]
     runs: dict[str, Callable] = {}
     scratch: dict[str, float] = {}
-    for name in (*losses.FORMS, "plain"):
+    for name in (*barlow_twins.FORMS, "plain"):
         program = compiled(name, z)
         scratch[name] = program.memory_analysis().temp_size_in_bytes / 1e9
         runs[name] = lambda program=program: jax.block_until_ready(program(*z))
@@ -66,15 +66,15 @@ def compiled(form: str, z: list[jax.Array]) -> jax.stages.Compiled:
     """Loss and gradient by both views."""
 
     def loss(z1, z2):
-        return plain(z1, z2) if form == "plain" else losses.barlow_twins(z1, z2, form=form)[0]
+        return plain(z1, z2) if form == "plain" else barlow_twins.barlow_twins(z1, z2, form=form)[0]
 
     return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*z).compile()
 
 
 def plain(z1: jax.Array, z2: jax.Array) -> jax.Array:
-    c = losses.cross_correlation(z1, z2)
+    c = barlow_twins.cross_correlation(z1, z2)
     on_diag = jnp.square(jnp.diagonal(c) - 1).sum()
-    return on_diag + losses.LAMBD * (jnp.square(c).sum() - jnp.square(jnp.diagonal(c)).sum())
+    return on_diag + barlow_twins.LAMBD * (jnp.square(c).sum() - jnp.square(jnp.diagonal(c)).sum())
 
 
 def in_torch(z: list[jax.Array]) -> Callable[[], None]:
@@ -89,7 +89,7 @@ def in_torch(z: list[jax.Array]) -> Callable[[], None]:
         a, b = (torch.nn.functional.batch_norm(each, None, None, training=True) for each in (z1, z2))
         c = a.T @ b / len(a)
         diagonal = torch.diagonal(c)
-        loss = (diagonal - 1).square().sum() + losses.LAMBD * (c.square().sum() - diagonal.square().sum())
+        loss = (diagonal - 1).square().sum() + barlow_twins.LAMBD * (c.square().sum() - diagonal.square().sum())
         torch.autograd.grad(loss, (z1, z2))
         if device == "cuda":
             torch.cuda.synchronize()

@@ -14,8 +14,9 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from bt_jax import augment, build, losses, models, plan, sharding
+from bt_jax import augment, build, models, plan, sharding
 from bt_jax.models.split_projector import SplitProjector
+from bt_jax.objectives import barlow_twins
 from configs import pretrain_imagenet_r50
 
 SLICES = ("v5e:4x4", "v5e:16x16", "v4:4x4x4", "v6e:16x16")
@@ -53,12 +54,12 @@ def growth(topology: str = "v5e:16x16") -> None:
         variables = sharding.abstract(shapes, sharding.state_sharding(shapes, mesh, "sharded"))["projector"]
         h = jax.ShapeDtypeStruct((BATCH, FEATURES), jnp.float32, sharding=sharding.batch_sharding(mesh))
         split = SplitProjector(net, mesh)
-        for form in losses.FORMS:
+        for form in barlow_twins.FORMS:
 
             def loss(params, stats, h1, h2, split=split, form=form):
                 z1, stats = split.apply({"params": params, "batch_stats": stats}, h1, train=True)
                 z2, stats = split.apply({"params": params, "batch_stats": stats}, h2, train=True)
-                return losses.barlow_twins(z1, z2, form=form, mesh=mesh)[0], stats
+                return barlow_twins.barlow_twins(z1, z2, form=form, mesh=mesh)[0], stats
 
             gradient = jax.jit(jax.value_and_grad(loss, (0, 2, 3), has_aux=True))
             need = plan.measure(gradient.lower(variables["params"], variables["batch_stats"], h, h).compile(), mesh)

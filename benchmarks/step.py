@@ -27,10 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from bt_jax import augment, build, losses, plan, randomness, sharding
+from bt_jax import augment, build, plan, randomness, sharding
 from bt_jax.cli import config_program
 from bt_jax.config import keys
 from bt_jax.messages import UserError
+from bt_jax.objectives import barlow_twins
 
 STEPS = flags.DEFINE_integer("steps", 30, "Steps that are timed, of each program.")
 WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before that.")
@@ -169,7 +170,7 @@ def loss_memory(options, mesh) -> int:
     shape = jax.ShapeDtypeStruct((options.batch_size, options.model.projector[-1]), jnp.float32)
 
     def loss(z1, z2):
-        return losses.barlow_twins(z1, z2, lambd=options.loss.lambd, form=options.loss.form, mesh=mesh)[0]
+        return barlow_twins.barlow_twins(z1, z2, lambd=options.loss.lambd, form=options.loss.form, mesh=mesh)[0]
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(shape, shape).compile()
     return compiled.memory_analysis().temp_size_in_bytes

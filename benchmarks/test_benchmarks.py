@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import loss, step
-from bt_jax import losses
+from bt_jax.objectives import barlow_twins
 
 
 def test_bytes_moved_are_those_of_operands_and_results():
@@ -19,10 +19,12 @@ def test_bytes_moved_are_those_of_operands_and_results():
 
 def test_the_plain_form_is_the_same_loss(capsys):
     z = [jax.random.normal(jax.random.key(view), (12, 20)) for view in (1, 2)]
-    np.testing.assert_allclose(loss.plain(*z), losses.barlow_twins(*z)[0], rtol=1e-5)  # float32 sums in another order
-    told = loss.row(12, 20, [*losses.FORMS, "plain"], argparse.Namespace(repeats=1, limit_gb=1))
+    np.testing.assert_allclose(
+        loss.plain(*z), barlow_twins.barlow_twins(*z)[0], rtol=1e-5
+    )  # float32 sums in another order
+    told = loss.row(12, 20, [*barlow_twins.FORMS, "plain"], argparse.Namespace(repeats=1, limit_gb=1))
     assert told.startswith("| 12 | 20 | gram") and "not run" not in told
-    told = loss.row(12, 20, [*losses.FORMS, "plain"], argparse.Namespace(repeats=1, limit_gb=0))
+    told = loss.row(12, 20, [*barlow_twins.FORMS, "plain"], argparse.Namespace(repeats=1, limit_gb=0))
     assert "not run" in told
 
 

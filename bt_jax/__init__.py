@@ -9,7 +9,7 @@ import importlib
 from bt_jax import compilers
 
 __version__ = "0.1.0"
-__all__ = ["augment", "convert", "load_encoder", "losses", "models", "optim", "recipes"]
+__all__ = ["augment", "convert", "load_encoder", "losses", "models", "optim"]
 
 
 def __getattr__(name: str):

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from bt_jax import augment, build, compilers, loop, messages, metrics, optim, randomness, report, sharding, train_step
+from bt_jax import augment, build, compilers, loop, messages, optim, randomness, report, sharding, train_step
 from bt_jax import encoder as encoder_lib
 from bt_jax.augment import recipes
 from bt_jax.config import arguments, keys
@@ -23,6 +23,7 @@ from bt_jax.data.sources import selection
 from bt_jax.encoder import Encoder
 from bt_jax.evals import confidence, features, pictures
 from bt_jax.messages import UserError
+from bt_jax.objectives import functions
 from bt_jax.run_folder import opening
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
@@ -180,8 +181,8 @@ def make_step(
         h = encoder.net.apply(variables, images, train=train)
         h, stats = h if train else (h, batch_stats["backbone"])
         logits = h @ params["head"]["kernel"] + params["head"]["bias"]
-        loss = metrics.cross_entropy(logits, labels)
-        return loss, ({"loss": loss, "top1": metrics.top1(logits, labels)}, {"backbone": stats})
+        loss = functions.cross_entropy(logits, labels)
+        return loss, ({"loss": loss, "top1": functions.top1(logits, labels)}, {"backbone": stats})
 
     def step(state: TrainState, batch):
         key = jax.random.fold_in(views_key, state.step)

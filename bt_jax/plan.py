@@ -146,7 +146,7 @@ def measure(compiled: jax.stages.Compiled, mesh: Mesh) -> dict[str, Any]:
     """Memory, FLOPs and collectives of a compiled program, per chip.
 
     XLA counts the body of a loop once: the covariance form is short of FLOPs where its rows of c do not fit one block
-    (losses.BLOCK), which takes D^2 / chips above 2^24.
+    (objectives.barlow_twins.BLOCK), which takes D^2 / chips above 2^24.
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     found = collectives.count(compiled.as_text(), mesh.devices.size)

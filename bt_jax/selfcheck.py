@@ -24,13 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import compilers, losses, sharding, storage
+from bt_jax import compilers, sharding, storage
 from bt_jax.cli import tool
 from bt_jax.messages import UserError, line
+from bt_jax.objectives import barlow_twins
 
 _outcome: dict[str, str] = {}  # of `require` in this process
 NUMBERS = Path(__file__).with_name("selfcheck.json")
-CODE = (NUMBERS, Path(__file__), Path(losses.__file__))  # all that the checks are made of
+CODE = (NUMBERS, Path(__file__), Path(barlow_twins.__file__))  # all that the checks are made of
 
 # Allowed error over the largest stored number. Sums in float32 differ by their order: at most 2e-6 was seen on a CPU.
 # "matmul": what accelerators compute by default in bfloat16 or TF32, eight to ten bits, but not on a CPU.
@@ -83,7 +84,7 @@ def memory_read(matrix, c):
 
 def loss(z1, z2, *, form):
     """The loss and its two gradients."""
-    return jax.value_and_grad(lambda *z: losses.barlow_twins(*z, form=form)[0], argnums=(0, 1))(z1, z2)
+    return jax.value_and_grad(lambda *z: barlow_twins.barlow_twins(*z, form=form)[0], argnums=(0, 1))(z1, z2)
 
 
 def batch_norm(x, cotangent):
@@ -91,7 +92,7 @@ def batch_norm(x, cotangent):
 
     def total(x):
         offset = x - x.mean((0, 1, 2))
-        return (offset * jax.lax.rsqrt(jnp.square(offset).mean((0, 1, 2)) + losses.EPS) * cotangent).sum()
+        return (offset * jax.lax.rsqrt(jnp.square(offset).mean((0, 1, 2)) + barlow_twins.EPS) * cotangent).sum()
 
     return jax.value_and_grad(total)(x)
 

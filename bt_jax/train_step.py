@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bt_jax import augment, losses, metrics, randomness, sharding
+from bt_jax import augment, randomness, sharding
 from bt_jax.augment import recipes
 from bt_jax.models import Net, Tree
 from bt_jax.models.split_projector import SplitProjector
+from bt_jax.objectives import barlow_twins, functions
 from bt_jax.state import Nets, TrainState
 
 Batch = dict[str, jax.Array]
@@ -45,7 +46,7 @@ def make_update(
     tx: optax.GradientTransformation,
     *,
     lambd: float,
-    form: losses.Form = "auto",
+    form: barlow_twins.Form = "auto",
     two_passes: bool = True,
     rates: dict[str, optax.Schedule] | None = None,
     mesh: Mesh | None = None,
@@ -89,8 +90,8 @@ def make_update(
         if mesh is not None and head == "replicated":
             # Else the compiler splits the last layer by feature as the loss does, and gathers its whole input.
             z = [jax.lax.with_sharding_constraint(each, sharding.batch_sharding(mesh)) for each in z]
-        loss, parts = losses.barlow_twins(*z, lambd=lambd, form=form, mesh=mesh)
-        shown = {"loss": loss, **parts, "embedding_std": metrics.embedding_std(z[0])}
+        loss, parts = barlow_twins.barlow_twins(*z, lambd=lambd, form=form, mesh=mesh)
+        shown = {"loss": loss, **parts, "embedding_std": functions.embedding_std(z[0])}
         total = loss
         if labels is not None:
             kernel = params["probe"]["kernel"]
@@ -98,9 +99,9 @@ def make_update(
                 kernel = jax.lax.with_sharding_constraint(kernel, sharding.replicated(mesh))
             logits = jax.lax.stop_gradient(jnp.concatenate(h)) @ kernel + params["probe"]["bias"]
             twice = jnp.concatenate([labels, labels])
-            probe_loss = metrics.cross_entropy(logits, twice)
+            probe_loss = functions.cross_entropy(logits, twice)
             total = total + probe_loss  # no parameter is in both terms
-            shown |= {"probe_loss": probe_loss, "probe_top1": metrics.top1(logits, twice)}
+            shown |= {"probe_loss": probe_loss, "probe_top1": functions.top1(logits, twice)}
         return total, (shown, {"backbone": backbone_stats, "projector": projector_stats})
 
     def update(state: TrainState, views: Sequence[jax.Array], labels: jax.Array | None) -> tuple[TrainState, Metrics]:

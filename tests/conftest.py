@@ -18,7 +18,14 @@ import pytest
 from tests.support import typechecker
 
 # Every call of these modules' functions is checked against its annotations, shapes and dtypes among them.
-CHECKED = ["bt_jax.augment.colour", "bt_jax.augment.filters", "bt_jax.augment.views", "bt_jax.losses", "bt_jax.metrics", "bt_jax.optim"]
+CHECKED = [
+    "bt_jax.augment.colour",
+    "bt_jax.augment.filters",
+    "bt_jax.augment.views",
+    "bt_jax.objectives.barlow_twins",
+    "bt_jax.objectives.functions",
+    "bt_jax.optim",
+]
 CHECKED += [f"bt_jax.evals.{name}" for name in ("confidence", "correlation", "features", "knn", "pictures")]
 CHECKED += [f"bt_jax.evals.{name}" for name in ("probe", "svm")]
 jaxtyping.install_import_hook(CHECKED, f"{typechecker.__name__}.checked")  # before any of them is imported

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from bt_jax import losses, optim, sharding, train_step
+from bt_jax import optim, sharding, train_step
+from bt_jax.objectives import barlow_twins
 from tests.support import hlo
 
 CASES = ("n64_d32", "n32_d128", "n48_d48", "n8_d256")
@@ -34,7 +35,7 @@ def test_loss_and_gradient_equal_the_reference(case, form, fixtures, x64):
     z1, z2, lambd = stored[f"{case}/z1"], stored[f"{case}/z2"], float(stored[f"{case}/lambda"])
 
     def loss(a, b):
-        return losses.barlow_twins(a, b, lambd=lambd, form=form)[0]
+        return barlow_twins.barlow_twins(a, b, lambd=lambd, form=form)[0]
 
     value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(z1, z2)
     # Both sides are float64; sums of up to 65,536 terms in another order leave about 1e-14.
@@ -47,7 +48,7 @@ def test_loss_and_gradient_equal_the_reference(case, form, fixtures, x64):
 @pytest.mark.parametrize("form", FORMS)
 def test_identical_views_have_a_unit_diagonal(form, x64):
     z, _ = _random(64, 16)
-    _, parts = losses.barlow_twins(z, z, lambd=0.0051, form=form)
+    _, parts = barlow_twins.barlow_twins(z, z, lambd=0.0051, form=form)
     # var / (var + eps) is the diagonal: 1 - 1e-5 at unit variance
     np.testing.assert_allclose(parts["diag_mean"], 1, atol=2e-5)
     assert parts["on_diag"] < 16 * (3e-5) ** 2
@@ -56,9 +57,9 @@ def test_identical_views_have_a_unit_diagonal(form, x64):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_view_may_be_scaled_and_shifted(form, x64):
     z1, z2 = _random(64, 16)
-    plain = losses.barlow_twins(z1, z2, lambd=0.0051, form=form)[0]
+    plain = barlow_twins.barlow_twins(z1, z2, lambd=0.0051, form=form)[0]
     # Exact but for eps: 1e-5 against a variance of 1 or 9
-    moved = losses.barlow_twins(z1, 3 * z2 + 7, lambd=0.0051, form=form)[0]
+    moved = barlow_twins.barlow_twins(z1, 3 * z2 + 7, lambd=0.0051, form=form)[0]
     np.testing.assert_allclose(moved, plain, rtol=1e-4)
     assert abs(moved - plain) > 0  # the tolerance is about eps, so the test would see a missing eps
 
@@ -66,15 +67,15 @@ def test_a_view_may_be_scaled_and_shifted(form, x64):
 def test_views_are_normalised_each_by_itself(x64):
     """Joint statistics, which two peers use, see a shift between the views."""
     z1, z2 = _random(64, 16)
-    plain = losses.barlow_twins(z1, z2)[0]
-    np.testing.assert_allclose(losses.barlow_twins(z1, z2 + 100)[0], plain, rtol=1e-6)
+    plain = barlow_twins.barlow_twins(z1, z2)[0]
+    np.testing.assert_allclose(barlow_twins.barlow_twins(z1, z2 + 100)[0], plain, rtol=1e-6)
 
 
 def test_off_diagonal_floor(x64):
     """Independent embeddings leave D (D - 1) / (N - 1) off the diagonal (checked numerically in the paper's notes)."""
     rng = np.random.default_rng(0)
     n, d = 256, 128
-    _, parts = losses.barlow_twins(rng.standard_normal((n, d)), rng.standard_normal((n, d)))
+    _, parts = barlow_twins.barlow_twins(rng.standard_normal((n, d)), rng.standard_normal((n, d)))
     np.testing.assert_allclose(parts["off_diag"], d * (d - 1) / (n - 1), rtol=0.05)  # sd of the mean is about 1 %
 
 
@@ -85,7 +86,7 @@ def test_any_number_of_devices(form, count, x64):
     z1, z2 = _random(64, 96)
 
     def grad(mesh):
-        return jax.value_and_grad(lambda a, b: losses.barlow_twins(a, b, form=form, mesh=mesh)[0], (0, 1))
+        return jax.value_and_grad(lambda a, b: barlow_twins.barlow_twins(a, b, form=form, mesh=mesh)[0], (0, 1))
 
     wanted = jax.jit(grad(None))(z1, z2)
     mesh = sharding.make_mesh(jax.devices()[:count])
@@ -93,14 +94,16 @@ def test_any_number_of_devices(form, count, x64):
     for found in (jax.jit(grad(mesh))(*split), jax.jit(grad(None))(*split)):
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(np.asarray(b)).max())
-    loss = jax.jit(lambda a, b: losses.barlow_twins(a, b, form=form)[0])
+    loss = jax.jit(lambda a, b: barlow_twins.barlow_twins(a, b, form=form)[0])
     local = np.mean([loss(*pair) for pair in zip(np.split(z1, 4), np.split(z2, 4), strict=True)])
     assert abs(local / wanted[0] - 1) > 0.02  # what the peers compute on four devices is another number
 
 
 def _compiled(form, n, d, *, mesh):
     """Elements of every array in the compiled loss and gradient on eight devices, the batch split."""
-    grad = jax.value_and_grad(lambda a, b: losses.barlow_twins(a, b, form=form, mesh=on if mesh else None)[0], (0, 1))
+    grad = jax.value_and_grad(
+        lambda a, b: barlow_twins.barlow_twins(a, b, form=form, mesh=on if mesh else None)[0], (0, 1)
+    )
     on = sharding.make_mesh(jax.devices()[:8])
     rows = sharding.batch_sharding(on)
     z = jax.ShapeDtypeStruct((n, d), jnp.float32, sharding=rows)
@@ -119,10 +122,10 @@ def test_covariance_in_blocks_on_devices(x64, monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:4])
 
     def grad(mesh):
-        return jax.value_and_grad(lambda a, b: losses.barlow_twins(a, b, form="covariance", mesh=mesh)[0], (0, 1))
+        return jax.value_and_grad(lambda a, b: barlow_twins.barlow_twins(a, b, form="covariance", mesh=mesh)[0], (0, 1))
 
     wanted = jax.jit(grad(None))(z1, z2)
-    monkeypatch.setattr(losses, "BLOCK", 48 * 5)  # a device's 12 rows, 4 at a time
+    monkeypatch.setattr(barlow_twins, "BLOCK", 48 * 5)  # a device's 12 rows, 4 at a time
     program = jax.jit(grad(mesh)).lower(z1, z2).compile()
     for a, b in zip(jax.tree.leaves(program(z1, z2)), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(np.asarray(b)).max())
@@ -134,11 +137,11 @@ def test_covariance_in_blocks(x64, monkeypatch):
     z1, z2 = _random(16, 48)
 
     def grad(a, b):
-        return jax.value_and_grad(lambda a, b: losses.barlow_twins(a, b, form="covariance")[0], (0, 1))(a, b)
+        return jax.value_and_grad(lambda a, b: barlow_twins.barlow_twins(a, b, form="covariance")[0], (0, 1))(a, b)
 
     wanted = grad(z1, z2)
     assert max(hlo.buffer_elements(jax.jit(grad).lower(z1, z2).compile().as_text())) == 48 * 48
-    monkeypatch.setattr(losses, "BLOCK", 48 * 5)  # 5 rows; the largest divisor of 48 below is 4
+    monkeypatch.setattr(barlow_twins, "BLOCK", 48 * 5)  # 5 rows; the largest divisor of 48 below is 4
     for found in (grad(z1, z2), jax.jit(grad)(z1, z2)):
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(np.asarray(b)).max())
@@ -151,12 +154,14 @@ def test_gradient_of_the_parts(form, x64):
     z1, z2 = _random(12, 20)
 
     def plain(a, b, name):
-        c = losses.cross_correlation(a, b)
+        c = barlow_twins.cross_correlation(a, b)
         on, squares = jnp.square(1 - jnp.diag(c)).sum(), jnp.square(c).sum()
         return on if name == "on_diag" else squares - jnp.square(jnp.diag(c)).sum()
 
     for name in ("on_diag", "off_diag"):
-        found = jax.jit(jax.grad(lambda a, b, name=name: losses.barlow_twins(a, b, form=form)[1][name], (0, 1)))(z1, z2)
+        found = jax.jit(jax.grad(lambda a, b, name=name: barlow_twins.barlow_twins(a, b, form=form)[1][name], (0, 1)))(
+            z1, z2
+        )
         wanted = jax.jit(jax.grad(plain, (0, 1)), static_argnums=2)(z1, z2, name)
         for a, b in zip(found, wanted, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * np.abs(np.asarray(b)).max())
@@ -179,17 +184,17 @@ def test_gradient_of_w_reference_gpus(x64):
         return jnp.tanh(h @ params["kernel"] + params["hidden_bias"]) @ params["last"]
 
     def reference(params):
-        z1, z2 = (losses.standardise(embed(params, h)) for h in (h1, h2))
+        z1, z2 = (barlow_twins.standardise(embed(params, h)) for h in (h1, h2))
         own = [a.T @ b / 32 for a, b in zip(jnp.split(z1, shards), jnp.split(z2, shards), strict=True)]
         total = 0
         for c_r in own:
             c = jax.lax.stop_gradient(sum(own) - c_r) + c_r
             on = jnp.square(jnp.diag(c) - 1).sum()
-            total += on + losses.LAMBD * (jnp.square(c).sum() - jnp.square(jnp.diag(c)).sum())
+            total += on + barlow_twins.LAMBD * (jnp.square(c).sum() - jnp.square(jnp.diag(c)).sum())
         return total / shards  # DDP's mean
 
     def ours(params):
-        return losses.barlow_twins(embed(params, h1), embed(params, h2))[0]
+        return barlow_twins.barlow_twins(embed(params, h1), embed(params, h2))[0]
 
     theirs, true = jax.jit(jax.grad(reference))(params), jax.jit(jax.grad(ours))(params)
     for name in params:
@@ -211,9 +216,9 @@ def test_gradient_of_w_reference_gpus(x64):
 
 def test_bfloat16_embeddings_accumulate_in_float32():
     z1, z2 = (jnp.asarray(z, jnp.bfloat16) for z in _random(512, 64))
-    loss, parts = losses.barlow_twins(z1, z2)
+    loss, parts = barlow_twins.barlow_twins(z1, z2)
     assert loss.dtype == parts["off_diag"].dtype == jnp.float32
-    wanted = losses.barlow_twins(z1.astype(jnp.float32), z2.astype(jnp.float32))[0]
+    wanted = barlow_twins.barlow_twins(z1.astype(jnp.float32), z2.astype(jnp.float32))[0]
     assert loss == wanted
 
 
@@ -222,16 +227,18 @@ def test_form_is_chosen_by_shape(x64):
 
     def made(n, d):
         z = jnp.zeros((n, d))
-        grad = jax.jit(jax.grad(lambda a, b: losses.barlow_twins(a, b)[0]))
+        grad = jax.jit(jax.grad(lambda a, b: barlow_twins.barlow_twins(a, b)[0]))
         return set(re.findall(r"tensor<(\d+x\d+)xf64>", grad.lower(z, z).as_text()))
 
     assert "32x32" in made(32, 64) and "64x64" not in made(32, 64)
     assert "32x32" in made(64, 32) and "64x64" not in made(64, 32)
-    assert [losses.choose_form(n, 8192) for n in (256, 2048, 6144, 6145, 16384)] == 3 * ["gram"] + 2 * ["covariance"]
+    assert [barlow_twins.choose_form(n, 8192) for n in (256, 2048, 6144, 6145, 16384)] == 3 * ["gram"] + 2 * [
+        "covariance"
+    ]
 
 
 def test_wrong_input_is_refused(unchecked):
     with pytest.raises(ValueError, match="one shape"):
-        losses.barlow_twins(jnp.zeros((4, 3)), jnp.zeros((4, 2)))
+        barlow_twins.barlow_twins(jnp.zeros((4, 3)), jnp.zeros((4, 2)))
     with pytest.raises(ValueError, match="form"):
-        losses.barlow_twins(jnp.zeros((4, 3)), jnp.zeros((4, 3)), form="dual")
+        barlow_twins.barlow_twins(jnp.zeros((4, 3)), jnp.zeros((4, 3)), form="dual")

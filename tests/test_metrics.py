@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bt_jax import metrics, train_step
+from bt_jax import train_step
+from bt_jax.objectives import functions
 from bt_jax.state import TrainState
 
 
@@ -13,7 +14,7 @@ def test_metrics_by_hand():
     """Images without a label, -1, count nowhere: neither as right nor as wrong."""
     logits = np.array([[3.0, 1, 0], [0, 2, 1], [0, 1, 2], [5, 0, 0]], np.float32)
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    top1, cross_entropy = jax.jit(metrics.top1), jax.jit(metrics.cross_entropy)
+    top1, cross_entropy = jax.jit(functions.top1), jax.jit(functions.cross_entropy)
     labels = np.array([0, 1, 1, -1])
     np.testing.assert_allclose(top1(logits, labels), 2 / 3, rtol=1e-6)
     np.testing.assert_allclose(cross_entropy(logits, labels), -np.log(shares[[0, 1, 2], [0, 1, 1]]).mean(), rtol=1e-6)
@@ -23,7 +24,7 @@ def test_metrics_by_hand():
 
 def test_spread_of_the_embedding():
     """About 1 where it fills the sphere, at any width; 0 where it is one point, whatever its length."""
-    spread = jax.jit(metrics.embedding_std)
+    spread = jax.jit(functions.embedding_std)
     for width in (16, 64):
         z = np.random.default_rng(0).standard_normal((1000, width)).astype(np.float32)
         np.testing.assert_allclose(spread(z), 1, atol=0.02)

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from bt_jax import compilers, losses, main, pretrain, selfcheck
+from bt_jax import compilers, main, pretrain, selfcheck
 from bt_jax.config import keys
 from bt_jax.messages import UserError
+from bt_jax.objectives import barlow_twins
 from bt_jax.run_folder import environment
 from tests.support.paths import ROOT
 
@@ -25,7 +26,7 @@ from tests.support.paths import ROOT
 def standardised(z):
     """z (n, d) with zero mean and unit biased variance, and the gradient of a sum through it."""
     offset = z - z.mean(0)
-    scale = 1 / np.sqrt(np.square(offset).mean(0) + losses.EPS)
+    scale = 1 / np.sqrt(np.square(offset).mean(0) + barlow_twins.EPS)
     out = offset * scale
     return out, lambda g: scale * (g - g.mean(0) - out * (g * out).mean(0))
 
@@ -34,7 +35,7 @@ def loss_and_gradients(z1, z2):
     (a, back1), (b, back2) = standardised(z1), standardised(z2)
     n = len(z1)
     c = np.einsum("ni,nj->ij", a, b) / n
-    weight = np.where(np.eye(len(c), dtype=bool), 1, losses.LAMBD)
+    weight = np.where(np.eye(len(c), dtype=bool), 1, barlow_twins.LAMBD)
     error = c - np.eye(len(c))
     by_c = 2 * weight * error
     by_a, by_b = np.einsum("nj,ij->ni", b, by_c) / n, np.einsum("ni,ij->nj", a, by_c) / n

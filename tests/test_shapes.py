@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from bt_jax import augment, losses, metrics, shapes
+from bt_jax import augment, shapes
 from bt_jax.augment import recipes
 from bt_jax.evals import knn
+from bt_jax.objectives import barlow_twins, functions
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: losses.barlow_twins(jnp.zeros((4, 3)), jnp.zeros((4, 2))),
-        lambda: losses.standardise(jnp.zeros((4, 3, 2))),
-        lambda: metrics.top1(jnp.zeros((4, 3)), jnp.zeros(5, int)),
-        lambda: metrics.top1(jnp.zeros((4, 3)), jnp.zeros(4)),  # labels that are no integers
+        lambda: barlow_twins.barlow_twins(jnp.zeros((4, 3)), jnp.zeros((4, 2))),
+        lambda: barlow_twins.standardise(jnp.zeros((4, 3, 2))),
+        lambda: functions.top1(jnp.zeros((4, 3)), jnp.zeros(5, int)),
+        lambda: functions.top1(jnp.zeros((4, 3)), jnp.zeros(4)),  # labels that are no integers
         lambda: augment.two_views(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), recipes.cifar(8)),  # not uint8
         lambda: knn.top1(np.zeros((4, 3)), np.zeros(4, int), np.zeros((2, 5)), np.zeros(2, int), num_classes=2),
     ],

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax import augment, evaluate, finetune, losses, pretrain, report
+from bt_jax import augment, evaluate, finetune, pretrain, report
 from bt_jax.augment import recipes
 from bt_jax.config import keys
 from bt_jax.data.sources.base import Source
 from bt_jax.evals import confidence, correlation, features, pictures
+from bt_jax.objectives import barlow_twins
 
 
 class State(SimpleNamespace):
@@ -149,8 +150,8 @@ def test_pictures_before_and_after_are_named_rightly(monkeypatch):
 def test_matrix_of_the_pictures_is_that_of_the_loss():
     rng = np.random.default_rng(0)
     z1, z2 = (rng.standard_normal((9, 5)).astype(np.float32) for _ in range(2))
-    c = jax.jit(losses.cross_correlation)(z1, z2)
-    loss, parts = jax.jit(partial(losses.barlow_twins, lambd=0.5))(z1, z2)
+    c = jax.jit(barlow_twins.cross_correlation)(z1, z2)
+    loss, parts = jax.jit(partial(barlow_twins.barlow_twins, lambd=0.5))(z1, z2)
     np.testing.assert_allclose(np.diag(c).mean(), parts["diag_mean"], rtol=1e-4)
     off = np.square(c[~np.eye(5, dtype=bool)]).sum()
     np.testing.assert_allclose(np.square(1 - np.diag(c)).sum() + 0.5 * off, loss, rtol=1e-4)

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from bt_jax import losses, models, optim, sharding, train_step
+from bt_jax import models, optim, sharding, train_step
 from bt_jax import state as state_lib
 from bt_jax.messages import UserError
 from bt_jax.models.split_projector import SplitProjector
+from bt_jax.objectives import barlow_twins
 from bt_jax.state import Nets
 from tests.support import hlo, invariance
 from tests.support.processes import run_two
@@ -89,7 +90,7 @@ def test_a_resnet_on_eight_devices(arch, resnet10):
 def test_statistics_of_a_device_alone_are_caught(on_one_device):
     """The peers' bug: each device standardises its own rows, and the losses are averaged."""
     mesh = sharding.make_mesh(jax.devices()[:4])
-    exact = losses.barlow_twins
+    exact = barlow_twins.barlow_twins
 
     def local(z1, z2, *, lambd, form, **_):
         def own(z1, z2):

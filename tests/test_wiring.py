@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bt_jax import build, encoder, evaluate, finetune, losses, models, pretrain, randomness, sharding, train_step
+from bt_jax import build, encoder, evaluate, finetune, models, pretrain, randomness, sharding, train_step
 from bt_jax.augment.recipes import View
 from bt_jax.config import arguments, keys
 from bt_jax.data.sources import selection
 from bt_jax.evals import protocols, spectrum
+from bt_jax.objectives import barlow_twins
 from bt_jax.reporting import panels
 from bt_jax.run_folder import metrics_log, opening
 from bt_jax.weights import load
@@ -126,7 +127,7 @@ def prepared(tmp_path_factory):
         for where, name in (
             (train_step, "make_update"),
             (train_step, "make_pretrain_step"),
-            (losses, "barlow_twins"),
+            (barlow_twins, "barlow_twins"),
             (sharding, "state_sharding"),
         ):
             seen.watch(where, name)

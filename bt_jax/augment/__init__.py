@@ -10,7 +10,6 @@ _HOMES = {
     "filters": ("center_crop_of_resize", "gaussian_blur", "horizontal_flip", "resized_crop"),
     "views": ("evaluation_view", "normalise", "two_views"),
 }
-__all__ = sorted(name for names in _HOMES.values() for name in names)
 
 
 def __getattr__(name: str):
@@ -18,3 +17,7 @@ def __getattr__(name: str):
         if name in names:
             return getattr(importlib.import_module(f"bt_jax.augment.{home}"), name)
     raise AttributeError(f"module 'bt_jax.augment' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(name for names in _HOMES.values() for name in names)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import augment, compilers, losses, storage
+from bt_jax import augment, compilers, storage
 from bt_jax.augment import recipes
 from bt_jax.data.sources.base import evenly
+from bt_jax.objectives import barlow_twins
 from bt_jax.shapes import Float
 from bt_jax.state import Nets, TrainState
 
@@ -62,7 +63,7 @@ class CrossCorrelation:
         """c of at most `limit` evenly spaced dimensions, float32 (m, m)."""
         z1, z2 = self._embeddings(state, self._key, self._batch)
         keep = evenly(z1.shape[1], limit)
-        return np.asarray(jnp.asarray(losses.cross_correlation(z1[:, keep], z2[:, keep]), jnp.float32))
+        return np.asarray(jnp.asarray(barlow_twins.cross_correlation(z1[:, keep], z2[:, keep]), jnp.float32))
 
     def history(self) -> dict[str, np.ndarray]:
         """{"c_steps": int64 (t,), "c_over_time": float16 (t, m, m)} of the pictures written so far; empty without."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import compilers
-from bt_jax.metrics import unit_rows
+from bt_jax.objectives.functions import unit_rows
 from bt_jax.shapes import Float, Int, Int32
 
 # Queries a call: 256 x 50,000 similarities are 51 MB, and the whole matrix never exists.

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from bt_jax import augment, compilers, sharding
 from bt_jax.augment import recipes
 from bt_jax.evals.features import Batch, Encoded, HostBatch
-from bt_jax.metrics import unit_rows
 from bt_jax.models import Net, Variables
+from bt_jax.objectives.functions import unit_rows
 
 EPS = 1e-7  # RankMe (Garrido et al., ICML 2023), equation 1
 SLOPE_RANKS = (11, 500)  # between which the power law is fitted: Stringer et al., Nature 2019, figure 2

@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from bt_jax.messages import UserError
-from bt_jax.metrics import unit_rows
+from bt_jax.objectives.functions import unit_rows
 from bt_jax.shapes import Float, Int, Real
 
 COSTS = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)  # VISSL's, and those of VICReg's authors

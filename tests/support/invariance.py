@@ -17,14 +17,15 @@ import numpy as np
 import optax
 from flax import nnx
 
-from bt_jax import augment, losses, models, optim, randomness, sharding, train_step
+from bt_jax import augment, models, optim, randomness, sharding, train_step
 from bt_jax import state as state_lib
 from bt_jax.augment import recipes
 from bt_jax.models.batch_norm import BatchNorm
+from bt_jax.objectives import barlow_twins
 from bt_jax.state import Nets
 
 RECIPE = recipes.cifar(16)
-CASES = [(head, form) for head in ("replicated", "sharded") for form in losses.FORMS]
+CASES = [(head, form) for head in ("replicated", "sharded") for form in barlow_twins.FORMS]
 BATCH = 32
 
 
@@ -57,7 +58,7 @@ def nets():
 def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
     """Losses (5,) and the last state, numpy and whole, of five steps (or `steps`) from the same start.
 
-    Every step has other images, and every device other ones of them. `loss` replaces `losses.barlow_twins`.
+    Every step has other images, and every device other ones of them. `loss` replaces `barlow_twins.barlow_twins`.
     """
     networks = networks or nets()
     tx = train_step.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
@@ -67,8 +68,8 @@ def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
 
     layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, head)
     state = jax.jit(create, out_shardings=layout)(randomness.stream(0, randomness.INIT))
-    kept = losses.barlow_twins
-    losses.barlow_twins = loss or kept
+    kept = barlow_twins.barlow_twins
+    barlow_twins.barlow_twins = loss or kept
     try:
         update = train_step.make_update(networks, tx, lambd=0.0051, form=form, mesh=mesh, head=head)
         step = train_step.make_pretrain_step(update, RECIPE, seed=0)
@@ -83,7 +84,7 @@ def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
             state, shown = step(state, sharding.put_global(batch, mesh))
             found.append(float(shown["train/loss"]))
     finally:
-        losses.barlow_twins = kept
+        barlow_twins.barlow_twins = kept
     return np.array(found), jax.tree.map(_whole(mesh), state)
 
 

@@ -1,0 +1,1 @@
+"""Methods of self-supervised learning, one in each file, and the functions that they share."""

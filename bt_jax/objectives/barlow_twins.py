@@ -1,0 +1,184 @@
+"""The Barlow Twins loss, exact, in two forms that give the same number, on any number of devices.
+
+    c = standardise(z1)^T standardise(z2) / N            paper section 2.1, equation 2
+    loss = sum_i (1 - c_ii)^2 + lambd * sum_i sum_{j != i} c_ij^2      equation 1
+
+The statistics are those of the reference's `BatchNorm1d(affine=False)` (main.py): per view, biased variance, eps inside
+the root. The paper's Algorithm 1 has the unbiased deviation, with which c_ii cannot exceed (N - 1) / N.
+
+With a mesh the embeddings are split by feature, so that every device has all N rows of D / P features. Statistics and
+diagonal are then a device's own, and no device holds (D, D): c is made in blocks of rows, or not at all (Gram form).
+"""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bt_jax.shapes import Array, Float
+
+EPS = 1e-5  # torch.nn.BatchNorm1d's default, which the reference keeps
+LAMBD = 0.0051  # reference main.py; the paper's text rounds it to 5e-3 (section 2.2)
+BLOCK = 1 << 24  # elements of c that one device makes at a time: 64 MB of float32
+
+Form = Literal["auto", "covariance", "gram"]
+FORMS: tuple[Form, ...] = ("covariance", "gram")
+
+
+def standardise(z: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
+    """Zero mean and unit biased variance for every feature over the batch.
+
+    Args:
+      z: (n, d), float.
+
+    Returns:
+      (n, d), float32 or the input's dtype where that is wider.
+    """
+    wide = jnp.asarray(z, z.dtype if jnp.finfo(z.dtype).bits > 32 else jnp.float32)
+    centred = wide - wide.mean(axis=0)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=0) + EPS)
+
+
+def cross_correlation(z1: Float[Array, "n d"], z2: Float[Array, "n e"]) -> Float[jax.Array, "d e"]:
+    """c: (d, d) cross-correlation of two embeddings (n, d), in float32 or wider."""
+    return _matmul(standardise(z1).T, standardise(z2)) / z1.shape[0]
+
+
+def choose_form(n: int, d: int) -> Form:
+    """The cheaper form for n samples of d features, by its matrix products.
+
+    Loss and gradient take 4 n^2 d multiplications in the Gram form and 3 n d^2 in the covariance form.
+    """
+    return "gram" if 4 * n <= 3 * d else "covariance"
+
+
+def barlow_twins(
+    z1: Float[Array, "n d"],
+    z2: Float[Array, "n d"],
+    *,
+    lambd: float = LAMBD,
+    form: Form = "auto",
+    mesh: Mesh | None = None,
+) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
+    """Loss of two embeddings of the same n images.
+
+    Args:
+      z1, z2: (n, d), float32, bfloat16 or float64. Accumulation is in float32 or wider.
+      lambd: weight of the off-diagonal term.
+      form: "covariance" builds c, a block of rows at a time. "gram" builds two (n, n) matrices instead, from
+        sum_ij c_ij^2 = <Z1 Z1^T, Z2 Z2^T> / n^2; the diagonal comes from column products. "auto": `choose_form`.
+      mesh: splits the features over its one axis, however z1 and z2 lie; needed under `jax.jit` where the batch is
+        split over devices. Without it, or where d does not divide by the devices, the arrays stay as they are.
+
+    Returns:
+      The loss, and its parts: "on_diag" = sum (1 - c_ii)^2, "off_diag" = sum of c_ij^2 off the diagonal, not yet
+      multiplied by lambd, and "diag_mean" = mean c_ii.
+
+    Raises:
+      ValueError: the shapes differ or are not (n, d), or the form is unknown.
+    """
+    if z1.ndim != 2 or z1.shape != z2.shape:
+        raise ValueError(f"z1 and z2 must be two (n, d) arrays of one shape, not {z1.shape} and {z2.shape}")
+    n, d = z1.shape
+    if form == "auto":
+        form = choose_form(n, d)
+    if form not in FORMS:
+        raise ValueError(f"form must be 'auto', 'covariance' or 'gram', not {form!r}")
+    if mesh is not None and (mesh.devices.size == 1 or d % mesh.devices.size):
+        mesh = None
+    if mesh is not None:
+        by_feature = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
+        z1, z2 = (jax.lax.with_sharding_constraint(z, by_feature) for z in (z1, z2))
+    z1, z2 = standardise(z1), standardise(z2)
+    diag = (z1 * z2).sum(axis=0) / n
+    squares: jax.Array = _sum_of_squares(z1, z2, form, mesh)
+    on_diag = jnp.square(1 - diag).sum()
+    off_diag = squares - jnp.square(diag).sum()
+    return on_diag + lambd * off_diag, {"on_diag": on_diag, "off_diag": off_diag, "diag_mean": diag.mean()}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _sum_of_squares(
+    z1: Float[Array, "n d"], z2: Float[Array, "n d"], form: Form, mesh: Mesh | None
+) -> Float[jax.Array, ""]:
+    """sum_ij c_ij^2 of two standardised embeddings.
+
+    The gradient is made beside the value: each block of c serves both and is gone. Autodiff would keep all of them.
+    """
+    return _value_and_gradients(z1, z2, form, mesh, want=False)[0]
+
+
+def _forward(z1, z2, form, mesh):
+    value, *gradients = _value_and_gradients(z1, z2, form, mesh, want=True)
+    return value, gradients
+
+
+def _backward(form, mesh, gradients, cotangent):
+    return tuple(cotangent * gradient for gradient in gradients)
+
+
+_sum_of_squares.defvjp(_forward, _backward)
+
+
+def _value_and_gradients(z1, z2, form, mesh, *, want: bool):
+    """The value and, if wanted, its gradients by z1 and z2; each device works on its own features."""
+    own = partial({"gram": _gram, "covariance": _covariance}[form], want=want)
+    if mesh is None:
+        return own(z1, z2, axis=None)
+    axis = mesh.axis_names[0]
+    split = PartitionSpec(None, axis)
+    outs = (PartitionSpec(), split, split) if want else (PartitionSpec(),)
+    return jax.shard_map(partial(own, axis=axis), mesh=mesh, in_specs=(split, split), out_specs=outs)(z1, z2)
+
+
+def _gram(z1, z2, *, axis, want):
+    """G1 = Z1 Z1^T and G2 = Z2 Z2^T, sums over all devices' features; d <G1, G2> / d Z1 = 2 G2 Z1."""
+    n = z1.shape[0]
+    grams = _matmul(z1, z1.T), _matmul(z2, z2.T)
+    if axis is not None:
+        grams = jax.lax.psum(grams, axis)
+    value = (grams[0] * grams[1]).sum() / n**2
+    if not want:
+        return (value,)
+    return value, _matmul(grams[1], z1) * (2 / n**2), _matmul(grams[0], z2) * (2 / n**2)
+
+
+def _covariance(z1, z2, *, axis, want):
+    """The rows of c that belong to z1's features, some at a time: C_b = Z1_b^T Z2 / n.
+
+    d sum C^2 / d Z1_b = 2 Z2 C_b^T / n, and every block adds 2 Z1_b C_b / n to the gradient by Z2.
+    """
+    n, rows = z1.shape
+    whole = z2 if axis is None else jax.lax.all_gather(z2, axis, axis=1, tiled=True)
+    d = whole.shape[1]
+    block = max(size for size in range(1, rows + 1) if rows % size == 0 and (size * d <= BLOCK or size == 1))
+
+    def add(carry, start):
+        z1_b = jax.lax.dynamic_slice_in_dim(z1, start, block, axis=1)
+        c = _matmul(z1_b.T, whole) / n
+        value, by_z2 = carry
+        value = value + jnp.square(c).sum()
+        if not want:
+            return (value, by_z2), None
+        return (value, by_z2 + _matmul(z1_b, c)), _matmul(whole, c.T)
+
+    carry = jnp.zeros_like(z1, shape=()), (jnp.zeros_like(whole) if want else None)
+    if block == rows:
+        (value, by_z2), by_z1 = add(carry, 0)
+    else:
+        (value, by_z2), by_z1 = jax.lax.scan(add, carry, jnp.arange(0, rows, block))
+        by_z1 = None if by_z1 is None else jnp.moveaxis(by_z1, 0, 1).reshape(n, rows)
+    if axis is not None:
+        value = jax.lax.psum(value, axis)
+    if not want:
+        return (value,)
+    if axis is not None:
+        by_z2 = jax.lax.psum_scatter(by_z2, axis, scatter_dimension=1, tiled=True)
+    return value, by_z1 * (2 / n), by_z2 * (2 / n)
+
+
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    # The default precision on a TPU is bfloat16 and on a GPU TF32; c needs float32 (jax#1856).
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
