@@ -13,7 +13,7 @@ from bt_jax.config import arguments, keys
 from bt_jax.data import batches
 from bt_jax.data.sources import selection
 from bt_jax.evals import features, pictures, protocols, spectrum
-from bt_jax.loop import Evaluator
+from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
 from bt_jax.run_folder import metrics_log, opening

@@ -21,7 +21,8 @@ from bt_jax.config import arguments, keys
 from bt_jax.data import batches
 from bt_jax.data.sources import selection
 from bt_jax.encoder import Encoder
-from bt_jax.evals import confidence, features, pictures
+from bt_jax.evals import accuracy, confidence, pictures
+from bt_jax.evals.accuracy import Accuracy
 from bt_jax.messages import UserError
 from bt_jax.objectives import functions
 from bt_jax.run_folder import opening
@@ -85,7 +86,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     step = make_step(encoder, tx, recipe, trained=trained, train=batch_norm == "train", rates=rates, seed=config.seed)
     every_steps = plan.steps(config.evals.every_epochs) or plan.total_steps
     val = feed.passes(config.data.val_split, config.evals.val_images)
-    accuracy = Accuracy(encoder, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
+    accuracy = Accuracy(encoder.net, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
     folder = opening.open_folder(workdir, asked)
     broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {config.encoder} on {source.name}, {feed.images} images, training {', '.join(trained)}")
@@ -201,49 +202,9 @@ def make_step(
     return step
 
 
-class Accuracy:
-    """Top-1 and top-5 on held-out images, every so many steps.
-
-    Args:
-      val: starts a pass over padded labelled batches.
-      resize: see `augment.evaluation_view`.
-    """
-
-    def __init__(self, encoder: Encoder, recipe: recipes.Recipe, val: Callable, *, mesh, resize: int, every_steps: int):
-        embed = features.make_embed(encoder.net, recipe, mesh, resize=resize)
-
-        def logits(variables, batch):
-            head = variables["head"]
-            return embed(variables["encoder"], batch) @ head["kernel"] + head["bias"]
-
-        self._logits, self._val, self._mesh = compilers.jit(logits, out_shardings=sharding.replicated(mesh)), val, mesh
-        self._state = self._found = None
-        self.every_steps = every_steps
-
-    def logits(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (n, classes) and labels int32 (n,); kept for the state last asked for."""
-        if state is not self._state:
-            variables = {"encoder": state.encoder(), "head": state.params["head"]}
-            self._found = features.extract(self._logits, variables, self._val(), self._mesh)
-            self._state = state
-        return self._found
-
-    def run(self, state: TrainState) -> dict[str, float]:
-        """The numbers of `accuracies`, as "val/top1", "val/top5"."""
-        return {f"val/{name}": value for name, value in accuracies(*self.logits(state)).items()}
-
-
-def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """{"top1", "top5"}, fractions of the rows of float (n, classes) whose label is not -1; no top-5 of five classes."""
-    logits, labels = logits[labels >= 0], labels[labels >= 0]
-    rank = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(axis=1)
-    values = {"top1": float((rank == 0).mean())}
-    return values if logits.shape[1] <= 5 else values | {"top5": float((rank < 5).mean())}
-
-
 def _finish(this: Run, state: TrainState) -> None:
     logits, labels = this.accuracy.logits(state)
-    values = accuracies(logits, labels)
+    values = accuracy.accuracies(logits, labels)
     predicted = logits.argmax(axis=1)
     low, high = confidence.interval((predicted == labels)[labels >= 0])
     summary: dict[str, Any] = {"steps": int(state.step), **values, "top1_interval": [low, high]}

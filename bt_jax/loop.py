@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import build, messages
 from bt_jax.data import batches
+from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, watchdog
 from bt_jax.processes.stop_signals import Stop, Stopped
@@ -21,19 +22,6 @@ from bt_jax.state import TrainState
 
 AT_THE_END = "judging (at the end)"
 SECONDS_TO_STOP = 5  # of training after a signal; a preempted machine is gone after 30
-
-
-class Evaluator(Protocol):
-    """What looks at the state while it trains, and by itself afterwards.
-
-    Attributes:
-      every_steps: its schedule; 0 is never.
-    """
-
-    every_steps: int
-
-    def run(self, state: TrainState) -> dict[str, float]:
-        """Name -> value, as they stand in metrics.jsonl."""
 
 
 class Loop(NamedTuple):

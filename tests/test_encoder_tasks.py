@@ -12,6 +12,7 @@ from bt_jax.config import keys
 from bt_jax.data.sources import selection
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.encoder import Encoder, complete, open_encoder, view_recipe
+from bt_jax.evals import accuracy
 from bt_jax.messages import UserError
 from bt_jax.weights import load
 from configs import evaluate as evaluate_config
@@ -260,9 +261,9 @@ def test_evaluation_without_labels_or_held_out_images(pretrained, tmp_path):
 
 def test_accuracies():
     logits = np.array([[9.0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 0, 0, 0, 0, 9]])
-    found = finetune.accuracies(logits, np.array([0, 0, 4, -1]))
+    found = accuracy.accuracies(logits, np.array([0, 0, 4, -1]))
     assert found == {"top1": 1 / 3, "top5": 2 / 3}
-    assert set(finetune.accuracies(logits[:, :5], np.array([0, 0, 4, -1]))) == {"top1"}
+    assert set(accuracy.accuracies(logits[:, :5], np.array([0, 0, 4, -1]))) == {"top1"}
 
 
 def test_constants_of_the_protocols():

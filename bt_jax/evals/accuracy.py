@@ -1,0 +1,55 @@
+"""Accuracy of a classifier that is trained with its encoder, on held-out images."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jax.sharding import Mesh
+
+from bt_jax import compilers, sharding
+from bt_jax.augment import recipes
+from bt_jax.evals import features
+from bt_jax.models import Net
+from bt_jax.state import TrainState
+
+
+class Accuracy:
+    """Top-1 and top-5 on held-out images, every so many steps.
+
+    Args:
+      net: the backbone.
+      val: starts a pass over padded labelled batches.
+      resize: see `augment.evaluation_view`.
+    """
+
+    def __init__(self, net: Net, recipe: recipes.Recipe, val: Callable, *, mesh: Mesh, resize: int, every_steps: int):
+        embed = features.make_embed(net, recipe, mesh, resize=resize)
+
+        def logits(variables, batch):
+            head = variables["head"]
+            return embed(variables["encoder"], batch) @ head["kernel"] + head["bias"]
+
+        self._logits, self._val, self._mesh = compilers.jit(logits, out_shardings=sharding.replicated(mesh)), val, mesh
+        self._state: TrainState | None = None
+        self._found: tuple[np.ndarray, np.ndarray] | None = None
+        self.every_steps = every_steps
+
+    def logits(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (n, classes) and labels int32 (n,); kept for the state last asked for."""
+        if state is not self._state or self._found is None:
+            variables = {"encoder": state.encoder(), "head": state.params["head"]}
+            found, labels = features.extract(self._logits, variables, self._val(), self._mesh)
+            assert labels is not None  # `val` is labelled
+            self._state, self._found = state, (found, labels)
+        return self._found
+
+    def run(self, state: TrainState) -> dict[str, float]:
+        """The numbers of `accuracies`, as "val/top1", "val/top5"."""
+        return {f"val/{name}": value for name, value in accuracies(*self.logits(state)).items()}
+
+
+def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """{"top1", "top5"}, fractions of the rows of float (n, classes) whose label is not -1; no top-5 of five classes."""
+    logits, labels = logits[labels >= 0], labels[labels >= 0]
+    rank = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+    values = {"top1": float((rank == 0).mean())}
+    return values if logits.shape[1] <= 5 else values | {"top5": float((rank < 5).mean())}
