@@ -12,9 +12,10 @@ import time
 import jax
 import numpy as np
 
-from bt_jax import build, sharding
+from bt_jax import sharding
 from bt_jax.data import device
 from bt_jax.data.order import epoch_order
+from bt_jax.train import build
 from configs import pretrain_cifar10_r18
 
 

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from bt_jax import build, compilers, sharding
+from bt_jax import compilers, sharding
 from bt_jax.cli import config_program
+from bt_jax.train import build
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "Rounds; the first is not counted.")
 STEPS = flags.DEFINE_integer("steps", 1, "Steps a round and setting.")

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from bt_jax import build, randomness, sharding
+from bt_jax import randomness, sharding
 from bt_jax.cli import config_program
 from bt_jax.run_folder import manifest
 from bt_jax.run_folder.checkpoints import Checkpoints
+from bt_jax.train import build
 
 IMAGES = flags.DEFINE_integer("images", 1_281_167, "Training images in an epoch.")
 RATE = flags.DEFINE_float("pairs_per_sec", 0, "How fast it trains.")

@@ -27,11 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from bt_jax import augment, build, plan, randomness, sharding
+from bt_jax import augment, plan, randomness, sharding
 from bt_jax.cli import config_program
 from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.objectives import barlow_twins
+from bt_jax.train import build
 
 STEPS = flags.DEFINE_integer("steps", 30, "Steps that are timed, of each program.")
 WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before that.")

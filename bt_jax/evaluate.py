@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, messages, randomness, report, sharding
 from bt_jax import encoder as encoder_lib
+from bt_jax import messages, randomness, report, sharding
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
 from bt_jax.data.sources import selection
@@ -17,6 +17,7 @@ from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
 from bt_jax.run_folder import metrics_log, opening
+from bt_jax.train import build
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
 

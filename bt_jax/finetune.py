@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from bt_jax import augment, build, compilers, loop, messages, optim, randomness, report, sharding, train_step
+from bt_jax import augment, compilers, messages, optim, randomness, report, sharding
 from bt_jax import encoder as encoder_lib
 from bt_jax.augment import recipes
 from bt_jax.config import arguments, keys
@@ -28,6 +28,8 @@ from bt_jax.objectives import functions
 from bt_jax.run_folder import opening
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
+from bt_jax.train import build, loop
+from bt_jax.train import step as train_step
 
 
 class Run(NamedTuple):

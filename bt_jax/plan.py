@@ -23,10 +23,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import build, collectives, sharding
+from bt_jax import collectives, sharding
 from bt_jax.cli import config_program
 from bt_jax.config import keys
 from bt_jax.messages import UserError
+from bt_jax.train import build
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, VERSION:SHAPE: v5e:16x16, v6e:4x4, v4:4x4x4, ...")
 AS_JSON = flags.DEFINE_bool("json", False, "Print JSON.")

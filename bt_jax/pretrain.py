@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, build, compilers, encoder, loop, messages, randomness, report, sharding
+from bt_jax import augment, compilers, encoder, messages, randomness, report, sharding
 from bt_jax.augment.recipes import Recipe
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
@@ -18,6 +18,7 @@ from bt_jax.evals import confidence, correlation, features, pictures, protocols,
 from bt_jax.run_folder import opening, step_folders
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
+from bt_jax.train import build, loop
 
 PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import bt_jax
-from bt_jax import augment, build, embed, models
+from bt_jax import augment, embed, models
 from bt_jax.augment import recipes
 from bt_jax.config import arguments
 from bt_jax.data.sources.npz import write_npz
@@ -20,6 +20,7 @@ from bt_jax.embedding import record
 from bt_jax.embedding.images import one_size
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
+from bt_jax.train import build
 from tests.support.drawn_images import Counted, Listed, encode
 from tests.support.runs import tiny
 

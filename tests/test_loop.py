@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from bt_jax import build, loop
 from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.processes.stop_signals import Stop, Stopped
 from bt_jax.run_folder import metrics_log
+from bt_jax.train import build, loop
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from bt_jax import optim, sharding, train_step
+from bt_jax import optim, sharding
 from bt_jax.objectives import barlow_twins
+from bt_jax.train import step as train_step
 from tests.support import hlo
 
 CASES = ("n64_d32", "n32_d128", "n48_d48", "n8_d256")

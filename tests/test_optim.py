@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from bt_jax import optim, train_step
+from bt_jax import optim
+from bt_jax.train import step as train_step
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bt_jax import augment, models, randomness, train_step
+from bt_jax import augment, models, randomness
 from bt_jax import state as state_lib
 from bt_jax.augment import recipes
 from bt_jax.state import Nets
+from bt_jax.train import step as train_step
 
 
 def test_views_follow_seed_step_and_id(monkeypatch):

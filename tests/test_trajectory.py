@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bt_jax import convert, models, optim, train_step
+from bt_jax import convert, models, optim
 from bt_jax.state import Nets, TrainState
+from bt_jax.train import step as train_step
 
 
 def _by_rule(name, shape, seed):

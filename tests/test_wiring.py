@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bt_jax import build, encoder, evaluate, finetune, models, pretrain, randomness, sharding, train_step
+from bt_jax import encoder, evaluate, finetune, models, pretrain, randomness, sharding
 from bt_jax.augment.recipes import View
 from bt_jax.config import arguments, keys
 from bt_jax.data.sources import selection
@@ -17,6 +17,7 @@ from bt_jax.evals import protocols, spectrum
 from bt_jax.objectives import barlow_twins
 from bt_jax.reporting import panels
 from bt_jax.run_folder import metrics_log, opening
+from bt_jax.train import build, step
 from bt_jax.weights import load
 from tests.support.runs import changed
 from tests.support.wiring import Enough, Mean, Squares, stop, watched
@@ -125,13 +126,13 @@ def prepared(tmp_path_factory):
         seen.watch(models, "build", lambda *_, **__: Mean())
         seen.watch(models, "build_projector", lambda *_, **__: Mean())
         for where, name in (
-            (train_step, "make_update"),
-            (train_step, "make_pretrain_step"),
+            (step, "make_update"),
+            (step, "make_pretrain_step"),
             (barlow_twins, "barlow_twins"),
             (sharding, "state_sharding"),
         ):
             seen.watch(where, name)
-        patch.setattr(train_step, "SplitProjector", Whole)
+        patch.setattr(step, "SplitProjector", Whole)
         config = changed(keys.pretrain(), **{key: value for key, (value, *_) in PRETRAIN.items()})
         seen.run = pretrain._prepare(config, str(tmp_path_factory.mktemp("run")), 0.0)
         rows, apply = [], Mean.apply

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax import build, finetune
+from bt_jax import finetune
 from bt_jax.config import keys
+from bt_jax.train import build
 from tests.support.runs import changed
 
 PARAMS = {

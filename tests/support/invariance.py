@@ -17,12 +17,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from bt_jax import augment, models, optim, randomness, sharding, train_step
+from bt_jax import augment, models, optim, randomness, sharding
 from bt_jax import state as state_lib
 from bt_jax.augment import recipes
 from bt_jax.models.batch_norm import BatchNorm
 from bt_jax.objectives import barlow_twins
 from bt_jax.state import Nets
+from bt_jax.train import step as train_step
 
 RECIPE = recipes.cifar(16)
 CASES = [(head, form) for head in ("replicated", "sharded") for form in barlow_twins.FORMS]

@@ -11,11 +11,12 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import compilers, messages, models, optim, sharding, train_step
+from bt_jax import compilers, messages, models, optim, sharding
 from bt_jax import state as state_lib
 from bt_jax.augment import recipes
 from bt_jax.messages import UserError
 from bt_jax.state import Nets, TrainState
+from bt_jax.train import step as train_step
 
 
 class Plan(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import build, messages
+from bt_jax import messages
 from bt_jax.data import batches
 from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
@@ -19,6 +19,7 @@ from bt_jax.processes.stop_signals import Stop, Stopped
 from bt_jax.run_folder import metrics_log
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
+from bt_jax.train import build
 
 AT_THE_END = "judging (at the end)"
 SECONDS_TO_STOP = 5  # of training after a signal; a preempted machine is gone after 30
