@@ -15,7 +15,7 @@ import numpy as np
 from bt_jax import sharding
 from bt_jax.data import device
 from bt_jax.data.order import epoch_order
-from bt_jax.train import build
+from bt_jax.train import build, epochs
 from configs import pretrain_cifar10_r18
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     if jax.default_backend() == "cpu":
         config.model.dtype = "float32"
 
-    mesh, plan = sharding.make_mesh(), build.Plan(steps_per_epoch=50_000 // args.batch, total_steps=10_000)
+    mesh, plan = sharding.make_mesh(), epochs.Plan(steps_per_epoch=50_000 // args.batch, total_steps=10_000)
     training = build.build_training(config, plan, build.build_recipe(config), 10, mesh)
     rng = np.random.default_rng(0)
     data = device.put_arrays(rng.integers(0, 256, (5000, 32, 32, 3), np.uint8), np.zeros(5000, np.int32), mesh)

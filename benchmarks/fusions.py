@@ -16,7 +16,7 @@ from absl import flags
 
 from bt_jax import compilers, sharding
 from bt_jax.cli import config_program
-from bt_jax.train import build
+from bt_jax.train import build, epochs
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "Rounds; the first is not counted.")
 STEPS = flags.DEFINE_integer("steps", 1, "Steps a round and setting.")
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     del argv
     config = config_program.CONFIG.value
     mesh, recipe = sharding.make_mesh(), build.build_recipe(config)
-    training = build.build_training(config, build.Plan(5000, 500_000), recipe, 1000, mesh)
+    training = build.build_training(config, epochs.Plan(5000, 500_000), recipe, 1000, mesh)
     n, side = config.batch_size, max(config.views.size, 32)
     images = np.random.default_rng(0).integers(0, 256, (n, side, side, len(recipe.mean)), np.uint8)
     batch = sharding.put_batch({"image": images, "id": np.arange(n, dtype=np.int32), "label": np.zeros(n, int)}, mesh)

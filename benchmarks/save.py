@@ -21,7 +21,7 @@ from bt_jax import randomness, sharding
 from bt_jax.cli import config_program
 from bt_jax.run_folder import manifest
 from bt_jax.run_folder.checkpoints import Checkpoints
-from bt_jax.train import build
+from bt_jax.train import build, epochs
 
 IMAGES = flags.DEFINE_integer("images", 1_281_167, "Training images in an epoch.")
 RATE = flags.DEFINE_float("pairs_per_sec", 0, "How fast it trains.")
@@ -31,7 +31,7 @@ TIMES = 3
 def main(argv) -> None:
     del argv
     config = config_program.CONFIG.value
-    plan, recipe, mesh = build.make_plan(config, IMAGES.value), build.build_recipe(config), sharding.make_mesh()
+    plan, recipe, mesh = epochs.make_plan(config, IMAGES.value), build.build_recipe(config), sharding.make_mesh()
     training = build.build_training(config, plan, recipe, 1000, mesh)
     state = training.create(randomness.stream(0, randomness.INIT))
     # Momentum is zero at first, and zeros are packed to nothing.

@@ -32,7 +32,7 @@ from bt_jax.cli import config_program
 from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.objectives import barlow_twins
-from bt_jax.train import build
+from bt_jax.train import build, epochs
 
 STEPS = flags.DEFINE_integer("steps", 30, "Steps that are timed, of each program.")
 WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before that.")
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
 def prepare(options) -> tuple[dict[str, Callable], dict]:
     """The programs, compiled, as functions without arguments; and what the compiler counts."""
     mesh, recipe = sharding.make_mesh(), build.build_recipe(options)
-    steps = build.Plan(5000, 500_000)
+    steps = epochs.Plan(5000, 500_000)
     training = build.build_training(options, steps, recipe, 1000, mesh)
     n, channels = options.batch_size, len(recipe.mean)
     side = max(options.views.size, 32) if options.data.on_device else options.data.canvas

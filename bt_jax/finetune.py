@@ -28,8 +28,7 @@ from bt_jax.objectives import functions
 from bt_jax.run_folder import opening
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
-from bt_jax.train import build, loop
-from bt_jax.train import step as train_step
+from bt_jax.train import build, epochs, loop, optimizer
 
 
 class Run(NamedTuple):
@@ -80,7 +79,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         config.data.train_split = "share"
     recipe = encoder_lib.view_recipe(config, encoder, crop_scale=tuple(config.views.crop_scale), flip=config.views.flip)
     feed = batches.make_feed(config, source, mesh, broken, len(encoder.mean))
-    plan = build.make_plan(config, feed.images)
+    plan = epochs.make_plan(config, feed.images)
     opening.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
     trained = trained_parts(config.train, list(encoder.variables["params"]))
     tx, rates = _optimizer(config, plan, trained)
@@ -140,7 +139,7 @@ def _label(trained: tuple[str, ...]) -> Callable:
     return lambda params: jax.tree_util.tree_map_with_path(label, params)
 
 
-def _optimizer(config: ConfigDict, plan: build.Plan, trained: tuple[str, ...]):
+def _optimizer(config: ConfigDict, plan: epochs.Plan, trained: tuple[str, ...]):
     options = config.optim
     if options.schedule == "cosine":
         shape = {"steps_per_epoch": plan.steps_per_epoch, "epochs": config.total_epochs + config.extend_epochs}
@@ -193,7 +192,7 @@ def make_step(
         images, _ = augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (shown, stats)), grads = gradient(state.params, state.batch_stats, images, batch["label"])
-        new, norm = train_step.apply_gradient(state, tx, grads, stats, loss)
+        new, norm = optimizer.apply_gradient(state, tx, grads, stats, loss)
         kinds = label(state.params)
         params = jax.tree.map(lambda kind, a, b: b if kind == "frozen" else a, kinds, new.params, state.params)
         new = TrainState(new.step, params, new.batch_stats, new.opt_state, new.bad_steps)

@@ -27,7 +27,7 @@ from bt_jax import collectives, sharding
 from bt_jax.cli import config_program
 from bt_jax.config import keys
 from bt_jax.messages import UserError
-from bt_jax.train import build
+from bt_jax.train import build, epochs
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, VERSION:SHAPE: v5e:16x16, v6e:4x4, v4:4x4x4, ...")
 AS_JSON = flags.DEFINE_bool("json", False, "Print JSON.")
@@ -126,7 +126,7 @@ def compile_step(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Compiled, A
     keys.check(config)
     sharding.check_batch(config.batch_size, mesh)
     recipe = build.build_recipe(config)
-    steps = build.make_plan(config, IMAGES)
+    steps = epochs.make_plan(config, IMAGES)
     training = build.build_training(config, steps, recipe, CLASSES, mesh)
 
     rows = sharding.batch_sharding(mesh)

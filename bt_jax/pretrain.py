@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, compilers, encoder, messages, randomness, report, sharding
+from bt_jax import augment, compilers, messages, randomness, report, sharding
 from bt_jax.augment.recipes import Recipe
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
@@ -18,7 +18,7 @@ from bt_jax.evals import confidence, correlation, features, pictures, protocols,
 from bt_jax.run_folder import opening, step_folders
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
-from bt_jax.train import build, loop
+from bt_jax.train import build, epochs, initial_weights, loop
 
 PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
 
@@ -42,7 +42,7 @@ class Run(NamedTuple):
     shown_split: str
     class_names: list[str]
     fresh: Callable[[], TrainState]
-    given: encoder.Given | None
+    given: initial_weights.InitialWeights | None
 
 
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     this = _prepare(config, workdir, time.monotonic() if started is None else started)
     state, folder = this.fresh(), this.loop.folder
     if this.given and this.loop.checkpoints.latest() is None:
-        state = encoder.begin_with(this.given, state)
+        state = initial_weights.begin_with(this.given, state)
     state = loop.train(this.loop, loop.resume_or(this.loop, state))
     if int(state.step) == this.loop.plan.total_steps and not report.concluded(folder, int(state.step)):
         _finish(this, state)
@@ -79,7 +79,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     source, broken = batches.open_data(config)
     recipe = build.build_recipe(config)
     feed = batches.make_feed(config, source, mesh, broken, len(recipe.mean))
-    plan = build.make_plan(config, feed.images)
+    plan = epochs.make_plan(config, feed.images)
     opening.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
     nets, step, _, create, _ = build.build_training(config, plan, recipe, source.num_classes, mesh)
     every_steps = plan.steps(config.evals.every_epochs)
@@ -101,7 +101,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         every_steps=every_steps if config.evals.spectrum_images else 0,
     )
     begun = step_folders.begun(workdir)
-    given = encoder.read_given(config.init_from, nets) if config.init_from and not begun else None
+    given = initial_weights.read(config.init_from, nets) if config.init_from and not begun else None
     sample = feed.sample(PICTURE_IMAGES)
     # Only now, when the config is known to make sense: a folder holds one config for good.
     folder = opening.open_folder(workdir, arguments.to_dict(config))

@@ -4,7 +4,6 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from bt_jax.models import Net, Tree
@@ -39,29 +38,3 @@ class TrainState:
     def encoder(self) -> dict[str, Tree]:
         """The backbone's variables, as `Net.apply` takes them."""
         return {"params": self.params["backbone"], "batch_stats": self.batch_stats["backbone"]}
-
-
-def create(key: jax.Array, nets: Nets, tx: optax.GradientTransformation, num_classes: int) -> TrainState:
-    """The state at step 0, a function of the key alone.
-
-    The probe is there also without labels (then with one class), so that every state has the same structure.
-    """
-    backbone_key, projector_key, probe_key = jax.random.split(key, 3)
-    backbone, projector = nets.backbone.init(backbone_key), nets.projector.init(projector_key)
-    classes = max(num_classes, 1)
-    params = {
-        "backbone": backbone["params"],
-        "projector": projector["params"],
-        # N(0, 0.01), the reference's linear head (evaluate.py)
-        "probe": {
-            "kernel": 0.01 * jax.random.normal(probe_key, (nets.backbone.feature_dim, classes)),
-            "bias": jnp.zeros(classes),
-        },
-    }
-    return TrainState(
-        step=jnp.zeros([], jnp.int32),
-        params=params,
-        batch_stats={"backbone": backbone["batch_stats"], "projector": projector["batch_stats"]},
-        opt_state=tx.init(params),
-        bad_steps=jnp.zeros([], jnp.int32),
-    )

@@ -14,7 +14,7 @@ from bt_jax.data.sources.open_source import open_source
 from bt_jax.encoder import Encoder, complete, open_encoder, view_recipe
 from bt_jax.evals import accuracy
 from bt_jax.messages import UserError
-from bt_jax.train import build
+from bt_jax.train import epochs
 from bt_jax.weights import load
 from configs import evaluate as evaluate_config
 from configs import finetune as finetune_config
@@ -63,7 +63,7 @@ def test_what_is_not_trained_stays_bit_equal(train, batch_norm):
     encoder = small_encoder()
     config = changed(keys.finetune(), **{"optim.lr_backbone": 0.1, "optim.weight_decay": 0.1, "views.size": 8})
     trained = finetune.trained_parts(train, list(encoder.variables["params"]))
-    tx, rates = finetune._optimizer(config, build.Plan(4, 8), trained)
+    tx, rates = finetune._optimizer(config, epochs.Plan(4, 8), trained)
     recipe = view_recipe(config, encoder)
     step = finetune.make_step(encoder, tx, recipe, trained=trained, train=batch_norm == "train", rates=rates, seed=0)
     state = jax.jit(lambda key: finetune.create(key, encoder, tx, 5))(jax.random.key(0))
@@ -91,7 +91,7 @@ def test_head_is_torchs_sgd_on_frozen_features():
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda x: x.astype(np.float64), encoder.variables)
         encoder = encoder._replace(variables=variables)
-        tx, rates = finetune._optimizer(config, build.Plan(1, 3), ("head",))
+        tx, rates = finetune._optimizer(config, epochs.Plan(1, 3), ("head",))
         recipe = view_recipe(config, encoder, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
         step = jax.jit(finetune.make_step(encoder, tx, recipe, trained=("head",), train=False, rates=rates, seed=0))
         state = finetune.create(jax.random.key(0), encoder, tx, 5)
@@ -120,7 +120,7 @@ def test_schedules():
     found = [float(cosine(step)) for step in (0, 9, 10, 39)]
     np.testing.assert_allclose(found, 0.15 * (1 + np.cos(np.pi * np.array([0, 0, 0.25, 0.75]))), rtol=1e-6)
     config = semisupervised.get_config("percent=10")
-    tx, rates = finetune._optimizer(config, build.Plan(10, 200), ("head", "conv1"))
+    tx, rates = finetune._optimizer(config, epochs.Plan(10, 200), ("head", "conv1"))
     del tx
     found = [[float(rates[f"lr_{name}"](step)) for step in (0, 119, 121, 161)] for name in ("head", "backbone")]
     np.testing.assert_allclose(found, [[0.5, 0.5, 0.1, 0.02], [0.002, 0.002, 0.0004, 0.00008]], rtol=1e-6)
@@ -282,12 +282,12 @@ def test_constants_of_the_protocols():
     np.testing.assert_allclose(semi.optim.drop_epochs, (12, 16))
     code = semisupervised.get_config("percent=10,protocol=code").optim
     assert (code.lr_backbone, code.lr_head, code.schedule) == (0.005, 0.5, "cosine")
-    for data, epochs, drops, vissl in (
+    for data, length, drops, vissl in (
         ("places205", 14, (14 / 3, 28 / 3), (4, 8, 12)),
         ("inat18", 84, (28, 56), (24, 48, 72)),
     ):
         paper = transfer.get_config(f"data={data}")
-        assert (paper.total_epochs, paper.optim.lr_head, paper.optim.weight_decay) == (epochs, 0.01, 5e-4)
+        assert (paper.total_epochs, paper.optim.lr_head, paper.optim.weight_decay) == (length, 0.01, 5e-4)
         np.testing.assert_allclose(paper.optim.drop_epochs, drops)
         np.testing.assert_allclose(transfer.get_config(f"data={data},protocol=vissl").optim.drop_epochs, vissl)
     assert transfer_voc07.get_config().protocols == ("svm",)
@@ -297,7 +297,7 @@ def test_constants_of_the_protocols():
 def test_optimizer_of_frozen_parts_keeps_nothing():
     """Their momentum would be as large as they are."""
     encoder = small_encoder()
-    tx, _ = finetune._optimizer(keys.finetune(), build.Plan(1, 1), ("head",))
+    tx, _ = finetune._optimizer(keys.finetune(), epochs.Plan(1, 1), ("head",))
     state = finetune.create(jax.random.key(0), encoder, tx, 3)
     kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
     assert kept < 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params["head"])) + 10

@@ -13,7 +13,7 @@ from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.processes.stop_signals import Stop, Stopped
 from bt_jax.run_folder import metrics_log
-from bt_jax.train import build, loop
+from bt_jax.train import epochs, loop
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -60,7 +60,7 @@ def run(folder, monkeypatch, *, at=0, window=2, every=3, bad=lambda step: 0, bef
         metrics_log.RunLog, "sync", lambda self: events.append(f"sync {lines(folder)[-1]['step']}") or sync(self)
     )
     lookers = [Looker("often", every, events), Looker("never", 0, events)]
-    this = loop.Loop(config, folder, build.Plan(5, 10), None, feed, lookers, checkpoints, 0.0)
+    this = loop.Loop(config, folder, epochs.Plan(5, 10), None, feed, lookers, checkpoints, 0.0)
     try:
         loop.train(this, State(at))
     except (UserError, Stopped) as error:
@@ -180,7 +180,7 @@ def test_a_second_signal_has_its_usual_effect(harmless):
 def test_training_resumes_from_the_newest_checkpoint(monkeypatch):
     asked = []
     checkpoints = SimpleNamespace(latest=lambda: 6, restore=lambda *them: asked.append(them) or State(6))
-    this = SimpleNamespace(checkpoints=checkpoints, plan=build.Plan(5, 10))
+    this = SimpleNamespace(checkpoints=checkpoints, plan=epochs.Plan(5, 10))
     assert loop.resume_or(this, State(0)) == State(6) and asked == [(State(0), 6)]
     checkpoints.latest = lambda: None
     assert loop.resume_or(this, State(0)) == State(0)

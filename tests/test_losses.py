@@ -10,7 +10,7 @@ import pytest
 
 from bt_jax import optim, sharding
 from bt_jax.objectives import barlow_twins
-from bt_jax.train import step as train_step
+from bt_jax.train import optimizer
 from tests.support import hlo
 
 CASES = ("n64_d32", "n32_d128", "n48_d48", "n8_d256")
@@ -202,7 +202,7 @@ def test_gradient_of_w_reference_gpus(x64):
         np.testing.assert_allclose(theirs[name], true[name] / shards, rtol=0, atol=1e-13 * np.abs(true[name]).max())
 
     def step(gradient, scale):
-        tx = train_step.make_optimizer(optim.lars(0.2, rate, weight_decay=1.5e-6), optax.sgd(0.0), grad_scale=scale)
+        tx = optimizer.make_optimizer(optim.lars(0.2, rate, weight_decay=1.5e-6), optax.sgd(0.0), grad_scale=scale)
         tree = {"backbone": params, "projector": {}, "probe": {}}
         updates, _ = jax.jit(lambda grads: tx.update(grads, tx.init(tree), tree))({**tree, "backbone": gradient})
         return updates["backbone"]

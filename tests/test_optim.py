@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from bt_jax import optim
-from bt_jax.train import step as train_step
+from bt_jax.train import optimizer
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_optax_lars_is_another_optimizer(stored, x64):
 
 def test_grad_scale_is_hidden_from_matrices_only(stored, x64):
     """The 1/W of the reference: without decay LARS matrices do not see it, one-dimensional parameters do."""
-    plain = train_step.make_optimizer(_lars(stored, weight_decay=0.0), optax.sgd(0.1))
-    scaled = train_step.make_optimizer(_lars(stored, weight_decay=0.0), optax.sgd(0.1), grad_scale=1 / 16)
+    plain = optimizer.make_optimizer(_lars(stored, weight_decay=0.0), optax.sgd(0.1))
+    scaled = optimizer.make_optimizer(_lars(stored, weight_decay=0.0), optax.sgd(0.1), grad_scale=1 / 16)
     grads = {
         "backbone": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
         "projector": {},

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import encoder, pretrain, report, sharding, storage
+from bt_jax import pretrain, report, sharding, storage
 from bt_jax.config import arguments
 from bt_jax.evals import protocols
 from bt_jax.messages import UserError
 from bt_jax.run_folder import checkpoints, metrics_log, same_run
-from bt_jax.train import build, loop
+from bt_jax.train import build, epochs, initial_weights, loop
 from bt_jax.train import step as train_step
 from bt_jax.weights import load
 from tests.support import runs
@@ -216,9 +216,9 @@ def test_made_longer(finished, tmp_path, capsys):
 def test_begun_with_given_weights(finished, tmp_path, capsys):
     config = tiny(init_from=str(finished), stop_after_steps=2)
     nets = build.build_nets(config, 3)
-    given = encoder.read_given(config.init_from, nets)
+    given = initial_weights.read(config.init_from, nets)
     assert "the encoder and the projector of" in capsys.readouterr().out
-    state = encoder.begin_with(given, build.build_training(*parts(config)).create(jax.random.key(7)))
+    state = initial_weights.begin_with(given, build.build_training(*parts(config)).create(jax.random.key(7)))
     jax.tree.map(np.testing.assert_array_equal, state.encoder(), bt_jax.load_encoder(finished)[1])
     projector = {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]}
     jax.tree.map(np.testing.assert_array_equal, projector, load.load_projector(finished))
@@ -233,15 +233,15 @@ def test_begun_with_given_weights(finished, tmp_path, capsys):
 
 def test_given_weights_of_another_network(finished, capsys):
     config = tiny(**{"model.projector": (32, 32)})
-    assert encoder.read_given(str(finished), build.build_nets(config, 3)).projector is None
+    assert initial_weights.read(str(finished), build.build_nets(config, 3)).projector is None
     assert "its projector is of another shape: a new one" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"is a tiny, .* width 0.125, .* not a tiny, .* width 0.25"):
-        encoder.read_given(str(finished), build.build_nets(tiny(**{"model.width": 0.25}), 3))
+        initial_weights.read(str(finished), build.build_nets(tiny(**{"model.width": 0.25}), 3))
 
 
 def parts(config):
     """Arguments of `build.build_training`."""
-    return config, build.make_plan(config, 64), build.build_recipe(config), 10, sharding.make_mesh()
+    return config, epochs.make_plan(config, 64), build.build_recipe(config), 10, sharding.make_mesh()
 
 
 def same_encoder(a, b):

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 
 from bt_jax import augment, models, randomness
-from bt_jax import state as state_lib
 from bt_jax.augment import recipes
 from bt_jax.state import Nets
+from bt_jax.train import build
 from bt_jax.train import step as train_step
 
 
@@ -45,9 +45,9 @@ def test_the_probe_begins_small():
     """N(0, 0.01) and no bias, as the reference's linear head; it is there without labels too."""
     nets = Nets(models.build_projector(4, (64,)), models.build_projector(64, (8,)))
     tx = optax.sgd(0.1)
-    state = jax.jit(lambda key: state_lib.create(key, nets, tx, 500))(jax.random.key(0))
+    state = jax.jit(lambda key: build.initial_state(key, nets, tx, 500))(jax.random.key(0))
     probe = state.params["probe"]
     assert 0.0095 < float(np.std(probe["kernel"])) < 0.0105 and not np.any(probe["bias"])
     assert probe["kernel"].shape == (64, 500) and int(state.step) == int(state.bad_steps) == 0
-    shapes = jax.eval_shape(lambda key: state_lib.create(key, nets, tx, 0), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: build.initial_state(key, nets, tx, 0), jax.random.key(0))
     assert shapes.params["probe"]["bias"].shape == (1,) and shapes.params["probe"]["bias"].dtype == jnp.float32

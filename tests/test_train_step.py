@@ -7,12 +7,11 @@ import optax
 import pytest
 
 from bt_jax import models, optim, sharding
-from bt_jax import state as state_lib
 from bt_jax.messages import UserError
 from bt_jax.models.split_projector import SplitProjector
 from bt_jax.objectives import barlow_twins
 from bt_jax.state import Nets
-from bt_jax.train import step
+from bt_jax.train import build, optimizer, step
 from tests.support import hlo, invariance
 from tests.support.processes import run_two
 
@@ -143,10 +142,10 @@ def test_sharded_head_holds_no_whole_matrix(clip):
 
 def buffers(nets, mesh, head, clip):
     """Elements of every array in the compiled update for a batch of 16 images."""
-    tx = step.make_optimizer(optim.lars(0.3, 1e-3, clip=clip), optax.sgd(0.1))
+    tx = optimizer.make_optimizer(optim.lars(0.3, 1e-3, clip=clip), optax.sgd(0.1))
 
     def create(key):
-        return state_lib.create(key, nets, tx, 10)
+        return build.initial_state(key, nets, tx, 10)
 
     shapes = jax.eval_shape(create, jax.random.key(0))
     layout = sharding.state_sharding(shapes, mesh, head)
@@ -164,12 +163,12 @@ def test_sharded_head_refuses_widths_that_do_not_divide():
 
 
 def _created(nets, tx):
-    return jax.jit(lambda key: state_lib.create(key, nets, tx, 10))(jax.random.key(0))
+    return jax.jit(lambda key: build.initial_state(key, nets, tx, 10))(jax.random.key(0))
 
 
 def test_the_probe_does_not_teach_the_encoder():
     nets = invariance.nets()
-    tx = step.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
+    tx = optimizer.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
     update = jax.jit(step.make_update(nets, tx, lambd=0.0051))
     state = _created(nets, tx)
     views = [jax.random.normal(jax.random.key(i), (8, 16, 16, 3)) for i in range(2)]
@@ -183,7 +182,7 @@ def test_the_probe_does_not_teach_the_encoder():
 def test_nonfinite_step_changes_nothing_but_the_count():
     nets = invariance.nets()
     rate = optim.warmup_cosine(0.3, warmup_steps=0, total_steps=10)
-    tx = step.make_optimizer(optim.lars(rate, 1e-5), optax.sgd(0.1))
+    tx = optimizer.make_optimizer(optim.lars(rate, 1e-5), optax.sgd(0.1))
     update = jax.jit(step.make_update(nets, tx, lambd=0.0051))
     state = _created(nets, tx)
     views = [jnp.full((8, 16, 16, 3), jnp.nan)] * 2

@@ -10,6 +10,7 @@ import optax
 
 from bt_jax import convert, models, optim
 from bt_jax.state import Nets, TrainState
+from bt_jax.train import optimizer
 from bt_jax.train import step as train_step
 
 
@@ -59,7 +60,7 @@ def test_eight_steps_equal_the_reference(fixtures):
             return lambda count: schedule(count + first)
 
         lars = optim.lars(rate(args["weights"]), rate(args["biases"]), weight_decay=float(stored["weight_decay"]))
-        tx = train_step.make_optimizer(lars, optax.sgd(0.0))
+        tx = optimizer.make_optimizer(lars, optax.sgd(0.0))
         state = _reference_state(nets, tx, seed)
         x = np.random.default_rng([seed, 11]).standard_normal((8, 2, 16, 3, 32, 32))
         x[:, 1] = 0.8 * x[:, 0] + 0.6 * x[:, 1]

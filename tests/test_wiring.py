@@ -16,8 +16,8 @@ from bt_jax.data.sources import selection
 from bt_jax.evals import protocols, spectrum
 from bt_jax.objectives import barlow_twins
 from bt_jax.reporting import panels
-from bt_jax.run_folder import metrics_log, opening
-from bt_jax.train import build, step
+from bt_jax.run_folder import opening
+from bt_jax.train import build, recorder, step
 from bt_jax.weights import load
 from tests.support.runs import changed
 from tests.support.wiring import Enough, Mean, Squares, stop, watched
@@ -158,7 +158,7 @@ def arrives(seen, config, key, value, look, *expected):
 
 def test_every_panel_is_of_a_metric_that_is_written(prepared):
     """The report's plots are found by name in metrics.jsonl."""
-    progress = metrics_log.Progress(first_step=0, total_steps=1, batch_size=1, steps_per_epoch=1)
+    progress = recorder.Progress(first_step=0, total_steps=1, batch_size=1, steps_per_epoch=1)
     written = {*prepared.metrics, *progress.measure(1), "val/knn_top1", "val/online_top1"}
     written |= {f"val/{name}" for name in spectrum.NAMES}
     groups = (panels.LOSS, panels.QUALITY, panels.LABEL_FREE, panels.MACHINERY)

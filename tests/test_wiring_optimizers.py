@@ -7,7 +7,7 @@ import pytest
 
 from bt_jax import finetune
 from bt_jax.config import keys
-from bt_jax.train import build
+from bt_jax.train import epochs, optimizer
 from tests.support.runs import changed
 
 PARAMS = {
@@ -35,9 +35,9 @@ def updates(tx, steps, params=PARAMS, gradient=GRADIENT):
     }
 
 
-def optimizer(**values):
+def built(**values):
     config = changed(keys.pretrain(), **{"optim.warmup_epochs": 0.0, "batch_size": 512} | values)
-    tx, rates = build.build_optimizer(config, build.Plan(5, 20))
+    tx, rates = optimizer.build_optimizer(config, epochs.Plan(5, 20))
     return tx, {name: float(rate(0)) for name, rate in rates.items()}
 
 
@@ -47,7 +47,7 @@ def test_the_optimizer_does_what_the_config_says():
     values |= {"optim.momentum": 0.5, "optim.grad_scale": 0.25}
     values |= {"probe.lr": 0.7, "probe.momentum": 0.4, "probe.weight_decay": 0.05}
     values |= {"optim.end_factor": 0.5}
-    tx, rates = optimizer(**values)
+    tx, rates = built(**values)
     assert rates == pytest.approx({"lr_weights": 0.6, "lr_biases": 0.04})
     found = updates(tx, 21)
     kernel, probe = found["backbone/kernel"], found["probe/kernel"]
@@ -63,12 +63,10 @@ def test_the_optimizer_does_what_the_config_says():
     values = {"optim.trust_coefficient": 0.02, "optim.lr_weights": 0.3, "optim.weight_decay": 0.0, "optim.momentum": 0}
     warm = {"optim.warmup_epochs": 2.0, "optim.start_factor": 0.25}
     ratio = 0.02 * 5 / np.linalg.norm([0.5, 0.5])
-    kernel = updates(optimizer(**values | warm)[0], 11)["backbone/kernel"]
+    kernel = updates(built(**values | warm)[0], 11)["backbone/kernel"]
     rates = 0.6 * np.array([0.25, 0.325, 1.0])  # at steps 0, 1 and 10, the end of two epochs
     np.testing.assert_allclose(kernel[[0, 1, 10]], -rates * ratio * 0.5, rtol=1e-5)
-    kernel = updates(optimizer(**values | {"optim.clip": True, "optim.trust_coefficient": 20.0})[0], 1)[
-        "backbone/kernel"
-    ]
+    kernel = updates(built(**values | {"optim.clip": True, "optim.trust_coefficient": 20.0})[0], 1)["backbone/kernel"]
     np.testing.assert_allclose(kernel, -0.6 * 0.5, rtol=1e-5)  # cut at 1
 
 
@@ -76,7 +74,7 @@ def test_the_optimizer_of_finetuning_does_what_the_config_says():
     def of(**values):
         config = changed(keys.finetune(), **{f"optim.{name}": value for name, value in values.items()})
         config.total_epochs, config.extend_epochs = 3.0, 1.0
-        tx, rates = finetune._optimizer(config, build.Plan(5, 20), ("head", "layer"))
+        tx, rates = finetune._optimizer(config, epochs.Plan(5, 20), ("head", "layer"))
         params = {"backbone": {"layer": {"kernel": np.float32([[2.0]])}}, "head": {"kernel": np.float32([[3.0]])}}
         found = updates(tx, 6, params, jax.tree.map(np.ones_like, params))
         return np.stack([found["head/kernel"], found["backbone/layer/kernel"]], axis=1), rates

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: devices, steps, views, networks, optimizer."""
+"""From a config to what is trained: views, networks, the state at the start, the step."""
 
 import dataclasses
 import os
@@ -11,34 +11,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import compilers, messages, models, optim, sharding
-from bt_jax import state as state_lib
+from bt_jax import compilers, messages, models, sharding
 from bt_jax.augment import recipes
 from bt_jax.messages import UserError
 from bt_jax.state import Nets, TrainState
+from bt_jax.train import optimizer
 from bt_jax.train import step as train_step
-
-
-class Plan(NamedTuple):
-    """Epochs as steps."""
-
-    steps_per_epoch: int
-    total_steps: int
-
-    def steps(self, epochs: float) -> int:
-        """At least one step for any positive number of epochs."""
-        return max(round(epochs * self.steps_per_epoch), 1) if epochs > 0 else 0
-
-
-def make_plan(config: ConfigDict, images: int) -> Plan:
-    """Raises UserError where the data set is smaller than one batch."""
-    steps_per_epoch = images // config.batch_size
-    if not steps_per_epoch:
-        raise UserError(
-            f"{images} images in {config.data.train_split!r} do not fill one batch of {config.batch_size}",
-            "Set a smaller --config.batch_size.",
-        )
-    return Plan(steps_per_epoch, max(round((config.total_epochs + config.extend_epochs) * steps_per_epoch), 1))
+from bt_jax.train.epochs import Plan
 
 
 def check_rate(config: ConfigDict) -> None:
@@ -120,36 +99,30 @@ def build_nets(config: ConfigDict, channels: int) -> Nets:
     return Nets(backbone, projector)
 
 
-def build_optimizer(config: ConfigDict, plan: Plan) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
-    """The optimizer of the whole params, and the two rates that the log shows."""
-    options, scale = config.optim, config.batch_size / 256
-    shape = {
-        "warmup_steps": plan.steps(options.warmup_epochs),
-        "total_steps": plan.total_steps,
-        "end_factor": options.end_factor,
-        "start_factor": options.start_factor,
+def initial_state(key: jax.Array, nets: Nets, tx: optax.GradientTransformation, num_classes: int) -> TrainState:
+    """The state at step 0, a function of the key alone.
+
+    The probe is there also without labels (then with one class), so that every state has the same structure.
+    """
+    backbone_key, projector_key, probe_key = jax.random.split(key, 3)
+    backbone, projector = nets.backbone.init(backbone_key), nets.projector.init(projector_key)
+    classes = max(num_classes, 1)
+    params = {
+        "backbone": backbone["params"],
+        "projector": projector["params"],
+        # N(0, 0.01), the reference's linear head (evaluate.py)
+        "probe": {
+            "kernel": 0.01 * jax.random.normal(probe_key, (nets.backbone.feature_dim, classes)),
+            "bias": jnp.zeros(classes),
+        },
     }
-    weights = optim.warmup_cosine(options.lr_weights * scale, **shape)
-    biases = optim.warmup_cosine(options.lr_biases * scale, **shape)
-    if options.name == "lars":
-        ssl = optim.lars(
-            weights,
-            biases,
-            weight_decay=options.weight_decay,
-            momentum=options.momentum,
-            trust_coefficient=options.trust_coefficient,
-            clip=options.clip,
-        )
-    elif options.name == "sgd":
-        ssl = optim.sgd(weights, biases, weight_decay=options.weight_decay, momentum=options.momentum)
-    else:
-        ssl = optim.adamw(weights, biases, weight_decay=options.weight_decay)
-    probe_rate = optim.warmup_cosine(
-        config.probe.lr * scale, warmup_steps=0, total_steps=plan.total_steps, end_factor=0
+    return TrainState(
+        step=jnp.zeros([], jnp.int32),
+        params=params,
+        batch_stats={"backbone": backbone["batch_stats"], "projector": projector["batch_stats"]},
+        opt_state=tx.init(params),
+        bad_steps=jnp.zeros([], jnp.int32),
     )
-    probe = optim.sgd(probe_rate, probe_rate, weight_decay=config.probe.weight_decay, momentum=config.probe.momentum)
-    tx = train_step.make_optimizer(ssl, probe, grad_scale=options.grad_scale)
-    return tx, {"lr_weights": weights, "lr_biases": biases}
 
 
 class Training(NamedTuple):
@@ -173,7 +146,7 @@ class Training(NamedTuple):
 def build_training(config: ConfigDict, plan: Plan, recipe: recipes.Recipe, num_classes: int, mesh: Mesh) -> Training:
     """Everything between a batch of images and the next state."""
     nets = build_nets(config, channels=len(recipe.mean))
-    tx, rates = build_optimizer(config, plan)
+    tx, rates = optimizer.build_optimizer(config, plan)
     update = train_step.make_update(
         nets,
         tx,
@@ -186,7 +159,7 @@ def build_training(config: ConfigDict, plan: Plan, recipe: recipes.Recipe, num_c
     )
 
     def create(key):
-        return state_lib.create(key, nets, tx, num_classes)
+        return initial_state(key, nets, tx, num_classes)
 
     layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, config.model.head)
     step = train_step.make_pretrain_step(update, recipe, seed=config.seed)

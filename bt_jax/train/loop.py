@@ -19,7 +19,7 @@ from bt_jax.processes.stop_signals import Stop, Stopped
 from bt_jax.run_folder import metrics_log
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
-from bt_jax.train import build
+from bt_jax.train import epochs, recorder
 
 AT_THE_END = "judging (at the end)"
 SECONDS_TO_STOP = 5  # of training after a signal; a preempted machine is gone after 30
@@ -36,7 +36,7 @@ class Loop(NamedTuple):
 
     config: ConfigDict
     folder: Path
-    plan: build.Plan
+    plan: epochs.Plan
     step: Callable
     feed: batches.Feed
     evaluators: Sequence[Evaluator]
@@ -79,7 +79,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
         watchdog.at(at, AT_THE_END)
         return state
     written = metrics_log.RunLog(this.folder, first_step=at, tensorboard=config.log.tensorboard)
-    progress = metrics_log.Progress(
+    progress = recorder.Progress(
         first_step=at,
         total_steps=last,
         batch_size=config.batch_size,

@@ -4,7 +4,6 @@ All randomness is folded from (seed, step, sample id), so nothing random is stor
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from bt_jax.models import Net, Tree
 from bt_jax.models.split_projector import SplitProjector
 from bt_jax.objectives import barlow_twins, functions
 from bt_jax.state import Nets, TrainState
+from bt_jax.train import optimizer
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]  # float32 scalars
@@ -107,7 +107,7 @@ def make_update(
     def update(state: TrainState, views: Sequence[jax.Array], labels: jax.Array | None) -> tuple[TrainState, Metrics]:
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (_, (shown, batch_stats)), grads = gradient(state.params, state.batch_stats, views, labels)
-        new, norm = apply_gradient(state, tx, grads, batch_stats, shown["loss"])
+        new, norm = optimizer.apply_gradient(state, tx, grads, batch_stats, shown["loss"])
         shown |= {"grad_norm": norm, "bad_steps": new.bad_steps}
         shown |= {name: rate(state.step) for name, rate in (rates or {}).items()}
         return new, {f"train/{name}": jnp.asarray(value, jnp.float32) for name, value in shown.items()}
@@ -119,35 +119,3 @@ def _split(projector: Net, mesh: Mesh | None) -> SplitProjector:
     if mesh is None:
         raise ValueError("A sharded head needs a mesh to be split over")
     return SplitProjector(projector, mesh)
-
-
-def apply_gradient(
-    state: TrainState,
-    tx: optax.GradientTransformation,
-    grads: dict[str, Tree],
-    batch_stats: dict[str, Tree],
-    loss: jax.Array,
-) -> tuple[TrainState, jax.Array]:
-    """The next state and the gradient's norm, without the online probe's. A loss or gradient that is not finite changes
-    nothing but the counters."""
-    norm = optax.global_norm({name: grad for name, grad in grads.items() if name != "probe"})
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = cast(dict[str, Tree], optax.apply_updates(state.params, updates))
-    taken = TrainState(state.step + 1, params, batch_stats, opt_state, jnp.zeros_like(state.bad_steps))
-    # The counters inside the optimizer go on with the step, so that the rate applied stays the schedule's.
-    kept = jax.tree.map(lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b, opt_state, state.opt_state)
-    skipped = TrainState(state.step + 1, state.params, state.batch_stats, kept, state.bad_steps + 1)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), taken, skipped), norm
-
-
-def make_optimizer(
-    ssl: optax.GradientTransformation, probe: optax.GradientTransformation, *, grad_scale: float = 1.0
-) -> optax.GradientTransformation:
-    """One transformation over the whole params: `ssl` for backbone and projector, `probe` for the probe.
-
-    Args:
-      grad_scale: multiplies the gradient of backbone and projector before anything else sees it.
-    """
-    labels = {"backbone": "ssl", "projector": "ssl", "probe": "probe"}
-    return optax.multi_transform({"ssl": optax.chain(optax.scale(grad_scale), ssl), "probe": probe}, labels)

@@ -18,11 +18,11 @@ import optax
 from flax import nnx
 
 from bt_jax import augment, models, optim, randomness, sharding
-from bt_jax import state as state_lib
 from bt_jax.augment import recipes
 from bt_jax.models.batch_norm import BatchNorm
 from bt_jax.objectives import barlow_twins
 from bt_jax.state import Nets
+from bt_jax.train import build, optimizer
 from bt_jax.train import step as train_step
 
 RECIPE = recipes.cifar(16)
@@ -62,10 +62,10 @@ def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
     Every step has other images, and every device other ones of them. `loss` replaces `barlow_twins.barlow_twins`.
     """
     networks = networks or nets()
-    tx = train_step.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
+    tx = optimizer.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
 
     def create(key):
-        return state_lib.create(key, networks, tx, 10)
+        return build.initial_state(key, networks, tx, 10)
 
     layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, head)
     state = jax.jit(create, out_shardings=layout)(randomness.stream(0, randomness.INIT))

@@ -75,7 +75,7 @@ FAULTS = (
     ),
     Fault(
         "state-probe-scale",
-        "create",
+        "initial_state",
         "0.01 * jax.random.normal(probe_key",
         "jax.random.normal(probe_key",
         ("test_the_probe_begins_small",),

@@ -124,7 +124,7 @@ FAULTS = (
     ),
     Fault(
         "given-shapes",
-        "read_given",
+        "read",
         "if _shapes(backbone) != _shapes(wanted):",
         "if False:",
         ("test_given_weights_of_another_network",),

@@ -1,0 +1,29 @@
+"""Epochs as steps."""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from bt_jax.messages import UserError
+
+
+class Plan(NamedTuple):
+    """Epochs as steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+    def steps(self, epochs: float) -> int:
+        """At least one step for any positive number of epochs."""
+        return max(round(epochs * self.steps_per_epoch), 1) if epochs > 0 else 0
+
+
+def make_plan(config: ConfigDict, images: int) -> Plan:
+    """Raises UserError where the data set is smaller than one batch."""
+    steps_per_epoch = images // config.batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"{images} images in {config.data.train_split!r} do not fill one batch of {config.batch_size}",
+            "Set a smaller --config.batch_size.",
+        )
+    return Plan(steps_per_epoch, max(round((config.total_epochs + config.extend_epochs) * steps_per_epoch), 1))

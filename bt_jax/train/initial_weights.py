@@ -1,0 +1,64 @@
+"""The weights that pretraining begins with, where they are not drawn: `config.init_from`."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+
+from bt_jax import messages, models
+from bt_jax.messages import UserError
+from bt_jax.models import Net
+from bt_jax.state import Nets, TrainState
+from bt_jax.weights import load
+
+
+class InitialWeights(NamedTuple):
+    """Weights to begin pretraining with, {"params", "batch_stats"} of numpy arrays each."""
+
+    backbone: dict[str, Any]
+    projector: dict[str, Any] | None
+
+
+def read(path: str, nets: Nets) -> InitialWeights:
+    """The weights of `config.init_from`, of the shapes that the networks have.
+
+    A projector that is not there, or of another shape, is left out: it then begins anew, as a line says.
+
+    Raises:
+      UserError: they cannot be read, or are of another backbone.
+    """
+    model, backbone, projector = load.read(path, projector=True)
+    wanted = jax.eval_shape(nets.backbone.init, jax.random.key(0))
+    if _shapes(backbone) != _shapes(wanted):
+        described = [f"{each.arch}, {_stem(each)}" for each in (models.build(**model["build"]), nets.backbone)]
+        raise UserError(
+            f"init_from={path} is a {described[0]}, not a {described[1]}",
+            "Set config.model.arch, width and small_images to its own, or take other weights.",
+        )
+    fits = projector and _shapes(projector) == _shapes(jax.eval_shape(nets.projector.init, jax.random.key(0)))
+    messages.say(f"beginning with the encoder{' and the projector' if fits else ''} of {path}")
+    if not fits:
+        messages.say(f"its projector is {'of another shape' if projector else 'not there'}: a new one")
+    return InitialWeights(backbone, projector if fits else None)
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _stem(net: Net) -> str:
+    options = net.options
+    stem = "3x3" if options["small_images"] else "7x7"
+    return f"{stem} stem, width {options['width']:g}, {options['channels']} channels"
+
+
+def begin_with(given: InitialWeights, state: TrainState) -> TrainState:
+    """A new state with the given weights in place of the drawn ones; everything lies where it lay."""
+    trees = {"backbone": given.backbone} | ({"projector": given.projector} if given.projector else {})
+
+    def put(new, old):
+        return jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), new, old)
+
+    params = {name: put(tree["params"], state.params[name]) for name, tree in trees.items()}
+    stats = {name: put(tree["batch_stats"], state.batch_stats[name]) for name, tree in trees.items()}
+    return dataclasses.replace(state, params=state.params | params, batch_stats=state.batch_stats | stats)
