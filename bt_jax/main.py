@@ -15,7 +15,7 @@ from bt_jax.config.arguments import choose
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.processes import coordination, exits, join, watchdog
 
-TASKS = ("pretrain", "evaluate", "finetune")  # modules of this package
+TASKS = ("pretrain", "evaluate", "finetune")  # modules of bt_jax.tasks
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Run folder, here or gs://BUCKET/FOLDER: made if absent, continued if it holds the same run."
 )
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run(config, started: float) -> None:
-    task = importlib.import_module(f"bt_jax.{choose('config.task', config.task, TASKS)}")
+    task = importlib.import_module(f"bt_jax.tasks.{choose('config.task', config.task, TASKS)}")
     if config.self_check:
         selfcheck.require(storage.user_cache() / "selfcheck")
     try:

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bt_jax import evaluate, main
+from bt_jax import main
 from bt_jax.cli import config_program
 from bt_jax.config import arguments, keys
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import join, watchdog
+from bt_jax.tasks import evaluate
 
 ROOT = Path(main.__file__).parents[1]
 

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 import bt_jax
-from bt_jax import pretrain
 from bt_jax.augment.recipes import View
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
 from bt_jax.run_folder import same_run
+from bt_jax.tasks import pretrain
 from bt_jax.train import build
 from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
 from tests.support.runs import read_lines

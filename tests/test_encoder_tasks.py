@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import augment, evaluate, finetune, models, optim, pretrain
+from bt_jax import augment, models, optim
 from bt_jax.config import keys
 from bt_jax.data.sources import selection
 from bt_jax.data.sources.open_source import open_source
-from bt_jax.encoder import Encoder, complete, open_encoder, view_recipe
 from bt_jax.evals import accuracy
 from bt_jax.messages import UserError
+from bt_jax.tasks import evaluate, finetune, pretrain
+from bt_jax.tasks.from_encoder import Encoder, complete, open_encoder, view_recipe
 from bt_jax.train import epochs
 from bt_jax.weights import load
 from configs import evaluate as evaluate_config

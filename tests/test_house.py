@@ -63,8 +63,11 @@ def imported(name: str) -> frozenset[str]:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             # The argument is made at run time, from the file's strings.
-            strings = {each.value for each in ast.walk(tree(name)) if isinstance(each, ast.Constant)}
+            constants = {each.value for each in ast.walk(tree(name)) if isinstance(each, ast.Constant)}
+            strings = {value for value in constants if isinstance(value, str)}
+            inner = {f"{text}{name}" for text in strings if text.startswith("bt_jax.") for name in strings}
             found |= {module for module in MODULES if {module, module.removeprefix("bt_jax.")} & strings}
+            found |= inner & MODULES.keys()  # made of two strings, such as f"bt_jax.tasks.{name}"
     return frozenset(found)
 
 

@@ -13,10 +13,10 @@ import pytest
 from ml_collections import ConfigDict
 
 import bt_jax
-from bt_jax import encoder, pretrain
 from bt_jax.config import arguments, keys
 from bt_jax.embedding import record
 from bt_jax.run_folder import same_run
+from bt_jax.tasks import from_encoder, pretrain
 from configs import quickstart
 from tests.support.paths import FIXTURES
 from tests.support.runs import changed, read_lines
@@ -52,7 +52,7 @@ def test_evaluation_and_embedding_find_data_and_sizes(run):
     _, folder = run
     config = keys.evaluate()
     config.encoder = str(folder)
-    completed = encoder.complete(config)
+    completed = from_encoder.complete(config)
     assert (completed.data.name, completed.data.train_split, completed.views.size) == ("patterns", "train[:64]", 20)
     options = SimpleNamespace(encoder=str(folder), canvas=None, size=None, resize=None)
     assert record.view_sizes(options) == {"size": 20, "resize": 0, "canvas": 512}

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import pretrain, report, sharding, storage
+from bt_jax import report, sharding, storage
 from bt_jax.config import arguments
 from bt_jax.evals import protocols
 from bt_jax.messages import UserError
 from bt_jax.run_folder import checkpoints, metrics_log, same_run
+from bt_jax.tasks import pretrain
 from bt_jax.train import build, epochs, initial_weights, loop
 from bt_jax.train import step as train_step
 from bt_jax.weights import load

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from bt_jax import compilers, main, pretrain, selfcheck
+from bt_jax import compilers, main, selfcheck
 from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.objectives import barlow_twins
 from bt_jax.run_folder import environment
+from bt_jax.tasks import pretrain
 from tests.support.paths import ROOT
 
 # ------------------------------------------------------------------------------------- the same programs by NumPy alone

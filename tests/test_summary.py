@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax import augment, evaluate, finetune, pretrain, report
+from bt_jax import augment, report
 from bt_jax.augment import recipes
 from bt_jax.config import keys
 from bt_jax.data.sources.base import Source
 from bt_jax.evals import confidence, correlation, features, pictures
 from bt_jax.objectives import barlow_twins
+from bt_jax.tasks import evaluate, finetune, pretrain
 
 
 class State(SimpleNamespace):

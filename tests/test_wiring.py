@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bt_jax import encoder, evaluate, finetune, models, pretrain, randomness, sharding
+from bt_jax import models, randomness, sharding
 from bt_jax.augment.recipes import View
 from bt_jax.config import arguments, keys
 from bt_jax.data.sources import selection
@@ -17,6 +17,7 @@ from bt_jax.evals import protocols, spectrum
 from bt_jax.objectives import barlow_twins
 from bt_jax.reporting import panels
 from bt_jax.run_folder import opening
+from bt_jax.tasks import evaluate, finetune, from_encoder, pretrain
 from bt_jax.train import build, recorder, step
 from bt_jax.weights import load
 from tests.support.runs import changed
@@ -233,7 +234,7 @@ def evaluated(tmp_path_factory):
         seen = watched(patch)
         seen.watch(protocols, "LinearProbe")
         seen.watch(spectrum, "Spectrum")
-        seen.watch(encoder, "open_encoder", given_encoder)
+        seen.watch(from_encoder, "open_encoder", given_encoder)
         made = evaluate._evaluators
         patch.setattr(evaluate, "_evaluators", lambda *them: setattr(seen, "order", [*made(*them)]))
         patch.setattr(opening, "open_folder", stop)
@@ -244,7 +245,7 @@ def evaluated(tmp_path_factory):
 
 
 def given_encoder(config, **_):
-    return encoder.Encoder(Mean(), jax.device_get(Mean().init(jax.random.key(0))), (0.5,) * 3, (0.25,) * 3)
+    return from_encoder.Encoder(Mean(), jax.device_get(Mean().init(jax.random.key(0))), (0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.mark.parametrize("key", EVALUATE)
@@ -280,11 +281,11 @@ def tuned(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         seen = watched(patch)
         seen.watch(finetune, "Checkpoints", lambda *_, **__: SimpleNamespace())
-        seen.watch(encoder, "open_encoder", given_encoder)
+        seen.watch(from_encoder, "open_encoder", given_encoder)
         seen.watch(selection, "share", lambda source, split, *_, **__: Part())
         seen.watch(finetune, "make_step")
         config = changed(keys.finetune(), **{key: value for key, (value, *_) in FINETUNE.items()})
-        seen.loop = finetune._prepare(encoder.complete(config), str(tmp_path_factory.mktemp("run")), 0.0).loop
+        seen.loop = finetune._prepare(from_encoder.complete(config), str(tmp_path_factory.mktemp("run")), 0.0).loop
         return seen
 
 
@@ -301,11 +302,13 @@ def test_an_encoders_normalisation_can_be_set(monkeypatch):
     model = {"build": {"arch": "resnet18", "width": 1 / 64}, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     monkeypatch.setattr(load, "read", lambda path: (model, {}, None))
     config = changed(keys.evaluate(), **{"encoder": "x", "views.size": 9})
-    known = encoder.open_encoder(config)
+    known = from_encoder.open_encoder(config)
     assert (known.mean, known.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    own = encoder.open_encoder(changed(config, **{"views.mean": (0.7,) * 3, "views.std": (0.8,) * 3}), dtype="bfloat16")
+    own = from_encoder.open_encoder(
+        changed(config, **{"views.mean": (0.7,) * 3, "views.std": (0.8,) * 3}), dtype="bfloat16"
+    )
     assert (own.mean, own.std, own.net.options["dtype"]) == ((0.7,) * 3, (0.8,) * 3, "bfloat16")
-    recipe = encoder.view_recipe(config, own)
+    recipe = from_encoder.view_recipe(config, own)
     assert (recipe.size, recipe.mean, recipe.std) == (9, own.mean, own.std)
 
 

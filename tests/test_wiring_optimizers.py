@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax import finetune
 from bt_jax.config import keys
+from bt_jax.tasks import finetune
 from bt_jax.train import epochs, optimizer
 from tests.support.runs import changed
 

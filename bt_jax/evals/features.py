@@ -19,7 +19,7 @@ Embed = Callable[[Variables, Batch], jax.Array]
 
 
 class Encoded(Protocol):
-    """What has an encoder to evaluate: a `TrainState`, an `encoder.Encoder`."""
+    """What has an encoder to evaluate: a `TrainState`, a `from_encoder.Encoder`."""
 
     def encoder(self) -> Variables:
         """The encoder's variables, as `Net.apply` takes them."""

@@ -40,7 +40,7 @@ def work(workdir: str, stop: str, head: str, processes: str, process: str, addre
 
     if int(processes) > 1:
         jax.distributed.initialize(address, num_processes=int(processes), process_id=int(process))
-    from bt_jax import pretrain
+    from bt_jax.tasks import pretrain
 
     config = tiny(**{"model.head": head, "stop_after_steps": int(stop)})
     config.evals.final, config.evals.every_epochs = False, 0.0

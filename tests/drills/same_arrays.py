@@ -18,8 +18,9 @@ import jax
 import jaxlib
 import numpy as np
 
-from bt_jax import compilers, pretrain, selfcheck
+from bt_jax import compilers, selfcheck
 from bt_jax.run_folder import step_folders
+from bt_jax.tasks import pretrain
 from configs import quickstart
 from tests.support.paths import FIXTURES
 from tests.support.runs import changed, without_speeds

@@ -15,12 +15,10 @@ import optax
 from ml_collections import ConfigDict
 
 from bt_jax import augment, compilers, messages, optim, randomness, report, sharding
-from bt_jax import encoder as encoder_lib
 from bt_jax.augment import recipes
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
 from bt_jax.data.sources import selection
-from bt_jax.encoder import Encoder
 from bt_jax.evals import accuracy, confidence, pictures
 from bt_jax.evals.accuracy import Accuracy
 from bt_jax.messages import UserError
@@ -28,6 +26,8 @@ from bt_jax.objectives import functions
 from bt_jax.run_folder import opening
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
+from bt_jax.tasks import from_encoder
+from bt_jax.tasks.from_encoder import Encoder
 from bt_jax.train import build, epochs, loop, optimizer
 
 
@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     Raises:
       UserError: anything the user can mend.
     """
-    this = _prepare(encoder_lib.complete(config), workdir, time.monotonic() if started is None else started)
+    this = _prepare(from_encoder.complete(config), workdir, time.monotonic() if started is None else started)
     state = loop.train(this.loop, loop.resume_or(this.loop, this.fresh()))
     if int(state.step) == this.loop.plan.total_steps and not report.concluded(this.loop.folder, int(state.step)):
         _finish(this, state)
@@ -65,7 +65,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     mesh = sharding.make_mesh()
     build.check_devices(config, mesh)
     sharding.check_batch(config.batch_size, mesh)
-    encoder = encoder_lib.open_encoder(config, dtype=config.model.dtype)
+    encoder = from_encoder.open_encoder(config, dtype=config.model.dtype)
     source, broken = batches.open_data(config)
     for split in (config.data.train_split, config.data.val_split):
         if not split or not source.labelled(source.span(split).base):
@@ -77,7 +77,9 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     if config.data.fraction != 1:
         source = selection.share(source, config.data.train_split, config.data.fraction, seed=config.seed)
         config.data.train_split = "share"
-    recipe = encoder_lib.view_recipe(config, encoder, crop_scale=tuple(config.views.crop_scale), flip=config.views.flip)
+    recipe = from_encoder.view_recipe(
+        config, encoder, crop_scale=tuple(config.views.crop_scale), flip=config.views.flip
+    )
     feed = batches.make_feed(config, source, mesh, broken, len(encoder.mean))
     plan = epochs.make_plan(config, feed.images)
     opening.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)

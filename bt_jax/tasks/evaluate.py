@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import encoder as encoder_lib
 from bt_jax import messages, randomness, report, sharding
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
@@ -17,6 +16,7 @@ from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
 from bt_jax.run_folder import metrics_log, opening
+from bt_jax.tasks import from_encoder
 from bt_jax.train import build
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
@@ -35,20 +35,20 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
       UserError: anything the user can mend.
     """
     started = time.monotonic() if started is None else started
-    config = encoder_lib.complete(config)
+    config = from_encoder.complete(config)
     keys.check(config)
     for name in config.protocols:
         arguments.choose("config.protocols", name, PROTOCOLS)
     mesh = sharding.make_mesh()
     build.check_devices(config, mesh)
-    encoder = encoder_lib.open_encoder(config)
+    encoder = from_encoder.open_encoder(config)
     asked = arguments.to_dict(config)
     source, broken = batches.open_data(config)
     if "+" in config.data.train_split:
         source, config.data.train_split = selection.joined(source, config.data.train_split), "joined"
     feed = batches.make_feed(config, source, mesh, broken, len(encoder.mean))
     opening.agree(config, images=feed.images)
-    recipe = encoder_lib.view_recipe(config, encoder)
+    recipe = from_encoder.view_recipe(config, encoder)
     embed = features.make_embed(encoder.net, recipe, mesh, resize=config.evals.resize)
     evaluators = _evaluators(config, source, feed, embed, encoder, recipe, mesh)
     folder = opening.open_folder(workdir, asked)
