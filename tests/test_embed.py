@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 import bt_jax
-from bt_jax import augment, embed, models
+from bt_jax import augment, models
 from bt_jax.augment import recipes
 from bt_jax.config import arguments
 from bt_jax.data.sources.npz import write_npz
-from bt_jax.embedding import record
-from bt_jax.embedding.images import one_size
+from bt_jax.embed import record, shards
+from bt_jax.embed.__main__ import main, parser
+from bt_jax.embed.reading import one_size
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
 from bt_jax.train import build
@@ -69,7 +70,7 @@ def save(run, *, seed):
 @pytest.fixture(scope="module", autouse=True)
 def programs_once():
     """All encoders here are built alike, and their weights are arguments."""
-    make, made = embed.features.make_embed, {}
+    make, made = shards.features.make_embed, {}
 
     def once(net, recipe, mesh, *, resize):
         key = (net.arch, str(net.options), recipe, resize)
@@ -78,7 +79,7 @@ def programs_once():
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embed.features, "make_embed", once)
+        patch.setattr(shards.features, "make_embed", once)
         yield
 
 
@@ -112,7 +113,7 @@ def wanted(encoder):
 
 
 def run(encoder, out, *options, status=0):
-    assert embed.main([f"--encoder={encoder}", f"--out={out}", "--batch_size=3", *map(str, options)]) == status
+    assert main([f"--encoder={encoder}", f"--out={out}", "--batch_size=3", *map(str, options)]) == status
     return out
 
 
@@ -361,7 +362,9 @@ def test_sizes_of_the_view(encoder, tmp_path):
     """The run's, for one of its checkpoints too; in proportion; ImageNet's where there is no run."""
 
     def sizes(path, *options):
-        return tuple(record.view_sizes(embed.parser().parse_args([f"--encoder={path}", "--out=o", *options])).values())
+        return tuple(
+            record.view_sizes(parser().parse_args([f"--encoder={path}", "--out=o", *options])).values()
+        )
 
     assert sizes(encoder) == sizes(encoder / "checkpoints" / "3") == (20, 0, 512)
     assert sizes(encoder, "--size=32") == (32, 0, 512) and sizes(encoder, "--resize=24") == (20, 24, 512)
@@ -393,7 +396,7 @@ def test_sizes_of_the_view(encoder, tmp_path):
 def test_mistakes_in_one_line(encoder, npz, tmp_path, capsys, monkeypatch, options, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    assert embed.main([option.replace("RUN", str(encoder)).replace("NPZ", str(npz)) for option in options]) == 2
+    assert main([option.replace("RUN", str(encoder)).replace("NPZ", str(npz)) for option in options]) == 2
     err = capsys.readouterr().err
     assert err.startswith("embed: ") and said in err and err.count("\n") == 1, err
     assert not (tmp_path / "x").exists()

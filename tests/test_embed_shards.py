@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bt_jax import embed
 from bt_jax.data.sources import base as records
 from bt_jax.data.sources import spans
-from bt_jax.embedding import files
-from bt_jax.embedding import images as shards
+from bt_jax.embed import reading, shard_files, shards
+from bt_jax.embed.__main__ import main
 from bt_jax.messages import UserError
 
 
@@ -19,8 +18,8 @@ def test_ctrl_c_of_embed(monkeypatch, capsys):
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embed, "run", interrupted)
-    assert embed.main(["--encoder=x", "--out=y", "--data=patterns"]) == 130
+    monkeypatch.setattr(shards, "run", interrupted)
+    assert main(["--encoder=x", "--out=y", "--data=patterns"]) == 130
     assert capsys.readouterr().err == "embed: stopped; the same command goes on after the last whole shard\n"
 
 
@@ -28,7 +27,9 @@ def test_shards_are_on_the_disk_before_their_name(tmp_path, monkeypatch):
     """Each column before the next one, the features last; nothing else stays."""
     seen = []
     monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file).st_size, len(list(tmp_path.iterdir())))))
-    files.Npy().write(tmp_path, "x", files.Rows(np.arange(3), ["a", "b", "c"], None, np.ones((3, 2), np.float32)))
+    shard_files.Npy().write(
+        tmp_path, "x", shard_files.Rows(np.arange(3), ["a", "b", "c"], None, np.ones((3, 2), np.float32))
+    )
     paths = [tmp_path / f"{name}-x.npy" for name in ("ids", "files", "features")]
     assert seen == [(path.stat().st_size, i) for i, path in enumerate(paths, 1)]  # the unnamed one is one of them
     assert sorted(tmp_path.iterdir()) == sorted(paths)
@@ -51,9 +52,9 @@ def png(image):
 
 def test_images_without_a_label_have_minus_one(tmp_path):
     source, span = Drawn(), spans.Span("train", 4, 15)
-    unreadable = shards.Unreadable(source, {"train": span}, limit=0.5, file=tmp_path / "broken.txt")
-    reading = shards.Reading(source, unreadable, 8, 64, 3)
-    batches = list(shards.array_batches(reading, span, (4, 4)))
+    unreadable = reading.Unreadable(source, {"train": span}, limit=0.5, file=tmp_path / "broken.txt")
+    given = reading.Reading(source, unreadable, 8, 64, 3)
+    batches = list(reading.array_batches(given, span, (4, 4)))
     mask, label, ids = (np.concatenate([batch[name] for batch in batches]) for name in ("mask", "label", "id"))
     pixels = np.concatenate([batch["image"] for batch in batches])[:, 0, 0, 0]
     assert ids[mask].tolist() == [4, 5, 6, *range(8, 15)] == pixels[mask].tolist()
@@ -64,7 +65,7 @@ def test_images_without_a_label_have_minus_one(tmp_path):
 def test_the_limit_of_embed_counts_over_the_split(tmp_path):
     """One of the twenty is a tenth of its shard."""
     source, whole = Drawn(), spans.Span("train", 0, 20)
-    unreadable = shards.Unreadable(source, {"train": whole}, limit=0.05, file=tmp_path / "broken.txt")
+    unreadable = reading.Unreadable(source, {"train": whole}, limit=0.05, file=tmp_path / "broken.txt")
     unreadable.add(spans.Span("train", 0, 10), 7, "damaged")
     with pytest.raises(UserError, match="id 8: .* as 2 of the 20 images"):
         unreadable.add(spans.Span("train", 0, 10), 8, "damaged")

@@ -10,7 +10,7 @@ import numpy as np
 
 from bt_jax import storage
 from bt_jax.data.sources.spans import Span
-from bt_jax.embedding.files import Explained
+from bt_jax.embed.shard_files import Explained
 from bt_jax.messages import UserError
 from bt_jax.run_folder import environment, opening
 from bt_jax.weights import load

@@ -19,7 +19,7 @@ from bt_jax.data.sources.broken import Broken
 from bt_jax.data.sources.decode import cores, try_decode
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.spans import Span
-from bt_jax.embedding.files import Explained
+from bt_jax.embed.shard_files import Explained
 from bt_jax.messages import UserError
 
 

@@ -1,0 +1,98 @@
+"""Features of every image of a data set, with its id, file and label: written in order, in shards.
+
+    python -m bt_jax.embed --encoder=runs/mine --folder=IMAGES --out=features                  # a folder of images
+    python -m bt_jax.embed --encoder=runs/mine --data=cifar10 --splits=test --out=features     # a TFDS data set
+    python -m bt_jax.embed --encoder=runs/mine/checkpoints/8000 --npz_in=mine.npz --out=features --format=parquet
+
+Each image comes once, as the evaluation sees it: resized, cut at the centre, normalised as in training. What is written
+for shard 0 of 5 of the split "train":
+
+    --format=npy      train/features-00000-of-00005.npy   float32 (n, d)
+                      train/ids-00000-of-00005.npy        int64 (n,): the image's place in the whole split
+                      train/files-00000-of-00005.npy      str (n,): its path below --folder, else SPLIT/ID
+                      train/labels-00000-of-00005.npy     int32 (n,), only where the split has labels
+    --format=parquet  train/embeddings-00000-of-00005.parquet with the columns id, file, label and feature
+    embed.json        encoder, data, dimension, counts, versions, command
+    broken.txt        the images that cannot be read: split, id, file and reason, tab-separated
+
+Images that cannot be read have no row: shards then are shorter, and `ids` says which images are there.
+
+The same command goes on where it was stopped: shards that are whole are left as they are, damaged ones are made again;
+to have another one made again, for example after images were restored, delete it. Further splits may be added later.
+Where all images of a shard have one size, up to --canvas pixels, Pillow decodes them; TensorFlow streams all others.
+
+Exit status 0: all is written; 2: it is not, with one line on stderr; 130: stopped by Ctrl-C.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from bt_jax.cli import tool
+from bt_jax.embed import shards
+from bt_jax.embed.record import CANVAS
+from bt_jax.weights import load
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the tool; returns the exit status."""
+    try:
+        return tool.run(parser(), shards.run, arguments)
+    except KeyboardInterrupt:
+        print("embed: stopped; the same command goes on after the last whole shard", file=sys.stderr)
+        return 130
+
+
+def parser() -> tool.Parser:
+    parser = tool.Parser("embed", __doc__)
+    add = parser.add_argument
+    add(
+        "--encoder",
+        metavar="PATH",
+        required=True,
+        help="a run folder (its newest checkpoint), RUN/checkpoints/STEP, or weights that bt_jax.convert reads",
+    )
+    add("--data", metavar="NAME", help='"patterns", or a TFDS name such as cifar10, cifar10:3.0.2, imagenet2012')
+    add(
+        "--data_dir",
+        metavar="DIR",
+        help="folder of TFDS data sets (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+    )
+    add("--folder", metavar="DIR", help="a folder of images instead of a named data set")
+    add("--npz_in", metavar="FILE", help="a cache file of bt_jax.prepare instead of a named data set")
+    add("--splits", metavar="A,B", help='the splits, whole or cut like "train[:1000]" (default: all)')
+    add("--out", metavar="DIR", required=True, help="where to write; made if absent, continued if it holds the same")
+    add("--format", choices=("npy", "parquet"), default="npy", help="of the shards (default: npy)")
+    add("--shard", metavar="N", type=int, default=10_000, help="images in a shard (default: 10000)")
+    add(
+        "--size",
+        metavar="PIXELS",
+        type=int,
+        help=f"side of what the encoder sees (default: the run's, else {load.SIZE})",
+    )
+    add(
+        "--resize",
+        metavar="PIXELS",
+        type=int,
+        help="shorter side before the cut at the centre; 0: --size (default: the run's, else 256, in proportion to"
+        " --size)",
+    )
+    add(
+        "--canvas",
+        metavar="PIXELS",
+        type=int,
+        help=f"streamed images of a longer side are shrunk to this while decoding (default: the run's, else {CANVAS})",
+    )
+    add("--no_self_check", action="store_true", help="skip the check that this machine computes rightly")
+    add("--batch_size", metavar="N", type=int, default=256, help="rounded up to the number of devices (default: 256)")
+    add(
+        "--broken_limit",
+        metavar="SHARE",
+        type=float,
+        default=0.01,
+        help="share of a split's images that may be unreadable; 0: none (default: 0.01)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
