@@ -362,9 +362,7 @@ def test_sizes_of_the_view(encoder, tmp_path):
     """The run's, for one of its checkpoints too; in proportion; ImageNet's where there is no run."""
 
     def sizes(path, *options):
-        return tuple(
-            record.view_sizes(parser().parse_args([f"--encoder={path}", "--out=o", *options])).values()
-        )
+        return tuple(record.view_sizes(parser().parse_args([f"--encoder={path}", "--out=o", *options])).values())
 
     assert sizes(encoder) == sizes(encoder / "checkpoints" / "3") == (20, 0, 512)
     assert sizes(encoder, "--size=32") == (32, 0, 512) and sizes(encoder, "--resize=24") == (20, 24, 512)

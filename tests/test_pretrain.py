@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import report, sharding, storage
+from bt_jax import sharding, storage
 from bt_jax.config import arguments
 from bt_jax.evals import protocols
 from bt_jax.messages import UserError
+from bt_jax.report.runs import read_run
 from bt_jax.run_folder import checkpoints, metrics_log, same_run
 from bt_jax.tasks import pretrain
 from bt_jax.train import build, epochs, initial_weights, loop
@@ -135,7 +136,7 @@ def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
     assert {name.split("/")[1] for name in bucket.objects} == names
     judged = (json.loads((path / "summary.json").read_text()) for path in (finished, folder))
     assert len({json.dumps(summary | {"seconds": 0}) for summary in judged}) == 1
-    assert len(report.read_run(folder).pictures["c_steps"]) == 3  # of two epochs, and of where it was stopped
+    assert len(read_run(folder).pictures["c_steps"]) == 3  # of two epochs, and of where it was stopped
 
 
 def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, without_report):

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bt_jax import report
 from bt_jax.evals import pictures
 from bt_jax.messages import UserError
-from bt_jax.reporting.formats import duration, number, percent, plural, short
-from bt_jax.reporting.mistakes import cell
-from bt_jax.reporting.page import bar
-from bt_jax.reporting.plots import INK, thinned
-from bt_jax.reporting.results import accuracies
-from bt_jax.reporting.runs import read_run
-from bt_jax.reporting.sections import summary_section
-from bt_jax.reporting.words import verdict
+from bt_jax.report import __main__, write
+from bt_jax.report.confusion import cell
+from bt_jax.report.formats import duration, number, percent, plural, short
+from bt_jax.report.page import bar
+from bt_jax.report.plots import INK, thinned
+from bt_jax.report.results import accuracies
+from bt_jax.report.runs import read_run
+from bt_jax.report.sections import summary_section
+from bt_jax.report.verdict import verdict
 from tests.support.paths import ROOT
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -126,7 +126,7 @@ def run(tmp_path) -> Path:
 
 
 def test_whole_report(run):
-    path = report.write(run)
+    path = write.report(run)
     page = Page(path)
     assert path == run / "report.html"
     assert ("After 1,200 steps the encoder reaches 78.1 % 200-NN top-1 on held-out images, 31 points above the same"
@@ -135,7 +135,7 @@ def test_whole_report(run):
              "Augmented pairs", "The machinery", "Config and environment",
              "Files, and how to run it again"]  # fmt: skip
     assert re.findall(r"<h2>(.*?)</h2>", page.source) == order
-    everything = [*report.LOSS, *report.QUALITY, *report.LABEL_FREE, *report.MACHINERY]
+    everything = [*write.LOSS, *write.QUALITY, *write.LABEL_FREE, *write.MACHINERY]
     assert sorted(page.drawings) == sorted([panel.title for panel in everything] + ["Off-diagonal values"])
     for words in ("82.3 %", "2 min 51 s", "optim.lr_weights = 0.2", "versions.jax = 0.10.2", "--seed 7", "raw pixels"):
         assert words in page.text
@@ -148,7 +148,7 @@ def test_whole_report(run):
 
 def test_file_needs_nothing_else(run):
     add_pictures(run)
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
     assert (
         re.findall(r"(?:https?:)?//\w", re.sub(r'(src="|url\()data:image/png;base64,[^")]*[")]', "", page.source)) == []
@@ -162,7 +162,7 @@ def test_file_needs_nothing_else(run):
 
 
 def test_pictures_show_the_arrays(run):
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     images = [Image.open(io.BytesIO(base64.b64decode(a.split(",")[1]))) for a in page.addresses if a.startswith("data")]
     with np.load(run / "pictures.npz") as arrays:
         assert (np.asarray(images[2]) == arrays["originals"][0]).all()
@@ -176,7 +176,7 @@ def test_pictures_show_the_arrays(run):
 
 def test_same_input_same_bytes(run):
     add_pictures(run)
-    once = report.write(run).read_bytes()
+    once = write.report(run).read_bytes()
     command = [sys.executable, "-m", "bt_jax.report", str(run)]
     environment = os.environ | {"PYTHONHASHSEED": "3"}
     other_process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
@@ -191,9 +191,9 @@ def test_same_input_same_bytes(run):
 @pytest.fixture
 def few_curves(monkeypatch):
     """A page with the loss alone drawn over the steps: the other plots take most of the time of a page."""
-    monkeypatch.setattr(report, "LOSS", report.LOSS[:1])
+    monkeypatch.setattr(write, "LOSS", write.LOSS[:1])
     for name in ("QUALITY", "LABEL_FREE", "MACHINERY"):
-        monkeypatch.setattr(report, name, [])
+        monkeypatch.setattr(write, name, [])
 
 
 def part(page: Page, title: str) -> str:
@@ -208,7 +208,7 @@ def decoded(source: str) -> list[Image.Image]:
 
 def test_every_picture_has_its_section(run):
     add_pictures(run)
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     titles = re.findall(r"<h2>(.*?)</h2>", page.source)
     assert titles[4:10] == ["Cross-correlation of the two views", "Spectrum", "Map of the embedding",
                             "Nearest neighbours", "Confusion", "Augmented pairs"]  # fmt: skip
@@ -219,14 +219,14 @@ def test_every_picture_has_its_section(run):
 def test_matrices_over_time_are_eight_with_first_and_last(run, few_curves):
     add_pictures(run)
     steps = re.findall(
-        r"<figcaption>step ([\d,]*)<", part(Page(report.write(run)), "Cross-correlation of the two views")
+        r"<figcaption>step ([\d,]*)<", part(Page(write.report(run)), "Cross-correlation of the two views")
     )
     assert len(steps) == 8 and steps[0] == "0" and steps[-1] == "1,100"
 
 
 def test_histogram_is_of_the_full_matrices(run, few_curves):
     def outline() -> str:
-        return part(Page(report.write(run)), "Cross-correlation of the two views").split("Off-diagonal values")[2]
+        return part(Page(write.report(run)), "Cross-correlation of the two views").split("Off-diagonal values")[2]
 
     thinned_only = outline()
     arrays = add_pictures(run)
@@ -237,25 +237,25 @@ def test_histogram_is_of_the_full_matrices(run, few_curves):
 
 def test_redundant_pairs_are_named(run, few_curves):
     arrays = add_pictures(run)
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     (i, j), value = arrays["redundant_index"][0], arrays["redundant_value"][0]
     assert f"{i} and {j} {value:.2f}".replace("-", "−") in page.text
 
 
 def test_spectrum_counts_dimensions(run, few_curves):
     arrays = add_pictures(run)
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     shares = np.cumsum(arrays["spectrum_trained"] / arrays["spectrum_trained"].sum())
     half, most, all_but = (int((shares < share).sum()) + 1 for share in (0.5, 0.9, 0.99))
     assert f"trained encoder {half} {most} {all_but}" in page.text
     assert "Spectrum" in page.drawings
     add_pictures(run, spectrum_trained=np.zeros(8, np.float32), spectrum_untrained=None)
-    assert "The features do not vary at all" in Page(report.write(run)).text
+    assert "The features do not vary at all" in Page(write.report(run)).text
 
 
 def test_map_tiles_show_their_image(run, few_curves):
     arrays = add_pictures(run)
-    source = part(Page(report.write(run)), "Map of the embedding")
+    source = part(Page(write.report(run)), "Map of the embedding")
     (sheet,) = decoded(source)
     tiles = re.findall(r'<i style="left:([\d.]*)%;top:([\d.]*)%;background-position:([\d.]*)% ([\d.]*)%', source)
     assert len(tiles) == 40
@@ -275,14 +275,14 @@ def test_map_tiles_show_their_image(run, few_curves):
 
 def test_map_without_labels_has_no_frames(run, few_curves):
     add_pictures(run, map_labels=None, class_names=None)
-    source = part(Page(report.write(run)), "Map of the embedding")
+    source = part(Page(write.report(run)), "Map of the embedding")
     assert source.count("<i style") == 40
     assert "--frame" not in source and "title=" not in source and "true class" not in source
 
 
 def test_rows_of_neighbours(run, few_curves):
     arrays = add_pictures(run)
-    source = part(Page(report.write(run)), "Nearest neighbours")
+    source = part(Page(write.report(run)), "Nearest neighbours")
     shown = decoded(source)
     assert len(shown) == 10 * 7
     assert (np.asarray(shown[7]) == arrays["neighbour_images"][1, 0]).all()
@@ -293,12 +293,12 @@ def test_rows_of_neighbours(run, few_curves):
 
 def test_confusion_in_numbers_and_words(run, few_curves):
     add_pictures(run)
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     assert "84.0 % of 25 images are right" in page.text
     assert re.search(r"cat 70 30 dog & wolf 10 90 <b>ship 100 Of 100 images", page.text)  # rows true, columns predicted
     assert "cat taken for dog & wolf : 3 of 10 images dog & wolf taken for cat : 1 of 10 images" in page.text
     add_pictures(run, confusion=np.diag([3, 4]), class_names=None)
-    text = Page(report.write(run)).text
+    text = Page(write.report(run)).text
     assert "Not one image is taken for another class." in text and "class 1" in text
 
 
@@ -306,7 +306,7 @@ def test_confusion_of_many_classes_is_a_picture(run, few_curves):
     counts = 20 * np.eye(1000, dtype=np.int64)
     counts[997, 3] = 30
     add_pictures(run, confusion=counts)
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     source = part(page, "Confusion")
     (picture,) = decoded(source)
     assert picture.size == (250, 250) and "<td" not in source
@@ -328,7 +328,7 @@ def test_picture_without_its_input_is_left_out(run, name, damage, few_curves):
     array = add_pictures(run)[name]
     text = np.full(array.shape, "x") if array.dtype.kind != "U" else np.full((3, 2), "x")
     add_pictures(run, **{name: {"absent": None, "shape": array[None], "kind": text}[damage]})
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     lines = re.findall(r"Not drawn from pictures.npz, [^.]*?" + name, page.text)
     assert bool(lines) == (damage != "absent" or name not in ALONE), page.text[-900:]
     assert LOST[name] not in page.source or (name, damage) == ("off_edges", "absent")  # then of the thinned matrices
@@ -340,7 +340,7 @@ def test_picture_without_its_input_is_left_out(run, name, damage, few_curves):
 def test_arrays_that_do_not_fit_together(run, name, partner, few_curves):
     array = add_pictures(run)[name]
     add_pictures(run, **{name: array[:-1]})
-    (line,) = (line for line in Page(report.write(run)).source.split("\n") if "Not drawn from" in line)
+    (line,) = (line for line in Page(write.report(run)).source.split("\n") if "Not drawn from" in line)
     assert f"{name} of shape {array[:-1].shape}" in line and f"{partner} of shape" in line
 
 
@@ -349,7 +349,7 @@ def test_an_array_that_cannot_be_read_is_named(run, few_curves):
     data = bytearray((run / "pictures.npz").read_bytes())
     data[data.index(b"map_xy.npy") + 300] ^= 1  # within its numbers: the checksum of the archive tells
     (run / "pictures.npz").write_bytes(data)
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     assert "map_xy of pictures.npz cannot be read (Bad CRC-32" in page.text
     assert "Map of the embedding" not in page.source and "<h2>Confusion" in page.source
 
@@ -358,7 +358,7 @@ def test_cut_off_last_line_and_repeated_step(run, few_curves):
     with open(run / "metrics.jsonl", "a") as file:
         file.write(train_line(1200, **{"train/loss": 41.0}))
         file.write(train_line(1300)[:50])
-    text = Page(report.write(run)).text
+    text = Page(write.report(run)).text
     assert "Skipped 1 line of metrics.jsonl" in text and "After 1,200 steps" in text
     assert read_run(run).last("train/loss") == 41.0
 
@@ -366,7 +366,7 @@ def test_cut_off_last_line_and_repeated_step(run, few_curves):
 def test_unfinished_run_with_nothing_but_metrics(tmp_path):
     lines = ['{"step": 0, "train/loss": 9}', '{"step": 40, "epoch": 2, "train/loss": 7.5}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    page = Page(report.write(tmp_path))
+    page = Page(write.report(tmp_path))
     assert "After 40 steps the loss is 7.5; how good the features are was not measured." in page.text
     assert "still going or was stopped" in page.text and "as of step 40" in page.text
     assert page.drawings == ["Total"]
@@ -390,14 +390,14 @@ def test_damaged_files_are_named_and_skipped(run, damage):
 
 def test_no_line_at_all(tmp_path, few_curves):
     (tmp_path / "metrics.jsonl").write_text("")
-    assert "No finite loss has been logged" in Page(report.write(tmp_path)).text
+    assert "No finite loss has been logged" in Page(write.report(tmp_path)).text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
 def test_loss_that_ends_non_finite_is_the_main_news(run, value, few_curves):
     with open(run / "metrics.jsonl", "a") as file:
         file.writelines(train_line(step, **{"train/loss": value}) for step in (1300, 1400))
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     said = "train/loss is not finite (NaN or infinite) at 2 logged steps, first at step 1,300."
     assert f'<p class="verdict bad">{said}' in page.source
     assert "var(--bad)" in page.source.split('aria-label="Total"')[1].split("</svg>")[0]  # a line where it happened
@@ -407,7 +407,7 @@ def test_loss_that_ends_non_finite_is_the_main_news(run, value, few_curves):
 def test_one_skipped_step_is_a_note(run, few_curves):
     with open(run / "metrics.jsonl", "a") as file:
         file.write(train_line(650, **{"train/loss": None}) + train_line(1200))
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     said = "train/loss is not finite (NaN or infinite) at 1 logged step, first at step 650."
     assert '<p class="verdict good">' in page.source and f'<p class="note warn">{said}' in page.source
 
@@ -477,7 +477,7 @@ def test_markup_in_user_strings_stays_text(tmp_path, few_curves):
     evil = '<script>alert("1")</script>'
     run = make_run(tmp_path / "<b>run", config={"data": {"name": evil, "</pre>": 1}, "evals": {"knn_k": evil}})
     (run / "environment.json").write_text(json.dumps({"command": ["python", evil]}))
-    page = Page(report.write(run, make_run(tmp_path / "<i>other")))
+    page = Page(write.report(run, make_run(tmp_path / "<i>other")))
     assert "<script" not in page.source and "<b>" not in page.source and "<i>other" not in page.source
     assert f"data.name = {evil}" in page.text and f"python {evil}" in page.text
 
@@ -485,7 +485,7 @@ def test_markup_in_user_strings_stays_text(tmp_path, few_curves):
 def test_several_runs_side_by_side(tmp_path, run, few_curves):
     other = make_run(tmp_path / "slow", config={"optim": {"lr_weights": 0.7}}, trained=0.64)
     out = tmp_path / "both.html"
-    assert report.main([str(run), str(other), "--out", str(out)]) == 0
+    assert __main__.main([str(run), str(other), "--out", str(out)]) == 0
     assert not (run / "report.html").exists()
     page = Page(out)
     assert re.search(r"effective rank .* quick 78.1 % 82.3 % 90 .* slow 64.0 %", page.text)
@@ -496,7 +496,7 @@ def test_several_runs_side_by_side(tmp_path, run, few_curves):
 
 def test_runs_of_one_name_are_told_apart(tmp_path, few_curves):
     first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
-    text = Page(report.write(first, second)).text
+    text = Page(write.report(first, second)).text
     assert str(first) in text and str(second) in text
 
 
@@ -505,7 +505,7 @@ def test_large_inputs_stay_a_small_file(run, few_curves):
         file.writelines(train_line(step) for step in range(5000))
     views = np.random.default_rng(0).integers(0, 256, (2, 40, 224, 224, 3)).astype(np.uint8)
     np.savez(run / "pictures.npz", view1=views[0], view2=views[1])
-    page = Page(report.write(run))
+    page = Page(write.report(run))
     assert page.source.count("<img") == 2 * 32
     assert len(page.source) < 3_000_000
     assert "There is no matrix" not in page.text and "holds no c_before" in page.text
@@ -517,7 +517,7 @@ def test_large_inputs_stay_a_small_file(run, few_curves):
 def test_arrays_of_another_shape_are_named(run, few_curves):
     c = np.full((4, 4), np.nan, np.float32)
     np.savez(run / "pictures.npz", c_before=np.zeros((3, 5), np.float32), c_after=c, view1=np.zeros((2, 8, 8, 3)))
-    text = Page(report.write(run)).text
+    text = Page(write.report(run)).text
     assert "Not drawn from pictures.npz, c_before of shape (3, 5) and type float32" in text
     assert "holds no view1 and view2" in text and "Not one finite value" in text
 
@@ -527,16 +527,16 @@ def test_missing_run_is_a_user_error(tmp_path, capsys, make):
     folder = tmp_path / "absent"
     make(folder)
     with pytest.raises(UserError, match="absent"):
-        report.write(folder)
-    assert report.main([str(folder)]) == 2
+        write.report(folder)
+    assert __main__.main([str(folder)]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and "--workdir" in printed.err
-    assert printed.err.startswith("report: ") and report.main([]) == 2
+    assert printed.err.startswith("report: ") and __main__.main([]) == 2
     assert capsys.readouterr().err == "report: The following arguments are required: RUN. See --help.\n"
 
 
 def test_target_that_cannot_be_written(run, tmp_path, capsys):
-    assert report.main([str(run), "--out", str(tmp_path / "nowhere" / "r.html")]) == 2
+    assert __main__.main([str(run), "--out", str(tmp_path / "nowhere" / "r.html")]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 
@@ -548,7 +548,7 @@ def test_full_disk_leaves_the_old_report(run, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match="No space left"):
-        report.write(run)
+        write.report(run)
     assert (run / "report.html").read_text() == "old" and not list(run.glob(".report*"))
 
 

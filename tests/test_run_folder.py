@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bt_jax import messages, report, storage
+from bt_jax import messages, storage
 from bt_jax.config import arguments, keys
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
+from bt_jax.report import write
 from bt_jax.run_folder import environment, opening, same_run
 
 # Written down a second time: keys that a begun run may change, with all below them.
@@ -146,16 +147,16 @@ def test_processes_may_write_one_file_at_once(tmp_path, monkeypatch):
 def test_an_old_report_does_not_conclude_a_longer_run(tmp_path, monkeypatch):
     """A run that was made longer and killed while its report is written is concluded by the next start."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 8, "train/loss": 1.0}\n')
-    report.conclude(tmp_path, {"steps": 8}, {})
-    assert report.concluded(tmp_path, 8) and not report.concluded(tmp_path, 12)
+    write.conclude(tmp_path, {"steps": 8}, {})
+    assert write.concluded(tmp_path, 8) and not write.concluded(tmp_path, 12)
 
     def die(folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "write", die)
+    monkeypatch.setattr(write, "report", die)
     with pytest.raises(KeyboardInterrupt):
-        report.conclude(tmp_path, {"steps": 12}, {})
-    assert not report.concluded(tmp_path, 12)
+        write.conclude(tmp_path, {"steps": 12}, {})
+    assert not write.concluded(tmp_path, 12)
 
 
 def test_a_full_disk_in_every_guise():

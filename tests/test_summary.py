@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax import augment, report
+from bt_jax import augment
 from bt_jax.augment import recipes
 from bt_jax.config import keys
 from bt_jax.data.sources.base import Source
 from bt_jax.evals import confidence, correlation, features, pictures
 from bt_jax.objectives import barlow_twins
+from bt_jax.report import write
 from bt_jax.tasks import evaluate, finetune, pretrain
 
 
@@ -29,9 +30,9 @@ BEFORE, AFTER = State(name="before", step=0), State(name="after", step=40)
 
 @pytest.fixture
 def concluded(monkeypatch):
-    """What `report.conclude` is given."""
+    """What `write.conclude` is given."""
     found = {}
-    monkeypatch.setattr(report, "conclude", lambda folder, summary, shown: found.update(summary=summary, shown=shown))
+    monkeypatch.setattr(write, "conclude", lambda folder, summary, shown: found.update(summary=summary, shown=shown))
     return found
 
 

@@ -15,7 +15,7 @@ from bt_jax.config import arguments, keys
 from bt_jax.data.sources import selection
 from bt_jax.evals import protocols, spectrum
 from bt_jax.objectives import barlow_twins
-from bt_jax.reporting import panels
+from bt_jax.report import panels
 from bt_jax.run_folder import opening
 from bt_jax.tasks import evaluate, finetune, from_encoder, pretrain
 from bt_jax.train import build, recorder, step

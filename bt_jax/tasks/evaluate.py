@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import messages, randomness, report, sharding
+from bt_jax import messages, randomness, sharding
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
 from bt_jax.data.sources import selection
@@ -15,6 +15,7 @@ from bt_jax.evals import features, pictures, protocols, spectrum
 from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
+from bt_jax.report import write
 from bt_jax.run_folder import metrics_log, opening
 from bt_jax.tasks import from_encoder
 from bt_jax.train import build
@@ -71,7 +72,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     written.close()
     summary["seconds"] = round(time.monotonic() - started, 1)
     shown = _pictures(config, evaluators, source, feed, embed, encoder, mesh)
-    report.conclude(folder, summary, shown)
+    write.conclude(folder, summary, shown)
     return folder
 
 

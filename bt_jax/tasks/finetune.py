@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from bt_jax import augment, compilers, messages, optim, randomness, report, sharding
+from bt_jax import augment, compilers, messages, optim, randomness, sharding
 from bt_jax.augment import recipes
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
@@ -23,6 +23,7 @@ from bt_jax.evals import accuracy, confidence, pictures
 from bt_jax.evals.accuracy import Accuracy
 from bt_jax.messages import UserError
 from bt_jax.objectives import functions
+from bt_jax.report import write
 from bt_jax.run_folder import opening
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
@@ -54,7 +55,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     """
     this = _prepare(from_encoder.complete(config), workdir, time.monotonic() if started is None else started)
     state = loop.train(this.loop, loop.resume_or(this.loop, this.fresh()))
-    if int(state.step) == this.loop.plan.total_steps and not report.concluded(this.loop.folder, int(state.step)):
+    if int(state.step) == this.loop.plan.total_steps and not write.concluded(this.loop.folder, int(state.step)):
         _finish(this, state)
     this.loop.checkpoints.close()
     return this.loop.folder
@@ -214,4 +215,4 @@ def _finish(this: Run, state: TrainState) -> None:
     summary |= {"train_images": this.loop.feed.images, "seconds": round(time.monotonic() - this.loop.started, 1)}
     messages.say(f"held-out top-1 {100 * values['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
     shown = pictures.confusion(labels, predicted, logits.shape[1])
-    report.conclude(this.loop.folder, summary, shown | {"class_names": np.array(this.class_names, str)})
+    write.conclude(this.loop.folder, summary, shown | {"class_names": np.array(this.class_names, str)})

@@ -10,11 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, compilers, messages, randomness, report, sharding
+from bt_jax import augment, compilers, messages, randomness, sharding
 from bt_jax.augment.recipes import Recipe
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
+from bt_jax.report import write
 from bt_jax.run_folder import opening, step_folders
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
@@ -64,7 +65,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     if this.given and this.loop.checkpoints.latest() is None:
         state = initial_weights.begin_with(this.given, state)
     state = loop.train(this.loop, loop.resume_or(this.loop, state))
-    if int(state.step) == this.loop.plan.total_steps and not report.concluded(folder, int(state.step)):
+    if int(state.step) == this.loop.plan.total_steps and not write.concluded(folder, int(state.step)):
         _finish(this, state)
     this.loop.checkpoints.close()
     return folder
@@ -170,7 +171,7 @@ def _finish(this: Run, state: TrainState) -> None:
         shown |= {"class_names": np.array(this.class_names, str)}
         messages.say(_table(summary))
     summary["seconds"] = round(time.monotonic() - this.loop.started, 1)
-    report.conclude(folder, summary, shown)
+    write.conclude(folder, summary, shown)
     messages.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")
 
 

@@ -102,7 +102,7 @@ FAULTS = (
     ),
     Fault(
         "report-full-disk",
-        "write",
+        "report",
         "storage.write(target, text)",
         "target.write_text(text)",
         ("test_full_disk_leaves_the_old_report",),

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from bt_jax.reporting.formats import percent, plural
-from bt_jax.reporting.gallery import MOST_NAMED, class_name
-from bt_jax.reporting.images import heat_map
-from bt_jax.reporting.page import esc, section
-from bt_jax.reporting.runs import Run, drawn_from
+from bt_jax.report.formats import percent, plural
+from bt_jax.report.gallery import MOST_NAMED, class_name
+from bt_jax.report.images import heat_map
+from bt_jax.report.page import esc, section
+from bt_jax.report.runs import Run, drawn_from
 
 MOST_CELLS = 250  # rows and columns of the picture; more classes are added together
 MOST_SAID = 6  # pairs in words

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from bt_jax.reporting.formats import number, percent, plural, short
-from bt_jax.reporting.runs import Run, flat, off_diagonal
+from bt_jax.report.formats import number, percent, plural, short
+from bt_jax.report.runs import Run, flat, off_diagonal
 
 ROWS = (("trained", "trained encoder"), ("untrained", "the same encoder untrained"), ("raw_pixels", "raw pixels"))
 # Below these, or with more dead dimensions, a run counts as collapsed.

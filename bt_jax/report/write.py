@@ -1,12 +1,8 @@
-"""The report of a run: one self-contained HTML file made of what lies in the run folder.
-
-    python -m bt_jax.report RUN              writes RUN/report.html again
-    python -m bt_jax.report RUN1 RUN2 ...    the curves of all in one report: that of the first, or --out FILE
+"""Writing the report of a run, and the end of a run: summary.json, pictures.npz and report.html.
 
 Only `metrics.jsonl` must be there. A part whose input is missing or damaged is left out, with a sentence saying why.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,16 +10,15 @@ import jax
 import numpy as np
 
 from bt_jax import messages, storage
-from bt_jax.cli import tool
 from bt_jax.messages import UserError
-from bt_jax.reporting.gallery import map_section, neighbours_section, pairs_section
-from bt_jax.reporting.mistakes import confusion_section
-from bt_jax.reporting.page import document
-from bt_jax.reporting.panels import FINETUNING, LABEL_FREE, LOSS, MACHINERY, QUALITY
-from bt_jax.reporting.redundancy import correlation_section, spectrum_section
-from bt_jax.reporting.results import results_section, task
-from bt_jax.reporting.runs import Run, read_run
-from bt_jax.reporting.sections import (
+from bt_jax.report.confusion import confusion_section
+from bt_jax.report.correlation import correlation_section, spectrum_section
+from bt_jax.report.gallery import map_section, neighbours_section, pairs_section
+from bt_jax.report.page import document
+from bt_jax.report.panels import FINETUNING, LABEL_FREE, LOSS, MACHINERY, QUALITY
+from bt_jax.report.results import results_section, task
+from bt_jax.report.runs import Run, read_run
+from bt_jax.report.sections import (
     comparison_section,
     curves_section,
     details_section,
@@ -35,7 +30,7 @@ PAGE = "report.html"
 
 
 @storage.reached()
-def write(run_dir, *others, out=None) -> Path:
+def report(run_dir, *others, out=None) -> Path:
     """Writes the report of a run and returns its path.
 
     Args:
@@ -65,7 +60,7 @@ def conclude(folder: Path, summary: dict, pictures: dict) -> None:
     (folder / PAGE).unlink(missing_ok=True)  # it comes last: what `concluded` goes by
     storage.write(folder / "pictures.npz", partial(np.savez, **pictures))
     storage.write_json(folder / "summary.json", summary)
-    messages.say(f"report      {write(folder)}")
+    messages.say(f"report      {report(folder)}")
 
 
 def concluded(folder: Path, step: int) -> bool:
@@ -126,14 +121,3 @@ def _pretraining(runs: list[Run]) -> list[str]:
         curves_section("The machinery", MACHINERY, runs, "small"),
         details_section(first),
     ]
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = tool.Parser("report", "Writes report.html of a run again.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder; several are drawn side by side")
-    parser.add_argument("--out", metavar="FILE", help="file to write (default: report.html in the first run folder)")
-    return tool.run(parser, lambda options: print(write(*options.runs, out=options.out)), argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from bt_jax.reporting.formats import plural
-from bt_jax.reporting.images import photograph, sheet
-from bt_jax.reporting.page import esc, section
-from bt_jax.reporting.runs import Run, drawn_from
+from bt_jax.report.formats import plural
+from bt_jax.report.images import photograph, sheet
+from bt_jax.report.page import esc, section
+from bt_jax.report.runs import Run, drawn_from
 
 MAP_PIXELS = 32  # side of a tile of the map in the file
 NEIGHBOUR_PIXELS = 48  # the same for nearest neighbours: on a phone a row of seven is shown at that size

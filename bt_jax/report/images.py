@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from bt_jax.reporting.page import esc
+from bt_jax.report.page import esc
 
 MOST_PIXELS = 96  # larger pictures are scaled down to this
 

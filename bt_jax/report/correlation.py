@@ -5,12 +5,12 @@ import math
 import numpy as np
 
 from bt_jax.data.sources.base import evenly
-from bt_jax.reporting.formats import number
-from bt_jax.reporting.images import heat_map
-from bt_jax.reporting.page import figure, section, swatch, table
-from bt_jax.reporting.plots import HISTOGRAM, SPECTRUM, draw_histogram, draw_spectrum, svg
-from bt_jax.reporting.runs import Run, drawn_from, off_diagonal
-from bt_jax.reporting.words import in_words
+from bt_jax.report.formats import number
+from bt_jax.report.images import heat_map
+from bt_jax.report.page import figure, section, swatch, table
+from bt_jax.report.plots import HISTOGRAM, SPECTRUM, draw_histogram, draw_spectrum, svg
+from bt_jax.report.runs import Run, drawn_from, off_diagonal
+from bt_jax.report.verdict import in_words
 
 MOST_MAPS = 8  # heat maps in the strip over time
 MAP_ROWS = 64  # rows and columns of each: it is shown that small

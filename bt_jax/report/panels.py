@@ -1,6 +1,6 @@
 """The plots of logged numbers: which metrics share one, and what the caption says is good and bad."""
 
-from bt_jax.reporting.plots import Panel
+from bt_jax.report.plots import Panel
 
 LOSS = (
     Panel(

@@ -3,9 +3,9 @@
 import re
 
 from bt_jax.config.arguments import flatten
-from bt_jax.reporting.formats import number, percent, plural, short
-from bt_jax.reporting.page import bar, esc, section, table
-from bt_jax.reporting.runs import Run, flat
+from bt_jax.report.formats import number, percent, plural, short
+from bt_jax.report.page import bar, esc, section, table
+from bt_jax.report.runs import Run, flat
 
 KINDS = {"evaluate": "Evaluation of an encoder", "finetune": "A classifier on an encoder"}
 UNLABELLED = {

@@ -13,7 +13,7 @@ import numpy as np
 from bt_jax import storage
 from bt_jax.config.arguments import flatten
 from bt_jax.messages import UserError
-from bt_jax.reporting.formats import number, plural
+from bt_jax.report.formats import number, plural
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bt_jax.reporting.page import COLOURS, esc
-from bt_jax.reporting.runs import Run
+from bt_jax.report.page import COLOURS, esc
+from bt_jax.report.runs import Run
 
 HISTOGRAM = {"before training": 1, "after training": 0}  # colour of each
 SPECTRUM = {"untrained": 1, "trained": 0}  # the same

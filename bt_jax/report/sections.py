@@ -5,12 +5,12 @@ import math
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.reporting.formats import duration, number, percent, short
-from bt_jax.reporting.page import COLOURS, bar, esc, figure, section, swatch, table
-from bt_jax.reporting.plots import Panel, draw_panel, svg
-from bt_jax.reporting.results import KINDS, results_verdict, task
-from bt_jax.reporting.runs import Run, flat
-from bt_jax.reporting.words import ROWS, knn_name, verdict
+from bt_jax.report.formats import duration, number, percent, short
+from bt_jax.report.page import COLOURS, bar, esc, figure, section, swatch, table
+from bt_jax.report.plots import Panel, draw_panel, svg
+from bt_jax.report.results import KINDS, results_verdict, task
+from bt_jax.report.runs import Run, flat
+from bt_jax.report.verdict import ROWS, knn_name, verdict
 
 SCORES = (("knn_top1", "nearest neighbours"), ("linear_top1", "linear probe"))
 FILES = {

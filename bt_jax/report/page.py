@@ -2,7 +2,7 @@
 
 import html
 
-from bt_jax.reporting.formats import percent
+from bt_jax.report.formats import percent
 
 COLOURS = 6  # --c0 ... --c5 in the style sheet
 
