@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import compilers, sharding, storage
+from bt_jax import compilers, sharding
 from bt_jax.cli import tool
 from bt_jax.messages import UserError, line
 from bt_jax.objectives import barlow_twins
@@ -253,7 +253,9 @@ def processor() -> str:
 def _remember(file: Path, device) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_json(file, _conditions(device), shared=True)
+        written = file.with_suffix(f".{os.getpid()}")  # not by `storage`, which needs more than JAX and NumPy
+        written.write_text(json.dumps(_conditions(device), indent=2) + "\n")
+        written.replace(file)
     except OSError:
         pass  # a cache that cannot be written costs a second at the next start, nothing else
 

@@ -12,6 +12,7 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -132,6 +133,18 @@ def test_light_modules_load_no_framework():
     script = f"import sys, {', '.join(LIGHT)}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_the_self_check_loads_with_jax_alone(tmp_path):
+    """It is the first thing that somebody runs on a new machine, perhaps before anything else is installed."""
+    packages = Path(jax.__file__).parents[1]
+    for name in ("jax", "jaxlib", "numpy", "numpy.libs", "scipy", "scipy.libs", "ml_dtypes", "opt_einsum"):
+        if (packages / name).exists():
+            (tmp_path / name).symlink_to(packages / name)
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-S", "-c", "import bt_jax.selfcheck"]  # without the environment's other packages
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_file_is_in_the_wheel(monkeypatch):
