@@ -9,11 +9,12 @@ import time
 
 from absl import flags
 
-from bt_jax import selfcheck, storage
+from bt_jax import storage
 from bt_jax.cli import config_program
 from bt_jax.config.arguments import choose
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.processes import coordination, exits, join, watchdog
+from bt_jax.selfcheck import comparison
 
 TASKS = ("pretrain", "evaluate", "finetune")  # modules of bt_jax.tasks
 WORKDIR = flags.DEFINE_string(
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
 def _run(config, started: float) -> None:
     task = importlib.import_module(f"bt_jax.tasks.{choose('config.task', config.task, TASKS)}")
     if config.self_check:
-        selfcheck.require(storage.user_cache() / "selfcheck")
+        comparison.require(storage.user_cache() / "selfcheck")
     try:
         with storage.reached():
             task.run(config, WORKDIR.value, started=started)

@@ -1,6 +1,6 @@
 """The self-check's stored numbers, by NumPy in float64, and what it does about wrong ones.
 
-python -m tests.test_selfcheck      writes bt_jax/selfcheck.json
+python -m tests.test_selfcheck      writes bt_jax/selfcheck/numbers.json
 """
 
 import json
@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from bt_jax import compilers, main, selfcheck
+from bt_jax import compilers, main
 from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.objectives import barlow_twins
 from bt_jax.run_folder import environment
+from bt_jax.selfcheck import comparison, programs
 from bt_jax.tasks import pretrain
 from tests.support.paths import ROOT
 
@@ -86,18 +87,18 @@ PATTERNS = list(BY_NUMPY)[:2]  # those that releases of XLA compute wrongly
 
 
 def numbers() -> dict[str, list[list[float]]]:
-    """What selfcheck.json holds."""
+    """What selfcheck/numbers.json holds."""
     found = {}
     for rows in (16_385, 32_769):
-        for check in selfcheck.checks(rows):
+        for check in programs.checks(rows):
             outputs = BY_NUMPY[check.name](*check.inputs)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            found[check.stored_name(rows)] = [selfcheck.digest(np.asarray(out)).tolist() for out in outputs]
+            found[check.stored_name(rows)] = [programs.digest(np.asarray(out)).tolist() for out in outputs]
     return found
 
 
 def test_the_stored_numbers_are_numpys():
-    stored, computed = json.loads(selfcheck.NUMBERS.read_text()), numbers()
+    stored, computed = json.loads(comparison.NUMBERS.read_text()), numbers()
     assert stored.keys() == computed.keys()
     for name, wanted in computed.items():
         for found, want in zip(stored[name], wanted, strict=True):
@@ -111,7 +112,7 @@ def test_the_stored_numbers_are_numpys():
 @pytest.mark.parametrize("x64", [False, True])
 def test_this_machine_computes_rightly(x64):
     with jax.enable_x64(x64):
-        wrong = [result for result in selfcheck.run_on(jax.devices()[0]) if not result.right]
+        wrong = [result for result in comparison.run_on(jax.devices()[0]) if not result.right]
     assert not wrong
 
 
@@ -121,16 +122,16 @@ def test_this_machine_computes_rightly(x64):
 @pytest.mark.parametrize("name", BY_NUMPY)
 def test_a_wrong_number_is_found(name, monkeypatch, tmp_path):
     """One element of an output is off by a tenth of the largest."""
-    check = next(check for check in selfcheck.checks(32_769) if check.name == name)
+    check = next(check for check in programs.checks(32_769) if check.name == name)
 
     def planted(*inputs):
         first, *rest = jax.tree.leaves(check.run(*inputs))
         flat = first.ravel()
         return flat.at[-1].add(0.1 * abs(flat).max()).reshape(first.shape), *rest
 
-    monkeypatch.setattr(selfcheck, "checks", lambda rows: [check._replace(run=planted)])
+    monkeypatch.setattr(programs, "checks", lambda rows: [check._replace(run=planted)])
     with pytest.raises(UserError) as caught:
-        selfcheck.require(tmp_path)
+        comparison.require(tmp_path)
     message = str(caught.value)
     assert all(
         part in message for part in (name, compilers.jaxlib_version(), jax.devices()[0].device_kind, "selfcheck")
@@ -139,9 +140,9 @@ def test_a_wrong_number_is_found(name, monkeypatch, tmp_path):
 
 
 def test_not_a_number_is_found(monkeypatch):
-    check = selfcheck.checks(32_769)[1]
-    monkeypatch.setattr(selfcheck, "checks", lambda rows: [check._replace(run=lambda *inputs: jax.numpy.nan)])
-    assert selfcheck.run_on(jax.devices()[0])[0].error == np.inf
+    check = programs.checks(32_769)[1]
+    monkeypatch.setattr(programs, "checks", lambda rows: [check._replace(run=lambda *inputs: jax.numpy.nan)])
+    assert comparison.run_on(jax.devices()[0])[0].error == np.inf
 
 
 @pytest.mark.skipif(not compilers.needs_flag(), reason="this jaxlib is not known to compute wrongly")
@@ -165,11 +166,11 @@ def test_it_is_made_once_for_the_same_conditions(monkeypatch, tmp_path):
     device = jax.devices()[0].device_kind
 
     def passed():
-        selfcheck.require(tmp_path)
-        return selfcheck.outcome()
+        comparison.require(tmp_path)
+        return comparison.outcome()
 
-    one = selfcheck.checks(32_769)[1:2]
-    monkeypatch.setattr(selfcheck, "checks", lambda rows: one)
+    one = programs.checks(32_769)[1:2]
+    monkeypatch.setattr(programs, "checks", lambda rows: one)
     assert passed() == {device: "passed"}
     assert passed() == {device: "passed before"}
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_fast_math=false")
@@ -186,23 +187,23 @@ def test_it_is_made_once_for_the_same_conditions(monkeypatch, tmp_path):
 def test_the_program_checks_first_unless_asked_not_to(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value=str(tmp_path / "run")))
-    monkeypatch.setattr(selfcheck, "_outcome", {})
+    monkeypatch.setattr(comparison, "_outcome", {})
     runs = []
     monkeypatch.setattr(pretrain, "run", lambda *a, **options: runs.append(environment.describe()["self_check"]))
-    check = selfcheck.checks(32_769)[1]
+    check = programs.checks(32_769)[1]
     wrong, device = check._replace(run=lambda *inputs: check.run(*inputs) + 1), jax.devices()[0].device_kind
     settings = keys.pretrain()
-    monkeypatch.setattr(selfcheck, "checks", lambda rows: [wrong])
+    monkeypatch.setattr(programs, "checks", lambda rows: [wrong])
     with pytest.raises(UserError, match="computes wrongly"):
         main._run(settings, 0.0)
     assert not runs
     settings.self_check = False
     main._run(settings, 0.0)
     settings.self_check = True
-    monkeypatch.setattr(selfcheck, "checks", lambda rows: [check])
+    monkeypatch.setattr(programs, "checks", lambda rows: [check])
     main._run(settings, 0.0)
     assert runs == ["left out", {device: "passed"}]
 
 
 if __name__ == "__main__":
-    selfcheck.NUMBERS.write_text(json.dumps(numbers(), indent=1) + "\n")
+    comparison.NUMBERS.write_text(json.dumps(numbers(), indent=1) + "\n")

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import models, selfcheck, sharding, storage
+from bt_jax import models, sharding, storage
 from bt_jax.augment import recipes
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources.base import Source, progress
@@ -25,6 +25,7 @@ from bt_jax.embed.record import fingerprint, open_out, view_sizes
 from bt_jax.embed.shard_files import Explained, Npy, Parquet, Rows
 from bt_jax.evals import features
 from bt_jax.messages import UserError
+from bt_jax.selfcheck import comparison
 from bt_jax.weights import load
 
 
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     record = open_out(out, options.encoder, settings, spans)
     mesh = sharding.make_mesh()
     if not options.no_self_check:
-        selfcheck.require(storage.user_cache() / "selfcheck")
+        comparison.require(storage.user_cache() / "selfcheck")
     recipe = recipes.RECIPES["imagenet"](view["size"])  # of which the evaluation sees the normalisation alone
     recipe = dataclasses.replace(recipe, mean=tuple(model["mean"]), std=tuple(model["std"]))
     embed = features.make_embed(net, recipe, mesh, resize=view["resize"])

@@ -18,8 +18,9 @@ import jax
 import jaxlib
 import numpy as np
 
-from bt_jax import compilers, selfcheck
+from bt_jax import compilers
 from bt_jax.run_folder import step_folders
+from bt_jax.selfcheck import comparison
 from bt_jax.tasks import pretrain
 from configs import quickstart
 from tests.support.paths import FIXTURES
@@ -31,7 +32,7 @@ STORED = FIXTURES / "quickstart_100_steps.json"
 
 def machine() -> dict[str, str]:
     """What the last digits of float32 depend on."""
-    return {"jaxlib": jaxlib.version.__version__, "processor": selfcheck.processor(), "fusions": compilers.state()}
+    return {"jaxlib": jaxlib.version.__version__, "processor": comparison.processor(), "fusions": compilers.state()}
 
 
 def arrays(folder: Path) -> dict[str, str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import jax
 
-from bt_jax import compilers, selfcheck
+from bt_jax import compilers
+from bt_jax.selfcheck import comparison
 
 LARGEST = 2**29  # bytes; a whole run of the tests leaves some 20 MB
 
@@ -19,7 +20,7 @@ def folder() -> Path:
     Every interpreter, JAX, set of compiler flags and kind of processor has a folder of its own: no test reads a program
     that another compiler made, or that was made for another processor.
     """
-    made_by = [sys.version, selfcheck.processor(), jax.__version__, jax.lib.__version__]
+    made_by = [sys.version, comparison.processor(), jax.__version__, jax.lib.__version__]
     made_by += [os.environ.get("XLA_FLAGS", ""), compilers.state()]
     return _base() / hashlib.sha256("\n".join(made_by).encode()).hexdigest()[:16]
 

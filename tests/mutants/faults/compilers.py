@@ -32,7 +32,7 @@ FAULTS = (
     Fault("selfcheck-nan", "_error", "return np.inf", "return 0.0", ("test_not_a_number_is_found",)),
     Fault("selfcheck-digest", "digest", "draw.choice([-1, 1], flat.size) *", "", (STORED,)),
     Fault("selfcheck-largest", "run_on", "error = max(", "error = min(", (WRONG_NUMBER,)),
-    Fault("selfcheck-raises", "require", "raise _failure(device, wrong)", "pass", (WRONG_NUMBER,)),
+    Fault("selfcheck-raises", "require", "raise failure(device, wrong)", "pass", (WRONG_NUMBER,)),
     Fault("selfcheck-remembers", "require", "_remember(file, device)", "pass", (MADE_ONCE,)),
     Fault("selfcheck-version", "_conditions", "compilers.jaxlib_version()", '""', (MADE_ONCE,)),
     Fault(
