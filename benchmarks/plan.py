@@ -14,9 +14,10 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from bt_jax import augment, models, plan, sharding
+from bt_jax import augment, models, sharding
 from bt_jax.models.split_projector import SplitProjector
 from bt_jax.objectives import barlow_twins
+from bt_jax.plan import estimate
 from bt_jax.train import build
 from configs import pretrain_imagenet_r50
 
@@ -47,7 +48,7 @@ def slices() -> None:
 def growth(topology: str = "v5e:16x16") -> None:
     """Projector (D, D, D), split, and loss, forward and backward."""
     jax.config.update("jax_platforms", "cpu")
-    mesh, _ = plan.topology_mesh(topology)
+    mesh, _ = estimate.topology_mesh(topology)
     print("| D | form | parameters a chip | temporary | GFLOP | collectives |\n|---|---|---|---|---|---|")
     for d in (2048, 4096, 8192, 16384, 32768, 65536):
         net = models.build_projector(FEATURES, (d, d, d), dtype=jnp.bfloat16)
@@ -63,7 +64,7 @@ def growth(topology: str = "v5e:16x16") -> None:
                 return barlow_twins.barlow_twins(z1, z2, form=form, mesh=mesh)[0], stats
 
             gradient = jax.jit(jax.value_and_grad(loss, (0, 2, 3), has_aux=True))
-            need = plan.measure(gradient.lower(variables["params"], variables["batch_stats"], h, h).compile(), mesh)
+            need = estimate.measure(gradient.lower(variables["params"], variables["batch_stats"], h, h).compile(), mesh)
             parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) * 4 / mesh.devices.size / 1e9
             cells = [f"{d:,}", form, f"{parameters:.3f} GB", f"{need['temporary_bytes'] / 1e9:.2f} GB"]
             cells += [f"{need['flops'] / 1e9:.0f}", f"{need['collective_bytes'] / 1e9:.2f} GB"]
@@ -73,9 +74,9 @@ def growth(topology: str = "v5e:16x16") -> None:
 def views(topology: str = "v5e:2x2", batch: str = "512") -> None:
     """FLOPs and bytes of the two views alone, out of the canvas, and of the whole step of the ImageNet config."""
     jax.config.update("jax_platforms", "cpu")
-    mesh, chip = plan.topology_mesh(topology)
+    mesh, chip = estimate.topology_mesh(topology)
     config = pretrain_imagenet_r50.get_config(f"batch={batch}")
-    whole = plan.make_plan(config, mesh, chip)
+    whole = estimate.make_plan(config, mesh, chip)
     recipe, n, side = build.build_recipe(config), config.batch_size, config.data.canvas
 
     def alone(key, images, ids, sizes):
@@ -84,7 +85,7 @@ def views(topology: str = "v5e:2x2", batch: str = "512") -> None:
     shapes = {"image": ((n, side, side, 3), jnp.uint8), "id": ((n,), jnp.int32), "size": ((n, 2), jnp.int32)}
     arrays = [jax.ShapeDtypeStruct(*spec, sharding=sharding.batch_sharding(mesh)) for spec in shapes.values()]
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding.replicated(mesh))
-    need = plan.measure(jax.jit(alone).lower(key, *arrays).compile(), mesh)
+    need = estimate.measure(jax.jit(alone).lower(key, *arrays).compile(), mesh)
     print(f"{topology}, {n // mesh.devices.size} pairs a chip\n\n| | views | step | share |\n|---|---|---|---|")
     for what, unit, scale in (("flops", "TFLOP", 1e12), ("bytes_accessed", "GB", 1e9)):
         part, total = need[what] / scale, whole[what] / scale

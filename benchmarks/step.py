@@ -27,11 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from bt_jax import augment, plan, randomness, sharding
+from bt_jax import augment, randomness, sharding
 from bt_jax.cli import config_program
 from bt_jax.config import keys
 from bt_jax.messages import UserError
 from bt_jax.objectives import barlow_twins
+from bt_jax.plan import estimate
 from bt_jax.train import build, epochs
 
 STEPS = flags.DEFINE_integer("steps", 30, "Steps that are timed, of each program.")
@@ -117,7 +118,7 @@ def prepare(options) -> tuple[dict[str, Callable], dict]:
     started = time.perf_counter()
     step_program = compiled(training.step, batch)
     compile_seconds = time.perf_counter() - started
-    need = plan.measure(step_program, mesh)
+    need = estimate.measure(step_program, mesh)
 
     def size(tree) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -161,7 +162,7 @@ def largest(options) -> int:
     for n in (options.batch_size // 2, options.batch_size):
         smaller = options.copy_and_resolve_references()
         smaller.batch_size = n
-        peaks[n] = plan.measure(plan.compile_step(smaller, mesh)[0], mesh)["peak_bytes"]
+        peaks[n] = estimate.measure(estimate.compile_step(smaller, mesh)[0], mesh)["peak_bytes"]
     each = (peaks[options.batch_size] - peaks[options.batch_size // 2]) / (options.batch_size - options.batch_size // 2)
     return int((limit - peaks[options.batch_size]) / each + options.batch_size) // 32 * 32
 

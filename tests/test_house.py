@@ -142,7 +142,12 @@ def test_the_self_check_loads_with_jax_alone(tmp_path):
         if (packages / name).exists():
             (tmp_path / name).symlink_to(packages / name)
     environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-S", "-c", "import bt_jax.selfcheck.__main__"]  # without the environment's other packages
+    command = [
+        sys.executable,
+        "-S",
+        "-c",
+        "import bt_jax.selfcheck.__main__",
+    ]  # without the environment's other packages
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bt_jax import collectives, plan, sharding
+from bt_jax import sharding
 from bt_jax.messages import UserError
+from bt_jax.plan import collectives, estimate
+from bt_jax.plan.__main__ import table
 from configs import quickstart
 from tests.support.paths import ROOT
 
-CHIP = plan.Chip(flops=1e12, memory=2**30, memory_bytes=1e11, link_bytes=1e9, slices=())
+CHIP = estimate.Chip(flops=1e12, memory=2**30, memory_bytes=1e11, link_bytes=1e9, slices=())
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def tiny(head, arch):
 
 @pytest.fixture(scope="module")
 def plans(mesh, tiny_arch, compiled_quickly):
-    return {head: plan.make_plan(tiny(head, tiny_arch), mesh, CHIP) for head in ("replicated", "sharded")}
+    return {head: estimate.make_plan(tiny(head, tiny_arch), mesh, CHIP) for head in ("replicated", "sharded")}
 
 
 def test_state_is_counted_by_its_shards(plans):
@@ -111,9 +113,9 @@ def test_times_and_words(plans, mesh, monkeypatch):
     np.testing.assert_allclose(found["seconds"]["arithmetic"], found["flops"] / 1e12)
     np.testing.assert_allclose(found["seconds"]["interconnect"], found["link_bytes"] / 1e9)
     assert found["seconds"][found["limit"]] == max(found["seconds"].values())
-    words = plan.table("a slice", found)
+    words = table("a slice", found)
     assert "fits in" in words and "<- limits" in words and "all-reduce" in words
-    assert "DOES NOT FIT in" in plan.table("a slice", found | {"fits": False})
+    assert "DOES NOT FIT in" in table("a slice", found | {"fits": False})
     assert json.loads(json.dumps(found)) == found
 
 
@@ -122,13 +124,13 @@ def test_times_and_words(plans, mesh, monkeypatch):
 )
 def test_wrong_topologies(name, said):
     with pytest.raises(UserError, match=said):
-        plan.topology_mesh(name)
+        estimate.topology_mesh(name)
 
 
 def test_missing_libtpu(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
-        plan.topology_mesh("v5e:2x2")
+        estimate.topology_mesh("v5e:2x2")
 
 
 def test_a_real_slice():
@@ -154,10 +156,10 @@ def test_what_does_not_fit_is_said(monkeypatch, peak, fits):
     """And what takes the longest is what limits."""
     need = {"peak_bytes": peak, "flops": 6.0, "bytes_accessed": 30.0, "link_bytes": 2.0, "temporary_bytes": 1}
     need |= {"collectives": {}, "collective_bytes": 0}
-    monkeypatch.setattr(plan, "compile_step", lambda config, mesh: (None, {}, {}))
-    monkeypatch.setattr(plan, "measure", lambda compiled, mesh: need)
-    chip = plan.Chip(flops=2.0, memory=10.0, memory_bytes=6.0, link_bytes=0.5, slices=())
-    found = plan.make_plan(quickstart.get_config(), sharding.make_mesh(), chip)
+    monkeypatch.setattr(estimate, "compile_step", lambda config, mesh: (None, {}, {}))
+    monkeypatch.setattr(estimate, "measure", lambda compiled, mesh: need)
+    chip = estimate.Chip(flops=2.0, memory=10.0, memory_bytes=6.0, link_bytes=0.5, slices=())
+    found = estimate.make_plan(quickstart.get_config(), sharding.make_mesh(), chip)
     assert found["fits"] == fits and found["limit"] == "memory" and found["memory_bytes"] == 10
     assert found["seconds"] == {"arithmetic": 3, "memory": 5, "interconnect": 4}
-    assert ("DOES NOT FIT" in plan.table("a slice", found)) != fits
+    assert ("DOES NOT FIT" in table("a slice", found)) != fits

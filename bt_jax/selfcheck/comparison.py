@@ -17,7 +17,12 @@ from bt_jax.selfcheck import programs
 
 _outcome: dict[str, str] = {}  # of `require` in this process
 NUMBERS = Path(__file__).with_name("numbers.json")
-CODE = (NUMBERS, Path(__file__), Path(programs.__file__), Path(barlow_twins.__file__))  # all that the checks are made of
+CODE = (
+    NUMBERS,
+    Path(__file__),
+    Path(programs.__file__),
+    Path(barlow_twins.__file__),
+)  # all that the checks are made of
 
 # Allowed error over the largest stored number. Sums in float32 differ by their order: at most 2e-6 was seen on a CPU.
 # "matmul": what accelerators compute by default in bfloat16 or TF32, eight to ten bits, but not on a CPU.

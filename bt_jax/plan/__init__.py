@@ -1,0 +1,1 @@
+"""The command `python -m bt_jax.plan`: what a training step needs on a TPU slice."""
