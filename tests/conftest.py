@@ -55,17 +55,17 @@ def unchecked():
 LONGEST = [
     "test_drills",
     "test_pretrain",
-    "test_train_step",
+    "test_step",
     "test_pipeline",
     "test_configs",
-    "test_augment",
+    "test_views",
     "test_models",
     "test_report",
     "test_encoder_tasks",
     "test_evals",
-    "test_convert",
+    "test_conversion",
     "test_trajectory",
-    "test_losses",
+    "test_barlow_twins",
 ]
 
 
@@ -131,7 +131,7 @@ def compiled_once():
 # that go through optax's Adam (its bias correction raises a float to an int32 power) or through bfloat16 and float64
 # networks (`jnp.promote_types` itself obeys the setting), and those that are not about numbers. Strict promotion of
 # ranks is not set: (n, d) - (d,) is meant, all over the batch norm and the loss.
-STRICT = {"test_augment", "test_losses", "test_optim", "test_shapes"}
+STRICT = {"test_views", "test_barlow_twins", "test_optim", "test_shapes"}
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -20,10 +19,11 @@ from bt_jax.run_folder import opening
 from bt_jax.tasks import evaluate, finetune, from_encoder, pretrain
 from bt_jax.train import build, recorder, step
 from bt_jax.weights import load
+from tests.support.paths import ROOT
 from tests.support.runs import changed
 from tests.support.wiring import Enough, Mean, Squares, stop, watched
 
-TESTS = Path(__file__).parent
+TESTS = ROOT / "tests"
 
 
 # Pretraining ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The self-check's stored numbers, by NumPy in float64, and what it does about wrong ones.
 
-python -m tests.test_selfcheck      writes bt_jax/selfcheck/numbers.json
+python -m tests.selfcheck.test_comparison      writes bt_jax/selfcheck/numbers.json
 """
 
 import json
