@@ -53,14 +53,22 @@ def open_data(config: ConfigDict) -> tuple[Source, Broken]:
     return source, Broken(source, limit=config.data.broken_limit, say=messages.say)
 
 
-def make_feed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int) -> Feed:
-    """On the device or streamed, as the config says; `broken` is told of unreadable images."""
-    return (_resident if config.data.on_device else _streamed)(config, source, mesh, broken, channels)
+def make_feed(
+    config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str = ""
+) -> Feed:
+    """On the device or streamed, as the config says.
+
+    Args:
+      broken: is told of unreadable images.
+      train_split: of `source`; the config's by default.
+    """
+    make = _resident if config.data.on_device else _streamed
+    return make(config, source, mesh, broken, channels, train_split or config.data.train_split)
 
 
-def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int) -> Feed:
+def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str) -> Feed:
     arrays = functools.cache(lambda split: source.arrays(split, broken, channels=channels))
-    images, labels = arrays(config.data.train_split)
+    images, labels = arrays(train_split)
     steps_per_epoch = max(len(images) // config.batch_size, 1)
     size = device.dispatch_size(steps_per_epoch, config.log.every_steps)
 
@@ -71,7 +79,7 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
         at_step, layout = int(state.step), jax.tree.map(lambda leaf: leaf.sharding, state)
         replicated = sharding.replicated(mesh)
         data = device.put_arrays(images, labels, mesh)
-        first_id = source.span(config.data.train_split).start
+        first_id = source.span(train_split).start
         dispatch = device.make_dispatch(step, batch_size=config.batch_size, mesh=mesh, first_id=first_id, layout=layout)
         # Made where it is used: a key cannot be put onto the devices of other processes.
         make_key = compilers.jit(lambda: randomness.stream(config.seed, randomness.ORDER), out_shardings=replicated)
@@ -111,18 +119,18 @@ def _resident(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
     return Feed(len(images), begin, window, sample, passes)
 
 
-def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int) -> Feed:
+def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str) -> Feed:
     from bt_jax.data import pipeline  # imported here: it needs TensorFlow
 
     batch_size = sharding.round_up(config.evals.batch_size, mesh)
     decoding = {"canvas": config.data.canvas, "channels": channels, "broken": broken}
-    train_images = source.span(config.data.train_split)
+    train_images = source.span(train_split)
 
     def begin(step, state):
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
         batches = pipeline.train_batches(
             source,
-            config.data.train_split,
+            train_split,
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=int(state.step),
@@ -152,8 +160,7 @@ def _streamed(config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, ch
         return lambda: pipeline.eval_batches(source, split, batch_size=batch_size, limit=limit, **decoding)
 
     def sample(n):
-        split = config.data.train_split
-        batch = next(iter(pipeline.eval_batches(source, split, batch_size=n, **decoding)))
+        batch = next(iter(pipeline.eval_batches(source, train_split, batch_size=n, **decoding)))
         return {name: batch[name][batch["mask"]] for name in ("image", "size", "id") if name in batch}
 
     every = config.log.every_steps

@@ -1,24 +1,24 @@
 """Evaluation of an encoder by protocols on frozen features, all from one pass over each split."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax import messages, randomness, sharding
-from bt_jax.config import arguments, keys
-from bt_jax.data import batches
+from bt_jax import messages, randomness
+from bt_jax.config import arguments
 from bt_jax.data.sources import selection
+from bt_jax.data.sources.base import Source
 from bt_jax.evals import features, pictures, protocols, spectrum
 from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
 from bt_jax.report import write
 from bt_jax.run_folder import metrics_log, opening
-from bt_jax.tasks import from_encoder
-from bt_jax.train import build
+from bt_jax.tasks import from_encoder, open_run
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
 
@@ -37,24 +37,17 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     """
     started = time.monotonic() if started is None else started
     config = from_encoder.complete(config)
-    keys.check(config)
+    mesh = open_run.open_machine(config)
     for name in config.protocols:
         arguments.choose("config.protocols", name, PROTOCOLS)
-    mesh = sharding.make_mesh()
-    build.check_devices(config, mesh)
     encoder = from_encoder.open_encoder(config)
-    asked = arguments.to_dict(config)
-    source, broken = batches.open_data(config)
-    if "+" in config.data.train_split:
-        source, config.data.train_split = selection.joined(source, config.data.train_split), "joined"
-    feed = batches.make_feed(config, source, mesh, broken, len(encoder.mean))
+    data = open_run.open_data(config, mesh, len(encoder.mean), partial(_joined, config.data.train_split))
+    source, feed = data.source, data.feed
     opening.agree(config, images=feed.images)
     recipe = from_encoder.view_recipe(config, encoder)
     embed = features.make_embed(encoder.net, recipe, mesh, resize=config.evals.resize)
-    evaluators = _evaluators(config, source, feed, embed, encoder, recipe, mesh)
-    folder = opening.open_folder(workdir, asked)
-    broken.list_in(opening.own(folder, "broken.txt"))
-    messages.say(f"{folder}: {config.encoder} ({encoder.net.arch}) on {source.name}")
+    evaluators = _evaluators(config, data, embed, encoder, recipe, mesh)
+    folder = open_run.open_folder(config, workdir, data, f"{config.encoder} ({encoder.net.arch}) on {source.name}")
 
     written = metrics_log.RunLog(folder, first_step=-1, tensorboard=False)
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
@@ -71,20 +64,26 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     written.sync()
     written.close()
     summary["seconds"] = round(time.monotonic() - started, 1)
-    shown = _pictures(config, evaluators, source, feed, embed, encoder, mesh)
+    shown = _pictures(config, data, evaluators, embed, encoder, mesh)
     write.conclude(folder, summary, shown)
     return folder
 
 
-def _evaluators(config, source, feed, embed, encoder, recipe, mesh) -> dict[str, Evaluator]:
+def _joined(train_split: str, source: Source) -> tuple[Source, str]:
+    """A data set in which "train+validation" is one split, and its name there."""
+    return (selection.joined(source, train_split), "joined") if "+" in train_split else (source, train_split)
+
+
+def _evaluators(config, data, embed, encoder, recipe, mesh) -> dict[str, Evaluator]:
     """The evaluators of `config.protocols`, which share the features."""
-    data, evals = config.data, config.evals
-    splits = [split for split in (data.train_split, data.val_split) if split]
+    source, feed, evals = data.source, data.feed, config.evals
+    splits = [split for split in (data.train_split, config.data.val_split) if split]
     bases = [source.span(split).base for split in splits]
     labelled = len(splits) == 2 and all(source.labelled(base) for base in bases)
     frozen = None
     if len(splits) == 2:
-        train, val = feed.passes(data.train_split, evals.train_images), feed.passes(data.val_split, evals.val_images)
+        train = feed.passes(data.train_split, evals.train_images)
+        val = feed.passes(config.data.val_split, evals.val_images)
         classes = source.num_classes if labelled else 0
         frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=classes, check=not evals.train_images)
     found: dict[str, Evaluator] = {}
@@ -122,13 +121,13 @@ def _targets(source, splits: list[str]) -> list[np.ndarray]:
     return found
 
 
-def _pictures(config, evaluators, source, feed, embed, encoder, mesh) -> dict[str, np.ndarray]:
-    passes = feed.passes(config.data.val_split or config.data.train_split, pictures.MAP_IMAGES)
+def _pictures(config, data, evaluators, embed, encoder, mesh) -> dict[str, np.ndarray]:
+    passes = data.feed.passes(config.data.val_split or data.train_split, pictures.MAP_IMAGES)
     images = features.gallery(embed, encoder.encoder(), passes(), mesh)
     shown = pictures.of_embedding(*images)
     if "spectrum" in evaluators:
         _, shown["spectrum_trained"] = evaluators["spectrum"].of(encoder)
     if "linear" in evaluators:
         fitted, labels = evaluators["linear"].fit(encoder)
-        shown |= pictures.confusion(labels, fitted.predicted, source.num_classes)
-    return shown | {"class_names": np.array(source.class_names, str)}
+        shown |= pictures.confusion(labels, fitted.predicted, data.source.num_classes)
+    return shown | {"class_names": np.array(data.source.class_names, str)}

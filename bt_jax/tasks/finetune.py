@@ -5,6 +5,7 @@ The protocols differ in numbers alone, which are in `configs/`: what is trained,
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,20 +17,18 @@ from ml_collections import ConfigDict
 
 from bt_jax import augment, compilers, messages, optim, randomness, sharding
 from bt_jax.augment import recipes
-from bt_jax.config import arguments, keys
-from bt_jax.data import batches
+from bt_jax.config import arguments
 from bt_jax.data.sources import selection
+from bt_jax.data.sources.base import Source
 from bt_jax.evals import accuracy, confidence, pictures
 from bt_jax.evals.accuracy import Accuracy
 from bt_jax.messages import UserError
 from bt_jax.objectives import functions
 from bt_jax.report import write
-from bt_jax.run_folder import opening
-from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.state import TrainState
-from bt_jax.tasks import from_encoder
+from bt_jax.tasks import from_encoder, open_run
 from bt_jax.tasks.from_encoder import Encoder
-from bt_jax.train import build, epochs, loop, optimizer
+from bt_jax.train import epochs, loop, optimizer
 
 
 class Run(NamedTuple):
@@ -62,28 +61,14 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
 
 
 def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
-    keys.check(config)
-    mesh = sharding.make_mesh()
-    build.check_devices(config, mesh)
-    sharding.check_batch(config.batch_size, mesh)
+    mesh = open_run.open_machine(config)
     encoder = from_encoder.open_encoder(config, dtype=config.model.dtype)
-    source, broken = batches.open_data(config)
-    for split in (config.data.train_split, config.data.val_split):
-        if not split or not source.labelled(source.span(split).base):
-            raise UserError(
-                f"{source.name} has no labels in split {split!r}",
-                "A classifier needs them in train and held-out split.",
-            )
-    asked = arguments.to_dict(config)
-    if config.data.fraction != 1:
-        source = selection.share(source, config.data.train_split, config.data.fraction, seed=config.seed)
-        config.data.train_split = "share"
+    data = open_run.open_data(config, mesh, len(encoder.mean), partial(_labelled_share, config))
+    source, feed = data.source, data.feed
     recipe = from_encoder.view_recipe(
         config, encoder, crop_scale=tuple(config.views.crop_scale), flip=config.views.flip
     )
-    feed = batches.make_feed(config, source, mesh, broken, len(encoder.mean))
-    plan = epochs.make_plan(config, feed.images)
-    opening.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
+    plan = open_run.open_schedule(config, data)
     trained = trained_parts(config.train, list(encoder.variables["params"]))
     tx, rates = _optimizer(config, plan, trained)
     batch_norm = config.batch_norm if config.batch_norm != "auto" else "train" if config.train == "all" else "eval"
@@ -91,15 +76,10 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     every_steps = plan.steps(config.evals.every_epochs) or plan.total_steps
     val = feed.passes(config.data.val_split, config.evals.val_images)
     accuracy = Accuracy(encoder.net, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
-    folder = opening.open_folder(workdir, asked)
-    broken.list_in(opening.own(folder, "broken.txt"))
-    messages.say(f"{folder}: {config.encoder} on {source.name}, {feed.images} images, training {', '.join(trained)}")
-    checkpoints = Checkpoints(
-        folder,
-        model={"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std},
-        keep_last=config.checkpoint.keep_last,
-        keep_every=plan.steps(config.checkpoint.keep_every_epochs),
-    )
+    about = f"{config.encoder} on {source.name}, {feed.images} images, training {', '.join(trained)}"
+    folder = open_run.open_folder(config, workdir, data, about)
+    model = {"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std}
+    checkpoints = open_run.open_checkpoints(config, folder, plan, model)
     this = loop.Loop(config, folder, plan, step, feed, [accuracy], checkpoints, started, unit="images")
 
     def fresh():
@@ -110,6 +90,19 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         return compilers.jit(state, out_shardings=sharding.replicated(mesh))(key, encoder.variables)
 
     return Run(this, accuracy, list(source.class_names), fresh)
+
+
+def _labelled_share(config: ConfigDict, source: Source) -> tuple[Source, str]:
+    """The share of the training images that the config asks for, and its split."""
+    for split in (config.data.train_split, config.data.val_split):
+        if not split or not source.labelled(source.span(split).base):
+            raise UserError(
+                f"{source.name} has no labels in split {split!r}",
+                "A classifier needs them in train and held-out split.",
+            )
+    if config.data.fraction == 1:
+        return source, config.data.train_split
+    return selection.share(source, config.data.train_split, config.data.fraction, seed=config.seed), "share"
 
 
 def trained_parts(train: str, parts: list[str]) -> tuple[str, ...]:

@@ -10,16 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, compilers, messages, randomness, sharding
+from bt_jax import augment, compilers, messages, randomness
 from bt_jax.augment.recipes import Recipe
-from bt_jax.config import arguments, keys
 from bt_jax.data import batches
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.report import write
-from bt_jax.run_folder import opening, step_folders
-from bt_jax.run_folder.checkpoints import Checkpoints
+from bt_jax.run_folder import step_folders
 from bt_jax.state import TrainState
-from bt_jax.train import build, epochs, initial_weights, loop
+from bt_jax.tasks import open_run
+from bt_jax.train import build, initial_weights, loop
 
 PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
 
@@ -72,16 +71,11 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
 
 
 def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
-    keys.check(config)
-    mesh = sharding.make_mesh()
-    build.check_devices(config, mesh)
-    build.check_rate(config)
-    sharding.check_batch(config.batch_size, mesh)
-    source, broken = batches.open_data(config)
+    mesh = open_run.open_machine(config)
     recipe = build.build_recipe(config)
-    feed = batches.make_feed(config, source, mesh, broken, len(recipe.mean))
-    plan = epochs.make_plan(config, feed.images)
-    opening.agree(config, images=feed.images, steps_per_epoch=plan.steps_per_epoch)
+    data = open_run.open_data(config, mesh, channels=len(recipe.mean))
+    source, feed = data.source, data.feed
+    plan = open_run.open_schedule(config, data)
     nets, step, _, create, _ = build.build_training(config, plan, recipe, source.num_classes, mesh)
     every_steps = plan.steps(config.evals.every_epochs)
     embed = features.make_embed(nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize)
@@ -104,16 +98,11 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     begun = step_folders.begun(workdir)
     given = initial_weights.read(config.init_from, nets) if config.init_from and not begun else None
     sample = feed.sample(PICTURE_IMAGES)
-    # Only now, when the config is known to make sense: a folder holds one config for good.
-    folder = opening.open_folder(workdir, arguments.to_dict(config))
-    broken.list_in(opening.own(folder, "broken.txt"))
-    messages.say(f"{folder}: {source.name} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
-    checkpoints = Checkpoints(
-        folder,
-        model={"build": build.backbone_options(config, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std},
-        keep_last=config.checkpoint.keep_last,
-        keep_every=plan.steps(config.checkpoint.keep_every_epochs),
-    )
+    devices = jax.devices()
+    about = f"{source.name} on {len(devices)} x {devices[0].device_kind}"
+    folder = open_run.open_folder(config, workdir, data, about)
+    model = {"build": build.backbone_options(config, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std}
+    checkpoints = open_run.open_checkpoints(config, folder, plan, model)
     init_key = randomness.stream(config.seed, randomness.INIT)
     matrix = correlation.CrossCorrelation(
         nets,

@@ -1,7 +1,6 @@
 """From a config to what is trained: views, networks, the state at the start, the step."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,47 +10,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import compilers, messages, models, sharding
+from bt_jax import compilers, models, sharding
 from bt_jax.augment import recipes
 from bt_jax.messages import UserError
 from bt_jax.state import Nets, TrainState
 from bt_jax.train import optimizer
 from bt_jax.train import step as train_step
 from bt_jax.train.epochs import Plan
-
-
-def check_rate(config: ConfigDict) -> None:
-    """Says so where the batch was changed and the learning rates, which the config file chose for another, were not."""
-    if config.tuned_batch_size not in (0, config.batch_size):
-        messages.say(
-            f"WARNING: the learning rates are tuned for a batch of {config.tuned_batch_size}, not {config.batch_size}:"
-            f" write --config=FILE.py:batch={config.batch_size} to take the config's rate for it"
-        )
-
-
-def check_devices(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses the wrong kind or number of devices; says so where an accelerator of this machine is not used."""
-    platform = jax.default_backend()
-    extra = "cuda" if config.platform == "gpu" else config.platform
-    if config.platform not in ("any", platform):
-        raise UserError(
-            f"config.platform={config.platform!r}, but JAX runs on {platform!r}",
-            "Set JAX_PLATFORMS=cpu."
-            if config.platform == "cpu"
-            else f"Install JAX for it (pip install -e '.[{extra}]'), check that no"
-            " other process holds the device (lsof /dev/accel* /dev/nvidia*) and that JAX_PLATFORMS is unset, or set"
-            " --config.platform=any.",
-        )
-    if config.devices and config.devices != mesh.devices.size:
-        raise UserError(
-            f"config.devices={config.devices}, but there are {mesh.devices.size}",
-            f"Set --config.devices={mesh.devices.size}, or make the missing devices visible.",
-        )
-    unused = [path for path in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0") if os.path.exists(path)]
-    if platform == "cpu" and unused and not os.environ.get("JAX_PLATFORMS"):
-        messages.say(
-            f"WARNING: {unused[0]} is an accelerator, but JAX runs on the CPU; set --config.platform to insist on it"
-        )
 
 
 def build_recipe(config: ConfigDict) -> recipes.Recipe:

@@ -16,7 +16,7 @@ from bt_jax.evals import protocols, spectrum
 from bt_jax.objectives import barlow_twins
 from bt_jax.report import panels
 from bt_jax.run_folder import opening
-from bt_jax.tasks import evaluate, finetune, from_encoder, pretrain
+from bt_jax.tasks import evaluate, finetune, from_encoder, open_run, pretrain
 from bt_jax.train import build, recorder, step
 from bt_jax.weights import load
 from tests.support.paths import ROOT
@@ -123,7 +123,7 @@ def prepared(tmp_path_factory):
     """Pretraining, built from a config in which every key of the table has the table's value."""
     with pytest.MonkeyPatch.context() as patch:
         seen = watched(patch)
-        seen.watch(pretrain, "Checkpoints", lambda *_, **__: SimpleNamespace())
+        seen.watch(open_run, "Checkpoints", lambda *_, **__: SimpleNamespace())
         seen.watch(models, "build", lambda *_, **__: Mean())
         seen.watch(models, "build_projector", lambda *_, **__: Mean())
         for where, name in (
@@ -280,7 +280,7 @@ HELD_FINETUNE = HELD | ENCODER | {"optim.": SGD, "evals.train_images": ""}  # it
 def tuned(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         seen = watched(patch)
-        seen.watch(finetune, "Checkpoints", lambda *_, **__: SimpleNamespace())
+        seen.watch(open_run, "Checkpoints", lambda *_, **__: SimpleNamespace())
         seen.watch(from_encoder, "open_encoder", given_encoder)
         seen.watch(selection, "share", lambda source, split, *_, **__: Part())
         seen.watch(finetune, "make_step")

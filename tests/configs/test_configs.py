@@ -11,7 +11,7 @@ from bt_jax.augment.recipes import View
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
 from bt_jax.run_folder import same_run
-from bt_jax.tasks import pretrain
+from bt_jax.tasks import open_run, pretrain
 from bt_jax.train import build
 from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
 from tests.support.runs import read_lines
@@ -122,10 +122,10 @@ def test_the_rate_follows_the_batch():
 
 def test_batch_changed_behind_the_recipe_warns(capsys):
     config = pretrain_imagenet_r50.get_config()
-    build.check_rate(config)
+    open_run.check_rate(config)
     assert not capsys.readouterr().out
     config.batch_size = 512
-    build.check_rate(config)
+    open_run.check_rate(config)
     assert "tuned for a batch of 2048, not 512" in capsys.readouterr().out
 
 

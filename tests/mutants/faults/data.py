@@ -171,7 +171,7 @@ FAULTS = (
     Fault(
         "feed-first-id",
         "_resident.begin",
-        "source.span(config.data.train_split).start",
+        "source.span(train_split).start",
         "0",
         ("test_feeds_give_ids_and_labels_of_the_whole_split",),
     ),

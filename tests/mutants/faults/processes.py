@@ -142,16 +142,9 @@ FAULTS = (
     ),
     Fault(
         "agree-steps",
-        "_prepare",
-        "steps_per_epoch=plan.steps_per_epoch) nets,",
-        "steps_per_epoch=0)\n    nets,",
-        ("test_processes_compare_images_and_steps",),
-    ),
-    Fault(
-        "agree-steps-finetune",
-        "_prepare",
-        "steps_per_epoch=plan.steps_per_epoch) trained =",
-        "steps_per_epoch=0)\n    trained =",
+        "open_schedule",
+        "steps_per_epoch=plan.steps_per_epoch",
+        "steps_per_epoch=0",
         ("test_processes_compare_images_and_steps",),
     ),
     Fault(

@@ -32,20 +32,7 @@ FAULTS = (
         "make_embed(nets.backbone, build.evaluation_recipe(config), mesh)",
         PRETRAIN,
     ),
-    Fault(
-        "wiring-keep-every",
-        "_prepare",
-        "keep_every=plan.steps(config.checkpoint.keep_every_epochs), ) init_key",
-        ")\n    init_key",
-        PRETRAIN,
-    ),
-    Fault(
-        "wiring-keep-every-finetune",
-        "_prepare",
-        "keep_every=plan.steps(config.checkpoint.keep_every_epochs), ) this = loop.Loop",
-        ")\n    this = loop.Loop",
-        ("test_a_finetuning_key_arrives",),
-    ),
+    Fault("wiring-keep-every", "open_checkpoints", "keep_every=keep_every", "keep_every=0", PRETRAIN),
     Fault(
         "wiring-order-seed",
         "_resident.begin",
