@@ -43,6 +43,7 @@ WRONG_REDUCE_FUSION = {
 
 _BRIDGE = "jax._src.xla_bridge"  # the module of jax that starts backends
 _late = False  # a backend had started before bt_jax was imported
+checked: dict[str, str] = {}  # device kind -> "passed" or "passed before", of this process's self-check
 
 
 def install() -> None:

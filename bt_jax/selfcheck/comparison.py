@@ -15,7 +15,6 @@ from bt_jax.messages import UserError, line
 from bt_jax.objectives import barlow_twins
 from bt_jax.selfcheck import programs
 
-_outcome: dict[str, str] = {}  # of `require` in this process
 NUMBERS = Path(__file__).with_name("numbers.json")
 CODE = (
     NUMBERS,
@@ -74,11 +73,6 @@ def kinds() -> list:
     return list({(device.platform, device.device_kind): device for device in local}.values())
 
 
-def outcome() -> dict[str, str]:
-    """Device kind -> "passed" or "passed before", by the last `require` of this process; {} if there was none."""
-    return dict(_outcome)
-
-
 def require(cache: Path | None) -> None:
     """Checks every kind of local device, unless the cache says that it was right before.
 
@@ -91,12 +85,12 @@ def require(cache: Path | None) -> None:
     for device in kinds():
         file = cache / f"{_key(device)}.json" if cache else None
         if file and os.path.exists(file):  # where `file.exists()` raises, as for a folder of somebody else's, False
-            _outcome[device.device_kind] = "passed before"
+            compilers.checked[device.device_kind] = "passed before"
             continue
         wrong = [result for result in run_on(device) if not result.right]
         if wrong:
             raise failure(device, wrong)
-        _outcome[device.device_kind] = "passed"
+        compilers.checked[device.device_kind] = "passed"
         if file:
             _remember(file, device)
 

@@ -167,7 +167,7 @@ def test_it_is_made_once_for_the_same_conditions(monkeypatch, tmp_path):
 
     def passed():
         comparison.require(tmp_path)
-        return comparison.outcome()
+        return dict(compilers.checked)
 
     one = programs.checks(32_769)[1:2]
     monkeypatch.setattr(programs, "checks", lambda rows: one)
@@ -187,7 +187,7 @@ def test_it_is_made_once_for_the_same_conditions(monkeypatch, tmp_path):
 def test_the_program_checks_first_unless_asked_not_to(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value=str(tmp_path / "run")))
-    monkeypatch.setattr(comparison, "_outcome", {})
+    monkeypatch.setattr(compilers, "checked", {})
     runs = []
     monkeypatch.setattr(pretrain, "run", lambda *a, **options: runs.append(environment.describe()["self_check"]))
     check = programs.checks(32_769)[1]
