@@ -1,4 +1,8 @@
-"""One mesh with one axis, "data": the batch is split over it, everything else is on every device."""
+"""One mesh with one axis, "data": the batch is split over it, everything else is on every device.
+
+A batch stays one array for whoever computes with it, so the statistics of batch norm and of the loss are those of the
+whole batch on any number of devices: jit inserts the all-reduce. Nothing else synchronises them.
+"""
 
 import jax
 import numpy as np

@@ -115,6 +115,14 @@ def test_folders_import_one_way():
     assert circle(between_rooms(arrows())) is None
 
 
+def test_the_root_is_small():
+    """A folder has a noun that a newcomer asks for; what lies beside the folders is the ground floor and commands."""
+    flat = {name for name in MODULES.values() if name.count("/") == 1 and not name.endswith("__init__.py")}
+    folders = {name.split("/")[1] for name in MODULES.values() if name.count("/") > 1}
+    assert len(flat) <= 14 and len(folders) > 10
+    assert {Path(name).stem for name in flat} & folders == set()
+
+
 @pytest.mark.parametrize("framework, folders", [("tensorflow", TENSORFLOW), ("torch", TORCH)])
 def test_frameworks_have_one_place(framework, folders):
     importing = {
