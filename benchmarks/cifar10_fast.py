@@ -48,7 +48,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "adamw 0.002, gentle crops": ADAMW | rates(0.002) | GENTLE,
     "adamw 0.002, batch 512": ADAMW | rates(0.002) | {"batch_size": 512},
     "sgd 0.12": {"optim.name": "sgd", "optim.weight_decay": 5e-4, "optim.warmup_epochs": 2.0} | rates(0.12),
-    "one pass for both views": {"model.two_passes": False},
+    "one pass for both views": {"objective.two_passes": False},
 }
 
 

@@ -36,7 +36,7 @@ def slices() -> None:
         for head, form in FORMS.values():
             command = [sys.executable, "-m", "bt_jax.plan", "--json", f"--topology={topology}"]
             command += ["--config=configs/pretrain_imagenet_r50.py"]
-            command += [f"--config.model.head={head}", f"--config.loss.form={form}"]
+            command += [f"--config.model.projector_sharding={head}", f"--config.objective.form={form}"]
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             giga = [found[f"{name}_bytes"] / 1e9 for name in ("state", "temporary", "peak", "collective", "link")]
             times = [1e3 * found["seconds"][name] for name in ("arithmetic", "memory", "interconnect")]

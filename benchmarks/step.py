@@ -172,7 +172,9 @@ def loss_memory(options, mesh) -> int:
     shape = jax.ShapeDtypeStruct((options.batch_size, options.model.projector[-1]), jnp.float32)
 
     def loss(z1, z2):
-        return barlow_twins.barlow_twins(z1, z2, lambd=options.loss.lambd, form=options.loss.form, mesh=mesh)[0]
+        return barlow_twins.barlow_twins(z1, z2, lambd=options.objective.lambd, form=options.objective.form, mesh=mesh)[
+            0
+        ]
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(shape, shape).compile()
     return compiled.memory_analysis().temp_size_in_bytes
@@ -224,7 +226,7 @@ def against_torch(options, runs: dict[str, Callable]) -> dict[str, dict]:
     except ImportError:
         raise UserError("PyTorch is not installed", "pip install torch, or leave --against out.") from None
     model = {key: options.model[key] for key in ("arch", "small_images", "width")}
-    model |= {"channels": 3, "projector": tuple(options.model.projector), "lambd": options.loss.lambd}
+    model |= {"channels": 3, "projector": tuple(options.model.projector), "lambd": options.objective.lambd}
     shared = {"batch": options.batch_size, "size": options.views.size, "bfloat16": options.model.dtype == "bfloat16"}
     rivals = {
         name: Step(model, compiled=compiled, **shared)

@@ -7,7 +7,7 @@ resumed draws what it would have drawn, and the number of devices has no say.
 import jax
 
 # Streams of a run's randomness, folded into the seed's key.
-INIT, ORDER, VIEWS, MONITOR = 0, 1, 2, 3
+INIT, ORDER, VIEWS, MONITOR, OBJECTIVE = 0, 1, 2, 3, 4
 
 
 def stream(seed: int, purpose: int) -> jax.Array:

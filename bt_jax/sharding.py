@@ -42,7 +42,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(shapes, mesh: Mesh, head: str):
+def state_sharding(shapes, mesh: Mesh, head: str, images: int = 0):
     """Where every array of a `TrainState` lies, as a pytree of its structure.
 
     Args:
@@ -50,9 +50,13 @@ def state_sharding(shapes, mesh: Mesh, head: str):
       head: "replicated": every array on every device. "sharded": whatever belongs to the projector (parameters, batch
         statistics and the optimizer's arrays for them) is split by its last axis, the features; the probe's matrix
         (ImageNet's is 3.5 times a 256th of the paper's projector) by its rows, where they divide.
+      images: rows of the remembered arrays that are split by row, where they divide; 0: none.
     """
 
     def place(path, leaf):
+        if getattr(path[0], "name", None) == "memory":
+            by_row = images and leaf.shape[:1] == (images,) and images % mesh.devices.size == 0
+            return batch_sharding(mesh) if by_row else replicated(mesh)
         keys = {getattr(entry, "key", None) for entry in path}
         if head == "sharded" and "projector" in keys and leaf.ndim:
             return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), AXIS))

@@ -1,6 +1,7 @@
 """What training carries from step to step: one pytree of plain dicts."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -10,10 +11,14 @@ from bt_jax.models import Net, Tree
 
 
 class Nets(NamedTuple):
-    """The two networks of Barlow Twins."""
+    """The networks of a method.
+
+    Attributes:
+      heads: those after the backbone, by name: projector, predictor, prototypes, classifier.
+    """
 
     backbone: Net
-    projector: Net
+    heads: Mapping[str, Net]
 
 
 @jax.tree_util.register_dataclass
@@ -23,10 +28,11 @@ class TrainState:
 
     Attributes:
       step: int32, steps taken; the schedule, the order of the data and all randomness are functions of it.
-      params: {"backbone", "projector", "probe"}, float32.
-      batch_stats: {"backbone", "projector"}, running means and variances, float32.
+      params: {"backbone", the heads by name, "probe"}, float32.
+      batch_stats: {"backbone", the heads by name}, running means and variances, float32.
       opt_state: of the optax transformation, over params.
       bad_steps: int32, steps in a row that were skipped because the loss or the gradient was not finite.
+      memory: what the method carries besides, see `objectives.base.Objective.init_memory`; {} for most.
     """
 
     step: jax.Array
@@ -34,6 +40,7 @@ class TrainState:
     batch_stats: dict[str, Tree]
     opt_state: optax.OptState
     bad_steps: jax.Array
+    memory: Tree = dataclasses.field(default_factory=dict)
 
     def encoder(self) -> dict[str, Tree]:
         """The backbone's variables, as `Net.apply` takes them."""

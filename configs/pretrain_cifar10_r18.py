@@ -34,7 +34,7 @@ def solo(config):
     config.model.zero_init_residual = False
     config.model.projector = (2048, 2048, 2048)
     config.model.projector_bias = True
-    config.loss.lambd = 0.0051
+    config.objective.lambd = 0.0051
     config.optim.lr_weights = 0.3
     config.optim.lr_biases = 0.3
     config.optim.weight_decay = 1e-4
@@ -52,7 +52,7 @@ def lightly(config):
     config.views.name = "lightly_cifar"
     config.model.zero_init_residual = False
     config.model.projector = (2048, 2048)
-    config.loss.lambd = 5e-3
+    config.objective.lambd = 5e-3
     config.optim.name = "sgd"
     config.optim.lr_weights = 0.12  # 0.06 per 128
     config.optim.lr_biases = 0.12

@@ -32,7 +32,7 @@ def get_config(arg=None):
     config.model.zero_init_residual = True  # reference main.py
     config.model.projector = (8192, 8192, 8192)
 
-    config.loss.lambd = 0.0051  # reference main.py; 5e-3 in the paper's text
+    config.objective.lambd = 0.0051  # reference main.py; 5e-3 in the paper's text
     config.optim.lr_weights = nearest_rate(args.batch)
     config.tuned_batch_size = args.batch
     config.optim.lr_biases = 0.0048

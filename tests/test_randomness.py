@@ -25,7 +25,7 @@ def test_views_follow_seed_step_and_id(monkeypatch):
     monkeypatch.setattr(augment, "two_views", two_views)
     batch = {"image": np.zeros((2, 4, 4, 3), np.uint8), "id": np.array([5, 9]), "label": "labels", "size": "sizes"}
     for seed in (0, 7):
-        step = train_step.make_pretrain_step(lambda state, views, labels: labels, recipes.cifar(4), seed=seed)
+        step = train_step.make_pretrain_step(lambda state, views, batch: batch["label"], recipes.cifar(4), seed=seed)
         for at in (0, 3):
             assert step(SimpleNamespace(step=at), batch) == "labels"
             wanted = jax.random.fold_in(randomness.stream(seed, randomness.VIEWS), at)
@@ -36,14 +36,14 @@ def test_views_follow_seed_step_and_id(monkeypatch):
 
 
 def test_streams_are_apart():
-    streams = (randomness.INIT, randomness.ORDER, randomness.VIEWS, randomness.MONITOR)
+    streams = (randomness.INIT, randomness.ORDER, randomness.VIEWS, randomness.MONITOR, randomness.OBJECTIVE)
     keys = [np.asarray(jax.random.key_data(randomness.stream(seed, each))) for seed in (0, 1) for each in streams]
-    assert len({key.tobytes() for key in keys}) == 8
+    assert len({key.tobytes() for key in keys}) == 10
 
 
 def test_the_probe_begins_small():
     """N(0, 0.01) and no bias, as the reference's linear head; it is there without labels too."""
-    nets = Nets(models.build_projector(4, (64,)), models.build_projector(64, (8,)))
+    nets = Nets(models.build_projector(4, (64,)), {"projector": models.build_projector(64, (8,))})
     tx = optax.sgd(0.1)
     state = jax.jit(lambda key: build.initial_state(key, nets, tx, 500))(jax.random.key(0))
     probe = state.params["probe"]

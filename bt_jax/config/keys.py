@@ -77,13 +77,14 @@ def pretrain() -> ConfigDict:
     config.model.zero_init_residual = True  # each block begins as its shortcut
     config.model.projector = (2048, 2048, 2048)  # outputs of each layer; the last is the embedding
     config.model.projector_bias = False  # biases in its linear layers
-    config.model.head = "replicated"  # or "sharded": the projector split over the devices by feature
+    config.model.projector_sharding = "replicated"  # or "sharded": the projector split over the devices by feature
     config.model.dtype = "bfloat16"  # of the convolutions; parameters, statistics and loss are float32
-    config.model.two_passes = True  # each view its own batch statistics, as in the reference; False: both at once
 
-    config.loss = ConfigDict()
-    config.loss.lambd = 0.0051  # weight of the off-diagonal term
-    config.loss.form = "auto"  # "covariance", "gram": the same number; "auto" takes the cheaper
+    config.objective = ConfigDict()  # of Barlow Twins; `objectives.registry.keys` gives those of another method
+    config.objective.name = "barlow_twins"  # one of bt_jax.objectives.NAMES
+    config.objective.lambd = 0.0051  # weight of the off-diagonal term
+    config.objective.form = "auto"  # "covariance", "gram": the same number; "auto" takes the cheaper
+    config.objective.two_passes = True  # each view its own batch statistics, as in the reference; False: both at once
 
     config.optim = ConfigDict()
     config.optim.name = "lars"  # "lars", "sgd", "adamw"
@@ -202,12 +203,12 @@ def check(config: ConfigDict) -> None:
     """Raises UserError for values no run can have, before anything is compiled."""
     one_of = {
         "platform": ("any", "cpu", "gpu", "tpu"),
-        "loss.form": ("auto", "covariance", "gram"),
+        "objective.form": ("auto", "covariance", "gram"),
         "optim.name": ("lars", "sgd", "adamw"),
         "optim.schedule": ("cosine", "drops"),
         "batch_norm": ("auto", "train", "eval"),
         "model.dtype": ("bfloat16", "float32"),
-        "model.head": ("replicated", "sharded"),
+        "model.projector_sharding": ("replicated", "sharded"),
     }
     flat = arguments.flatten(arguments.to_dict(config))
     for key in one_of.keys() & flat.keys():

@@ -33,7 +33,7 @@ class SplitProjector:
         if any(width % devices for width in widths):
             raise UserError(
                 f"A projector of widths {tuple(widths)} cannot be split over {devices} devices",
-                "Set --config.model.head=replicated, or widths that divide by the devices.",
+                "Set --config.model.projector_sharding=replicated, or widths that divide by the devices.",
             )
         self._net, self._mesh = net, mesh
 

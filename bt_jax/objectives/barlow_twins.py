@@ -10,13 +10,17 @@ With a mesh the embeddings are split by feature, so that every device has all N 
 diagonal are then a device's own, and no device holds (D, D): c is made in blocks of rows, or not at all (Gram form).
 """
 
+import dataclasses
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bt_jax.objectives.base import Context, Forward, Metric, Objective, Outcome, Tree
+from bt_jax.objectives.functions import embedding_std
 from bt_jax.shapes import Array, Float
 
 EPS = 1e-5  # torch.nn.BatchNorm1d's default, which the reference keeps
@@ -97,6 +101,45 @@ def barlow_twins(
     on_diag = jnp.square(1 - diag).sum()
     off_diag = squares - jnp.square(diag).sum()
     return on_diag + lambd * off_diag, {"on_diag": on_diag, "off_diag": off_diag, "diag_mean": diag.mean()}
+
+
+@dataclasses.dataclass(frozen=True)
+class BarlowTwins(Objective):
+    """The method of the paper: the projector's outputs of two views, and the loss above.
+
+    Attributes:
+      lambd: weight of the off-diagonal term.
+      form: see `barlow_twins`.
+      two_passes: each view has its own batch statistics, as in the reference (main.py); False: both share one batch.
+      mesh: over whose devices the loss splits the features.
+    """
+
+    lambd: float = LAMBD
+    form: Form = "auto"
+    two_passes: bool = True
+    mesh: Mesh | None = None
+
+    metrics: ClassVar = {
+        "on_diag": Metric(
+            "on-diagonal: the two views disagree",
+            "The loss is the first plus lambd times the second. Both should fall. If one falls while the other climbs,"
+            " lambd weighs them badly.",
+            term=True,
+        ),
+        "off_diag": Metric("off-diagonal: features repeat each other", "", term=True),
+        "diag_mean": Metric(
+            "Mean diagonal of c",
+            "How far the two views of an image agree: towards 1. Stuck near 0: the augmentation leaves nothing in"
+            " common.",
+        ),
+    }
+
+    def loss(self, run: Forward, views: Sequence[jax.Array], memory: Tree, context: Context) -> Outcome:
+        """Paper section 2.1: the cross-correlation of the two embeddings becomes the identity."""
+        h = run("backbone", views, together=not self.two_passes)
+        z = run("projector", h, together=not self.two_passes)
+        loss, parts = barlow_twins(*z, lambd=self.lambd, form=self.form, mesh=self.mesh)
+        return Outcome(loss, h, parts | {"embedding_std": embedding_std(z[0])})
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,6 +1,7 @@
 """What a training step needs on a TPU slice, found by compiling it for that slice on a machine without one.
 
-    python -m bt_jax.plan --config=configs/pretrain_imagenet_r50.py --topology=v5e:16x16 [--config.model.head=sharded]
+    python -m bt_jax.plan --config=configs/pretrain_imagenet_r50.py --topology=v5e:16x16
+        [--config.model.projector_sharding=sharded]
 
 The real step of any config, with the real sharding, is compiled ahead of time by libtpu (pip install -e '.[tpu]'). Per
 chip: the state, the compiler's memory and whether it fits, FLOPs, bytes of memory traffic (the compiler's count, with

@@ -113,7 +113,7 @@ def compile_step(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Compiled, A
     sharding.check_batch(config.batch_size, mesh)
     recipe = build.build_recipe(config)
     steps = epochs.make_plan(config, IMAGES)
-    training = build.build_training(config, steps, recipe, CLASSES, mesh)
+    training = build.build_training(config, steps, recipe, CLASSES, mesh, images=IMAGES)
 
     rows = sharding.batch_sharding(mesh)
     shapes = jax.eval_shape(training.create, jax.random.key(0))

@@ -1,5 +1,8 @@
 """The plots of logged numbers: which metrics share one, and what the caption says is good and bad."""
 
+from collections.abc import Mapping
+
+from bt_jax.objectives.base import Metric
 from bt_jax.report.plots import Panel
 
 LOSS = (
@@ -8,16 +11,6 @@ LOSS = (
         (("train/loss", "loss"),),
         "Should fall fast, then ever more slowly. Rising or jagged to the end: the learning rate is too high. Flat from"
         " the start: nothing is learned.",
-        log=True,
-    ),
-    Panel(
-        "Its two terms",
-        (
-            ("train/on_diag", "on-diagonal: the two views disagree"),
-            ("train/off_diag", "off-diagonal: features repeat each other"),
-        ),
-        "The loss is the first plus lambd times the second. Both should fall. If one falls while the other climbs,"
-        " lambd weighs them badly.",
         log=True,
     ),
 )
@@ -89,11 +82,6 @@ LABEL_FREE = (
 )
 MACHINERY = (
     Panel(
-        "Mean diagonal of c",
-        (("train/diag_mean", "mean diagonal"),),
-        "How far the two views of an image agree: towards 1. Stuck near 0: the augmentation leaves nothing in common.",
-    ),
-    Panel(
         "Spread of the embedding",
         (("train/embedding_std", "standard deviation"),),
         "Near 1 when the embeddings spread in all directions. A fall to 0 is collapse: every image gets the same"
@@ -127,3 +115,17 @@ MACHINERY = (
         zero=True,
     ),
 )
+
+
+def own_panels(metrics: Mapping[str, Metric]) -> tuple[list[Panel], list[Panel]]:
+    """Plots of what a method explains of its own metrics: those of the terms of its loss, and one for each other."""
+    terms = {name: metric for name, metric in metrics.items() if metric.term}
+    curves = tuple((f"train/{name}", metric.label) for name, metric in terms.items())
+    caption = " ".join(metric.caption for metric in terms.values() if metric.caption)
+    others = [
+        Panel(metric.label, ((f"train/{name}", metric.label),), metric.caption)
+        for name, metric in metrics.items()
+        if not metric.term
+    ]
+    title = "Its terms" if len(terms) > 1 else curves[0][1] if terms else ""
+    return [Panel(title, curves, caption, log=len(terms) > 1)] if terms else [], others

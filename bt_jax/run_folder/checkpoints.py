@@ -1,8 +1,9 @@
 """Checkpoints of a run through Orbax: RUN/checkpoints/STEP with one folder per part.
 
 encoder        {"params", "batch_stats"} of the backbone: what downstream work restores, without the rest
-projector      {"params", "batch_stats"}
+projector      {"params", "batch_stats"}, and so every other head under its name
 train          {"step", "probe", "opt_state", "bad_steps"}: what only a resumed run needs
+memory         what the method carries without training it, where it does
 model          JSON: how to build the backbone, and its recipe for pixels
 manifest.json  length and checksum of every file: see `manifest`
 """
@@ -142,25 +143,30 @@ def _free_name(path: Path) -> Path:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The encoder, the projector where there is one, and the rest, each to be read by itself."""
-    apart = ("backbone", "projector")
+    """The encoder, each head, the memory where there is some, and the rest, each to be read by itself."""
     train = {"step": state.step, "opt_state": state.opt_state, "bad_steps": state.bad_steps}
-    train |= {name: tree for name, tree in state.params.items() if name not in apart}  # "probe" or "head"
+    # "probe", and "head" of fine-tuning: what has no batch statistics, not even empty ones, is no network of its own.
+    train |= {name: tree for name, tree in state.params.items() if name not in state.batch_stats}
     items = {"encoder": state.encoder(), "train": train}
-    if "projector" in state.params:
-        items["projector"] = {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]}
-    return items
+    for name in _heads(state):
+        items[name] = {"params": state.params[name], "batch_stats": state.batch_stats[name]}
+    return items | ({"memory": state.memory} if jax.tree.leaves(state.memory) else {})  # Orbax refuses an empty item
+
+
+def _heads(state: TrainState) -> list[str]:
+    return [name for name in state.batch_stats if name != "backbone"]
 
 
 def _from_items(items, like: TrainState) -> TrainState:
     train = items["train"]
-    nets = {"backbone": items["encoder"]} | ({"projector": items["projector"]} if "projector" in like.params else {})
+    nets = {"backbone": items["encoder"]} | {name: items[name] for name in _heads(like)}
     return TrainState(
         step=train["step"],
         params={name: nets[name]["params"] if name in nets else train[name] for name in like.params},
         batch_stats={name: nets[name]["batch_stats"] for name in like.batch_stats},
         opt_state=train["opt_state"],
         bad_steps=train["bad_steps"],
+        memory=items["memory"] if jax.tree.leaves(like.memory) else {},
     )
 
 

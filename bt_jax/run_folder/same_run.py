@@ -4,7 +4,7 @@ from bt_jax.config.arguments import flatten
 
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
 FREE_KEYS = (
-    *("platform", "devices", "self_check", "compile_cache", "data.dir", "data.npz", "model.head", "log"),
+    *("platform", "devices", "self_check", "compile_cache", "data.dir", "data.npz", "model.projector_sharding", "log"),
     *("stop_after_steps", "extend_epochs", "watch"),
 )
 
@@ -12,6 +12,15 @@ FREE_KEYS = (
 REMOVED_KEYS = {
     "loss.gather_dtype": ("float32", "embeddings are sent in float32 alone; finish the run with bt_jax 0.1.0"),
 }
+
+# Keys of earlier versions by the name that they have now, and new ones with the value that an earlier run had.
+RENAMED_KEYS = {
+    "loss.lambd": "objective.lambd",
+    "loss.form": "objective.form",
+    "model.two_passes": "objective.two_passes",
+    "model.head": "model.projector_sharding",
+}
+ADDED_KEYS = {"objective.name": "barlow_twins"}
 
 PER_HOST_KEYS = ("data.dir", "data.npz", "compile_cache")  # may differ between the hosts of one run
 
@@ -21,7 +30,9 @@ def differences(old: dict, new: dict) -> list[str]:
 
     A key of REMOVED_KEYS in `old` differs unless its value is the one that stayed.
     """
-    old, new = flatten(old), flatten(new)
+    old, new = {RENAMED_KEYS.get(key, key): value for key, value in flatten(old).items()}, flatten(new)
+    if "views.name" in old:  # of pretraining
+        old = ADDED_KEYS | old
     removed = {key: old.pop(key) for key in REMOVED_KEYS.keys() & old.keys()}
     free = tuple(f"{key}." for key in FREE_KEYS)
     keys = [key for key in sorted(old.keys() | new.keys()) if not f"{key}.".startswith(free)]

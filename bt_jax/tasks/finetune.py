@@ -188,7 +188,7 @@ def make_step(
         images, _ = augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (shown, stats)), grads = gradient(state.params, state.batch_stats, images, batch["label"])
-        new, norm = optimizer.apply_gradient(state, tx, grads, stats, loss)
+        new, norm, _ = optimizer.apply_gradient(state, tx, grads, stats, loss)
         kinds = label(state.params)
         params = jax.tree.map(lambda kind, a, b: b if kind == "frozen" else a, kinds, new.params, state.params)
         new = TrainState(new.step, params, new.batch_stats, new.opt_state, new.bad_steps)

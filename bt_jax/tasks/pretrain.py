@@ -76,7 +76,11 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     data = open_run.open_data(config, mesh, channels=len(recipe.mean))
     source, feed = data.source, data.feed
     plan = open_run.open_schedule(config, data)
-    nets, step, _, create, _ = build.build_training(config, plan, recipe, source.num_classes, mesh)
+    first_id = source.span(data.train_split).start
+    training = build.build_training(
+        config, plan, recipe, source.num_classes, mesh, images=feed.images, first_id=first_id
+    )
+    nets = training.nets
     every_steps = plan.steps(config.evals.every_epochs)
     embed = features.make_embed(nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize)
     splits = [split for split in (config.data.train_split, config.data.val_split) if split]
@@ -112,7 +116,9 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         folder=folder / "correlation" if jax.process_index() == 0 else None,
         every_steps=every_steps,
     )
-    this = loop.Loop(config, folder, plan, step, feed, [*evaluators, unlabelled, matrix], checkpoints, started)
+    evaluators += [unlabelled, matrix]
+    terms = [name for name, metric in training.objective.metrics.items() if metric.term]
+    this = loop.Loop(config, folder, plan, training.step, feed, evaluators, checkpoints, started, terms=terms)
     return Run(
         this,
         mesh,
@@ -124,7 +130,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         sample,
         splits[-1],
         list(source.class_names),
-        lambda: create(init_key),
+        lambda: training.create(init_key),
         given,
     )
 

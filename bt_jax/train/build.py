@@ -13,10 +13,14 @@ from ml_collections import ConfigDict
 from bt_jax import compilers, models, sharding
 from bt_jax.augment import recipes
 from bt_jax.messages import UserError
+from bt_jax.objectives import registry
+from bt_jax.objectives.base import RESERVED, Objective
 from bt_jax.state import Nets, TrainState
 from bt_jax.train import optimizer
 from bt_jax.train import step as train_step
 from bt_jax.train.epochs import Plan
+
+ROWS = 1024  # remembered rows are a multiple of it, whatever the devices, so that a run resumes on others
 
 
 def build_recipe(config: ConfigDict) -> recipes.Recipe:
@@ -52,41 +56,50 @@ def backbone_options(config: ConfigDict, channels: int) -> dict[str, Any]:
     }
 
 
-def build_nets(config: ConfigDict, channels: int) -> Nets:
-    """Backbone and projector of the config."""
+def build_nets(config: ConfigDict, channels: int, objective: Objective) -> Nets:
+    """The backbone of the config and the heads of its objective."""
     dtype = jnp.dtype(config.model.dtype)
     backbone = models.build(
         **backbone_options(config, channels), zero_init_residual=config.model.zero_init_residual, dtype=dtype
     )
-    projector = models.build_projector(
-        backbone.feature_dim, tuple(config.model.projector), bias=config.model.projector_bias, dtype=dtype
-    )
-    return Nets(backbone, projector)
+    heads = objective.heads(config.model, backbone.feature_dim)
+    if taken := heads.keys() & set(RESERVED):
+        raise ValueError(f"A head cannot be called {', '.join(sorted(taken))}: checkpoints have parts of that name")
+    return Nets(backbone, heads)
 
 
-def initial_state(key: jax.Array, nets: Nets, tx: optax.GradientTransformation, num_classes: int) -> TrainState:
+def initial_state(
+    key: jax.Array,
+    nets: Nets,
+    tx: optax.GradientTransformation,
+    num_classes: int,
+    objective: Objective | None = None,
+    images: int = 0,
+) -> TrainState:
     """The state at step 0, a function of the key alone.
 
     The probe is there also without labels (then with one class), so that every state has the same structure.
+
+    Args:
+      objective: makes the memory; there is none without it.
+      images: see `Objective.init_memory`.
     """
-    backbone_key, projector_key, probe_key = jax.random.split(key, 3)
-    backbone, projector = nets.backbone.init(backbone_key), nets.projector.init(projector_key)
+    networks = {"backbone": nets.backbone, **nets.heads}
+    *keys, probe_key = jax.random.split(key, len(networks) + 1)
+    variables = {name: net.init(own) for (name, net), own in zip(networks.items(), keys, strict=True)}
+    params = {name: each["params"] for name, each in variables.items()}
+    memory = objective.init_memory(jax.random.fold_in(key, 0), params, images) if objective else {}
     classes = max(num_classes, 1)
-    params = {
-        "backbone": backbone["params"],
-        "projector": projector["params"],
-        # N(0, 0.01), the reference's linear head (evaluate.py)
-        "probe": {
-            "kernel": 0.01 * jax.random.normal(probe_key, (nets.backbone.feature_dim, classes)),
-            "bias": jnp.zeros(classes),
-        },
-    }
+    # N(0, 0.01), the reference's linear head (evaluate.py)
+    kernel = 0.01 * jax.random.normal(probe_key, (nets.backbone.feature_dim, classes))
+    params["probe"] = {"kernel": kernel, "bias": jnp.zeros(classes)}
     return TrainState(
         step=jnp.zeros([], jnp.int32),
         params=params,
-        batch_stats={"backbone": backbone["batch_stats"], "projector": projector["batch_stats"]},
+        batch_stats={name: each["batch_stats"] for name, each in variables.items()},
         opt_state=tx.init(params),
         bad_steps=jnp.zeros([], jnp.int32),
+        memory=memory,
     )
 
 
@@ -94,13 +107,15 @@ class Training(NamedTuple):
     """What is trained, and how.
 
     Attributes:
-      nets: backbone and projector.
+      objective: the method.
+      nets: its networks.
       step: step(state, batch) -> (state, metrics), not yet jitted.
       layout: where the state's arrays lie, shardings in its structure.
       create: create(key) -> the state at step 0, jitted, laid out so.
-      update: the step without its views: update(state, views, labels) -> (state, metrics).
+      update: the step without its views: update(state, views, batch) -> (state, metrics).
     """
 
+    objective: Objective
     nets: Nets
     step: Callable
     layout: TrainState
@@ -108,24 +123,44 @@ class Training(NamedTuple):
     update: Callable
 
 
-def build_training(config: ConfigDict, plan: Plan, recipe: recipes.Recipe, num_classes: int, mesh: Mesh) -> Training:
-    """Everything between a batch of images and the next state."""
-    nets = build_nets(config, channels=len(recipe.mean))
+def build_training(
+    config: ConfigDict,
+    plan: Plan,
+    recipe: recipes.Recipe,
+    num_classes: int,
+    mesh: Mesh,
+    *,
+    images: int = 0,
+    first_id: int = 0,
+) -> Training:
+    """Everything between a batch of images and the next state.
+
+    Args:
+      images: of the training set; what a method remembers of every image has a row for each.
+      first_id: the id of the first of them.
+    """
+    objective = registry.build(config, mesh)
+    nets = build_nets(config, len(recipe.mean), objective)
     tx, rates = optimizer.build_optimizer(config, plan)
+    rows = -(-images // ROWS) * ROWS
     update = train_step.make_update(
+        objective,
         nets,
         tx,
-        lambd=config.loss.lambd,
-        form=config.loss.form,
-        two_passes=config.model.two_passes,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        first_id=first_id,
+        seed=config.seed,
         rates=rates,
         mesh=mesh,
-        head=config.model.head,
+        head=config.model.projector_sharding,
     )
 
     def create(key):
-        return initial_state(key, nets, tx, num_classes)
+        return initial_state(key, nets, tx, num_classes, objective, rows)
 
-    layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, config.model.head)
+    layout = sharding.state_sharding(
+        jax.eval_shape(create, jax.random.key(0)), mesh, config.model.projector_sharding, rows
+    )
     step = train_step.make_pretrain_step(update, recipe, seed=config.seed)
-    return Training(nets, step, layout, compilers.jit(create, out_shardings=layout), update)
+    return Training(objective, nets, step, layout, compilers.jit(create, out_shardings=layout), update)

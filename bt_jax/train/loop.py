@@ -32,6 +32,7 @@ class Loop(NamedTuple):
       step: step(state, batch) -> (state, metrics), not yet jitted.
       started: `time.monotonic()` when the program began.
       unit: what a batch is made of, for the speed that is shown.
+      terms: metrics of the loss that the progress line shows beside it.
     """
 
     config: ConfigDict
@@ -43,6 +44,7 @@ class Loop(NamedTuple):
     checkpoints: Checkpoints
     started: float
     unit: str = "pairs"
+    terms: Sequence[str] = ()
 
 
 def resume_or(this: Loop, fresh: TrainState) -> TrainState:
@@ -85,6 +87,7 @@ def train(this: Loop, state: TrainState) -> TrainState:  # noqa: C901 - to be cu
         batch_size=config.batch_size,
         steps_per_epoch=plan.steps_per_epoch,
         unit=this.unit,
+        terms=this.terms,
     )
     # A window may be taken in parts, to notice a signal early, where no other process must take the same ones, and
     # where a part is no program of its own to compile.

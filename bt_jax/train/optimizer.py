@@ -1,5 +1,6 @@
 """The optimizer of a run: LARS, SGD or AdamW for the networks, SGD for the online probe; and one update by it."""
 
+import dataclasses
 from typing import cast
 
 import jax
@@ -19,9 +20,12 @@ def apply_gradient(
     grads: dict[str, Tree],
     batch_stats: dict[str, Tree],
     loss: jax.Array,
-) -> tuple[TrainState, jax.Array]:
-    """The next state and the gradient's norm, without the online probe's. A loss or gradient that is not finite changes
-    nothing but the counters."""
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """One update. A loss or gradient that is not finite changes nothing but the counters.
+
+    Returns:
+      The next state, its memory as it was; the gradient's norm, without the online probe's; whether both were finite.
+    """
     norm = optax.global_norm({name: grad for name, grad in grads.items() if name != "probe"})
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = cast(dict[str, Tree], optax.apply_updates(state.params, updates))
@@ -30,18 +34,22 @@ def apply_gradient(
     kept = jax.tree.map(lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b, opt_state, state.opt_state)
     skipped = TrainState(state.step + 1, state.params, state.batch_stats, kept, state.bad_steps + 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), taken, skipped), norm
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), taken, skipped)
+    return dataclasses.replace(new, memory=state.memory), norm, finite
 
 
 def make_optimizer(
     ssl: optax.GradientTransformation, probe: optax.GradientTransformation, *, grad_scale: float = 1.0
 ) -> optax.GradientTransformation:
-    """One transformation over the whole params: `ssl` for backbone and projector, `probe` for the probe.
+    """One transformation over the whole params: `ssl` for backbone and heads, `probe` for the probe.
 
     Args:
-      grad_scale: multiplies the gradient of backbone and projector before anything else sees it.
+      grad_scale: multiplies the gradient of backbone and heads before anything else sees it.
     """
-    labels = {"backbone": "ssl", "projector": "ssl", "probe": "probe"}
+
+    def labels(params):
+        return {name: "probe" if name == "probe" else "ssl" for name in params}
+
     return optax.multi_transform({"ssl": optax.chain(optax.scale(grad_scale), ssl), "probe": probe}, labels)
 
 

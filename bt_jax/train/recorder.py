@@ -2,15 +2,27 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 
 class Progress:
-    """Pairs (or images) per second, waiting and time to go, over the steps since the last line."""
+    """Pairs (or images) per second, waiting and time to go, over the steps since the last line.
+
+    Args:
+      terms: metrics of the loss that the line shows beside it.
+    """
 
     def __init__(
-        self, *, first_step: int, total_steps: int, batch_size: int, steps_per_epoch: int, unit: str = "pairs"
+        self,
+        *,
+        first_step: int,
+        total_steps: int,
+        batch_size: int,
+        steps_per_epoch: int,
+        unit: str = "pairs",
+        terms: Sequence[str] = (),
     ):
-        self._unit = unit
+        self._unit, self._terms = unit, terms
         self._total, self._batch, self._per_epoch = total_steps, batch_size, steps_per_epoch
         self._first, self._step = first_step, first_step
         self._time, self._waited = time.monotonic(), 0.0
@@ -36,7 +48,7 @@ class Progress:
         """What a person reads while it trains."""
         rate = values[f"perf/{self._unit}_per_sec"]
         eta = (self._total - step) * self._batch / rate if rate else math.inf
-        terms = ("loss", "on_diag", "off_diag", "probe_top1", "top1")
+        terms = ("loss", *self._terms, "probe_top1", "top1")
         told = "  ".join(f"{name} {values[f'train/{name}']:.4g}" for name in terms if f"train/{name}" in values)
         return (
             f"step {step}/{self._total}  epoch {values['epoch']:.1f}  {told}"

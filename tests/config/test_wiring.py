@@ -14,6 +14,7 @@ from bt_jax.config import arguments, keys
 from bt_jax.data.sources import selection
 from bt_jax.evals import protocols, spectrum
 from bt_jax.objectives import barlow_twins
+from bt_jax.objectives.barlow_twins import BarlowTwins
 from bt_jax.report import panels
 from bt_jax.run_folder import opening
 from bt_jax.tasks import evaluate, finetune, from_encoder, open_run, pretrain
@@ -56,14 +57,14 @@ PRETRAIN = {
     "model.zero_init_residual": (False, lambda seen: seen.one("build", "zero_init_residual")),
     "model.projector": ((16, 24), lambda seen: seen.one("build_projector", "widths")),
     "model.projector_bias": (True, lambda seen: seen.one("build_projector", "bias")),
-    "model.head": (
+    "model.projector_sharding": (
         "sharded",
         lambda seen: {seen.one(name, "head") for name in ("make_update", "state_sharding")},
         {"sharded"},
     ),
-    "model.two_passes": (False, lambda seen: seen.forward_rows, False),
-    "loss.lambd": (0.02, lambda seen: seen.one("barlow_twins", "lambd")),
-    "loss.form": ("gram", lambda seen: seen.one("barlow_twins", "form")),
+    "objective.two_passes": (False, lambda seen: seen.forward_rows, False),
+    "objective.lambd": (0.02, lambda seen: seen.one("barlow_twins", "lambd")),
+    "objective.form": ("gram", lambda seen: seen.one("barlow_twins", "form")),
     "evals.every_epochs": (2.0, lambda seen: {each.every_steps for each in seen.run.loop.evaluators}, {10}),
     "evals.batch_size": (17, lambda seen: set(seen.all("eval_batches", "batch_size")), {24}),  # of eight devices
     "evals.size": (10, lambda seen: seen.one("make_embed", "recipe").size),
@@ -103,6 +104,7 @@ HELD = {
 HELD_PRETRAIN = HELD | {
     "tuned_batch_size": "test_batch_changed_behind_the_recipe_warns",
     "init_from": "test_begun_with_given_weights",
+    "objective.name": "test_the_method_of_the_config_is_built",
     "views.view2.": "test_views_are_set_key_by_key",
     "model.dtype": "test_the_dtype_reaches_both_networks",
     "optim.": OPTIMIZER,
@@ -163,18 +165,24 @@ def test_every_panel_is_of_a_metric_that_is_written(prepared):
     written = {*prepared.metrics, *progress.measure(1), "val/knn_top1", "val/online_top1"}
     written |= {f"val/{name}" for name in spectrum.NAMES}
     groups = (panels.LOSS, panels.QUALITY, panels.LABEL_FREE, panels.MACHINERY)
+    groups += panels.own_panels(BarlowTwins.metrics)
     assert {name for group in groups for panel in group for name, _ in panel.curves} <= written
 
 
 def test_the_seed_reaches_every_stream(prepared):
-    assert set(prepared.all("stream", "purpose")) == {randomness.INIT, randomness.VIEWS, randomness.MONITOR}
+    assert set(prepared.all("stream", "purpose")) == {
+        randomness.INIT,
+        randomness.VIEWS,
+        randomness.MONITOR,
+        randomness.OBJECTIVE,
+    }
     assert set(prepared.all("stream", "seed")) == {7}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_dtype_reaches_both_networks(dtype):
-    nets = build.build_nets(changed(keys.pretrain(), **{"model.dtype": dtype, "model.width": 1 / 64}), 3)
-    assert [net.options["dtype"] for net in nets] == [dtype] * 2
+    nets = build.build_nets(changed(keys.pretrain(), **{"model.dtype": dtype, "model.width": 1 / 64}), 3, BarlowTwins())
+    assert [net.options["dtype"] for net in (nets.backbone, *nets.heads.values())] == [dtype] * 2
 
 
 def test_processes_compare_images_and_steps(prepared, tuned):

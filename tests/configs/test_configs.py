@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("tiny_arch", "compiled_quickly", "one_devic
 def science(config):
     """What a recipe is: every key that is not about devices, files, monitors or the terminal."""
     flat = arguments.flatten(arguments.to_dict(config))
-    chosen = ("batch_size", "total_epochs", "data.name", "views", "model", "loss", "optim")
+    chosen = ("batch_size", "total_epochs", "data.name", "views", "model", "objective", "optim")
     return {key: value for key, value in flat.items() if f"{key}.".startswith(tuple(f"{c}." for c in chosen))}
 
 
@@ -45,10 +45,11 @@ PAPER = {
     "model.projector": [8192, 8192, 8192],
     "model.projector_bias": False,
     "model.dtype": "bfloat16",
-    "model.two_passes": True,
-    "model.head": "replicated",
-    "loss.lambd": 0.0051,
-    "loss.form": "auto",
+    "objective.two_passes": True,
+    "model.projector_sharding": "replicated",
+    "objective.lambd": 0.0051,
+    "objective.name": "barlow_twins",
+    "objective.form": "auto",
     "optim.name": "lars",
     "optim.lr_weights": 0.2,
     "optim.lr_biases": 0.0048,
@@ -88,7 +89,7 @@ LIGHTLY = SOLO | {
     "model.stem_padding": 1,
     "model.projector": [2048, 2048],
     "model.projector_bias": False,
-    "loss.lambd": 5e-3,
+    "objective.lambd": 5e-3,
     "optim.name": "sgd",
     "optim.lr_weights": 0.12,
     "optim.lr_biases": 0.12,

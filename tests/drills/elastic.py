@@ -42,7 +42,7 @@ def work(workdir: str, stop: str, head: str, processes: str, process: str, addre
         jax.distributed.initialize(address, num_processes=int(processes), process_id=int(process))
     from bt_jax.tasks import pretrain
 
-    config = tiny(**{"model.head": head, "stop_after_steps": int(stop)})
+    config = tiny(**{"model.projector_sharding": head, "stop_after_steps": int(stop)})
     config.evals.final, config.evals.every_epochs = False, 0.0
     # SGD at a small rate: Adam divides by a gradient's own rounding where it is zero, LARS by a gradient's norm. Both,
     # and large steps, make float32's last digit grow to per cents within a few steps, which would hide what is asked.

@@ -50,18 +50,21 @@ TINY = {
     "data.val_split": "test[:16]",
 }
 SHORT = {"total_epochs": 4.0, "evals.every_epochs": 0.0}  # instead, with --short
+QUICKSTART = "configs/quickstart.py:smoke"
 MOMENTS = ("step", "save")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
 
 
-def command(workdir: str, images: Path | None, *, short: bool) -> list[str]:
+def command(workdir: str, images: Path | None, *, short: bool, config: str) -> list[str]:
     """The run on drawn patterns that live on the device, or on PNG files that are streamed."""
     options = TINY | (SHORT if short else {})
     if images:
         options |= {"data.folder": str(images), "data.on_device": False, "data.canvas": 24}
         options |= {"data.train_split": "train", "data.val_split": "val"}
+    if config != QUICKSTART:
+        del options["model.projector"]  # which another method may need to be of its own widths
     flags = [f"--config.{key}={value}" for key, value in options.items()]
-    return [sys.executable, "-m", "bt_jax.main", "--config=configs/quickstart.py:smoke", f"--workdir={workdir}", *flags]
+    return [sys.executable, "-m", "bt_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
 
 
 class Run:
@@ -71,8 +74,16 @@ class Run:
       log: what it said on the terminal, or process 0 of several did.
     """
 
-    def __init__(self, scratch: Path, name: str, server: bucket.Bucket | None = None, *, short: bool = False):
-        self.scratch, self.name, self._server, self.short = scratch, name, server, short
+    def __init__(
+        self,
+        scratch: Path,
+        name: str,
+        server: bucket.Bucket | None = None,
+        *,
+        short: bool = False,
+        config: str = QUICKSTART,
+    ):
+        self.scratch, self.name, self._server, self.short, self.config = scratch, name, server, short, config
         self.log = scratch / f"{name}-0.log"
         self.workdir = storage.path(f"gs://bucket/{name}") if server else scratch / name
 
@@ -102,7 +113,7 @@ def start(run: Run, images: Path | None) -> subprocess.Popen:
     environment |= {f"JAX_{name}": value for name, value in cache.items()}
     with run.log.open("a") as said:
         return subprocess.Popen(
-            command(str(run.workdir), images, short=run.short),
+            command(str(run.workdir), images, short=run.short, config=run.config),
             cwd=ROOT,
             env=environment,
             stdout=said,
@@ -133,7 +144,7 @@ def remains(workdir: Path) -> tuple[str, str]:
     """Hashes of the newest checkpoint's arrays and of the lines of metrics without speeds."""
     newest = step_folder(workdir)
     arrays = hashlib.sha256(newest.name.encode())
-    for part in ("encoder", "projector", "train"):
+    for part in sorted(path.name for path in newest.iterdir() if path.is_dir() and path.name != "model"):
         for path, leaf in jax.tree_util.tree_leaves_with_path(read_part(newest / part)):
             arrays.update(f"{part}{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}".encode())
             arrays.update(np.asarray(leaf).tobytes())
@@ -148,6 +159,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--bucket", action="store_true")
+    parser.add_argument("--config", default=QUICKSTART, help="another pretraining config")
     parser.add_argument("--short", action="store_true", help="four epochs, and no evaluations")
     options = parser.parse_args(arguments)
     draw = random.Random(options.seed)
@@ -159,7 +171,7 @@ def main(arguments=None) -> int:
         server = stack.enter_context(bucket.running()) if options.bucket else None
         os.environ.update(bucket.environment(server.server_port) if server else {})
         images = draw_folder(scratch / "images") if options.input == "streamed" else None
-        whole = Run(scratch, "whole", server, short=options.short)
+        whole = Run(scratch, "whole", server, short=options.short, config=options.config)
         if hit(whole, images, draw, None, "") != "through":
             print(whole.log.read_text()[-2000:])
             return 1
@@ -167,7 +179,7 @@ def main(arguments=None) -> int:
         number = 0
         while hits.total() < options.kills:
             number += 1
-            victim, came = Run(scratch, f"victim{number}", server, short=options.short), ""
+            victim, came = Run(scratch, f"victim{number}", server, short=options.short, config=options.config), ""
             while came != "through":
                 enough = hits.total() >= options.kills
                 kind, moment = draw.choice(SIGNALS), draw.choice(MOMENTS)

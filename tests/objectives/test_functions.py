@@ -37,5 +37,5 @@ def test_norm_of_the_gradient_is_without_the_probes():
     tx = optax.sgd(1.0)
     state = TrainState(jnp.int32(0), params, {}, tx.init(params), jnp.int32(0))
     grads = {"backbone": jnp.array([3.0]), "projector": jnp.array([4.0]), "probe": jnp.array([100.0])}
-    new, norm = optimizer.apply_gradient(state, tx, grads, {}, jnp.float32(1.0))
+    new, norm, _ = optimizer.apply_gradient(state, tx, grads, {}, jnp.float32(1.0))
     assert float(norm) == 5 and float(new.params["probe"][0]) == -100 and int(new.step) == 1

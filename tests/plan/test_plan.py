@@ -81,7 +81,7 @@ def test_collectives_of_a_tpu_program():
 
 def tiny(head, arch):
     config = quickstart.get_config("smoke")
-    config.model.head, config.model.arch = head, arch
+    config.model.projector_sharding, config.model.arch = head, arch
     return config
 
 

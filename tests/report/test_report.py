@@ -17,7 +17,9 @@ from PIL import Image
 
 from bt_jax.evals import pictures
 from bt_jax.messages import UserError
-from bt_jax.report import __main__, write
+from bt_jax.objectives.barlow_twins import BarlowTwins
+from bt_jax.report import panels, write
+from bt_jax.report.__main__ import main
 from bt_jax.report.confusion import cell
 from bt_jax.report.formats import duration, number, percent, plural, short
 from bt_jax.report.page import bar
@@ -135,7 +137,8 @@ def test_whole_report(run):
              "Augmented pairs", "The machinery", "Config and environment",
              "Files, and how to run it again"]  # fmt: skip
     assert re.findall(r"<h2>(.*?)</h2>", page.source) == order
-    everything = [*write.LOSS, *write.QUALITY, *write.LABEL_FREE, *write.MACHINERY]
+    terms, others = panels.own_panels(BarlowTwins.metrics)
+    everything = [*write.LOSS, *terms, *others, *write.QUALITY, *write.LABEL_FREE, *write.MACHINERY]
     assert sorted(page.drawings) == sorted([panel.title for panel in everything] + ["Off-diagonal values"])
     for words in ("82.3 %", "2 min 51 s", "optim.lr_weights = 0.2", "versions.jax = 0.10.2", "--seed 7", "raw pixels"):
         assert words in page.text
@@ -192,6 +195,7 @@ def test_same_input_same_bytes(run):
 def few_curves(monkeypatch):
     """A page with the loss alone drawn over the steps: the other plots take most of the time of a page."""
     monkeypatch.setattr(write, "LOSS", write.LOSS[:1])
+    monkeypatch.setattr(write, "own_panels", lambda metrics: ([], []))
     for name in ("QUALITY", "LABEL_FREE", "MACHINERY"):
         monkeypatch.setattr(write, name, [])
 
@@ -485,7 +489,7 @@ def test_markup_in_user_strings_stays_text(tmp_path, few_curves):
 def test_several_runs_side_by_side(tmp_path, run, few_curves):
     other = make_run(tmp_path / "slow", config={"optim": {"lr_weights": 0.7}}, trained=0.64)
     out = tmp_path / "both.html"
-    assert __main__.main([str(run), str(other), "--out", str(out)]) == 0
+    assert main([str(run), str(other), "--out", str(out)]) == 0
     assert not (run / "report.html").exists()
     page = Page(out)
     assert re.search(r"effective rank .* quick 78.1 % 82.3 % 90 .* slow 64.0 %", page.text)
@@ -528,15 +532,15 @@ def test_missing_run_is_a_user_error(tmp_path, capsys, make):
     make(folder)
     with pytest.raises(UserError, match="absent"):
         write.report(folder)
-    assert __main__.main([str(folder)]) == 2
+    assert main([str(folder)]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and "--workdir" in printed.err
-    assert printed.err.startswith("report: ") and __main__.main([]) == 2
+    assert printed.err.startswith("report: ") and main([]) == 2
     assert capsys.readouterr().err == "report: The following arguments are required: RUN. See --help.\n"
 
 
 def test_target_that_cannot_be_written(run, tmp_path, capsys):
-    assert __main__.main([str(run), "--out", str(tmp_path / "nowhere" / "r.html")]) == 2
+    assert main([str(run), "--out", str(tmp_path / "nowhere" / "r.html")]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 

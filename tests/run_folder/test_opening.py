@@ -19,7 +19,16 @@ from bt_jax.report import write
 from bt_jax.run_folder import environment, opening, same_run
 
 # Written down a second time: keys that a begun run may change, with all below them.
-FREE = ("platform", "devices", "compile_cache", "data.dir", "data.npz", "model.head", "log", "stop_after_steps")
+FREE = (
+    "platform",
+    "devices",
+    "compile_cache",
+    "data.dir",
+    "data.npz",
+    "model.projector_sharding",
+    "log",
+    "stop_after_steps",
+)
 FREE += ("extend_epochs", "watch", "self_check")
 
 
@@ -76,6 +85,20 @@ def test_a_begun_run_keeps_its_config(tmp_path, task):
     assert json.loads((folder / "config.json").read_text()) == before
 
 
+def test_renamed_keys_of_a_begun_run():
+    """A run of 0.1.0 has the same values under other names, and no name of a method; a changed one is still named."""
+    new = arguments.to_dict(keys.pretrain())
+    old = json.loads(json.dumps(new))
+    old["loss"] = {name: old["objective"][name] for name in ("lambd", "form")}
+    old["model"] |= {"two_passes": old["objective"]["two_passes"], "head": old["model"].pop("projector_sharding")}
+    del old["objective"]
+    assert same_run.differences(old, new) == []
+    old["loss"]["lambd"] = 0.1
+    assert same_run.differences(old, new) == ["objective.lambd: 0.1 -> 0.0051"]
+    new["objective"]["name"] = "vicreg"
+    assert "objective.name: barlow_twins -> vicreg" in same_run.differences(old, new)
+
+
 @pytest.mark.parametrize("key, stayed, other", [("loss.gather_dtype", "float32", "bfloat16")])
 def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
     """A run of an earlier version resumes if its value is what happens now, and is refused with the reason if not."""
@@ -86,7 +109,7 @@ def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
     for value in (stayed, other):
         folder = tmp_path / value
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(config | {section: config[section] | {name: value}}))
+        (folder / "config.json").write_text(json.dumps(config | {section: config.get(section, {}) | {name: value}}))
     opening.open_folder(str(tmp_path / stayed), config)
     assert json.loads((tmp_path / stayed / "config.json").read_text()) == config
     reason = re.escape(f"{key}: {other} -> (absent), {same_run.REMOVED_KEYS[key][1]}")

@@ -53,7 +53,7 @@ class OneConv:
 
 
 def nets():
-    return Nets(OneConv(), models.build_projector(OneConv.feature_dim, (48, 48, 64), bias=True))
+    return Nets(OneConv(), {"projector": models.build_projector(OneConv.feature_dim, (48, 48, 64), bias=True)})
 
 
 def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
@@ -69,10 +69,11 @@ def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
 
     layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, head)
     state = jax.jit(create, out_shardings=layout)(randomness.stream(0, randomness.INIT))
+    objective = barlow_twins.BarlowTwins(form=form, mesh=mesh)
     kept = barlow_twins.barlow_twins
     barlow_twins.barlow_twins = loss or kept
     try:
-        update = train_step.make_update(networks, tx, lambd=0.0051, form=form, mesh=mesh, head=head)
+        update = train_step.make_update(objective, networks, tx, mesh=mesh, head=head)
         step = train_step.make_pretrain_step(update, RECIPE, seed=0)
         step = jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)))
         rng, found = np.random.default_rng(0), []

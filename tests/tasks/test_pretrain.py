@@ -20,6 +20,7 @@ from bt_jax import sharding, storage
 from bt_jax.config import arguments
 from bt_jax.evals import protocols
 from bt_jax.messages import UserError
+from bt_jax.objectives.barlow_twins import BarlowTwins
 from bt_jax.report.runs import read_run
 from bt_jax.run_folder import checkpoints, metrics_log, same_run
 from bt_jax.tasks import pretrain
@@ -217,7 +218,7 @@ def test_made_longer(finished, tmp_path, capsys):
 
 def test_begun_with_given_weights(finished, tmp_path, capsys):
     config = tiny(init_from=str(finished), stop_after_steps=2)
-    nets = build.build_nets(config, 3)
+    nets = build.build_nets(config, 3, BarlowTwins())
     given = initial_weights.read(config.init_from, nets)
     assert "the encoder and the projector of" in capsys.readouterr().out
     state = initial_weights.begin_with(given, build.build_training(*parts(config)).create(jax.random.key(7)))
@@ -235,10 +236,10 @@ def test_begun_with_given_weights(finished, tmp_path, capsys):
 
 def test_given_weights_of_another_network(finished, capsys):
     config = tiny(**{"model.projector": (32, 32)})
-    assert initial_weights.read(str(finished), build.build_nets(config, 3)).projector is None
+    assert initial_weights.read(str(finished), build.build_nets(config, 3, BarlowTwins())).projector is None
     assert "its projector is of another shape: a new one" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"is a tiny, .* width 0.125, .* not a tiny, .* width 0.25"):
-        initial_weights.read(str(finished), build.build_nets(tiny(**{"model.width": 0.25}), 3))
+        initial_weights.read(str(finished), build.build_nets(tiny(**{"model.width": 0.25}), 3, BarlowTwins()))
 
 
 def parts(config):
@@ -256,7 +257,7 @@ def test_other_devices_and_another_head_are_the_same_run(finished, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, jax.devices()))
         without_evaluators(patch)
-        pretrain.run(tiny(**{"model.head": "sharded", "stop_after_steps": 3}), folder)
+        pretrain.run(tiny(**{"model.projector_sharding": "sharded", "stop_after_steps": 3}), folder)
     pretrain.run(tiny(), folder)
     found, wanted = (
         [line["train/loss"] for line in read_lines(Path(path)) if line["step"] in (2, 6, 8) and "train/loss" in line]
@@ -332,7 +333,7 @@ def test_data_set_smaller_than_a_batch(tmp_path):
     assert not (tmp_path / "run").exists()  # so that the cure is not refused as another config
 
 
-@pytest.mark.parametrize("key, value", [("optim.name", "adam"), ("loss.form", "dual"), ("model.arch", "resnet19")])
+@pytest.mark.parametrize("key, value", [("optim.name", "adam"), ("objective.form", "dual"), ("model.arch", "resnet19")])
 def test_values_that_do_not_exist(key, value, tmp_path):
     refused(value, tmp_path / "run", **{key: value})
 

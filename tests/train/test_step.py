@@ -74,7 +74,7 @@ def test_a_resnet_on_eight_devices(arch, resnet10):
     # Without zero-init: behind a branch that starts at zero the gradients are rounding noise, which LARS scales up.
     nets = Nets(
         models.build(arch, width=0.125, small_images=True, zero_init_residual=False),
-        models.build_projector(64, (48, 48), bias=True),
+        {"projector": models.build_projector(64, (48, 48), bias=True)},
     )
     runs = [
         invariance.five_steps(sharding.make_mesh(jax.devices()[:n]), head, "auto", networks=nets, steps=2)
@@ -133,7 +133,7 @@ def test_two_processes_of_four_devices(what, on_one_device, tmp_path):
 def test_sharded_head_holds_no_whole_matrix(clip):
     """Of the projector's (256, 512) kernel no device has the whole: not as parameter, gradient, momentum or scratch."""
     mesh = sharding.make_mesh(jax.devices()[:8])
-    nets = Nets(invariance.OneConv(), models.build_projector(24, (256, 512), bias=True))
+    nets = Nets(invariance.OneConv(), {"projector": models.build_projector(24, (256, 512), bias=True)})
     whole = 256 * 512
     if not clip:
         assert max(buffers(nets, mesh, "replicated", clip)) >= whole  # so the measure can see one
@@ -149,10 +149,13 @@ def buffers(nets, mesh, head, clip):
 
     shapes = jax.eval_shape(create, jax.random.key(0))
     layout = sharding.state_sharding(shapes, mesh, head)
-    update = step.make_update(nets, tx, lambd=0.0051, mesh=mesh, head=head)
+    update = step.make_update(barlow_twins.BarlowTwins(mesh=mesh), nets, tx, mesh=mesh, head=head)
     views = [jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.float32, sharding=sharding.batch_sharding(mesh))] * 2
     state = sharding.abstract(shapes, layout)
-    jitted = jax.jit(lambda state, views: update(state, views, None), out_shardings=(layout, sharding.replicated(mesh)))
+    batch = {"id": jnp.arange(16)}
+    jitted = jax.jit(
+        lambda state, views: update(state, views, batch), out_shardings=(layout, sharding.replicated(mesh))
+    )
     return hlo.buffer_elements(jitted.lower(state, views).compile().as_text())
 
 
@@ -162,6 +165,9 @@ def test_sharded_head_refuses_widths_that_do_not_divide():
         SplitProjector(models.build_projector(24, (64, 60)), mesh)
 
 
+BATCH = {"id": jnp.arange(8)}
+
+
 def _created(nets, tx):
     return jax.jit(lambda key: build.initial_state(key, nets, tx, 10))(jax.random.key(0))
 
@@ -169,10 +175,10 @@ def _created(nets, tx):
 def test_the_probe_does_not_teach_the_encoder():
     nets = invariance.nets()
     tx = optimizer.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
-    update = jax.jit(step.make_update(nets, tx, lambd=0.0051))
+    update = jax.jit(step.make_update(barlow_twins.BarlowTwins(), nets, tx))
     state = _created(nets, tx)
     views = [jax.random.normal(jax.random.key(i), (8, 16, 16, 3)) for i in range(2)]
-    (with_labels, _), (without, _) = (update(state, views, labels) for labels in (jnp.arange(8), None))
+    (with_labels, _), (without, _) = (update(state, views, BATCH | labels) for labels in ({"label": jnp.arange(8)}, {}))
     for name in ("backbone", "projector"):
         for a, b in zip(jax.tree.leaves(with_labels.params[name]), jax.tree.leaves(without.params[name]), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
@@ -183,10 +189,10 @@ def test_nonfinite_step_changes_nothing_but_the_count():
     nets = invariance.nets()
     rate = optim.warmup_cosine(0.3, warmup_steps=0, total_steps=10)
     tx = optimizer.make_optimizer(optim.lars(rate, 1e-5), optax.sgd(0.1))
-    update = jax.jit(step.make_update(nets, tx, lambd=0.0051))
+    update = jax.jit(step.make_update(barlow_twins.BarlowTwins(), nets, tx))
     state = _created(nets, tx)
     views = [jnp.full((8, 16, 16, 3), jnp.nan)] * 2
-    new, shown = update(state, views, jnp.zeros(8, jnp.int32))
+    new, shown = update(state, views, BATCH | {"label": jnp.zeros(8, jnp.int32)})
     assert (int(new.step), int(new.bad_steps)) == (1, 1) and shown["train/bad_steps"] == 1
     for a, b in zip(
         jax.tree.leaves((new.params, new.batch_stats)), jax.tree.leaves((state.params, state.batch_stats)), strict=True
@@ -196,6 +202,6 @@ def test_nonfinite_step_changes_nothing_but_the_count():
     good = [jnp.asarray(rng.standard_normal((8, 16, 16, 3)), jnp.float32) for _ in range(2)]
     counters = [leaf for leaf in jax.tree.leaves(new.opt_state) if jnp.issubdtype(leaf.dtype, jnp.integer)]
     assert counters and all(int(counter) == 1 for counter in counters)  # the schedule goes on
-    new, _ = update(new, good, jnp.zeros(8, jnp.int32))
+    new, _ = update(new, good, BATCH | {"label": jnp.zeros(8, jnp.int32)})
     assert int(new.bad_steps) == 0
     assert not np.array_equal(new.params["backbone"]["conv"]["kernel"], state.params["backbone"]["conv"]["kernel"])

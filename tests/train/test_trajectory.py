@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from bt_jax import convert, models, optim
+from bt_jax.objectives.barlow_twins import BarlowTwins
 from bt_jax.state import Nets, TrainState
 from bt_jax.train import optimizer
 from bt_jax.train import step as train_step
@@ -33,7 +34,7 @@ def _reference_state(nets, tx, seed):
     backbone = convert.from_torch(
         {k: _by_rule(f"backbone.{k}", v.shape, seed) for k, v in named.items() if v.ndim}, arch="resnet18"
     )
-    zeros = jax.tree.map(lambda a: np.zeros(a.shape), jax.eval_shape(nets.projector.init, jax.random.key(0)))
+    zeros = jax.tree.map(lambda a: np.zeros(a.shape), jax.eval_shape(nets.heads["projector"].init, jax.random.key(0)))
     named = convert.projector_to_torch(zeros)
     projector = convert.projector_from_torch({k: _by_rule(k, v.shape, seed) for k, v in named.items() if v.ndim})
     params = {"backbone": backbone["params"], "projector": projector["params"], "probe": {"kernel": np.zeros((512, 1))}}
@@ -50,7 +51,7 @@ def test_eight_steps_equal_the_reference(fixtures):
     with jax.enable_x64(True):
         nets = Nets(
             models.build("resnet18", dtype=jnp.float64),
-            models.build_projector(512, (64, 64, 64), dtype=jnp.float64),
+            {"projector": models.build_projector(512, (64, 64, 64), dtype=jnp.float64)},
         )
         steps = {"warmup_steps": 10 * args["steps_per_epoch"], "total_steps": args["epochs"] * args["steps_per_epoch"]}
         first, scale = int(stored["first_schedule_step"]), args["batch_size"] / 256
@@ -65,10 +66,10 @@ def test_eight_steps_equal_the_reference(fixtures):
         x = np.random.default_rng([seed, 11]).standard_normal((8, 2, 16, 3, 32, 32))
         x[:, 1] = 0.8 * x[:, 0] + 0.6 * x[:, 1]
         x = np.moveaxis(x, 3, -1)
-        update = jax.jit(train_step.make_update(nets, tx, lambd=float(stored["lambda"])))
+        update = jax.jit(train_step.make_update(BarlowTwins(lambd=float(stored["lambda"])), nets, tx))
         names = [str(name) for name in stored["param_names"]]
         for step in range(8):
-            state, shown = update(state, list(x[step]), None)
+            state, shown = update(state, list(x[step]), {"id": jnp.arange(x.shape[2])})
             # The log is float32: half a unit in its last place is 6e-8.
             np.testing.assert_allclose(shown["train/loss"], stored["loss"][step], rtol=1e-7)
             norms = _norms(state)

@@ -1,0 +1,80 @@
+"""Every method by the name that `config.objective.name` takes.
+
+A method of another package is there once its config file has put it into METHODS.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax.config import arguments
+from bt_jax.messages import UserError
+from bt_jax.objectives import barlow_twins, vicreg
+from bt_jax.objectives.base import Objective
+
+
+class Method(NamedTuple):
+    """A method: its class, and the pure function of its networks' outputs that its loss calls."""
+
+    objective: type[Objective]
+    function: Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
+
+
+METHODS: dict[str, Method] = {
+    "barlow_twins": Method(barlow_twins.BarlowTwins, barlow_twins.barlow_twins),
+    "vicreg": Method(vicreg.VICReg, vicreg.vicreg),
+}
+NAMES = tuple(METHODS)
+
+
+def keys(name: str) -> dict[str, Any]:
+    """The keys of `config.objective` that a method has, with their defaults.
+
+    Raises:
+      UserError: there is no method of that name.
+    """
+    method = METHODS[arguments.choose("config.objective.name", name, METHODS)].objective
+    return {field.name: field.default for field in dataclasses.fields(method) if field.name != "mesh"}
+
+
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Objective:
+    """The method of the config, for the devices of a mesh.
+
+    Raises:
+      UserError: there is no method of that name, or it has not all of the keys that the config sets.
+    """
+    options = arguments.to_dict(config)["objective"]
+    name = options.pop("name")
+    known = keys(name)
+    if unknown := sorted(options.keys() - known.keys()):
+        raise UserError(
+            f"config.objective has {', '.join(unknown)}, which {name} does not take", f"It takes {', '.join(known)}."
+        )
+    method = METHODS[name].objective
+    if "mesh" in {field.name for field in dataclasses.fields(method)}:
+        options["mesh"] = mesh
+    return method(**options)
+
+
+def evaluate_loss(
+    name: str, inputs: Mapping[str, jax.Array], **options: Any
+) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """A method's loss of given outputs of its networks; differentiable by every array.
+
+    Args:
+      name: one of NAMES.
+      inputs: by the argument names of the method's function, such as {"z1", "z2"}.
+      options: keys of `config.objective`, such as lambd.
+
+    Returns:
+      The loss and its metrics.
+
+    Raises:
+      UserError: there is no method of that name.
+    """
+    function = METHODS[arguments.choose("name", name, METHODS)].function
+    return function(**inputs, **options)

@@ -1,0 +1,80 @@
+"""VICReg (Bardes, Ponce, LeCun, arXiv 2105.04906): the views agree, every feature varies, no two features covary.
+
+    loss = 25 mean (z1 - z2)^2 + 25 mean_v v(z) + sum_v c(z)          paper equation 6
+    v(z) = mean_j relu(1 - sqrt(var z_j + 1e-4))                      equation 1
+    c(z) = sum_{i != j} C_ij^2 / d, C the covariance over n - 1       equations 3 and 4
+
+As the authors' code has it (main_vicreg.py:194-220): the variance term is the mean over the two views, the covariance
+term their sum, and the variance is the unbiased one.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from bt_jax.objectives.base import Context, Forward, Metric, Objective, Outcome, Tree
+from bt_jax.objectives.functions import embedding_std
+from bt_jax.shapes import Array, Float
+
+EPS = 1e-4  # main_vicreg.py:205
+
+
+def vicreg(
+    z1: Float[Array, "n d"],
+    z2: Float[Array, "n d"],
+    *,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
+    """Loss of two embeddings (n, d) of the same n images, over the whole batch; the weights are main_vicreg.py's.
+
+    Returns:
+      The loss in float32 or wider, and its terms before their weights: "invariance", "variance", "covariance".
+    """
+    z1, z2 = (jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32)) for z in (z1, z2))
+    terms = {
+        "invariance": jnp.square(z1 - z2).mean(),
+        "variance": (_hinge(z1) + _hinge(z2)) / 2,
+        "covariance": _off_diagonal(z1) + _off_diagonal(z2),
+    }
+    loss = invariance * terms["invariance"] + variance * terms["variance"] + covariance * terms["covariance"]
+    return loss, terms
+
+
+def _hinge(z: jax.Array) -> jax.Array:
+    return jax.nn.relu(1 - jnp.sqrt(z.var(axis=0, ddof=1) + EPS)).mean()
+
+
+def _off_diagonal(z: jax.Array) -> jax.Array:
+    """Squares of the covariance off its diagonal, over d, by the (n, n) or (d, d) product, whichever is smaller."""
+    n, d = z.shape
+    z = z - z.mean(axis=0)
+    product = jnp.matmul(z, z.T, precision="highest") if n < d else jnp.matmul(z.T, z, precision="highest")
+    all_of_them = jnp.square(product).sum() / (n - 1) ** 2
+    return (all_of_them - jnp.square(z.var(axis=0, ddof=1)).sum()) / d
+
+
+@dataclasses.dataclass(frozen=True)
+class VICReg(Objective):
+    """The projector's outputs of two views, each with its own batch statistics, and the loss above."""
+
+    invariance: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+
+    metrics: ClassVar = {
+        "invariance": Metric("invariance: the two views differ", "All should fall.", term=True),
+        "variance": Metric("variance: features that hardly vary", "Near 1: collapse.", term=True),
+        "covariance": Metric("covariance: features repeat each other", "", term=True),
+    }
+
+    def loss(self, run: Forward, views: Sequence[jax.Array], memory: Tree, context: Context) -> Outcome:
+        """Paper section 4.1."""
+        h = run("backbone", views)
+        z = run("projector", h)
+        loss, terms = vicreg(*z, invariance=self.invariance, variance=self.variance, covariance=self.covariance)
+        return Outcome(loss, h, terms | {"embedding_std": embedding_std(z[0])})

@@ -1,0 +1,104 @@
+"""A method that no file of the package knows: in training, checkpoints, log, report and plan."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from bt_jax import models, optim, sharding
+from bt_jax.plan import estimate
+from bt_jax.run_folder import step_folders
+from bt_jax.state import Nets
+from bt_jax.tasks import pretrain
+from bt_jax.train import build, optimizer, step
+from tests.support import invariance, new_method
+from tests.support.runs import changed, without_speeds
+
+ROWS = 1024
+
+
+def trained(devices, steps, views_of):
+    """The states after each of `steps`, on so many devices."""
+    objective, mesh = new_method.Everything(), sharding.make_mesh(jax.devices()[:devices])
+    heads = {
+        "projector": models.build_projector(invariance.OneConv.feature_dim, (16, 8)),
+        "predictor": models.build_projector(8, (16, 8)),
+    }
+    nets, tx = Nets(invariance.OneConv(), heads), optimizer.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
+
+    def create(key):
+        return build.initial_state(key, nets, tx, 10, objective, ROWS)
+
+    layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, "replicated", ROWS)
+    state = jax.jit(create, out_shardings=layout)(jax.random.key(0))
+    update = step.make_update(objective, nets, tx, steps_per_epoch=2, total_steps=9, mesh=mesh, first_id=100)
+    update = jax.jit(update, out_shardings=(layout, sharding.replicated(mesh)))
+    states = []
+    for number in range(steps):
+        batch = {"id": np.arange(8, dtype=np.int32) + 100 + 8 * (number % 2), "label": np.arange(8, dtype=np.int32)}
+        views, batch = sharding.put_global((views_of(number), batch), mesh)
+        state, metrics = update(state, views, batch)
+        states.append((jax.device_get(state), jax.device_get(metrics)))
+    return states, layout
+
+
+def drawn(number):
+    return list(np.random.default_rng(number).standard_normal((2, 8, 8, 8, 3)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def on_two():
+    return trained(2, 4, drawn)
+
+
+def test_it_trains_alike_on_one_device_and_two(on_two):
+    """float32, and sums in another order: 1e-5 after four steps."""
+    states, layout = on_two
+    (alone, _) = trained(1, 4, drawn)
+    for (one, told), (two, told_too) in zip(alone, states, strict=True):
+        np.testing.assert_allclose(told["train/loss"], told_too["train/loss"], rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.memory, two.memory)
+    assert layout.memory["bank"].spec == layout.memory["halves"].spec == jax.sharding.PartitionSpec("data")
+    assert layout.memory["queue"].is_fully_replicated
+    memory = states[-1][0].memory
+    assert (memory["halves"][:16] >= 0).all() and (memory["halves"][16:] == -1).all() and memory["epoch"] == 1
+    assert np.abs(memory["bank"][:16]).min(axis=1).max() > 0 and not memory["bank"][16:].any()
+
+
+def test_a_step_that_is_not_finite_moves_no_memory(on_two):
+    bad = trained(2, 3, lambda number: drawn(number) if number < 2 else [np.full((8, 8, 8, 3), np.nan, np.float32)] * 2)
+    (before, _), (after, told) = bad[0][1:]
+    assert told["train/bad_steps"] == 1 and int(after.step) == 3
+    jax.tree.map(np.testing.assert_array_equal, before.memory, after.memory)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), on_two[0][1][0].memory, on_two[0][2][0].memory)
+    assert moved["queue"] and moved["epoch"] and moved["halves"]  # a finite third step would have moved them
+
+
+@pytest.fixture(scope="module")
+def config(tiny_arch, one_device, compiled_quickly):
+    without = {"evals.every_epochs": 0.0, "evals.final": False, "evals.spectrum_images": 0, "data.val_split": ""}
+    return changed(new_method.get_config(), **{"model.arch": tiny_arch, **without})
+
+
+def test_it_is_saved_resumed_and_reported(config, tmp_path, capsys):
+    """Stopped in the middle and resumed, every array and number is that of the run that was not."""
+    pretrain.run(config, str(tmp_path / "whole"))
+    said = capsys.readouterr().out
+    pretrain.run(changed(config, stop_after_steps=3), str(tmp_path / "resumed"))
+    pretrain.run(changed(config, stop_after_steps=0), str(tmp_path / "resumed"))
+    assert without_speeds(tmp_path / "whole") == without_speeds(tmp_path / "resumed")
+    for part in ("encoder", "projector", "predictor", "memory", "train"):
+        whole, resumed = (
+            step_folders.read_part(tmp_path / name / "checkpoints/8" / part) for name in ("whole", "resumed")
+        )
+        assert jax.tree.leaves(whole)
+        jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert "agreement" in said.split("step 8/8")[1]
+    assert "Agreement of prediction and target" in (tmp_path / "whole" / "report.html").read_text()
+
+
+def test_it_is_planned(config):
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    _, state, _ = estimate.compile_step(config, mesh)
+    assert state.memory["bank"].shape == (1_282_048, 8)  # ImageNet's images, rounded up to a multiple of 1024
+    assert state.memory["bank"].sharding.spec == jax.sharding.PartitionSpec("data")

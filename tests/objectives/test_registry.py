@@ -1,0 +1,77 @@
+"""Every method: its loss and gradients against the numbers of official codes, and what a config may ask for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bt_jax.objectives
+from bt_jax.config import keys as config_keys
+from bt_jax.messages import UserError
+from bt_jax.objectives import registry
+from bt_jax.objectives.barlow_twins import BarlowTwins
+from bt_jax.objectives.vicreg import VICReg
+
+SECTIONS = {"barlow_twins": "barlow"}  # of the fixtures, where it is not the method's name
+
+
+@pytest.fixture(scope="module")
+def numbers(fixtures):
+    """tests/fixtures/objectives.npz: float64, `SECTION/NAME`; `loss.d_z1` is the gradient of `loss` by `z1`."""
+    with np.load(fixtures / "objectives.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("name", bt_jax.objectives.NAMES)
+def test_loss_and_gradients_equal_the_official_codes(numbers, name):
+    section = SECTIONS.get(name, name)
+    gradients = {key.split(".d_")[1]: value for key, value in numbers.items() if key.startswith(f"{section}/loss.d_")}
+    with jax.enable_x64(True):
+        inputs = {key: jnp.asarray(numbers[f"{section}/{key}"]) for key in gradients}
+        assert inputs and all(each.dtype == jnp.float64 for each in inputs.values())
+        function = jax.jit(jax.value_and_grad(lambda inputs: bt_jax.objectives.evaluate_loss(name, inputs)[0]))
+        loss, found = function(inputs)
+        np.testing.assert_allclose(loss, numbers[f"{section}/loss"], rtol=1e-13)
+        for key, wanted in gradients.items():
+            np.testing.assert_allclose(found[key], wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("n, d", [(6, 9), (9, 6)])
+def test_vicreg_by_hand(n, d):
+    """Both products give the covariance; NumPy makes the whole matrix."""
+    rng = np.random.default_rng(0)
+    z1, z2 = rng.standard_normal((2, n, d)) * rng.uniform(0.1, 2, d)
+    covariances = [np.cov(z.T) for z in (z1, z2)]
+    wanted = {
+        "invariance": ((z1 - z2) ** 2).mean(),
+        "variance": np.mean([np.maximum(0, 1 - np.sqrt(np.diag(c) + 1e-4)) for c in covariances]),
+        "covariance": sum((c[~np.eye(d, dtype=bool)] ** 2).sum() / d for c in covariances),
+    }
+    with jax.enable_x64(True):
+        loss, terms = registry.evaluate_loss("vicreg", {"z1": jnp.asarray(z1), "z2": jnp.asarray(z2)}, covariance=3.0)
+        assert {name: pytest.approx(value, rel=1e-12) for name, value in wanted.items()} == terms
+        assert loss == pytest.approx(25 * wanted["invariance"] + 25 * wanted["variance"] + 3 * wanted["covariance"])
+
+
+def test_the_method_of_the_config_is_built():
+    config = config_keys.pretrain()
+    assert registry.build(config) == BarlowTwins(0.0051, "auto", True)
+    with config.unlocked():
+        config.objective = {"name": "vicreg", **registry.keys("vicreg")}
+    config.objective.variance = 9.0
+    assert registry.build(config) == VICReg(variance=9.0)
+
+
+def test_a_config_of_the_defaults_has_every_key():
+    """The keys of Barlow Twins are written down twice: configs are read without JAX."""
+    assert config_keys.pretrain().objective.to_dict() == {"name": "barlow_twins"} | registry.keys("barlow_twins")
+
+
+def test_a_method_that_is_not_there():
+    config = config_keys.pretrain()
+    config.objective.name = "barlow"
+    with pytest.raises(UserError, match="Choose from barlow_twins, "):
+        registry.build(config)
+    config.objective.name = "vicreg"
+    with pytest.raises(UserError, match="has form, lambd, two_passes, which vicreg does not take"):
+        registry.build(config)
