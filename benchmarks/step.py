@@ -114,7 +114,7 @@ def prepare(options) -> tuple[dict[str, Callable], dict]:
     def compiled(step, *arguments):
         return jax.jit(step, donate_argnums=0, out_shardings=everywhere).lower(state, *arguments).compile()
 
-    model_program = compiled(training.update, views, batch["label"])
+    model_program = compiled(training.update, views, batch)
     started = time.perf_counter()
     step_program = compiled(training.step, batch)
     compile_seconds = time.perf_counter() - started
@@ -145,7 +145,7 @@ def prepare(options) -> tuple[dict[str, Callable], dict]:
 
     programs = {
         "views": lambda: views_program(batch),
-        "model": stepping(model_program, views, batch["label"]),
+        "model": stepping(model_program, views, batch),
         "step": stepping(step_program, batch),
         "hlo": step_program.as_text,
     }
