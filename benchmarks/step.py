@@ -53,6 +53,8 @@ def main(argv: list[str]) -> None:
     del argv
     options = config_program.CONFIG.value
     keys.check(options)
+    if options.objective.name != "barlow_twins":
+        raise UserError("benchmarks.step measures Barlow Twins alone", "Take a config of that method.")
     largest_batch = {"largest_batch": largest(options)} if LARGEST.value else {}
     try:
         programs, found = prepare(options)

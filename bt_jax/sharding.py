@@ -1,4 +1,4 @@
-"""One mesh with one axis, "data": the batch is split over it, everything else is on every device.
+"""One mesh with one axis, "data": the batch is split over it, and little or nothing of the state.
 
 A batch stays one array for whoever computes with it, so the statistics of batch norm and of the loss are those of the
 whole batch on any number of devices: jit inserts the all-reduce. Nothing else synchronises them.
@@ -47,9 +47,10 @@ def state_sharding(shapes, mesh: Mesh, head: str, images: int = 0):
 
     Args:
       shapes: the state, or its shapes from `jax.eval_shape`.
-      head: "replicated": every array on every device. "sharded": whatever belongs to the projector (parameters, batch
-        statistics and the optimizer's arrays for them) is split by its last axis, the features; the probe's matrix
-        (ImageNet's is 3.5 times a 256th of the paper's projector) by its rows, where they divide.
+      head: `config.model.projector_sharding`. "replicated": every array on every device. "sharded": whatever belongs to
+        the projector (parameters, batch statistics and the optimizer's arrays for them) is split by its last axis, the
+        features; the probe's matrix (ImageNet's is 3.5 times a 256th of the paper's projector) by its rows, where they
+        divide.
       images: rows of the remembered arrays that are split by row, where they divide; 0: none.
     """
 

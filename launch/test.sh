@@ -3,7 +3,7 @@
 #   bash launch/test.sh                                    in .venv
 #   PYTHON=/path/to/python3.12 bash launch/test.sh         in .venv-3.12
 #   bash launch/test.sh --slow                             longer forms too: all devices, kills, large networks
-#   bash launch/test.sh tests/test_losses.py -k gram       other arguments go to pytest, which then uses one core
+#   bash launch/test.sh tests/objectives -k gram           other arguments go to pytest, which then uses one core
 # What the tests compile is kept in $BT_JAX_TEST_CACHE, by default in ~/.cache/bt_jax/tests, for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -10,7 +10,7 @@ from bt_jax.messages import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # reference main.py, Transform
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # solo-learn, CIFAR-10's own statistics
-INTERPOLATIONS = ("bicubic", "bilinear")  # `augment` has their kernels
+INTERPOLATIONS = ("bicubic", "bilinear")  # `filters` has their kernels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Methods of self-supervised learning, one in each file, and the functions that they share.
 
-`NAMES` are those that `config.objective.name` takes; `evaluate_loss` computes the loss of one on given outputs.
+`NAMES` are those that come with the package; `evaluate_loss` computes the loss of one on given outputs.
 """
 
 import importlib

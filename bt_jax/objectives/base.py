@@ -1,7 +1,6 @@
 """What a method is: networks after the backbone, what it remembers, and a loss.
 
-`Objective` is the whole of it; the step, the checkpoint and the report know no method by name. The other classes are
-what a loss is given and what it returns.
+`Objective` is the whole of it; the other classes are what a loss is given and what it returns.
 """
 
 import dataclasses
@@ -41,6 +40,7 @@ class Context(NamedTuple):
 
     Attributes:
       step: int32, steps taken before this one.
+      total_steps, steps_per_epoch: int, of the whole schedule.
       rows: int32 (n,), the positions of the batch's images among the training images.
       labels: int32 (n,), or None.
       key: random, of this step.
@@ -84,6 +84,11 @@ class Outcome(NamedTuple):
 class Forward:
     """Applies the networks to the batch of a step, and keeps their new batch statistics.
 
+    Args:
+      networks: by name.
+      mesh: over which the batch is split.
+      split: names of networks whose outputs are split by feature already.
+
     Attributes:
       params: of all networks, by name; what is trained.
       batch_stats: of all networks, by name, as the calls so far leave them.
@@ -114,7 +119,8 @@ class Forward:
 
         Args:
           name: "backbone", or one of `Objective.heads`.
-          weights: borrowed parameters, such as a momentum network's; they are not trained.
+          weights: borrowed parameters, such as a momentum network's; they are not trained. Their batch statistics are
+            not kept, and with train=False the running ones are the trained network's.
           together: inputs of one shape share a batch of statistics; else each input has its own.
           train: batch norm by the statistics of the batch; else by the running ones.
         """
@@ -148,7 +154,9 @@ class Forward:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A method: a frozen dataclass whose fields are the keys of `config.objective`, written for the global batch.
+    """A method: a frozen dataclass whose fields are the keys of `config.objective`, each with a plain default.
+
+    A field `mesh`, if there is one, is given the devices. The formulas are written for the global batch.
 
     Attributes:
       metrics: of `Outcome.metrics`, those that people are shown.
@@ -158,6 +166,8 @@ class Objective:
 
     def heads(self, model: Any, feature_dim: int) -> "dict[str, Net]":
         """The trained networks after the backbone, by name. By default the projector of the config.
+
+        One is called "projector": the report's cross-correlation is of its outputs.
 
         Args:
           model: the section `config.model`.
@@ -173,7 +183,7 @@ class Objective:
         Args:
           params: of all networks at the start, by name.
           images: of the training set, rounded up to a multiple of 1024. An array with so many rows is split over the
-            devices by row; every other one is on all of them.
+            devices by row, where they divide it; every other one is on all of them.
         """
         del key, params, images
         return {}

@@ -1,4 +1,4 @@
-"""Numbers computed from embeddings and predictions; all return float32 scalars or arrays."""
+"""Functions of embeddings and predictions that methods, the online probe, evaluators and fine-tuning share; float32."""
 
 import jax
 import jax.numpy as jnp

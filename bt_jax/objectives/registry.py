@@ -45,14 +45,15 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Objective:
     """The method of the config, for the devices of a mesh.
 
     Raises:
-      UserError: there is no method of that name, or it has not all of the keys that the config sets.
+      UserError: there is no method of that name, or the config sets keys that it does not have.
     """
     options = arguments.to_dict(config)["objective"]
     name = options.pop("name")
     known = keys(name)
     if unknown := sorted(options.keys() - known.keys()):
         raise UserError(
-            f"config.objective has {', '.join(unknown)}, which {name} does not take", f"It takes {', '.join(known)}."
+            f"config.objective has {', '.join(unknown)}, which {name} does not take",
+            f"It takes {', '.join(known)}. Set the whole section in the config file: docs/methods.md.",
         )
     method = METHODS[name].objective
     if "mesh" in {field.name for field in dataclasses.fields(method)}:
@@ -66,7 +67,7 @@ def evaluate_loss(
     """A method's loss of given outputs of its networks; differentiable by every array.
 
     Args:
-      name: one of NAMES.
+      name: a key of METHODS.
       inputs: by the argument names of the method's function, such as {"z1", "z2"}.
       options: keys of `config.objective`, such as lambd.
 

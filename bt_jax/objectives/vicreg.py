@@ -4,8 +4,8 @@
     v(z) = mean_j relu(1 - sqrt(var z_j + 1e-4))                      equation 1
     c(z) = sum_{i != j} C_ij^2 / d, C the covariance over n - 1       equations 3 and 4
 
-As the authors' code has it (main_vicreg.py:194-220): the variance term is the mean over the two views, the covariance
-term their sum, and the variance is the unbiased one.
+As the authors' code has it (main_vicreg.py:194-220): the invariance term is the mean over samples and features, the
+variance term the mean over the two views, the covariance term their sum, and the variance is the unbiased one.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class VICReg(Objective):
 
     metrics: ClassVar = {
         "invariance": Metric("invariance: the two views differ", "All should fall.", term=True),
-        "variance": Metric("variance: features that hardly vary", "Near 1: collapse.", term=True),
+        "variance": Metric("variance: features that hardly vary", "The variance term near 1: collapse.", term=True),
         "covariance": Metric("covariance: features repeat each other", "", term=True),
     }
 

@@ -28,7 +28,8 @@ COMPILER_ONLY = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 
-# ImageNet's, so that nothing needs to be opened: they enter the schedule and the probe alone.
+# ImageNet's, so that nothing needs to be opened: they enter the schedule, the probe, and what a method remembers of
+# each image.
 IMAGES, CLASSES = 1_281_167, 1000
 
 
@@ -82,7 +83,7 @@ def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     """Compiles the config's training step for the mesh and counts.
 
     Returns:
-      Per chip, bytes, FLOPs and seconds; see `table` for the words. Plain JSON types.
+      Per chip, bytes, FLOPs and seconds; see `plan.__main__.table` for the words. Plain JSON types.
     """
     started = time.monotonic()
     compiled, state, batch = compile_step(config, mesh)

@@ -17,7 +17,7 @@ def open_folder(path: str, config: dict) -> Path:
     """Makes the folder, or accepts one that holds the same config; writes config.json and environment.json.
 
     Args:
-      config: of `config.to_dict`.
+      config: of `config.arguments.to_dict`.
 
     Raises:
       UserError: the folder cannot be made, or holds another run's config; the keys that differ are named.

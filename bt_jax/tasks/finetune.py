@@ -162,7 +162,7 @@ def make_step(
     rates: dict[str, optax.Schedule],
     seed: int,
 ) -> Callable:
-    """Builds step(state, batch) -> (state, metrics), as `train_step.make_pretrain_step` with one view and labels.
+    """Builds step(state, batch) -> (state, metrics), as `train.step.make_pretrain_step` with one view and labels.
 
     Args:
       trained: of `trained_parts`; every other array leaves a step bit-equal.

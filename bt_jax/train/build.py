@@ -57,7 +57,7 @@ def backbone_options(config: ConfigDict, channels: int) -> dict[str, Any]:
 
 
 def build_nets(config: ConfigDict, channels: int, objective: Objective) -> Nets:
-    """The backbone of the config and the heads of its objective."""
+    """The backbone of the config and the heads of its method."""
     dtype = jnp.dtype(config.model.dtype)
     backbone = models.build(
         **backbone_options(config, channels), zero_init_residual=config.model.zero_init_residual, dtype=dtype
@@ -65,6 +65,8 @@ def build_nets(config: ConfigDict, channels: int, objective: Objective) -> Nets:
     heads = objective.heads(config.model, backbone.feature_dim)
     if taken := heads.keys() & set(RESERVED):
         raise ValueError(f"A head cannot be called {', '.join(sorted(taken))}: checkpoints have parts of that name")
+    if "projector" not in heads:
+        raise ValueError("A method needs a head called projector: the report's cross-correlation is of its outputs")
     return Nets(backbone, heads)
 
 
@@ -81,7 +83,7 @@ def initial_state(
     The probe is there also without labels (then with one class), so that every state has the same structure.
 
     Args:
-      objective: makes the memory; there is none without it.
+      objective: the method, which makes the memory; there is none without it.
       images: see `Objective.init_memory`.
     """
     networks = {"backbone": nets.backbone, **nets.heads}

@@ -1,4 +1,4 @@
-"""The training loop: windows of steps to the end of a schedule, with monitors, checkpoints and a way to stop."""
+"""The training loop: windows of steps to the end of a schedule, with evaluators, checkpoints and a way to stop."""
 
 import math
 import time

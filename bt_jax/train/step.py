@@ -1,4 +1,6 @@
-"""The step: a batch of uint8 images in, the updated state out. Pure; whoever calls it jits it.
+"""The step: a batch of uint8 images in, the updated state out; and the update in it, which begins from ready views.
+
+Both are pure; whoever calls one jits it.
 
 All randomness is folded from (seed, step, sample id), so nothing random is stored and the number of devices has no say.
 """
@@ -61,25 +63,26 @@ def make_update(
 
     Args:
       tx: over the params of the state, see `optimizer.make_optimizer`.
-      total_steps, steps_per_epoch: of the schedule, for objectives that depend on them.
+      total_steps, steps_per_epoch: of the schedule, for methods that depend on them.
       first_id: the id of the first training image.
-      seed: of what an objective draws.
+      seed: of what a method draws.
       rates: name -> schedule, among the metrics.
       mesh: over whose devices the batch is split.
-      head: "sharded" splits the projector as well, over a mesh; the state must lie as `sharding.state_sharding` says.
+      head: `config.model.projector_sharding`; "sharded" splits the projector as well, over a mesh; the state must lie
+        as `sharding.state_sharding` says.
 
     Returns:
       The update. views: float arrays (n, h, w, c); batch: "id" and optionally "label", int32 (n,). metrics: float32
       scalars under the names of the log. A loss or gradient that is not finite changes nothing but the counters.
 
     Raises:
-      ValueError: a sharded head without a mesh.
+      ValueError: a sharded projector without a mesh.
     """
     networks: dict[str, Any] = {"backbone": nets.backbone, **nets.heads}
     split = ("projector",) if head == "sharded" else ()
     for name in split:
         if mesh is None:
-            raise ValueError("A sharded head needs a mesh to be split over")
+            raise ValueError("A sharded projector needs a mesh to be split over")
         networks[name] = SplitProjector(networks[name], mesh)
     own_key = randomness.stream(seed, randomness.OBJECTIVE)
 

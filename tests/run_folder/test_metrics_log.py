@@ -10,16 +10,14 @@ import pytest
 
 from bt_jax import messages
 from bt_jax.run_folder import metrics_log
-from bt_jax.train import recorder
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock of the log and of the progress line, which stands still until it is set."""
+    """The clock of the log, which stands still until it is set."""
     now = SimpleNamespace(seconds=100.0)
     clock = SimpleNamespace(monotonic=lambda: now.seconds, time=lambda: now.seconds)
     monkeypatch.setattr(metrics_log, "time", clock)
-    monkeypatch.setattr(recorder, "time", clock)
     return now
 
 
@@ -74,30 +72,6 @@ def test_tensorboard_has_the_names_and_steps_of_the_lines(tmp_path):
     found = {(event.step, value.tag): value.simple_value for event in events for value in event.summary.value}
     assert found == wanted
     assert [event.step for event in events if event.HasField("session_log")] == [5]  # what a longer run wrote is hidden
-
-
-def test_the_time_to_go_shrinks(clock):
-    progress = recorder.Progress(first_step=0, total_steps=1000, batch_size=64, steps_per_epoch=100)
-    shown = []
-    for step in (100, 200, 900, 1000):
-        clock.seconds += 10 if step != 900 else 70
-        shown.append(progress.line(step, progress.measure(step)))
-    assert [line.rpartition("ETA ")[2] for line in shown] == ["1:30", "1:20", "0:10", "0:00"]
-    assert "step 200/1000  epoch 2.0" in shown[1] and "640 pairs/s" in shown[1]
-    assert recorder._clock(3 * 3600 + 62) == "3:01:02"
-
-
-def test_speed_and_waiting_are_of_the_steps_since_the_last_line(clock):
-    """Without the time of an evaluation between them."""
-    progress = recorder.Progress(first_step=50, total_steps=1000, batch_size=8, steps_per_epoch=100, unit="images")
-    clock.seconds += 4
-    assert progress.measure(60, waited=1.0) == {"epoch": 0.6, "perf/images_per_sec": 20.0, "perf/data_wait": 0.25}
-    clock.seconds += 1000
-    progress.skip()
-    clock.seconds += 2
-    values = progress.measure(70, waited=2.0)
-    assert values == {"epoch": 0.7, "perf/images_per_sec": 40.0, "perf/data_wait": 0.5}
-    assert "40 images/s  waiting 50 %" in progress.line(70, values)
 
 
 def test_only_the_first_process_speaks(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The same five steps on any devices: what `test_train_step.py` compares, and what each of two processes runs.
+"""The same five steps on any devices: what `tests/train/test_step.py` compares, and what each of two processes runs.
 
 As a program, `python -m tests.support.invariance ADDRESS PROCESS OUT.npz [views] [HEAD/FORM ...]`, it is one of two
 processes with four devices each.

@@ -1,4 +1,4 @@
-"""Scenes of two processes that talk and compute nothing, for `test_cluster`.
+"""Scenes of two processes that talk and compute nothing, for `tests/processes/test_join.py`.
 
     python -m tests.support.scenes FOLDER SCENE ...
 

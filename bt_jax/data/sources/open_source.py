@@ -1,4 +1,4 @@
-"""Where images come from: {image, label or none, id}, by name or from a cache file, whatever they are used for.
+"""Opening a data set: the embedded one, one of TFDS by its name, a folder, or a cache file.
 
 What a data set offers is in `base`. Nothing here ever downloads. TensorFlow is imported only for a TFDS data set.
 """

@@ -130,7 +130,7 @@ FAULTS = (
         "round_up",
         "-(-batch_size // mesh.devices.size)",
         "(batch_size // mesh.devices.size)",
-        ("test_every_image_once_in_order",),
+        ("test_a_pretraining_key_arrives[evals.batch_size]",),
     ),
     Fault(
         "sharding-batch", "check_batch", "if batch_size % devices:", "if False:", ("test_batch_that_does_not_divide",)
