@@ -211,6 +211,8 @@ def check(config: ConfigDict) -> None:
         "model.projector_sharding": ("replicated", "sharded"),
     }
     flat = arguments.flatten(arguments.to_dict(config))
+    if flat.get("objective.name") != "barlow_twins":
+        del one_of["objective.form"]  # another method may have a key of this name
     for key in one_of.keys() & flat.keys():
         arguments.choose(f"config.{key}", flat[key], one_of[key])
     for key in ("batch_size", "total_epochs", "evals.batch_size", "log.every_steps"):
