@@ -59,6 +59,7 @@ LONGEST = [
     "test_pipeline",
     "test_configs",
     "test_views",
+    "test_new_method",
     "test_models",
     "test_report",
     "test_encoder_tasks",
