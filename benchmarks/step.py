@@ -174,9 +174,8 @@ def loss_memory(options, mesh) -> int:
     shape = jax.ShapeDtypeStruct((options.batch_size, options.model.projector[-1]), jnp.float32)
 
     def loss(z1, z2):
-        return barlow_twins.barlow_twins(z1, z2, lambd=options.objective.lambd, form=options.objective.form, mesh=mesh)[
-            0
-        ]
+        own = {"lambd": options.objective.lambd, "form": options.objective.form}
+        return barlow_twins.barlow_twins(z1, z2, **own, mesh=mesh)[0]
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(shape, shape).compile()
     return compiled.memory_analysis().temp_size_in_bytes

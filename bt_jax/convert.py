@@ -121,7 +121,7 @@ def _source(options: argparse.Namespace):
     from bt_jax.weights import foreign_files, load
     from bt_jax.weights.export_formats import Source
 
-    place = load.place(options.source)  # once: a run that goes on may save in between
+    place = load.place(options.source)  # once: a run that still trains may save another step in between
     if foreign_files.is_foreign(place):
         return Source(*foreign_files.read(place, arch=options.arch or ""), options.size or load.SIZE), place
     config = opening.of_step(place, "config.json")

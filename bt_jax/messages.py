@@ -40,7 +40,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 def say(text: str) -> None:
     """One line on the terminal, from the first process only."""
-    import jax  # here: whoever only reports an error need not wait for it
+    import jax  # here, so that a program that only reports an error does not wait for JAX to load
 
     if jax.process_index() == 0:
         print(text, flush=True)

@@ -1,7 +1,7 @@
 """All randomness of a run: one key for each purpose, made of the seed alone.
 
-Whoever uses a key folds in the step or the epoch, and the id of the image. So nothing random is stored, a run that is
-resumed draws what it would have drawn, and the number of devices has no say.
+The user of a key folds in the step or the epoch, and the id of the image. So nothing random is stored, a resumed run
+draws what it would have drawn, and the number of devices changes no draw.
 """
 
 import jax

@@ -51,7 +51,7 @@ def state_sharding(shapes, mesh: Mesh, head: str, images: int = 0):
         the projector (parameters, batch statistics and the optimizer's arrays for them) is split by its last axis, the
         features; the probe's matrix (ImageNet's is 3.5 times a 256th of the paper's projector) by its rows, where they
         divide.
-      images: rows of the remembered arrays that are split by row, where they divide; 0: none.
+      images: number of rows of the arrays in memory that are split by row, if the devices divide it; 0: none.
     """
 
     def place(path, leaf):

@@ -32,7 +32,7 @@ class TrainState:
       batch_stats: {"backbone", the heads by name}, running means and variances, float32.
       opt_state: of the optax transformation, over params.
       bad_steps: int32, steps in a row that were skipped because the loss or the gradient was not finite.
-      memory: what the method carries besides, see `objectives.base.Objective.init_memory`; {} for most.
+      memory: the method's own state, see `objectives.base.Objective.init_memory`; {} for most methods.
     """
 
     step: jax.Array

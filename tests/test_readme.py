@@ -12,7 +12,7 @@ import pytest
 
 import bt_jax
 from bt_jax import models, sharding
-from bt_jax.weights import load
+from bt_jax.weights import export_formats
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 BUILD = {"small_images": False, "width": 1 / 16, "channels": 3, "stem_padding": 1}
@@ -39,7 +39,9 @@ def run(request, tmp_path, monkeypatch):
     variables = jax.tree_util.tree_map_with_path(draw, shapes)
     root = tmp_path / "runs" / "mine" / "checkpoints"
     root.mkdir(parents=True)
-    load.write_encoder(root / "8000", model={"build": build, "mean": [0.5], "std": [0.25]}, variables=variables)
+    export_formats.write_encoder(
+        root / "8000", model={"build": build, "mean": [0.5], "std": [0.25]}, variables=variables
+    )
     monkeypatch.chdir(tmp_path)
     return variables
 

@@ -59,7 +59,7 @@ def make_feed(
     """On the device or streamed, as the config says.
 
     Args:
-      broken: is told of unreadable images.
+      broken: records the unreadable images.
       train_split: of `source`; the config's by default.
     """
     make = _resident if config.data.on_device else _streamed

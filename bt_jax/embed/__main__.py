@@ -17,8 +17,8 @@ for shard 0 of 5 of the split "train":
 
 Images that cannot be read have no row: shards then are shorter, and `ids` says which images are there.
 
-The same command goes on where it was stopped: shards that are whole are left as they are, damaged ones are made again;
-to have another one made again, for example after images were restored, delete it. Further splits may be added later.
+The same command resumes: it keeps whole shards and writes damaged ones again. To write another one again, for example
+after images were restored, delete it. Further splits may be added later.
 Where all images of a shard have one size, up to --canvas pixels, Pillow decodes them; TensorFlow streams all others.
 
 Exit status 0: all is written; 2: it is not, with one line on stderr; 130: stopped by Ctrl-C.
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return tool.run(parser(), shards.run, arguments)
     except KeyboardInterrupt:
-        print("embed: stopped; the same command goes on after the last whole shard", file=sys.stderr)
+        print("embed: stopped; the same command resumes after the last whole shard", file=sys.stderr)
         return 130
 
 

@@ -15,7 +15,7 @@ from bt_jax.messages import UserError
 from bt_jax.run_folder import environment, opening
 from bt_jax.weights import load
 
-RESIZE, CANVAS = 256, 512  # beside checkpoint.SIZE, if no run says otherwise: the paper's evaluation, section 3.1
+RESIZE, CANVAS = 256, 512  # beside load.SIZE, if no run says otherwise: the paper's evaluation, section 3.1
 
 
 def view_sizes(options: argparse.Namespace) -> dict[str, int]:

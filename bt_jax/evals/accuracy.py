@@ -13,7 +13,7 @@ from bt_jax.state import TrainState
 
 
 class Accuracy:
-    """Top-1 and top-5 on held-out images, every so many steps.
+    """Evaluates a classifier: top-1 and top-5 on held-out images.
 
     Args:
       net: the backbone.
@@ -38,7 +38,7 @@ class Accuracy:
         if state is not self._state or self._found is None:
             variables = {"encoder": state.encoder(), "head": state.params["head"]}
             found, labels = features.extract(self._logits, variables, self._val(), self._mesh)
-            assert labels is not None  # `val` is labelled
+            assert labels is not None  # the images of `val` have labels
             self._state, self._found = state, (found, labels)
         return self._found
 

@@ -55,7 +55,7 @@ class Context(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """In place of a remembered array: only these of its rows change in this step.
+    """Returned in place of an array of the memory: only these of its rows change in this step.
 
     Attributes:
       at: int32 (k,), which rows.
@@ -70,7 +70,7 @@ class Outcome(NamedTuple):
     """What a loss returns.
 
     Attributes:
-      features: of the backbone, (n, feature_dim) for each view that the online probe is to be trained on.
+      features: the backbone's outputs (n, feature_dim), one for each view; the online probe trains on them.
       metrics: scalars by name; `Objective.metrics` explains them.
       memory: for the next step, of the structure it was given; arrays, or `Rows` of them.
     """
@@ -148,7 +148,8 @@ class Forward:
     def _by_row(self, name: str, out: jax.Array) -> jax.Array:
         if self._mesh is None or name == "backbone" or name in self._split:
             return out
-        # Else the compiler splits a head's last layer by feature where a loss does, and gathers its whole input.
+        # Without it, where the loss splits features over the devices, the compiler also splits the head's last layer by
+        # feature, and gathers its whole input.
         return jax.lax.with_sharding_constraint(out, sharding.batch_sharding(self._mesh))
 
 
@@ -159,7 +160,7 @@ class Objective:
     A field `mesh`, if there is one, is given the devices. The formulas are written for the global batch.
 
     Attributes:
-      metrics: of `Outcome.metrics`, those that people are shown.
+      metrics: names and captions of `Outcome.metrics`, for the report and the progress line.
     """
 
     metrics: ClassVar[Mapping[str, Metric]] = {}
@@ -178,12 +179,12 @@ class Objective:
         return {"projector": models.build_projector(feature_dim, tuple(model.projector), **options)}
 
     def init_memory(self, key: jax.Array, params: Mapping[str, Tree], images: int) -> Tree:
-        """What is carried from step to step and saved, but not trained: momentum networks, queues, banks.
+        """The state that a method carries and saves but does not train: momentum networks, queues, banks.
 
         Args:
           params: of all networks at the start, by name.
-          images: of the training set, rounded up to a multiple of 1024. An array with so many rows is split over the
-            devices by row, where they divide it; every other one is on all of them.
+          images: number of training images, rounded up to a multiple of 1024. The devices share the rows of an array
+            that has so many, if they divide it; every other array is whole on each of them.
         """
         del key, params, images
         return {}

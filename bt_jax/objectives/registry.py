@@ -1,6 +1,6 @@
-"""Every method by the name that `config.objective.name` takes.
+"""The methods by the name that `config.objective.name` takes.
 
-A method of another package is there once its config file has put it into METHODS.
+A config file adds a method of another package to METHODS.
 """
 
 import dataclasses

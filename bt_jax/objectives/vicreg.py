@@ -1,11 +1,11 @@
 """VICReg (Bardes, Ponce, LeCun, arXiv 2105.04906): the views agree, every feature varies, no two features covary.
 
-    loss = 25 mean (z1 - z2)^2 + 25 mean_v v(z) + sum_v c(z)          paper equation 6
-    v(z) = mean_j relu(1 - sqrt(var z_j + 1e-4))                      equation 1
-    c(z) = sum_{i != j} C_ij^2 / d, C the covariance over n - 1       equations 3 and 4
+    loss = 25 mean (z1 - z2)^2 + 25 mean_v v(z) + sum_v c(z)
+    v(z) = mean_j relu(1 - sqrt(var z_j + 1e-4))
+    c(z) = sum_{i != j} C_ij^2 / d, C the covariance over n - 1
 
-As the authors' code has it (main_vicreg.py:194-220): the invariance term is the mean over samples and features, the
-variance term the mean over the two views, the covariance term their sum, and the variance is the unbiased one.
+The authors' code computes this (facebookresearch/vicreg@4e12602, main_vicreg.py:194-220): the variance term is the mean
+over the two views, the covariance term their sum, and variances are unbiased.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from bt_jax.objectives.base import Context, Forward, Metric, Objective, Outcome,
 from bt_jax.objectives.functions import embedding_std
 from bt_jax.shapes import Array, Float
 
-EPS = 1e-4  # main_vicreg.py:205
+EPS = 1e-4  # main_vicreg.py:194-220
 
 
 def vicreg(
@@ -73,7 +73,7 @@ class VICReg(Objective):
     }
 
     def loss(self, run: Forward, views: Sequence[jax.Array], memory: Tree, context: Context) -> Outcome:
-        """Paper section 4.1."""
+        """`vicreg` of the projector's outputs."""
         h = run("backbone", views)
         z = run("projector", h)
         loss, terms = vicreg(*z, invariance=self.invariance, variance=self.variance, covariance=self.covariance)

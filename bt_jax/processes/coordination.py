@@ -1,7 +1,7 @@
 """What the processes of one run tell each other, over JAX's coordination service, which runs in process 0.
 
-No collective of the devices is needed, and everything that waits says after a time who is missing. With one process
-nothing of this does anything.
+This needs no collective of the devices. A function that waits names the missing process after a time. A single process
+skips all of it.
 """
 
 import json
@@ -76,7 +76,7 @@ def gather(value: Any, *, what: str, seconds: float | None = None) -> list[Any]:
             absent = ", ".join(str(i) for i in range(processes()) if i not in here)
             raise UserError(
                 f"Process {absent} of {processes()} did not come to {what} within {seconds:g} s",
-                "See what its own output says, and start all of them again: the run goes on.",
+                "Read its own output, and start all processes again: the run resumes.",
                 status=TRY_AGAIN,
             ) from None
     return found

@@ -118,7 +118,7 @@ MACHINERY = (
 
 
 def own_panels(metrics: Mapping[str, Metric]) -> tuple[list[Panel], list[Panel]]:
-    """Plots of what a method explains of its own metrics: those of the terms of its loss, and one for each other."""
+    """Plots of a method's own metrics: the terms of its loss together, and every other metric by itself."""
     terms = {name: metric for name, metric in metrics.items() if metric.term}
     curves = tuple((f"train/{name}", metric.label) for name, metric in terms.items())
     caption = " ".join(metric.caption for metric in terms.values() if metric.caption)
@@ -127,5 +127,7 @@ def own_panels(metrics: Mapping[str, Metric]) -> tuple[list[Panel], list[Panel]]
         for name, metric in metrics.items()
         if not metric.term
     ]
-    title = "Its terms" if len(terms) > 1 else curves[0][1] if terms else ""
-    return [Panel(title, curves, caption, log=len(terms) > 1)] if terms else [], others
+    if not terms:
+        return [], others
+    several = len(terms) > 1
+    return [Panel("Its terms" if several else curves[0][1], curves, caption, log=several)], others

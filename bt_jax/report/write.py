@@ -128,7 +128,7 @@ def _pretraining(runs: list[Run]) -> list[str]:
 
 
 def _metrics(run: Run) -> Mapping[str, Metric]:
-    """What the method of a run explains of its metrics; runs of 0.1.0 have the one there was."""
+    """The metrics that a run's method explains. A run of 0.1.0 names no method: it is Barlow Twins."""
     section = run.config.get("objective")
     name = section.get("name") if isinstance(section, dict) else "barlow_twins"
     return registry.METHODS[name].objective.metrics if name in registry.METHODS else {}

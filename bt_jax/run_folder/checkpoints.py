@@ -143,9 +143,9 @@ def _free_name(path: Path) -> Path:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The encoder, each head, the memory where there is some, and the rest, each to be read by itself."""
+    """The parts of a checkpoint: encoder, heads, memory if there is any, and the rest. Each can be read by itself."""
     train = {"step": state.step, "opt_state": state.opt_state, "bad_steps": state.bad_steps}
-    # "probe", and "head" of fine-tuning: what has no batch statistics, not even empty ones, is no network of its own.
+    # The online probe and the classifier of fine-tuning have no entry in batch_stats, not even an empty one.
     train |= {name: tree for name, tree in state.params.items() if name not in state.batch_stats}
     items = {"encoder": state.encoder(), "train": train}
     for name in _heads(state):

@@ -8,12 +8,12 @@ FREE_KEYS = (
     *("stop_after_steps", "extend_epochs", "watch"),
 )
 
-# Keys of earlier versions: the only value with which a run can be resumed, as it is what happens now, and the reason.
+# Keys that are gone: a run resumes only if it had this value, which is what happens now; and the reason.
 REMOVED_KEYS = {
     "loss.gather_dtype": ("float32", "embeddings are sent in float32 alone; finish the run with bt_jax 0.1.0"),
 }
 
-# Keys of earlier versions by the name that they have now, and new ones with the value that an earlier run had.
+# The new names of keys, and the values that runs had before a key was added.
 RENAMED_KEYS = {
     "loss.lambd": "objective.lambd",
     "loss.form": "objective.form",
@@ -31,7 +31,7 @@ def differences(old: dict, new: dict) -> list[str]:
     A key of REMOVED_KEYS in `old` differs unless its value is the one that stayed.
     """
     old, new = {RENAMED_KEYS.get(key, key): value for key, value in flatten(old).items()}, flatten(new)
-    if "views.name" in old:  # of pretraining
+    if old.get("task") == "pretrain":
         old = ADDED_KEYS | old
     removed = {key: old.pop(key) for key in REMOVED_KEYS.keys() & old.keys()}
     free = tuple(f"{key}." for key in FREE_KEYS)

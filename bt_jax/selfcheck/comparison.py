@@ -16,12 +16,8 @@ from bt_jax.objectives import barlow_twins
 from bt_jax.selfcheck import programs
 
 NUMBERS = Path(__file__).with_name("numbers.json")
-CODE = (
-    NUMBERS,
-    Path(__file__),
-    Path(programs.__file__),
-    Path(barlow_twins.__file__),
-)  # all that the checks are made of
+# All files that the checks are made of.
+CODE = (NUMBERS, *(Path(file) for file in (__file__, programs.__file__, barlow_twins.__file__)))
 
 # Allowed error over the largest stored number. Sums in float32 differ by their order: at most 2e-6 was seen on a CPU.
 # "matmul": what accelerators compute by default in bfloat16 or TF32, eight to ten bits, but not on a CPU.

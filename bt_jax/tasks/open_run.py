@@ -24,8 +24,8 @@ class Data(NamedTuple):
     """The images of a task.
 
     Attributes:
-      broken: is told of the unreadable ones.
-      train_split: of `source`; another one than the config's where a part of it is taken, or several are joined.
+      broken: records the unreadable ones.
+      train_split: of `source`. It is not the config's if `select` took a part of it, or joined several.
     """
 
     source: Source
@@ -43,7 +43,7 @@ def open_machine(config: ConfigDict) -> Mesh:
     keys.check(config)
     mesh = sharding.make_mesh()
     check_devices(config, mesh)
-    if config.task != "evaluate":  # which has no batches of its own size
+    if config.task != "evaluate":  # whose batches have another size
         check_rate(config)
         sharding.check_batch(config.batch_size, mesh)
     return mesh
@@ -59,7 +59,8 @@ def open_data(
 
     Args:
       channels: of the images, 1 or 3.
-      select: takes the data set to another one and its training split, such as a share of the images; the config stays.
+      select: returns the data set to use instead and its training split, such as a share of the images. The config
+        does not change.
     """
     source, broken = batches.open_data(config)
     source, train_split = select(source) if select else (source, config.data.train_split)
@@ -68,17 +69,17 @@ def open_data(
 
 
 def open_schedule(config: ConfigDict, data: Data) -> epochs.Plan:
-    """Epochs as steps; where there are several processes, all have the same ones and the same config, or raise."""
+    """Epochs as steps. Several processes compare them and their configs; UserError if they differ."""
     plan = epochs.make_plan(config, data.feed.images)
     opening.agree(config, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch)
     return plan
 
 
 def open_folder(config: ConfigDict, workdir: str, data: Data, about: str) -> Path:
-    """The run folder. Comes last, when all is known to make sense: a folder holds one config for good.
+    """The run folder. It is opened last, when everything else has been checked: a folder keeps its first config.
 
     Args:
-      about: said with its name.
+      about: printed after the folder's name.
     """
     folder = opening.open_folder(workdir, arguments.to_dict(config))
     data.broken.list_in(opening.own(folder, "broken.txt"))

@@ -20,7 +20,7 @@ from bt_jax.train import optimizer
 from bt_jax.train import step as train_step
 from bt_jax.train.epochs import Plan
 
-ROWS = 1024  # remembered rows are a multiple of it, whatever the devices, so that a run resumes on others
+ROWS = 1024  # a bank of all images has a multiple of so many rows on any devices, so that a run resumes on others
 
 
 def build_recipe(config: ConfigDict) -> recipes.Recipe:

@@ -1,4 +1,4 @@
-"""The weights that pretraining begins with, where they are not drawn: `config.init_from`."""
+"""The weights that pretraining begins with if it does not draw them: `config.init_from`."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -35,8 +35,8 @@ def read(path: str, nets: Nets) -> InitialWeights:
             f"init_from={path} is a {described[0]}, not a {described[1]}",
             "Set config.model.arch, width and small_images to its own, or take other weights.",
         )
-    own = nets.heads.get("projector")
-    fits = projector and own and _shapes(projector) == _shapes(jax.eval_shape(own.init, jax.random.key(0)))
+    own = jax.eval_shape(nets.heads["projector"].init, jax.random.key(0))
+    fits = projector and _shapes(projector) == _shapes(own)
     messages.say(f"beginning with the encoder{' and the projector' if fits else ''} of {path}")
     if not fits:
         messages.say(f"its projector is {'of another shape' if projector else 'not there'}: a new one")

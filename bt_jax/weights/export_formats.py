@@ -5,6 +5,8 @@ lines that load it, for the model card.
 """
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from bt_jax import models
 from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.models.resnet import architecture
-from bt_jax.weights import key_names, load, state_dicts
+from bt_jax.run_folder import manifest
+from bt_jax.weights import key_names, state_dicts
 from bt_jax.weights.foreign_files import METADATA
 
 
@@ -46,7 +50,31 @@ class Form(NamedTuple):
 
 def checkpoint_folder(source: Source, path: Path) -> None:
     """A checkpoint as a run writes it, without what only training needs."""
-    load.write_encoder(path, model=source.model, variables=source.variables, projector=source.projector)
+    write_encoder(path, model=source.model, variables=source.variables, projector=source.projector)
+
+
+def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any], projector=None) -> None:
+    """Writes a checkpoint that holds an encoder, and a projector if there is one, and nothing to go on training from.
+
+    Args:
+      path: the folder; must not exist.
+      model: see `load.read_model`.
+      variables, projector: {"params", "batch_stats"}.
+    """
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    try:
+        unfinished.chmod(0o755)  # mkdtemp's are for the user alone
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(unfinished / "encoder", variables)
+            if projector:
+                checkpointer.save(unfinished / "projector", projector)
+        (unfinished / "model").mkdir()
+        (unfinished / "model" / "metadata").write_text(json.dumps(model))
+        manifest.write(unfinished)
+        unfinished.rename(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def safetensors(source: Source, path: Path) -> None:

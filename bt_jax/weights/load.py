@@ -1,16 +1,12 @@
 """Loading an encoder: from a run folder, a checkpoint, or a file of weights of other libraries."""
 
-import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from bt_jax import models, storage
-from bt_jax.run_folder import manifest, step_folders
+from bt_jax.run_folder import step_folders
 from bt_jax.weights import foreign_files
 
 SIZE = 224  # pixels that an encoder evaluates if no run says otherwise: ImageNet's, in the paper's section 3.1
@@ -90,30 +86,6 @@ def evaluation_size(config: dict[str, Any]) -> tuple[int, int]:
     except (ValueError, LookupError, TypeError, AttributeError):  # another program's config.json, or a damaged one
         return 0, 0
     return (size, resize) if size > 0 else (0, 0)
-
-
-def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any], projector=None) -> None:
-    """Writes a checkpoint that holds an encoder, and a projector if there is one, and nothing to go on training from.
-
-    Args:
-      path: the folder; must not exist.
-      model: see `read_model`.
-      variables, projector: {"params", "batch_stats"}.
-    """
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
-    try:
-        unfinished.chmod(0o755)  # mkdtemp's are for the user alone
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(unfinished / "encoder", variables)
-            if projector:
-                checkpointer.save(unfinished / "projector", projector)
-        (unfinished / "model").mkdir()
-        (unfinished / "model" / "metadata").write_text(json.dumps(model))
-        manifest.write(unfinished)
-        unfinished.rename(path)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 @storage.reached()

@@ -20,7 +20,7 @@ def test_ctrl_c_of_embed(monkeypatch, capsys):
 
     monkeypatch.setattr(shards, "run", interrupted)
     assert main(["--encoder=x", "--out=y", "--data=patterns"]) == 130
-    assert capsys.readouterr().err == "embed: stopped; the same command goes on after the last whole shard\n"
+    assert capsys.readouterr().err == "embed: stopped; the same command resumes after the last whole shard\n"
 
 
 def test_shards_are_on_the_disk_before_their_name(tmp_path, monkeypatch):

@@ -25,8 +25,18 @@ def test_another_training_split_leaves_the_config_as_it_is(monkeypatch, tmp_path
     assert json.loads((folder / "config.json").read_text()) == arguments.to_dict(config) == before
 
 
-def test_what_makes_no_sense_leaves_no_folder(tmp_path):
-    for values in ({"batch_size": 0}, {"devices": 3}, {"batch_size": 12}):
-        with pytest.raises(UserError):
-            open_run.open_machine(changed(tiny(), **values))
-    assert open_run.open_machine(changed(keys.evaluate(), batch_size=12)).devices.size == 8  # it trains on no batch
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"batch_size": 0}, "must be positive"),
+        ({"devices": 3}, "config.devices=3, but there are 8"),
+        ({"batch_size": 12}, "does not divide by 8 devices"),
+    ],
+)
+def test_what_no_run_can_have_is_refused(values, said):
+    with pytest.raises(UserError, match=said):
+        open_run.open_machine(changed(tiny(), **values))
+
+
+def test_an_evaluation_needs_no_batch_that_divides():
+    assert open_run.open_machine(changed(keys.evaluate(), batch_size=12)).devices.size == 8

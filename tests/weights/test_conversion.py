@@ -218,7 +218,7 @@ def projector():
 @pytest.fixture
 def encoder(tmp_path, variables, projector):
     """A checkpoint of a narrow ResNet-18 with its projector, in no run folder."""
-    load.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables, projector=projector)
+    export_formats.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables, projector=projector)
     return tmp_path / "encoder"
 
 
@@ -379,7 +379,7 @@ def test_mistakes(encoder, tmp_path, capsys, variables):
     small = MODEL | {"build": MODEL["build"] | {"small_images": True}}
     net = models.build(**small["build"])
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), init_shapes(net))
-    load.write_encoder(tmp_path / "small", model=small, variables=zeros)
+    export_formats.write_encoder(tmp_path / "small", model=small, variables=zeros)
     refused(capsys, "no 3x3 stem", tmp_path / "small", "--to=huggingface", out)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
 
@@ -455,7 +455,7 @@ def test_gray_weights_and_odd_arrays(tmp_path):
 
 def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
     run = tmp_path / "run"
-    load.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables)
+    export_formats.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables)
     (run / "checkpoints").mkdir(parents=True)
     (tmp_path / "encoder").rename(run / "checkpoints" / "8")
     config = {"task": "pretrain", "total_epochs": 4.0, "extend_epochs": 2.0, "batch_size": 96, "seed": 3}

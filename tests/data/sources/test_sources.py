@@ -19,21 +19,6 @@ from tests.support.drawn_images import Listed, encode
 from tests.support.tfds_files import write_dataset
 
 
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (23, 8, 6, 3), np.uint8)
-
-
-@pytest.fixture
-def npz(images, tmp_path):
-    """Cache file of 23 PNG images of 6 wide and 8 high, labels 0, 1, 2, 0, ..."""
-    path = tmp_path / "cache.npz"
-    write_npz(
-        Listed([(encode(im), i % 3) for i, im in enumerate(images)], class_names=["a", "b", "c"]), path, ["train"]
-    )
-    return path
-
-
 def test_npz_round_trip(npz, images):
     source = open_source(None, npz=npz)
     assert (source.name, source.splits, source.num_classes) == ("listed", {"train": 23}, 3)

@@ -13,19 +13,6 @@ from bt_jax.messages import UserError
 from tests.support.drawn_images import Listed, encode
 
 
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (23, 8, 6, 3), np.uint8)
-
-
-@pytest.fixture
-def npz(images, tmp_path):
-    """A cache file of the images, labels 0, 1, 2, 0, ..."""
-    path = tmp_path / "cache.npz"
-    write_npz(Listed([(encode(im), i % 3) for i, im in enumerate(images)]), path, ["train"])
-    return path
-
-
 @pytest.mark.parametrize("split", ["train[7:12]", "train[-3:]", "train[50%:90%]"])
 def test_cut_splits_by_every_road(npz, images, split, monkeypatch):
     """Images and labels of a cut split are those of the whole one, from there on."""

@@ -1,0 +1,22 @@
+"""A small data set that the tests of sources and of splits read."""
+
+import numpy as np
+import pytest
+
+from bt_jax.data.sources.npz import write_npz
+from tests.support.drawn_images import Listed, encode
+
+
+@pytest.fixture(scope="package")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (23, 8, 6, 3), np.uint8)
+
+
+@pytest.fixture
+def npz(images, tmp_path):
+    """Cache file of 23 PNG images of 6 wide and 8 high, labels 0, 1, 2, 0, ..."""
+    path = tmp_path / "cache.npz"
+    write_npz(
+        Listed([(encode(im), i % 3) for i, im in enumerate(images)], class_names=["a", "b", "c"]), path, ["train"]
+    )
+    return path
