@@ -28,9 +28,9 @@ class TrainState:
 
     Attributes:
       step: int32, steps taken; the schedule, the order of the data and all randomness are functions of it.
-      params: {"backbone", the heads by name, "probe"}, float32.
+      params: {"backbone", the heads by name, "probe" if there is an online probe}, float32.
       batch_stats: {"backbone", the heads by name}, running means and variances, float32.
-      opt_state: of the optax transformation, over params.
+      opt_state: of the optax transformation, over the trained params.
       bad_steps: int32, steps in a row that were skipped because the loss or the gradient was not finite.
       memory: the method's own state, see `objectives.base.Objective.init_memory`; {} for most methods.
     """
@@ -44,4 +44,8 @@ class TrainState:
 
     def encoder(self) -> dict[str, Tree]:
         """The backbone's variables, as `Net.apply` takes them."""
-        return {"params": self.params["backbone"], "batch_stats": self.batch_stats["backbone"]}
+        return self.network("backbone")
+
+    def network(self, name: str) -> dict[str, Tree]:
+        """The variables of one network, as `Net.apply` takes them."""
+        return {"params": self.params[name], "batch_stats": self.batch_stats[name]}

@@ -8,25 +8,23 @@ from jax.sharding import Mesh
 from bt_jax import compilers, sharding
 from bt_jax.augment import recipes
 from bt_jax.evals import features
-from bt_jax.models import Net
-from bt_jax.state import TrainState
+from bt_jax.state import Nets, TrainState
 
 
 class Accuracy:
     """Evaluates a classifier: top-1 and top-5 on held-out images.
 
     Args:
-      net: the backbone.
+      nets: the backbone, and a head called classifier.
       val: starts a pass over padded labelled batches.
       resize: see `augment.evaluation_view`.
     """
 
-    def __init__(self, net: Net, recipe: recipes.Recipe, val: Callable, *, mesh: Mesh, resize: int, every_steps: int):
-        embed = features.make_embed(net, recipe, mesh, resize=resize)
+    def __init__(self, nets: Nets, recipe: recipes.Recipe, val: Callable, *, mesh: Mesh, resize: int, every_steps: int):
+        embed, classifier = features.make_embed(nets.backbone, recipe, mesh, resize=resize), nets.heads["classifier"]
 
         def logits(variables, batch):
-            head = variables["head"]
-            return embed(variables["encoder"], batch) @ head["kernel"] + head["bias"]
+            return classifier.apply(variables["classifier"], embed(variables["backbone"], batch), train=False)
 
         self._logits, self._val, self._mesh = compilers.jit(logits, out_shardings=sharding.replicated(mesh)), val, mesh
         self._state: TrainState | None = None
@@ -36,7 +34,7 @@ class Accuracy:
     def logits(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
         """float32 (n, classes) and labels int32 (n,); kept for the state last asked for."""
         if state is not self._state or self._found is None:
-            variables = {"encoder": state.encoder(), "head": state.params["head"]}
+            variables = {name: state.network(name) for name in ("backbone", "classifier")}
             found, labels = features.extract(self._logits, variables, self._val(), self._mesh)
             assert labels is not None  # the images of `val` have labels
             self._state, self._found = state, (found, labels)

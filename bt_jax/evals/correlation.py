@@ -45,8 +45,7 @@ class CrossCorrelation:
             z = []
             for view in augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size")):
                 h, _ = nets.backbone.apply(state.encoder(), view, train=True)
-                variables = {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]}
-                z.append(nets.heads["projector"].apply(variables, h, train=True)[0])
+                z.append(nets.heads["projector"].apply(state.network("projector"), h, train=True)[0])
             return z
 
         self._embeddings = compilers.jit(embeddings)

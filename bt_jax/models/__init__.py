@@ -15,14 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from bt_jax.models.classifier import Classifier
 from bt_jax.models.projector import Projector
 from bt_jax.models.resnet import ARCHITECTURES, ResNet
 
-__all__ = ["ARCHITECTURES", "Net", "Tree", "Variables", "build", "build_projector"]
+__all__ = ["ARCHITECTURES", "Net", "Tree", "Variables", "build", "build_classifier", "build_projector"]
 
 Tree = Any  # nested dicts of arrays, of which only the names of the outermost are known here
 Variables = Mapping[str, Tree]  # {"params", "batch_stats"}
-Module = ResNet | Projector
+Module = ResNet | Projector | Classifier
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Net:
 
     Attributes:
       arch, options: what built it, of types that JSON can hold: `build(net.arch, **net.options)` makes it again
-        (`build_projector(**net.options)` where arch is "projector").
+        (`build_projector` or `build_classifier` with the options if arch is "projector" or "classifier").
       feature_dim: the last axis of what `apply` returns.
     """
 
@@ -125,6 +126,12 @@ def build_projector(in_dim: int, widths: Sequence[int], *, bias: bool = False, d
     """The projector that maps features (n, in_dim) to embeddings (n, widths[-1]); see `projector.Projector`."""
     options = {"in_dim": in_dim, "widths": list(widths), "bias": bias, "dtype": jnp.dtype(dtype).name}
     return _net("projector", options, lambda rngs: Projector(**options, rngs=rngs))
+
+
+def build_classifier(in_dim: int, classes: int) -> Net:
+    """The linear classifier that maps features (n, in_dim) to logits (n, classes); see `classifier.Classifier`."""
+    options = {"in_dim": in_dim, "classes": classes}
+    return _net("classifier", options, lambda rngs: Classifier(**options, rngs=rngs))
 
 
 def _net(arch: str, options: dict[str, Any], make: Callable[[nnx.Rngs], Module]) -> Net:

@@ -131,6 +131,10 @@ class BarlowTwins(Objective):
             "Mean diagonal of c",
             "How far the two views of an image agree: towards 1. Stuck near 0: the augmentation leaves nothing in"
             " common.",
+            warning=(
+                0.2,
+                "The two views of an image hardly agree: the mean diagonal is {:.2f}, and 1 is full agreement.",
+            ),
         ),
     }
 

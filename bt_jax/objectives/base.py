@@ -28,11 +28,13 @@ class Metric(NamedTuple):
       label: beside its curve.
       caption: what to look for.
       term: a term of the loss, which the progress line shows as well.
+      warning: (limit, sentence with a place for the value): the report opens with it if the last value is lower.
     """
 
     label: str
     caption: str
     term: bool = False
+    warning: tuple[float, str] | None = None
 
 
 class Context(NamedTuple):
@@ -157,18 +159,25 @@ class Forward:
 class Objective:
     """A method: a frozen dataclass whose fields are the keys of `config.objective`, each with a plain default.
 
-    A field `mesh`, if there is one, is given the devices. The formulas are written for the global batch.
+    The trainer sets a field `mesh`, if there is one, to the devices, and a field `classes` to the number of classes of
+    the data set. The formulas are written for the global batch.
 
     Attributes:
       metrics: names and captions of `Outcome.metrics`, for the report and the progress line.
+      unit_rows: heads whose kernels keep length 1 for every output, as the prototypes of SwAV.
+      frozen_epochs: by head, epochs at the start in which the optimizer leaves it alone, momentum and decay included.
+      constant_rate: heads whose learning rate has no schedule, as the predictor of SimSiam.
     """
 
     metrics: ClassVar[Mapping[str, Metric]] = {}
+    unit_rows: ClassVar[Sequence[str]] = ()
+    frozen_epochs: ClassVar[Mapping[str, float]] = {}
+    constant_rate: ClassVar[Sequence[str]] = ()
 
     def heads(self, model: Any, feature_dim: int) -> "dict[str, Net]":
         """The trained networks after the backbone, by name. By default the projector of the config.
 
-        One is called "projector": the report's cross-correlation is of its outputs.
+        If one is called "projector", the report has the cross-correlation of its outputs.
 
         Args:
           model: the section `config.model`.

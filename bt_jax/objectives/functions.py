@@ -1,4 +1,7 @@
-"""Functions of embeddings and predictions that methods, the online probe, evaluators and fine-tuning share; float32."""
+"""Functions of embeddings and predictions that methods, the online probe and evaluators share.
+
+They compute in float32, or in the dtype of the input if it is wider.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +10,8 @@ from bt_jax.shapes import Array, Float, Int
 
 
 def unit_rows(z: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
-    """Rows of length one, float32; rows of zeros stay."""
-    z = jnp.asarray(z, jnp.float32)
+    """Rows of length one, float32 or wider; rows of zeros stay."""
+    z = _wide(z)
     return z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 
 
@@ -22,11 +25,16 @@ def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -
     import optax  # here: the self-check computes a loss where JAX alone is installed
 
     known = labels >= 0
-    each = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.maximum(labels, 0))
-    return jnp.where(known, each, 0).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32)
+    each = optax.softmax_cross_entropy_with_integer_labels(_wide(logits), jnp.maximum(labels, 0))
+    return jnp.where(known, each, 0).sum() / jnp.maximum(known.sum(), 1).astype(each.dtype)
 
 
 def top1(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[jax.Array, ""]:
     """Share of rows whose largest logit is the label's, among those with a label (not -1)."""
     right = (logits.argmax(axis=1) == labels).sum(dtype=jnp.float32)
     return right / jnp.maximum((labels >= 0).sum(), 1).astype(jnp.float32)
+
+
+def _wide(x: Array) -> jax.Array:
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

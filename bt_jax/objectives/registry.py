@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
-from bt_jax.objectives import barlow_twins, vicreg
+from bt_jax.objectives import barlow_twins, supervised, vicreg
 from bt_jax.objectives.base import Objective
 
 
@@ -26,9 +26,11 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     "barlow_twins": Method(barlow_twins.BarlowTwins, barlow_twins.barlow_twins),
+    "supervised": Method(supervised.Supervised, supervised.supervised),
     "vicreg": Method(vicreg.VICReg, vicreg.vicreg),
 }
 NAMES = tuple(METHODS)
+GIVEN = ("mesh", "classes")  # fields that the trainer sets, no keys of a config
 
 
 def keys(name: str) -> dict[str, Any]:
@@ -38,11 +40,11 @@ def keys(name: str) -> dict[str, Any]:
       UserError: there is no method of that name.
     """
     method = METHODS[arguments.choose("config.objective.name", name, METHODS)].objective
-    return {field.name: field.default for field in dataclasses.fields(method) if field.name != "mesh"}
+    return {field.name: field.default for field in dataclasses.fields(method) if field.name not in GIVEN}
 
 
-def build(config: ConfigDict, mesh: Mesh | None = None) -> Objective:
-    """The method of the config, for the devices of a mesh.
+def build(config: ConfigDict, mesh: Mesh | None = None, classes: int = 0) -> Objective:
+    """The method of the config, for the devices of a mesh and a data set of so many classes.
 
     Raises:
       UserError: there is no method of that name, or the config sets keys that it does not have.
@@ -56,9 +58,9 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Objective:
             f"It takes {', '.join(known)}. Set the whole section in the config file: docs/methods.md.",
         )
     method = METHODS[name].objective
-    if "mesh" in {field.name for field in dataclasses.fields(method)}:
-        options["mesh"] = mesh
-    return method(**options)
+    given = {"mesh": mesh, "classes": classes}
+    fields = {field.name for field in dataclasses.fields(method)}
+    return method(**options, **{name: value for name, value in given.items() if name in fields})
 
 
 def evaluate_loss(

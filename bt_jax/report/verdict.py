@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from bt_jax.report.formats import number, percent, plural, short
+from bt_jax.report.panels import method_metrics
 from bt_jax.report.runs import Run, flat, off_diagonal
 
 ROWS = (("trained", "trained encoder"), ("untrained", "the same encoder untrained"), ("raw_pixels", "raw pixels"))
@@ -111,15 +112,10 @@ def non_finite(run: Run) -> str:
 def hints(run: Run) -> list[tuple[str, str]]:
     """Warnings that can be read off the curves."""
     said = []
-    diagonal = run.last("train/diag_mean")
-    if diagonal is not None and diagonal < 0.2:
-        said.append(
-            (
-                "warn",
-                f"The two views of an image hardly agree: the mean diagonal is {diagonal:.2f}, and 1 is"
-                " full agreement.",
-            )
-        )
+    for name, metric in method_metrics(run).items():
+        value = run.last(f"train/{name}")
+        if metric.warning and value is not None and value < metric.warning[0]:
+            said.append(("warn", metric.warning[1].format(value)))
     losses = [value for value in run.series.get("train/loss", {}).values() if math.isfinite(value)]
     if len(losses) > 3 and losses[-1] >= losses[0]:
         said.append(("warn", f"The loss did not fall: {short(losses[0])} at first, {short(losses[-1])} at the end."))

@@ -3,7 +3,6 @@
 Only `metrics.jsonl` must be there. A part whose input is missing or damaged is left out, with a sentence saying why.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +11,11 @@ import numpy as np
 
 from bt_jax import messages, storage
 from bt_jax.messages import UserError
-from bt_jax.objectives import registry
-from bt_jax.objectives.base import Metric
 from bt_jax.report.confusion import confusion_section
 from bt_jax.report.correlation import correlation_section, spectrum_section
 from bt_jax.report.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.report.page import document
-from bt_jax.report.panels import FINETUNING, LABEL_FREE, LOSS, MACHINERY, QUALITY, own_panels
+from bt_jax.report.panels import FINETUNING, LABEL_FREE, LOSS, MACHINERY, QUALITY, method_metrics, own_panels
 from bt_jax.report.results import results_section, task
 from bt_jax.report.runs import Run, read_run
 from bt_jax.report.sections import (
@@ -108,7 +105,7 @@ def _finetuning(runs: list[Run]) -> list[str]:
 
 def _pretraining(runs: list[Run]) -> list[str]:
     first = runs[0]
-    terms, others = own_panels({name: metric for run in runs for name, metric in _metrics(run).items()})
+    terms, others = own_panels({name: metric for run in runs for name, metric in method_metrics(run).items()})
     return [
         head_section(runs),
         summary_section(first),
@@ -125,10 +122,3 @@ def _pretraining(runs: list[Run]) -> list[str]:
         curves_section("The machinery", [*others, *MACHINERY], runs, "small"),
         details_section(first),
     ]
-
-
-def _metrics(run: Run) -> Mapping[str, Metric]:
-    """The metrics that a run's method explains. A run of 0.1.0 names no method: it is Barlow Twins."""
-    section = run.config.get("objective")
-    name = section.get("name") if isinstance(section, dict) else "barlow_twins"
-    return registry.METHODS[name].objective.metrics if name in registry.METHODS else {}

@@ -70,6 +70,12 @@ class Checkpoints:
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
             for name, tree in _items(state).items()
         }
+        absent = [name for name in items if not storage.is_dir(self._folder / str(step) / name)]
+        if absent:
+            raise UserError(
+                f"Checkpoint {step} in {self._folder} has no {', '.join(absent)}: another release wrote it",
+                "Finish the run with that release, or train in a new --workdir.",
+            )
         found = self._manager.restore(step, args=ocp.args.Composite(**items))
         return _from_items(found, state)
 
@@ -145,11 +151,11 @@ def _free_name(path: Path) -> Path:
 def _items(state: TrainState) -> dict[str, Any]:
     """The parts of a checkpoint: encoder, heads, memory if there is any, and the rest. Each can be read by itself."""
     train = {"step": state.step, "opt_state": state.opt_state, "bad_steps": state.bad_steps}
-    # The online probe and the classifier of fine-tuning have no entry in batch_stats, not even an empty one.
+    # The online probe, which is no network of the method, has no entry in batch_stats, not even an empty one.
     train |= {name: tree for name, tree in state.params.items() if name not in state.batch_stats}
     items = {"encoder": state.encoder(), "train": train}
     for name in _heads(state):
-        items[name] = {"params": state.params[name], "batch_stats": state.batch_stats[name]}
+        items[name] = state.network(name)
     return items | ({"memory": state.memory} if jax.tree.leaves(state.memory) else {})  # Orbax refuses an empty item
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import augment, compilers, messages, optim, randomness, sharding
+from bt_jax import compilers, messages, optim, randomness, sharding
 from bt_jax.augment import recipes
 from bt_jax.config import arguments
 from bt_jax.data.sources import selection
@@ -23,12 +23,13 @@ from bt_jax.data.sources.base import Source
 from bt_jax.evals import accuracy, confidence, pictures
 from bt_jax.evals.accuracy import Accuracy
 from bt_jax.messages import UserError
-from bt_jax.objectives import functions
+from bt_jax.objectives import supervised
 from bt_jax.report import write
-from bt_jax.state import TrainState
+from bt_jax.state import Nets, TrainState
 from bt_jax.tasks import from_encoder, open_run
 from bt_jax.tasks.from_encoder import Encoder
-from bt_jax.train import epochs, loop, optimizer
+from bt_jax.train import build, epochs, loop
+from bt_jax.train import step as train_step
 
 
 class Run(NamedTuple):
@@ -70,26 +71,20 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     )
     plan = open_run.open_schedule(config, data)
     trained = trained_parts(config.train, list(encoder.variables["params"]))
-    tx, rates = _optimizer(config, plan, trained)
-    batch_norm = config.batch_norm if config.batch_norm != "auto" else "train" if config.train == "all" else "eval"
-    step = make_step(encoder, tx, recipe, trained=trained, train=batch_norm == "train", rates=rates, seed=config.seed)
+    training = build_training(config, plan, encoder, recipe, source.num_classes, mesh, trained)
     every_steps = plan.steps(config.evals.every_epochs) or plan.total_steps
     val = feed.passes(config.data.val_split, config.evals.val_images)
-    accuracy = Accuracy(encoder.net, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
-    about = f"{config.encoder} on {source.name}, {feed.images} images, training {', '.join(trained)}"
+    accuracy = Accuracy(training.nets, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
+    parts = ", ".join(("classifier", *trained["backbone"]))
+    about = f"{config.encoder} on {source.name}, {feed.images} images, training {parts}"
     folder = open_run.open_folder(config, workdir, data, about)
     model = {"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std}
     checkpoints = open_run.open_checkpoints(config, folder, plan, model)
-    this = loop.Loop(config, folder, plan, step, feed, [accuracy], checkpoints, started, unit="images")
-
-    def fresh():
-        def state(key, variables):
-            return create(key, encoder._replace(variables=variables), tx, source.num_classes)
-
-        key = randomness.stream(config.seed, randomness.INIT)
-        return compilers.jit(state, out_shardings=sharding.replicated(mesh))(key, encoder.variables)
-
-    return Run(this, accuracy, list(source.class_names), fresh)
+    this = loop.Loop(
+        config, folder, plan, training.step, feed, [accuracy], checkpoints, started, unit="images", terms=("top1",)
+    )
+    key = randomness.stream(config.seed, randomness.INIT)
+    return Run(this, accuracy, list(source.class_names), lambda: training.create(key))
 
 
 def _labelled_share(config: ConfigDict, source: Source) -> tuple[Source, str]:
@@ -105,37 +100,45 @@ def _labelled_share(config: ConfigDict, source: Source) -> tuple[Source, str]:
     return selection.share(source, config.data.train_split, config.data.fraction, seed=config.seed), "share"
 
 
-def trained_parts(train: str, parts: list[str]) -> tuple[str, ...]:
-    """What "head", "all" or "layer4,layer3" means: "head", and names among the backbone's `parts`."""
-    if train in ("head", "all"):
-        return ("head", *parts) if train == "all" else ("head",)
-    return (
-        "head",
-        *(arguments.choose("config.train", name.strip(), ("head", "all", *parts)) for name in train.split(",")),
+def trained_parts(train: str, parts: list[str]) -> dict[str, tuple[str, ...]]:
+    """Network -> its trained parts, of "head", "all" or "layer4,layer3"; `parts`: all those of the backbone."""
+    names = {"head": [], "all": parts}.get(train, [name.strip() for name in train.split(",")])
+    chosen = tuple(arguments.choose("config.train", name, ("head", "all", *parts)) for name in names)
+    return {"backbone": chosen, "classifier": ("kernel", "bias")}
+
+
+def build_training(
+    config: ConfigDict,
+    plan: epochs.Plan,
+    encoder: Encoder,
+    recipe: recipes.Recipe,
+    num_classes: int,
+    mesh: Mesh,
+    trained: dict[str, tuple[str, ...]],
+) -> build.Training:
+    """Everything between a batch of labelled images and the next state; `trained` is that of `trained_parts`."""
+    tx, rates = _optimizer(config, plan)
+    if not trained["backbone"]:
+        del rates["lr_backbone"]
+    batch_norm = config.batch_norm if config.batch_norm != "auto" else "train" if config.train == "all" else "eval"
+    objective = supervised.Supervised(batch_statistics=batch_norm == "train", classes=num_classes)
+    nets = Nets(encoder.net, objective.heads(config.model, encoder.net.feature_dim))
+    update = train_step.make_update(
+        objective, nets, tx, seed=config.seed, rates=rates, mesh=mesh, trained=trained, **plan._asdict()
     )
 
+    def create(key, variables):
+        return build.initial_state(key, nets, tx, objective, encoder=variables, trained=trained)
 
-def create(key: jax.Array, encoder: Encoder, tx: optax.GradientTransformation, num_classes: int) -> TrainState:
-    """The state at step 0: the encoder as it is, and a new head, by the reference's evaluate.py N(0, 0.01) and zero."""
-    kernel = 0.01 * jax.random.normal(key, (encoder.net.feature_dim, num_classes))
-    backbone, stats = encoder.variables["params"], encoder.variables["batch_stats"]
-    params = {"backbone": backbone, "head": {"kernel": kernel, "bias": jnp.zeros(num_classes)}}
-    zero = jnp.zeros([], jnp.int32)
-    return TrainState(zero, params, {"backbone": stats}, tx.init(params), zero)
-
-
-def _label(trained: tuple[str, ...]) -> Callable:
-    """A function params -> "head", "backbone" or "frozen" for every array."""
-
-    def label(path, leaf):
-        del leaf
-        top, *rest = (entry.key for entry in path)
-        return "head" if top == "head" else "backbone" if rest[0] in trained else "frozen"
-
-    return lambda params: jax.tree_util.tree_map_with_path(label, params)
+    whole = sharding.replicated(mesh)
+    layout = jax.tree.map(lambda _: whole, jax.eval_shape(create, jax.random.key(0), encoder.variables))
+    created = compilers.jit(create, out_shardings=layout)
+    step = train_step.make_step(update, recipe, seed=config.seed)
+    return build.Training(objective, nets, step, layout, lambda key: created(key, encoder.variables), update)
 
 
-def _optimizer(config: ConfigDict, plan: epochs.Plan, trained: tuple[str, ...]):
+def _optimizer(config: ConfigDict, plan: epochs.Plan):
+    """SGD for the trained params, and the rates of classifier and backbone."""
     options = config.optim
     if options.schedule == "cosine":
         shape = {"steps_per_epoch": plan.steps_per_epoch, "epochs": config.total_epochs + config.extend_epochs}
@@ -147,56 +150,10 @@ def _optimizer(config: ConfigDict, plan: epochs.Plan, trained: tuple[str, ...]):
         }
 
     sgd = {"weight_decay": options.weight_decay, "momentum": options.momentum, "nesterov": options.nesterov}
-    parts = {name: optim.sgd(rate, rate, **sgd) for name, rate in rates.items()} | {"frozen": optax.set_to_zero()}
-    shown = {f"lr_{name}": rate for name, rate in rates.items() if name == "head" or len(trained) > 1}
-    return optax.multi_transform(parts, _label(trained)), shown
-
-
-def make_step(
-    encoder: Encoder,
-    tx: optax.GradientTransformation,
-    recipe: recipes.Recipe,
-    *,
-    trained: tuple[str, ...],
-    train: bool,
-    rates: dict[str, optax.Schedule],
-    seed: int,
-) -> Callable:
-    """Builds step(state, batch) -> (state, metrics), as `train.step.make_pretrain_step` with one view and labels.
-
-    Args:
-      trained: of `trained_parts`; every other array leaves a step bit-equal.
-      train: batch norm by the batch's statistics, else by the running ones, which then stay as they are.
-    """
-    views_key, label = randomness.stream(seed, randomness.VIEWS), _label(trained)
-
-    def loss_fn(params, batch_stats, images, labels):
-        # The compiler then leaves out the backward pass below the lowest trained part.
-        params = jax.tree.map(
-            lambda kind, p: jax.lax.stop_gradient(p) if kind == "frozen" else p, label(params), params
-        )
-        variables = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
-        h = encoder.net.apply(variables, images, train=train)
-        h, stats = h if train else (h, batch_stats["backbone"])
-        logits = h @ params["head"]["kernel"] + params["head"]["bias"]
-        loss = functions.cross_entropy(logits, labels)
-        return loss, ({"loss": loss, "top1": functions.top1(logits, labels)}, {"backbone": stats})
-
-    def step(state: TrainState, batch):
-        key = jax.random.fold_in(views_key, state.step)
-        # The second view is not used, so not computed either.
-        images, _ = augment.two_views(key, batch["image"], recipe, ids=batch["id"], sizes=batch.get("size"))
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (shown, stats)), grads = gradient(state.params, state.batch_stats, images, batch["label"])
-        new, norm, _ = optimizer.apply_gradient(state, tx, grads, stats, loss)
-        kinds = label(state.params)
-        params = jax.tree.map(lambda kind, a, b: b if kind == "frozen" else a, kinds, new.params, state.params)
-        new = TrainState(new.step, params, new.batch_stats, new.opt_state, new.bad_steps)
-        shown |= {"grad_norm": norm, "bad_steps": new.bad_steps}
-        shown |= {name: rate(state.step) for name, rate in rates.items()}
-        return new, {f"train/{name}": jnp.asarray(value, jnp.float32) for name, value in shown.items()}
-
-    return step
+    parts = {name: optim.sgd(rate, rate, **sgd) for name, rate in rates.items()}
+    labels = {"classifier": "head", "backbone": "backbone"}
+    tx = optax.multi_transform(parts, lambda params: {name: labels[name] for name in params})
+    return tx, {f"lr_{name}": rate for name, rate in rates.items()}
 
 
 def _finish(this: Run, state: TrainState) -> None:

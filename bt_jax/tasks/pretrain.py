@@ -28,6 +28,7 @@ class Run(NamedTuple):
 
     Attributes:
       fresh: fresh() -> the state at step 0 with weights drawn by the seed.
+      correlation: of methods with a projector.
       given: the weights of `config.init_from`, for a run that has no checkpoint yet.
     """
 
@@ -37,7 +38,7 @@ class Run(NamedTuple):
     embed: features.Embed
     frozen: protocols.Frozen | None
     spectrum: spectrum.Spectrum
-    correlation: correlation.CrossCorrelation
+    correlation: correlation.CrossCorrelation | None
     sample: dict[str, np.ndarray]
     shown_split: str
     class_names: list[str]
@@ -108,15 +109,18 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     model = {"build": build.backbone_options(config, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std}
     checkpoints = open_run.open_checkpoints(config, folder, plan, model)
     init_key = randomness.stream(config.seed, randomness.INIT)
-    matrix = correlation.CrossCorrelation(
-        nets,
-        recipe,
-        sample,
-        key=randomness.stream(config.seed, randomness.VIEWS),
-        folder=folder / "correlation" if jax.process_index() == 0 else None,
-        every_steps=every_steps,
-    )
-    evaluators += [unlabelled, matrix]
+    evaluators.append(unlabelled)
+    matrix = None
+    if "projector" in nets.heads:
+        matrix = correlation.CrossCorrelation(
+            nets,
+            recipe,
+            sample,
+            key=randomness.stream(config.seed, randomness.VIEWS),
+            folder=folder / "correlation" if jax.process_index() == 0 else None,
+            every_steps=every_steps,
+        )
+        evaluators.append(matrix)
     terms = [name for name, metric in training.objective.metrics.items() if metric.term]
     this = loop.Loop(config, folder, plan, training.step, feed, evaluators, checkpoints, started, terms=terms)
     return Run(
@@ -196,10 +200,12 @@ def _pictures(this: Run, before: TrainState, after: TrainState) -> dict[str, np.
     view1, view2 = (np.uint8(np.clip(255 * (np.asarray(v) * std + mean), 0, 255)) for v in two_views(batch))
     # Padded canvases are left out: an image there is smaller than its frame.
     originals = {} if "size" in batch else {"originals": batch["image"]}
+    seen = originals | {"view1": view1, "view2": view2}
+    if this.correlation is None:
+        return seen
     c_before, c_after = this.correlation.of(before), this.correlation.of(after)
     return (
-        originals
-        | {"view1": view1, "view2": view2}
+        seen
         | {"c_before": correlation.picture(c_before), "c_after": correlation.picture(c_after)}
         | pictures.off_diagonal_histograms(c_before, c_after)
         | pictures.redundant_pairs(c_after)

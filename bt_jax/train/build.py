@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from bt_jax import compilers, models, sharding
 from bt_jax.augment import recipes
 from bt_jax.messages import UserError
+from bt_jax.models import Variables
 from bt_jax.objectives import registry
 from bt_jax.objectives.base import RESERVED, Objective
 from bt_jax.state import Nets, TrainState
@@ -65,8 +66,13 @@ def build_nets(config: ConfigDict, channels: int, objective: Objective) -> Nets:
     heads = objective.heads(config.model, backbone.feature_dim)
     if taken := heads.keys() & set(RESERVED):
         raise ValueError(f"A head cannot be called {', '.join(sorted(taken))}: checkpoints have parts of that name")
-    if "projector" not in heads:
-        raise ValueError("A method needs a head called projector: the report's cross-correlation is of its outputs")
+    if absent := {*objective.unit_rows, *objective.frozen_epochs, *objective.constant_rate} - heads.keys():
+        raise ValueError(f"The method has rules for {', '.join(sorted(absent))}, which are no heads of it")
+    if config.model.projector_sharding == "sharded" and "projector" not in heads:
+        raise UserError(
+            f"The objective {config.objective.name} has no projector that could be sharded",
+            "Set --config.model.projector_sharding=replicated.",
+        )
     return Nets(backbone, heads)
 
 
@@ -74,32 +80,42 @@ def initial_state(
     key: jax.Array,
     nets: Nets,
     tx: optax.GradientTransformation,
-    num_classes: int,
-    objective: Objective | None = None,
+    objective: Objective,
+    *,
+    probe_classes: int = 0,
     images: int = 0,
+    encoder: Variables | None = None,
+    trained: optimizer.Parts | None = None,
 ) -> TrainState:
-    """The state at step 0, a function of the key alone.
-
-    The probe is there also without labels (then with one class), so that every state has the same structure.
+    """The state at step 0, a function of the key and of the encoder, if one is given.
 
     Args:
-      objective: the method, which makes the memory; there is none without it.
+      tx: over the trained params.
+      objective: the method, which makes the memory.
+      probe_classes: of the online probe; 0: there is no probe.
       images: see `Objective.init_memory`.
+      encoder: the variables of the backbone, which are otherwise drawn.
+      trained: see `train.step.make_update`.
     """
     networks = {"backbone": nets.backbone, **nets.heads}
     *keys, probe_key = jax.random.split(key, len(networks) + 1)
-    variables = {name: net.init(own) for (name, net), own in zip(networks.items(), keys, strict=True)}
+    variables = {
+        name: encoder if name == "backbone" and encoder else net.init(own)
+        for (name, net), own in zip(networks.items(), keys, strict=True)
+    }
     params = {name: each["params"] for name, each in variables.items()}
-    memory = objective.init_memory(jax.random.fold_in(key, 0), params, images) if objective else {}
-    classes = max(num_classes, 1)
-    # N(0, 0.01), the reference's linear head (evaluate.py)
-    kernel = 0.01 * jax.random.normal(probe_key, (nets.backbone.feature_dim, classes))
-    params["probe"] = {"kernel": kernel, "bias": jnp.zeros(classes)}
+    for name in objective.unit_rows:
+        params[name] = jax.tree.map(lambda p: optimizer.unit_columns(p) if p.ndim == 2 else p, params[name])
+    memory = objective.init_memory(jax.random.fold_in(key, 0), params, images)
+    if probe_classes:
+        # N(0, 0.01), the reference's linear head (evaluate.py)
+        kernel = 0.01 * jax.random.normal(probe_key, (nets.backbone.feature_dim, probe_classes))
+        params["probe"] = {"kernel": kernel, "bias": jnp.zeros(probe_classes)}
     return TrainState(
         step=jnp.zeros([], jnp.int32),
         params=params,
         batch_stats={name: each["batch_stats"] for name, each in variables.items()},
-        opt_state=tx.init(params),
+        opt_state=tx.init(optimizer.select(params, trained)),
         bad_steps=jnp.zeros([], jnp.int32),
         memory=memory,
     )
@@ -141,9 +157,9 @@ def build_training(
       images: of the training set; what a method remembers of every image has a row for each.
       first_id: the id of the first of them.
     """
-    objective = registry.build(config, mesh)
+    objective = registry.build(config, mesh, num_classes)
     nets = build_nets(config, len(recipe.mean), objective)
-    tx, rates = optimizer.build_optimizer(config, plan)
+    tx, rates = optimizer.build_optimizer(config, plan, objective)
     rows = -(-images // ROWS) * ROWS
     update = train_step.make_update(
         objective,
@@ -159,10 +175,11 @@ def build_training(
     )
 
     def create(key):
-        return initial_state(key, nets, tx, num_classes, objective, rows)
+        # The probe is there also without labels, so that every state of pretraining has the same structure.
+        return initial_state(key, nets, tx, objective, probe_classes=max(num_classes, 1), images=rows)
 
     layout = sharding.state_sharding(
         jax.eval_shape(create, jax.random.key(0)), mesh, config.model.projector_sharding, rows
     )
-    step = train_step.make_pretrain_step(update, recipe, seed=config.seed)
+    step = train_step.make_step(update, recipe, seed=config.seed)
     return Training(objective, nets, step, layout, compilers.jit(create, out_shardings=layout), update)

@@ -35,8 +35,11 @@ def read(path: str, nets: Nets) -> InitialWeights:
             f"init_from={path} is a {described[0]}, not a {described[1]}",
             "Set config.model.arch, width and small_images to its own, or take other weights.",
         )
-    own = jax.eval_shape(nets.heads["projector"].init, jax.random.key(0))
-    fits = projector and _shapes(projector) == _shapes(own)
+    net = nets.heads.get("projector")
+    if net is None:  # this method has none
+        messages.say(f"beginning with the encoder of {path}")
+        return InitialWeights(backbone, None)
+    fits = projector and _shapes(projector) == _shapes(jax.eval_shape(net.init, jax.random.key(0)))
     messages.say(f"beginning with the encoder{' and the projector' if fits else ''} of {path}")
     if not fits:
         messages.say(f"its projector is {'of another shape' if projector else 'not there'}: a new one")

@@ -1,6 +1,7 @@
 """The optimizer of a run: LARS, SGD or AdamW for the networks, SGD for the online probe; and one update by it."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import jax
@@ -10,8 +11,26 @@ from ml_collections import ConfigDict
 
 from bt_jax import optim
 from bt_jax.models import Tree
+from bt_jax.objectives import functions
+from bt_jax.objectives.base import Objective
 from bt_jax.state import TrainState
 from bt_jax.train.epochs import Plan
+
+Parts = Mapping[str, Sequence[str]]  # network -> its parts, the outermost keys of its parameters
+
+
+def select(params: Mapping[str, Tree], trained: Parts | None) -> dict[str, Tree]:
+    """The trained parts of the params of a state; all of them for None."""
+    if trained is None:
+        return dict(params)
+    return {name: {part: params[name][part] for part in parts} for name, parts in trained.items() if parts}
+
+
+def merge(params: Mapping[str, Tree], moving: Mapping[str, Tree], trained: Parts | None) -> dict[str, Tree]:
+    """The params with those that `select` gives replaced by `moving`."""
+    if trained is None:
+        return dict(moving)
+    return {name: tree | moving.get(name, {}) for name, tree in params.items()}
 
 
 def apply_gradient(
@@ -20,15 +39,21 @@ def apply_gradient(
     grads: dict[str, Tree],
     batch_stats: dict[str, Tree],
     loss: jax.Array,
+    trained: Parts | None = None,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """One update. A loss or gradient that is not finite changes nothing but the counters.
+
+    Args:
+      grads: of the trained parts, see `select`.
 
     Returns:
       The next state, its memory as it was; the gradient's norm, without the online probe's; whether both were finite.
     """
     norm = optax.global_norm({name: grad for name, grad in grads.items() if name != "probe"})
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = cast(dict[str, Tree], optax.apply_updates(state.params, updates))
+    moving = select(state.params, trained)
+    updates, opt_state = tx.update(grads, state.opt_state, moving)
+    moving = cast(dict[str, Tree], optax.apply_updates(moving, updates))
+    params = merge(state.params, moving, trained)
     taken = TrainState(state.step + 1, params, batch_stats, opt_state, jnp.zeros_like(state.bad_steps))
     # The counters inside the optimizer go on with the step, so that the rate applied stays the schedule's.
     kept = jax.tree.map(lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b, opt_state, state.opt_state)
@@ -39,22 +64,67 @@ def apply_gradient(
 
 
 def make_optimizer(
-    ssl: optax.GradientTransformation, probe: optax.GradientTransformation, *, grad_scale: float = 1.0
+    ssl: optax.GradientTransformation,
+    probe: optax.GradientTransformation,
+    *,
+    grad_scale: float = 1.0,
+    heads: Mapping[str, optax.GradientTransformation] | None = None,
 ) -> optax.GradientTransformation:
     """One transformation over the whole params: `ssl` for backbone and heads, `probe` for the probe.
 
     Args:
       grad_scale: multiplies the gradient of backbone and heads before anything else sees it.
+      heads: by name, those that have a transformation of their own in place of `ssl`.
     """
+    own = {name: optax.chain(optax.scale(grad_scale), tx) for name, tx in {"ssl": ssl, **(heads or {})}.items()}
 
     def labels(params):
-        return {name: "probe" if name == "probe" else "ssl" for name in params}
+        return {name: name if name == "probe" or name in own else "ssl" for name in params}
 
-    return optax.multi_transform({"ssl": optax.chain(optax.scale(grad_scale), ssl), "probe": probe}, labels)
+    return optax.multi_transform(own | {"probe": probe}, labels)
 
 
-def build_optimizer(config: ConfigDict, plan: Plan) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
-    """The optimizer of the whole params, and the two rates that the log shows."""
+def frozen_at_first(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+    """Takes the first updates only after so many steps; before, nothing moves but the counters of its schedules.
+
+    A gradient of zero would not do: decay and momentum change parameters without one.
+    """
+
+    def init(params: Tree) -> Tree:
+        return jnp.zeros([], jnp.int32), tx.init(params)
+
+    def update(grads: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
+        count, old = state
+        updates, new = tx.update(grads, old, params)
+        kept = jax.tree.map(lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b, new, old)
+        free = count >= steps
+        updates = jax.tree.map(lambda u: jnp.where(free, u, jnp.zeros_like(u)), updates)
+        return updates, (optax.safe_increment(count), jax.tree.map(lambda a, b: jnp.where(free, a, b), new, kept))
+
+    return optax.GradientTransformation(init, update)
+
+
+def onto_unit_rows() -> optax.GradientTransformation:
+    """Changes the updates so that every kernel (in, out) has columns of length 1 after them.
+
+    The official SwAV does it in place before a forward pass (main_swav.py); the sequence of kernels is the same.
+    """
+
+    def update(updates: Tree, params: Tree) -> Tree:
+        return jax.tree.map(lambda u, p: unit_columns(p + u) - p if p.ndim == 2 else u, updates, params)
+
+    return optax.stateless(update)
+
+
+def unit_columns(kernel: jax.Array) -> jax.Array:
+    """A kernel (in, out) whose columns, the weights of one output each, have length 1."""
+    return functions.unit_rows(kernel.T).T
+
+
+def build_optimizer(
+    config: ConfigDict, plan: Plan, objective: Objective
+) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
+    """The optimizer of the whole params with the method's rules for its heads, and the two rates that the log has."""
     options, scale = config.optim, config.batch_size / 256
     shape = {
         "warmup_steps": plan.steps(options.warmup_epochs),
@@ -62,10 +132,27 @@ def build_optimizer(config: ConfigDict, plan: Plan) -> tuple[optax.GradientTrans
         "end_factor": options.end_factor,
         "start_factor": options.start_factor,
     }
-    weights = optim.warmup_cosine(options.lr_weights * scale, **shape)
-    biases = optim.warmup_cosine(options.lr_biases * scale, **shape)
+    peaks = options.lr_weights * scale, options.lr_biases * scale
+    weights, biases = (optim.warmup_cosine(peak, **shape) for peak in peaks)
+    heads: dict[str, optax.GradientTransformation] = {}
+    for name in sorted({*objective.unit_rows, *objective.frozen_epochs, *objective.constant_rate}):
+        heads[name] = _ssl(options, *(peaks if name in objective.constant_rate else (weights, biases)))
+        if name in objective.unit_rows:
+            heads[name] = optax.chain(heads[name], onto_unit_rows())
+        if name in objective.frozen_epochs:
+            heads[name] = frozen_at_first(heads[name], plan.steps(objective.frozen_epochs[name]))
+    probe_rate = optim.warmup_cosine(
+        config.probe.lr * scale, warmup_steps=0, total_steps=plan.total_steps, end_factor=0
+    )
+    probe = optim.sgd(probe_rate, probe_rate, weight_decay=config.probe.weight_decay, momentum=config.probe.momentum)
+    tx = make_optimizer(_ssl(options, weights, biases), probe, grad_scale=options.grad_scale, heads=heads)
+    return tx, {"lr_weights": weights, "lr_biases": biases}
+
+
+def _ssl(options: ConfigDict, weights: optim.Rate, biases: optim.Rate) -> optax.GradientTransformation:
+    """The optimizer that `config.optim` names, for backbone and heads."""
     if options.name == "lars":
-        ssl = optim.lars(
+        return optim.lars(
             weights,
             biases,
             weight_decay=options.weight_decay,
@@ -73,13 +160,6 @@ def build_optimizer(config: ConfigDict, plan: Plan) -> tuple[optax.GradientTrans
             trust_coefficient=options.trust_coefficient,
             clip=options.clip,
         )
-    elif options.name == "sgd":
-        ssl = optim.sgd(weights, biases, weight_decay=options.weight_decay, momentum=options.momentum)
-    else:
-        ssl = optim.adamw(weights, biases, weight_decay=options.weight_decay)
-    probe_rate = optim.warmup_cosine(
-        config.probe.lr * scale, warmup_steps=0, total_steps=plan.total_steps, end_factor=0
-    )
-    probe = optim.sgd(probe_rate, probe_rate, weight_decay=config.probe.weight_decay, momentum=config.probe.momentum)
-    tx = make_optimizer(ssl, probe, grad_scale=options.grad_scale)
-    return tx, {"lr_weights": weights, "lr_biases": biases}
+    if options.name == "sgd":
+        return optim.sgd(weights, biases, weight_decay=options.weight_decay, momentum=options.momentum)
+    return optim.adamw(weights, biases, weight_decay=options.weight_decay)

@@ -48,7 +48,7 @@ class Progress:
         """What a person reads while it trains."""
         rate = values[f"perf/{self._unit}_per_sec"]
         eta = (self._total - step) * self._batch / rate if rate else math.inf
-        terms = ("loss", *self._terms, "probe_top1", "top1")
+        terms = ("loss", *self._terms, "probe_top1")
         told = "  ".join(f"{name} {values[f'train/{name}']:.4g}" for name in terms if f"train/{name}" in values)
         return (
             f"step {step}/{self._total}  epoch {values['epoch']:.1f}  {told}"

@@ -29,7 +29,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Update = Callable[[TrainState, Sequence[jax.Array], Batch], tuple[TrainState, Metrics]]
 
 
-def make_pretrain_step(update: Update, recipe: recipes.Recipe, *, seed: int) -> Step:
+def make_step(update: Update, recipe: recipes.Recipe, *, seed: int) -> Step:
     """Puts the views before an update of `make_update`.
 
     Returns:
@@ -58,11 +58,12 @@ def make_update(
     rates: dict[str, optax.Schedule] | None = None,
     mesh: Mesh | None = None,
     head: str = "replicated",
+    trained: optimizer.Parts | None = None,
 ) -> Update:
     """Builds update(state, views, batch) -> (state, metrics).
 
     Args:
-      tx: over the params of the state, see `optimizer.make_optimizer`.
+      tx: over the trained params of the state.
       total_steps, steps_per_epoch: of the schedule, for methods that depend on them.
       first_id: the id of the first training image.
       seed: of what a method draws.
@@ -70,6 +71,7 @@ def make_update(
       mesh: over whose devices the batch is split.
       head: `config.model.projector_sharding`; "sharded" splits the projector as well, over a mesh; the state must lie
         as `sharding.state_sharding` says.
+      trained: network -> its parts that are trained, the only ones that are differentiated; None: all networks.
 
     Returns:
       The update. views: float arrays (n, h, w, c); batch: "id" and optionally "label", int32 (n,). metrics: float32
@@ -86,11 +88,12 @@ def make_update(
         networks[name] = SplitProjector(networks[name], mesh)
     own_key = randomness.stream(seed, randomness.OBJECTIVE)
 
-    def loss_fn(params: dict[str, Tree], state: TrainState, views: Sequence[jax.Array], context: Context):
+    def loss_fn(moving: dict[str, Tree], state: TrainState, views: Sequence[jax.Array], context: Context):
+        params = optimizer.merge(state.params, moving, trained)
         run = Forward(networks, params, state.batch_stats, mesh=mesh, split=split)
         outcome = objective.loss(run, views, state.memory, context)
         total, metrics = outcome.loss, {"loss": outcome.loss, **outcome.metrics}
-        if context.labels is not None:
+        if context.labels is not None and "probe" in params:
             probe_loss, probe_metrics = _probe(params["probe"], outcome, context.labels, mesh)
             total, metrics = total + probe_loss, metrics | probe_metrics  # no parameter is in both terms
         return total, (metrics, run.batch_stats, outcome.memory)
@@ -99,8 +102,10 @@ def make_update(
         key = jax.random.fold_in(own_key, state.step)
         context = Context(state.step, total_steps, steps_per_epoch, batch["id"] - first_id, batch.get("label"), key)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (metrics, batch_stats, memory)), grads = gradient(state.params, state, views, context)
-        new, norm, finite = optimizer.apply_gradient(state, tx, grads, batch_stats, metrics["loss"])
+        (_, (metrics, batch_stats, memory)), grads = gradient(
+            optimizer.select(state.params, trained), state, views, context
+        )
+        new, norm, finite = optimizer.apply_gradient(state, tx, grads, batch_stats, metrics["loss"], trained)
         new = dataclasses.replace(new, memory=settle(state.memory, memory, finite))
         metrics |= {"grad_norm": norm, "bad_steps": new.bad_steps}
         metrics |= {name: rate(state.step) for name, rate in (rates or {}).items()}

@@ -46,10 +46,10 @@ PRETRAIN = {
     "log.every_steps": (3, lambda seen: seen.feed.window(0)),
     "checkpoint.keep_last": (5, lambda seen: seen.one("Checkpoints", "keep_last")),
     "checkpoint.keep_every_epochs": (2.0, lambda seen: seen.one("Checkpoints", "keep_every"), 10),
-    "views.name": ("imagenet", lambda seen: seen.one("make_pretrain_step", "recipe").view2.solarize, 0.2),
-    "views.size": (12, lambda seen: seen.one("make_pretrain_step", "recipe").size),
-    "views.mean": ((0.1, 0.2, 0.3), lambda seen: seen.one("make_pretrain_step", "recipe").mean),
-    "views.std": ((0.4, 0.5, 0.6), lambda seen: seen.one("make_pretrain_step", "recipe").std),
+    "views.name": ("imagenet", lambda seen: seen.one("make_step", "recipe").view2.solarize, 0.2),
+    "views.size": (12, lambda seen: seen.one("make_step", "recipe").size),
+    "views.mean": ((0.1, 0.2, 0.3), lambda seen: seen.one("make_step", "recipe").mean),
+    "views.std": ((0.4, 0.5, 0.6), lambda seen: seen.one("make_step", "recipe").std),
     "model.arch": ("resnet34", lambda seen: seen.one("build", "arch")),
     "model.width": (0.5, lambda seen: seen.one("build", "width")),
     "model.small_images": (False, lambda seen: seen.one("build", "small_images")),
@@ -78,7 +78,7 @@ PRETRAIN = {
 PRETRAIN |= {
     f"views.view1.{field.name}": (
         getattr(VIEW, field.name),
-        lambda seen, name=field.name: getattr(seen.one("make_pretrain_step", "recipe").view1, name),
+        lambda seen, name=field.name: getattr(seen.one("make_step", "recipe").view1, name),
     )
     for field in dataclasses.fields(View)
 }
@@ -130,7 +130,7 @@ def prepared(tmp_path_factory):
         seen.watch(models, "build_projector", lambda *_, **__: Mean())
         for where, name in (
             (step, "make_update"),
-            (step, "make_pretrain_step"),
+            (step, "make_step"),
             (barlow_twins, "barlow_twins"),
             (sharding, "state_sharding"),
         ):
@@ -262,15 +262,15 @@ def test_an_evaluation_key_arrives(evaluated, key):
 
 
 FINETUNE = FROZEN | {
-    "seed": (7, lambda seen: {seen.one("share", "seed"), seen.one("make_step", "seed")}, {7}),
+    "seed": (7, lambda seen: {seen.one(name, "seed") for name in ("share", "make_step", "make_update")}, {7}),
     "batch_size": (8, lambda seen: seen.loop.plan.steps_per_epoch, 5),
     "total_epochs": (3.0, lambda seen: seen.loop.plan.total_steps, 20),
     "extend_epochs": (1.0, lambda seen: seen.loop.plan.total_steps, 20),
     "data.train_split": ("learn[4:44]", lambda seen: seen.one("share", "split")),
     "data.val_split": ("look[2:]", lambda seen: seen.one("passes", "split")),
     "data.fraction": (0.99, lambda seen: seen.one("share", "fraction")),
-    "train": ("layer", lambda seen: seen.one("make_step", "trained"), ("head", "layer")),
-    "batch_norm": ("train", lambda seen: seen.one("make_step", "train"), True),
+    "train": ("layer", lambda seen: seen.one("make_update", "trained")["backbone"], ("layer",)),
+    "batch_norm": ("train", lambda seen: seen.one("make_update", "objective").batch_statistics, True),
     "views.crop_scale": ((0.4, 0.9), lambda seen: seen.one("make_step", "recipe").view1.crop_scale),
     "views.flip": (0.25, lambda seen: seen.one("make_step", "recipe").view1.flip),
     "model.dtype": ("float32", lambda seen: seen.one("open_encoder", "dtype")),
@@ -291,7 +291,8 @@ def tuned(tmp_path_factory):
         seen.watch(open_run, "Checkpoints", lambda *_, **__: SimpleNamespace())
         seen.watch(from_encoder, "open_encoder", given_encoder)
         seen.watch(selection, "share", lambda source, split, *_, **__: Part())
-        seen.watch(finetune, "make_step")
+        seen.watch(step, "make_update")
+        seen.watch(step, "make_step")
         config = changed(keys.finetune(), **{key: value for key, (value, *_) in FINETUNE.items()})
         seen.loop = finetune._prepare(from_encoder.complete(config), str(tmp_path_factory.mktemp("run")), 0.0).loop
         return seen

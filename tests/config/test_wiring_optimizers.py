@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bt_jax.config import keys
+from bt_jax.objectives.barlow_twins import BarlowTwins
 from bt_jax.tasks import finetune
 from bt_jax.train import epochs, optimizer
 from tests.support.runs import changed
@@ -37,7 +38,7 @@ def updates(tx, steps, params=PARAMS, gradient=GRADIENT):
 
 def built(**values):
     config = changed(keys.pretrain(), **{"optim.warmup_epochs": 0.0, "batch_size": 512} | values)
-    tx, rates = optimizer.build_optimizer(config, epochs.Plan(5, 20))
+    tx, rates = optimizer.build_optimizer(config, epochs.Plan(5, 20), BarlowTwins())
     return tx, {name: float(rate(0)) for name, rate in rates.items()}
 
 
@@ -74,10 +75,10 @@ def test_the_optimizer_of_finetuning_does_what_the_config_says():
     def of(**values):
         config = changed(keys.finetune(), **{f"optim.{name}": value for name, value in values.items()})
         config.total_epochs, config.extend_epochs = 3.0, 1.0
-        tx, rates = finetune._optimizer(config, epochs.Plan(5, 20), ("head", "layer"))
-        params = {"backbone": {"layer": {"kernel": np.float32([[2.0]])}}, "head": {"kernel": np.float32([[3.0]])}}
+        tx, rates = finetune._optimizer(config, epochs.Plan(5, 20))
+        params = {"backbone": {"layer": {"kernel": np.float32([[2.0]])}}, "classifier": {"kernel": np.float32([[3.0]])}}
         found = updates(tx, 6, params, jax.tree.map(np.ones_like, params))
-        return np.stack([found["head/kernel"], found["backbone/layer/kernel"]], axis=1), rates
+        return np.stack([found["classifier/kernel"], found["backbone/layer/kernel"]], axis=1), rates
 
     plain = {"lr_head": 0.4, "lr_backbone": 0.02, "momentum": 0.0, "weight_decay": 0.1}
     found, rates = of(**plain)

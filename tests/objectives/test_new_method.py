@@ -2,19 +2,19 @@
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-from bt_jax import models, optim, sharding
+from bt_jax import models, sharding
 from bt_jax.plan import estimate
 from bt_jax.run_folder import step_folders
 from bt_jax.state import Nets
 from bt_jax.tasks import pretrain
-from bt_jax.train import build, optimizer, step
+from bt_jax.train import build, epochs, optimizer, step
 from tests.support import invariance, new_method
 from tests.support.runs import changed, without_speeds
 
 ROWS = 1024
+OPTIM = {"name": "lars", "lr_weights": 0.3, "lr_biases": 1e-3, "warmup_epochs": 0.0}
 
 
 def trained(devices, steps, views_of):
@@ -23,11 +23,16 @@ def trained(devices, steps, views_of):
     heads = {
         "projector": models.build_projector(invariance.OneConv.feature_dim, (16, 8)),
         "predictor": models.build_projector(8, (16, 8)),
+        "prototypes": models.build_projector(8, (4,)),
     }
-    nets, tx = Nets(invariance.OneConv(), heads), optimizer.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
+    nets, config = (
+        Nets(invariance.OneConv(), heads),
+        changed(new_method.get_config(), batch_size=256, **{f"optim.{name}": value for name, value in OPTIM.items()}),
+    )
+    tx, _ = optimizer.build_optimizer(config, epochs.Plan(2, 9), objective)
 
     def create(key):
-        return build.initial_state(key, nets, tx, 10, objective, ROWS)
+        return build.initial_state(key, nets, tx, objective, probe_classes=10, images=ROWS)
 
     layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, "replicated", ROWS)
     state = jax.jit(create, out_shardings=layout)(jax.random.key(0))
@@ -65,6 +70,15 @@ def test_it_trains_alike_on_one_device_and_two(on_two):
     assert np.abs(memory["bank"][:16]).min(axis=1).max() > 0 and not memory["bank"][16:].any()
 
 
+def test_its_prototypes_are_frozen_for_an_epoch_and_keep_length_one(on_two):
+    states = [state for state, _ in on_two[0]]
+    kernels = [state.params["prototypes"]["fc0"]["kernel"] for state in states]
+    np.testing.assert_array_equal(kernels[0], kernels[1])  # two steps are an epoch
+    assert np.abs(kernels[2] - kernels[1]).max() > 1e-4
+    for kernel in kernels:
+        np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1, rtol=1e-6)
+
+
 def test_a_step_that_is_not_finite_moves_no_memory(on_two):
     bad = trained(2, 3, lambda number: drawn(number) if number < 2 else [np.full((8, 8, 8, 3), np.nan, np.float32)] * 2)
     (before, _), (after, told) = bad[0][1:]
@@ -87,7 +101,7 @@ def test_it_is_saved_resumed_and_reported(config, tmp_path, capsys):
     pretrain.run(changed(config, stop_after_steps=3), str(tmp_path / "resumed"))
     pretrain.run(changed(config, stop_after_steps=0), str(tmp_path / "resumed"))
     assert without_speeds(tmp_path / "whole") == without_speeds(tmp_path / "resumed")
-    for part in ("encoder", "projector", "predictor", "memory", "train"):
+    for part in ("encoder", "projector", "predictor", "prototypes", "memory", "train"):
         whole, resumed = (
             step_folders.read_part(tmp_path / name / "checkpoints/8" / part) for name in ("whole", "resumed")
         )

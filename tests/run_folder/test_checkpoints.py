@@ -1,5 +1,6 @@
 """Checkpoints: whatever happens to their files, a run goes on from the newest whole one and says why."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -46,6 +47,14 @@ def test_goes_out_and_comes_in_bit_equal(run):
     checkpoints = reopened(folder)
     assert checkpoints.latest() == 2
     assert damage.equal(checkpoints.restore(older, 2), newer) and not damage.equal(older, newer)
+
+
+def test_a_checkpoint_of_other_parts_is_refused(run):
+    """Such as one of a release that kept the classifier elsewhere."""
+    folder, (older, _) = run
+    more = {"params": older.params | {"classifier": {}}, "batch_stats": older.batch_stats | {"classifier": {}}}
+    with pytest.raises(UserError, match="^Checkpoint 2 in .* has no classifier: another release wrote it"):
+        reopened(folder).restore(dataclasses.replace(older, **more), 2)
 
 
 @pytest.mark.parametrize("way", damage.WAYS)

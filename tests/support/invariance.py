@@ -64,17 +64,18 @@ def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
     networks = networks or nets()
     tx = optimizer.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
 
+    objective = barlow_twins.BarlowTwins(form=form, mesh=mesh)
+
     def create(key):
-        return build.initial_state(key, networks, tx, 10)
+        return build.initial_state(key, networks, tx, objective, probe_classes=10)
 
     layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, head)
     state = jax.jit(create, out_shardings=layout)(randomness.stream(0, randomness.INIT))
-    objective = barlow_twins.BarlowTwins(form=form, mesh=mesh)
     kept = barlow_twins.barlow_twins
     barlow_twins.barlow_twins = loss or kept
     try:
         update = train_step.make_update(objective, networks, tx, mesh=mesh, head=head)
-        step = train_step.make_pretrain_step(update, RECIPE, seed=0)
+        step = train_step.make_step(update, RECIPE, seed=0)
         step = jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)))
         rng, found = np.random.default_rng(0), []
         for _ in range(steps):

@@ -18,14 +18,17 @@ from tests.support.runs import tiny
 
 @dataclasses.dataclass(frozen=True)
 class Everything(Objective):
-    """A predictor, a momentum network, a queue, and a bank of all images whose halves are assigned once an epoch."""
+    """Predictor, momentum network, queue, prototypes, and a bank of all images whose halves are assigned each epoch."""
 
     rate: float = 0.9
+    unit_rows, frozen_epochs, constant_rate = ("prototypes",), {"prototypes": 1.0}, ("predictor",)
     metrics: ClassVar = {"agreement": Metric("Agreement of prediction and target", "Should rise.", term=True)}
 
     def heads(self, model, feature_dim):
         projector = super().heads(model, feature_dim)["projector"]
-        return {"projector": projector, "predictor": models.build_projector(projector.feature_dim, (16, 8))}
+        prototypes = models.build_projector(projector.feature_dim, (4,))
+        predictor = models.build_projector(projector.feature_dim, (16, 8))
+        return {"projector": projector, "predictor": predictor, "prototypes": prototypes}
 
     def init_memory(self, key, params, images):
         target = {name: params[name] for name in ("backbone", "projector")}
@@ -38,11 +41,13 @@ class Everything(Objective):
         online = {name: run.params[name] for name in memory["target"]}
         target = jax.tree.map(lambda a, b: self.rate * a + (1 - self.rate) * b, memory["target"], online)
         t = run("projector", run("backbone", views, weights=target["backbone"]), weights=target["projector"])
+        (scores,) = run("prototypes", [unit_rows(jax.lax.stop_gradient(p[0]))])
         p, t = [unit_rows(each) for each in p], [unit_rows(jax.lax.stop_gradient(each)) for each in t]
         epoch = context.step // context.steps_per_epoch
         halves = jax.lax.cond(epoch > memory["epoch"], _assign, lambda m: m["halves"], memory)
         agreement = ((p[0] * t[1]).sum(1).mean() + (p[1] * t[0]).sum(1).mean()) / 2
-        loss = 0.1 * jax.nn.logsumexp(p[0] @ memory["queue"].T, 1).mean() - agreement
+        loss = -0.1 * jax.nn.log_softmax(scores).max(1).mean()
+        loss += 0.1 * jax.nn.logsumexp(p[0] @ memory["queue"].T, 1).mean() - agreement
         loss += jnp.where(halves[context.rows] >= 0, jnp.square(p[0][:, 0] - halves[context.rows]), 0).mean()
         place = (context.step * len(t[0]) + jnp.arange(len(t[0]))) % len(memory["queue"])
         kept = {"queue": Rows(place, t[1]), "bank": Rows(context.rows, t[0]), "halves": halves, "epoch": epoch}

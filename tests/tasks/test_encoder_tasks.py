@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import augment, models, optim
+from bt_jax import augment, models, optim, sharding
 from bt_jax.config import keys
 from bt_jax.data.sources import selection
 from bt_jax.data.sources.open_source import open_source
@@ -59,24 +59,29 @@ def small_encoder(dtype="float32"):
     return Encoder(net, jax.device_get(jax.jit(net.init)(jax.random.key(1))), (0.5,) * 3, (0.25,) * 3)
 
 
+def built(config, plan, encoder, recipe, train):
+    """What fine-tuning trains on one device, for five classes."""
+    config.train = train
+    trained = finetune.trained_parts(train, list(encoder.variables["params"]))
+    return finetune.build_training(config, plan, encoder, recipe, 5, sharding.make_mesh(), trained)
+
+
 @pytest.mark.parametrize("train, batch_norm", [("head", "eval"), ("all", "train"), ("layer4", "eval")])
 def test_what_is_not_trained_stays_bit_equal(train, batch_norm):
     encoder = small_encoder()
     config = changed(keys.finetune(), **{"optim.lr_backbone": 0.1, "optim.weight_decay": 0.1, "views.size": 8})
-    trained = finetune.trained_parts(train, list(encoder.variables["params"]))
-    tx, rates = finetune._optimizer(config, epochs.Plan(4, 8), trained)
-    recipe = view_recipe(config, encoder)
-    step = finetune.make_step(encoder, tx, recipe, trained=trained, train=batch_norm == "train", rates=rates, seed=0)
-    state = jax.jit(lambda key: finetune.create(key, encoder, tx, 5))(jax.random.key(0))
+    training = built(config, epochs.Plan(4, 8), encoder, view_recipe(config, encoder), train)
+    trained = {"head": (), "all": tuple(encoder.variables["params"]), "layer4": ("layer4",)}[train]
+    state = training.create(jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (8, 8, 8, 3), np.uint8), "id": np.arange(8), "label": np.arange(8) % 5}
-    new, shown = jax.jit(step)(state, batch)
+    new, shown = jax.jit(training.step)(state, batch)
     assert shown["train/loss"] > 0 and ("train/lr_backbone" in shown) == (train != "head")
     for part, before in encoder.variables["params"].items():
         after = jax.tree.leaves(jax.device_get(new.params["backbone"][part]))
         same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), after, strict=True)]
         assert all(same) if part not in trained else not all(same), part
-    assert not np.array_equal(state.params["head"]["kernel"], new.params["head"]["kernel"])
+    assert not np.array_equal(state.params["classifier"]["kernel"], new.params["classifier"]["kernel"])
     stats = zip(
         *(jax.tree.leaves(x) for x in (encoder.variables["batch_stats"], new.batch_stats["backbone"])), strict=True
     )
@@ -92,15 +97,14 @@ def test_head_is_torchs_sgd_on_frozen_features():
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda x: x.astype(np.float64), encoder.variables)
         encoder = encoder._replace(variables=variables)
-        tx, rates = finetune._optimizer(config, epochs.Plan(1, 3), ("head",))
         recipe = view_recipe(config, encoder, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
-        step = jax.jit(finetune.make_step(encoder, tx, recipe, trained=("head",), train=False, rates=rates, seed=0))
-        state = finetune.create(jax.random.key(0), encoder, tx, 5)
+        training = built(config, epochs.Plan(1, 3), encoder, recipe, "head")
+        step, state = jax.jit(training.step), training.create(jax.random.key(0))
         images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
         batch = {"image": images, "id": np.arange(8), "label": np.arange(8) % 5}
         view = augment.two_views(jax.random.key(9), images, recipe)[0]  # the whole image, whatever is drawn
         h = np.asarray(jax.jit(lambda v, x: encoder.net.apply(v, x, train=False))(variables, view), np.float64)
-        wanted = {name: np.asarray(value, np.float64) for name, value in state.params["head"].items()}
+        wanted = {name: np.asarray(value, np.float64) for name, value in state.params["classifier"].items()}
         velocity = {name: 0.0 for name in wanted}
         for epoch in range(3):
             logits = h @ wanted["kernel"] + wanted["bias"]
@@ -112,8 +116,8 @@ def test_head_is_torchs_sgd_on_frozen_features():
                 velocity[name] = 0.9 * velocity[name] + gradient[name] + 0.01 * wanted[name]
                 wanted[name] = wanted[name] - rate * velocity[name]
             state, _ = step(state, batch)
-        for name in wanted:  # the loss is float32 inside
-            np.testing.assert_allclose(state.params["head"][name], wanted[name], rtol=1e-5, atol=1e-6)
+        for name in wanted:
+            np.testing.assert_allclose(state.params["classifier"][name], wanted[name], rtol=1e-10)
 
 
 def test_schedules():
@@ -121,8 +125,7 @@ def test_schedules():
     found = [float(cosine(step)) for step in (0, 9, 10, 39)]
     np.testing.assert_allclose(found, 0.15 * (1 + np.cos(np.pi * np.array([0, 0, 0.25, 0.75]))), rtol=1e-6)
     config = semisupervised.get_config("percent=10")
-    tx, rates = finetune._optimizer(config, epochs.Plan(10, 200), ("head", "conv1"))
-    del tx
+    _, rates = finetune._optimizer(config, epochs.Plan(10, 200))
     found = [[float(rates[f"lr_{name}"](step)) for step in (0, 119, 121, 161)] for name in ("head", "backbone")]
     np.testing.assert_allclose(found, [[0.5, 0.5, 0.1, 0.02], [0.002, 0.002, 0.0004, 0.00008]], rtol=1e-6)
 
@@ -298,10 +301,10 @@ def test_constants_of_the_protocols():
 def test_optimizer_of_frozen_parts_keeps_nothing():
     """Their momentum would be as large as they are."""
     encoder = small_encoder()
-    tx, _ = finetune._optimizer(keys.finetune(), epochs.Plan(1, 1), ("head",))
-    state = finetune.create(jax.random.key(0), encoder, tx, 3)
+    config = changed(keys.finetune(), **{"views.size": 8})
+    state = built(config, epochs.Plan(1, 1), encoder, view_recipe(config, encoder), "head").create(jax.random.key(0))
     kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
-    assert kept < 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params["head"])) + 10
+    assert kept < 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params["classifier"])) + 10
 
 
 def test_model_is_read_beside_the_weights(pretrained):

@@ -44,7 +44,7 @@ TRACES: list[str] = []  # one entry each time that the step of the run below is 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_arch, compiled_quickly, one_device):
-    make = train_step.make_pretrain_step
+    make = train_step.make_step
 
     def counted(*arguments, **options):
         step = make(*arguments, **options)
@@ -56,7 +56,7 @@ def finished(tmp_path_factory, tiny_arch, compiled_quickly, one_device):
         return traced
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_step, "make_pretrain_step", counted)
+        patch.setattr(train_step, "make_step", counted)
         return pretrain.run(tiny(), str(tmp_path_factory.mktemp("run") / "whole"))
 
 

@@ -44,5 +44,10 @@ def test_the_terms_of_the_loss_stand_beside_it(clock):
         first_step=0, total_steps=9, batch_size=8, steps_per_epoch=3, terms=("spread", "absent")
     )
     clock.seconds += 1
-    values = progress.measure(3) | {"train/loss": 2.0, "train/spread": 0.5, "train/other": 1.0, "train/top1": 0.25}
-    assert "epoch 1.0  loss 2  spread 0.5  top1 0.25  24 pairs/s" in progress.line(3, values)
+    values = progress.measure(3) | {
+        "train/loss": 2.0,
+        "train/spread": 0.5,
+        "train/other": 1.0,
+        "train/probe_top1": 0.25,
+    }
+    assert "epoch 1.0  loss 2  spread 0.5  probe_top1 0.25  24 pairs/s" in progress.line(3, values)

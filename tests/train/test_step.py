@@ -145,7 +145,7 @@ def buffers(nets, mesh, head, clip):
     tx = optimizer.make_optimizer(optim.lars(0.3, 1e-3, clip=clip), optax.sgd(0.1))
 
     def create(key):
-        return build.initial_state(key, nets, tx, 10)
+        return build.initial_state(key, nets, tx, barlow_twins.BarlowTwins(), probe_classes=10)
 
     shapes = jax.eval_shape(create, jax.random.key(0))
     layout = sharding.state_sharding(shapes, mesh, head)
@@ -169,7 +169,9 @@ BATCH = {"id": jnp.arange(8)}
 
 
 def _created(nets, tx):
-    return jax.jit(lambda key: build.initial_state(key, nets, tx, 10))(jax.random.key(0))
+    return jax.jit(lambda key: build.initial_state(key, nets, tx, barlow_twins.BarlowTwins(), probe_classes=10))(
+        jax.random.key(0)
+    )
 
 
 def test_the_probe_does_not_teach_the_encoder():

@@ -177,16 +177,16 @@ FAULTS = (
     ),
     Fault(
         "finetune-frozen",
-        "_label.label",
-        "if rest[0] in trained",
-        "if rest[0] not in trained",
+        "trained_parts",
+        '"all": parts',
+        '"all": parts[1:]',
         ("test_what_is_not_trained_stays_bit_equal",),
     ),
     Fault(
         "finetune-statistics",
-        "make_step.loss_fn",
-        "train=train)",
-        "train=True)[0] if not train else encoder.net.apply(variables, images, train=True)",
+        "build_training",
+        'batch_statistics=batch_norm == "train"',
+        "batch_statistics=True",
         ("test_head_is_torchs_sgd_on_frozen_features",),
     ),
     Fault(

@@ -33,7 +33,7 @@ FAULTS = (
     ),
     Fault(
         "step-same-views",
-        "make_pretrain_step.step",
+        "make_step.step",
         "jax.random.fold_in(views_key, state.step)",
         "views_key",
         ("test_views_follow_seed_step_and_id",),
@@ -51,6 +51,29 @@ FAULTS = (
         "jax.lax.stop_gradient(jnp.concatenate(outcome.features))",
         "jnp.concatenate(outcome.features)",
         ("test_the_probe_does_not_teach_the_encoder",),
+    ),
+    Fault("head-frozen", "frozen_at_first", "count >= steps", "count > steps", ("test_rules_for_heads",)),
+    Fault(
+        "head-momentum",
+        "frozen_at_first",
+        "jnp.where(free, a, b), new, kept",
+        "a, new, kept",
+        ("test_rules_for_heads",),
+    ),
+    Fault("head-unit", "onto_unit_rows", "unit_columns(p + u) - p", "u", ("test_rules_for_heads",)),
+    Fault(
+        "head-rate",
+        "build_optimizer",
+        "peaks if name in objective.constant_rate else (weights, biases)",
+        "(weights, biases)",
+        ("test_rules_for_heads",),
+    ),
+    Fault(
+        "head-start",
+        "initial_state",
+        "optimizer.unit_columns(p) if p.ndim == 2 else p",
+        "p",
+        ("test_its_prototypes_are_frozen_for_an_epoch_and_keep_length_one",),
     ),
     Fault(
         "step-bad-count",

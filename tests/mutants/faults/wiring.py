@@ -11,7 +11,7 @@ FAULTS = (
     Fault("wiring-probe-rate", "build_optimizer", "config.probe.lr * scale", "config.probe.lr", OPTIMIZER),
     Fault("wiring-probe-momentum", "build_optimizer", "momentum=config.probe.momentum", "momentum=0.9", OPTIMIZER),
     Fault("wiring-grad-scale", "build_optimizer", "grad_scale=options.grad_scale", "grad_scale=1.0", OPTIMIZER),
-    Fault("wiring-trust", "build_optimizer", "trust_coefficient=options.trust_coefficient,", "", OPTIMIZER),
+    Fault("wiring-trust", "_ssl", "trust_coefficient=options.trust_coefficient,", "", OPTIMIZER),
     Fault("wiring-warmup", "build_optimizer", "plan.steps(options.warmup_epochs)", "plan.steps(10.0)", OPTIMIZER),
     Fault("wiring-lambd", "BarlowTwins.loss", "lambd=self.lambd,", "", PRETRAIN),
     Fault("wiring-form", "BarlowTwins.loss", "form=self.form,", "", PRETRAIN),
@@ -22,7 +22,7 @@ FAULTS = (
         '"backbone", views',
         PRETRAIN,
     ),
-    Fault("wiring-objective", "build", "return method(**options)", "return method()", PRETRAIN),
+    Fault("wiring-objective", "build", "method(**options, **{", "method(**{", PRETRAIN),
     Fault(
         "wiring-dtype",
         "build_nets",
