@@ -1,4 +1,4 @@
-"""What training needs on TPU slices: the table of the README, and how the cost grows with the embedding.
+"""What training needs on TPU slices: the table of docs/devices.md, and how the cost grows with the embedding.
 
     python -m benchmarks.plan slices      # ImageNet, ResNet-50, batch 2048, two forms; half an hour
     python -m benchmarks.plan growth      # projector and loss alone, D = 2,048 ... 65,536; a few minutes

@@ -3,7 +3,7 @@
     python -m bt_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Two to three minutes of training on 2 CPU cores. Must reach 200-NN top-1 on held-out images 15 points above raw pixels
-and above the same encoder untrained; measured, mean of 3 seeds: README.md.
+and above the same encoder untrained; measured, mean of 3 seeds: docs/results.md.
 """
 
 from bt_jax import config as config_lib

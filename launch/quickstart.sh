@@ -18,5 +18,5 @@ Next:
   open $run/report.html
   .venv/bin/python -c 'import bt_jax; net, variables = bt_jax.load_encoder("$run"); print(net.feature_dim, "features")'
   .venv/bin/python -m bt_jax.main --help
-  CIFAR-10, ImageNet and your own images: README.md
+  CIFAR-10, ImageNet and your own images: docs/recipes.md
 EOF

@@ -1,4 +1,4 @@
-"""The README's Python runs as it is printed, and says what is true."""
+"""README and the pages of docs/: their Python runs as printed, and the files, keys and methods that they name exist."""
 
 import os
 import re
@@ -11,17 +11,38 @@ import orbax.checkpoint as ocp
 import pytest
 
 import bt_jax
+import bt_jax.objectives
 from bt_jax import models, sharding
+from bt_jax.config import arguments, keys
 from bt_jax.weights import export_formats
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 BUILD = {"small_images": False, "width": 1 / 16, "channels": 3, "stem_padding": 1}
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+LINKING = [*PAGES, ROOT / "launch" / "README.md", ROOT / "CONTRIBUTING.md"]
+FOLDERS = "benchmarks|bt_jax|configs|docs|launch|tests"
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def python_of(page):
+    """The fenced blocks of Python of a page, from top to bottom."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.S | re.M)
+
+
+def targets_of(page):
+    """The files and folders that the relative links of a page lead to."""
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    return {link: (page.parent / link.partition("#")[0]).resolve() for link in links if "://" not in link}
 
 
 @pytest.fixture(scope="module")
-def blocks(request):
-    text = (request.config.rootpath / "README.md").read_text()
-    return re.findall(r"```python\n(.*?)```", text, flags=re.S)
+def blocks():
+    return python_of(ROOT / "docs" / "encoder.md")
 
 
 @pytest.fixture(params=["resnet18", "resnet50"])
@@ -75,7 +96,7 @@ def test_the_encoder_of_eight_devices_is_read_on_one(blocks, run, tmp_path):
 
 @pytest.mark.parametrize("run", ["resnet18"], indirect=True)
 def test_fine_tuning_in_plain_flax(blocks, run):
-    (block,) = (block for block in blocks if "load_encoder" in block)
+    (block,) = (block for block in blocks if "optax" in block)
     names: dict = {}
     exec(block, names)
     images = np.random.default_rng(1).standard_normal((16, 16, 16, 3)).astype(np.float32)
@@ -85,3 +106,45 @@ def test_fine_tuning_in_plain_flax(blocks, run):
         *carried, loss = names["step"](*carried, images, labels)
         losses.append(float(loss))
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=name_of)
+@pytest.mark.parametrize("run", ["resnet18"], indirect=True)
+def test_python_of_a_page_runs(page, run):
+    """Each block sees the names of the blocks above it."""
+    names: dict = {}
+    for block in python_of(page):
+        exec(block, names)
+
+
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_links_lead_to_files(page):
+    targets = targets_of(page)
+    assert targets and [link for link, target in targets.items() if not target.exists()] == []
+
+
+def test_readme_is_short_and_leads_to_every_page():
+    assert len(README.read_text().splitlines()) <= 130
+    assert set(PAGES) - {README} <= set(targets_of(README).values())
+
+
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_files_that_a_page_names_exist(page):
+    named = set(re.findall(rf"(?<![\w./])(?:{FOLDERS})/[\w/]+\.(?:md|npz|py|sbatch|sh|txt|yaml)\b", page.read_text()))
+    assert {path for path in named - {"configs/FILE.py"} if not (ROOT / path).exists()} == set()
+
+
+def test_keys_that_the_pages_name_exist():
+    tasks = (keys.pretrain, keys.evaluate, keys.finetune)
+    known = {f"{key}." for task in tasks for key in arguments.flatten(arguments.to_dict(task()))}
+    text = "\n".join(page.read_text() for page in LINKING)
+    named = set(re.findall(r"\bconfig\.([a-z_][\w.]*\w)", text)) - {"json"}
+    assert len(named) > 20
+    assert {key for key in named if not any(each.startswith(f"{key}.") for each in known)} == set()
+
+
+def test_pages_name_every_method_and_every_reference():
+    for page in (README, ROOT / "docs" / "methods.md"):
+        assert set(re.findall(r"^\| `(\w+)` \|", page.read_text(), flags=re.M)) == set(bt_jax.objectives.NAMES)
+    numbers = re.findall(r"^\| \[(\d+)\] \|", (ROOT / "docs" / "references.md").read_text(), flags=re.M)
+    assert sorted(map(int, numbers)) == list(range(1, 50))
