@@ -119,6 +119,11 @@ class BarlowTwins(Objective):
     two_passes: bool = True
     mesh: Mesh | None = None
 
+    title: ClassVar = "Barlow Twins"
+    paper: ClassVar = (
+        "Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy Reduction,"
+        " [arXiv 2103.03230](https://arxiv.org/abs/2103.03230)"
+    )
     metrics: ClassVar = {
         "on_diag": Metric(
             "on-diagonal: the two views disagree",

@@ -163,12 +163,15 @@ class Objective:
     the data set. The formulas are written for the global batch.
 
     Attributes:
+      title, paper: of the method, for the report and for model cards: "Barlow Twins", and its authors, title, link.
       metrics: names and captions of `Outcome.metrics`, for the report and the progress line.
       unit_rows: heads whose kernels keep length 1 for every output, as the prototypes of SwAV.
       frozen_epochs: by head, epochs at the start in which the optimizer leaves it alone, momentum and decay included.
       constant_rate: heads whose learning rate has no schedule, as the predictor of SimSiam.
     """
 
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
     metrics: ClassVar[Mapping[str, Metric]] = {}
     unit_rows: ClassVar[Sequence[str]] = ()
     frozen_epochs: ClassVar[Mapping[str, float]] = {}

@@ -43,6 +43,16 @@ def keys(name: str) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(method) if field.name not in GIVEN}
 
 
+def of_run(config: Mapping[str, Any]) -> type[Objective]:
+    """The method of a stored config.json; `Objective` itself for one that is not known here.
+
+    A run of 0.1.0 names no method: it is Barlow Twins.
+    """
+    section = config.get("objective", {"name": "barlow_twins"})
+    name = section.get("name") if isinstance(section, dict) else None
+    return METHODS[name].objective if name in METHODS else Objective
+
+
 def build(config: ConfigDict, mesh: Mesh | None = None, classes: int = 0) -> Objective:
     """The method of the config, for the devices of a mesh and a data set of so many classes.
 

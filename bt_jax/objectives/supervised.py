@@ -35,6 +35,7 @@ class Supervised(Objective):
     batch_statistics: bool = True
     classes: int = 0
 
+    title: ClassVar = "supervised"
     metrics: ClassVar = {
         "top1": Metric("Accuracy on training batches", "Far above held-out images: the network overfits.", term=True)
     }

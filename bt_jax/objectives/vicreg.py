@@ -66,6 +66,7 @@ class VICReg(Objective):
     variance: float = 25.0
     covariance: float = 1.0
 
+    title, paper = "VICReg", "Bardes, Ponce, LeCun, VICReg, [arXiv 2105.04906](https://arxiv.org/abs/2105.04906)"
     metrics: ClassVar = {
         "invariance": Metric("invariance: the two views differ", "All should fall.", term=True),
         "variance": Metric("variance: features that hardly vary", "The variance term near 1: collapse.", term=True),

@@ -11,7 +11,7 @@ def document(title: str, sections: list[str]) -> str:
     """The whole file."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
-        f' content="width=device-width, initial-scale=1"><title>{esc(title)} – Barlow Twins</title>'
+        f' content="width=device-width, initial-scale=1"><title>{esc(title)} – bt_jax</title>'
         f"<style>{CSS}</style></head>\n"
         f"<body><main>\n{chr(10).join(sections)}\n</main></body></html>\n"
     )

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 
-from bt_jax.objectives import registry
 from bt_jax.objectives.base import Metric
 from bt_jax.report.plots import Panel
-from bt_jax.report.runs import Run
 
 LOSS = (
     Panel(
@@ -117,13 +115,6 @@ MACHINERY = (
         zero=True,
     ),
 )
-
-
-def method_metrics(run: Run) -> Mapping[str, Metric]:
-    """The metrics that a run's method explains. A run of 0.1.0 names no method: it is Barlow Twins."""
-    section = run.config.get("objective")
-    name = section.get("name") if isinstance(section, dict) else "barlow_twins"
-    return registry.METHODS[name].objective.metrics if name in registry.METHODS else {}
 
 
 def own_panels(metrics: Mapping[str, Metric]) -> tuple[list[Panel], list[Panel]]:

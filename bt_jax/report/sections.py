@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from bt_jax import storage
+from bt_jax.objectives import registry
 from bt_jax.report.formats import duration, number, percent, short
 from bt_jax.report.page import COLOURS, bar, esc, figure, section, swatch, table
 from bt_jax.report.plots import Panel, draw_panel, svg
@@ -26,7 +27,7 @@ FILES = {
 
 def head_section(runs: list[Run]) -> str:
     run = runs[0]
-    kind = KINDS.get(task(run))
+    kind, pretraining = KINDS.get(task(run)), f"{registry.of_run(run.config).title} pretraining".strip()
     (tone, first), *others = [results_verdict(run)] if kind else verdict(run)
     notes = "".join(f'<p class="note {t}">{esc(text)}</p>' for t, text in others)
     against = " compared with " + ", ".join(esc(other.name) for other in runs[1:]) if len(runs) > 1 else ""
@@ -40,7 +41,7 @@ def head_section(runs: list[Run]) -> str:
     ]
     tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts if value != "–")
     return (
-        f'<header><p class="kind">{kind or "Barlow Twins pretraining"}{against}</p><h1>{esc(run.name)}</h1>'
+        f'<header><p class="kind">{kind or pretraining}{against}</p><h1>{esc(run.name)}</h1>'
         f'<p class="verdict {tone}">{esc(first)}</p>{notes}<dl class="facts">{tiles}</dl></header>'
     )
 

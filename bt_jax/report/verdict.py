@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from bt_jax.objectives import registry
 from bt_jax.report.formats import number, percent, plural, short
-from bt_jax.report.panels import method_metrics
 from bt_jax.report.runs import Run, flat, off_diagonal
 
 ROWS = (("trained", "trained encoder"), ("untrained", "the same encoder untrained"), ("raw_pixels", "raw pixels"))
@@ -112,7 +112,7 @@ def non_finite(run: Run) -> str:
 def hints(run: Run) -> list[tuple[str, str]]:
     """Warnings that can be read off the curves."""
     said = []
-    for name, metric in method_metrics(run).items():
+    for name, metric in registry.of_run(run.config).metrics.items():
         value = run.last(f"train/{name}")
         if metric.warning and value is not None and value < metric.warning[0]:
             said.append(("warn", metric.warning[1].format(value)))

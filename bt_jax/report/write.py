@@ -11,11 +11,12 @@ import numpy as np
 
 from bt_jax import messages, storage
 from bt_jax.messages import UserError
+from bt_jax.objectives import registry
 from bt_jax.report.confusion import confusion_section
 from bt_jax.report.correlation import correlation_section, spectrum_section
 from bt_jax.report.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.report.page import document
-from bt_jax.report.panels import FINETUNING, LABEL_FREE, LOSS, MACHINERY, QUALITY, method_metrics, own_panels
+from bt_jax.report.panels import FINETUNING, LABEL_FREE, LOSS, MACHINERY, QUALITY, own_panels
 from bt_jax.report.results import results_section, task
 from bt_jax.report.runs import Run, read_run
 from bt_jax.report.sections import (
@@ -105,7 +106,9 @@ def _finetuning(runs: list[Run]) -> list[str]:
 
 def _pretraining(runs: list[Run]) -> list[str]:
     first = runs[0]
-    terms, others = own_panels({name: metric for run in runs for name, metric in method_metrics(run).items()})
+    terms, others = own_panels(
+        {name: metric for run in runs for name, metric in registry.of_run(run.config).metrics.items()}
+    )
     return [
         head_section(runs),
         summary_section(first),

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bt_jax.objectives import registry
 from bt_jax.run_folder import opening
 from bt_jax.weights.export_formats import FORMS, Source, is_plain
 
@@ -21,13 +22,13 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
       licence: of the weights, or "" for a line that asks for it.
     """
     config, summary = _run(where)
+    method = registry.of_run(config)
     model = source.model
     build = model["build"]
     sections = [
-        _front_matter(licence),
-        f"# {build['arch']}{' pretrained with Barlow Twins' if config else ', an image encoder'}",
-        "An image encoder trained without labels (Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy"
-        " Reduction, [arXiv 2103.03230](https://arxiv.org/abs/2103.03230))."
+        _front_matter(licence, method.title if config else ""),
+        f"# {build['arch']}{f' pretrained with {method.title}' if config and method.title else ', an image encoder'}",
+        f"An image encoder trained by bt_jax{f' ({method.paper})' if method.paper else ''}."
         if config
         else "Converted from other weights.",
         f"Licence of these weights: {licence or '**to be stated by whoever publishes them**'}.",
@@ -42,9 +43,10 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
     path.write_text("\n\n".join(sections) + "\n")
 
 
-def _front_matter(licence: str) -> str:
+def _front_matter(licence: str, title: str) -> str:
     lines = [f"license: {licence}"] if licence else []
-    return "\n".join(["---", *lines, "tags: [barlow-twins, self-supervised, image-feature-extraction]", "---"])
+    tags = [title.lower().replace(" ", "-")] if title else []
+    return "\n".join(["---", *lines, f"tags: [{', '.join([*tags, 'image-feature-extraction'])}]", "---"])
 
 
 def _usage(form: str, out: Path, source: Source) -> str:
