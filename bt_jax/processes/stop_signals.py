@@ -1,7 +1,7 @@
-"""Being told to stop: Ctrl-C, SIGTERM, SIGUSR1, Google's notices; of several processes all stop at one step.
+"""Signals that stop a run: Ctrl-C, SIGTERM, SIGUSR1, Google's notices. Several processes all stop at one step.
 
-SIGUSR1 is what Slurm is told to send ahead of its limit. The notices are those of Compute Engine's metadata server: a
-maintenance event that ends the machine, and the preemption of a spot machine.
+launch/slurm.sbatch has Slurm send SIGUSR1 ahead of its time limit. The notices are those of Compute Engine's metadata
+server: a maintenance event that ends the machine, and the preemption of a spot machine.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 import urllib.request
+from typing import Self
 
 import jax
 
@@ -23,15 +24,18 @@ _NOTICES, _BOUNDARIES = "bt_jax/stop/notice", "bt_jax/stop/boundary"
 
 
 class Stopped(SystemExit):
-    """The run was saved because it was told to stop; the status is 128 + the signal, on every process."""
+    """A signal stopped the run, which is saved; the status is 128 + the signal, on every process."""
 
 
-class Stop:
-    """Whether to stop, asked between windows of steps.
+class StopSignals:
+    """Notes stop signals, and answers between windows of steps whether to stop; a context manager.
 
-    Several processes take the same windows, but their hosts are not equally far. Once any of them is told to stop, each
-    tells at which boundary it will be next; the furthest of these is where all stop. A process that comes to a boundary
-    meanwhile waits there for the answer, which needs only the threads of the others, not their steps.
+    All processes run the same windows, at different pace. After a signal each publishes its next boundary, and all stop
+    at the latest of these. A process that reaches a boundary meanwhile waits there for the answer, which needs only the
+    threads of the others, not their steps.
+
+    Attributes:
+      signal: the number of the signal that came, or 0.
     """
 
     def __init__(self, first_step: int):
@@ -49,12 +53,18 @@ class Stop:
         if google or coordination.several():
             self._thread.start()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
     @property
-    def now(self) -> bool:
-        """Told to stop, and nobody else is to be asked: whatever is being done may be left."""
+    def immediate(self) -> bool:
+        """True if a signal came and no other process has to agree: work in progress can be abandoned."""
         return bool(self.signal) and not coordination.several()
 
-    def before(self, at: int, until: int) -> bool:
+    def requested_before(self, at: int, until: int) -> bool:
         """Whether to stop at step `at`, rather than take the window of steps up to `until`."""
         if not coordination.several():
             return bool(self.signal)
@@ -65,22 +75,20 @@ class Stop:
                 self._next = until
             return self._target is not None and at >= self._target
 
-    def after_all(self) -> bool:
-        """Whether anybody was told to stop, asked by all once no more windows are taken: somebody may have been since
-        the last one began, too late to stop before it."""
+    def requested_anywhere(self) -> bool:
+        """Whether a signal came to any process. Every process must call this once, after its last window: a signal in
+        that window came too late to stop before it."""
         self.signal = max(coordination.gather(int(self.signal), what="the end of training"))
         return bool(self.signal)
 
-    def close(self, at: int) -> None:
-        """No more windows are taken, at step `at`: the signals have their usual effect again."""
+    def close(self) -> None:
+        """Gives the signals their usual effect back; no more windows are taken."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._thread.is_alive():
-            with self._changed:
-                self._next = at
             if coordination.several():
-                with contextlib.suppress(Exception):  # nobody is left to be told
-                    _publish(_BOUNDARIES, at)
+                with contextlib.suppress(Exception):  # no other process is left
+                    _publish(_BOUNDARIES, self._next)
             self._done.set()
             self._thread.join()
 

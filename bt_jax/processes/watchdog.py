@@ -6,6 +6,7 @@ waits for a process that is gone would wait for ever (jax#38503).
 """
 
 import contextlib
+import enum
 import faulthandler
 import json
 import socket
@@ -18,9 +19,18 @@ from bt_jax.processes import coordination, exits
 
 BEAT_SECONDS = 1.0
 START_SECONDS = 1800.0  # the least that reading data and compiling may take before the first step
-DONE = "done"
 _BEATS = "bt_jax/beat"
 _watch: "Watch | None" = None
+
+
+class Phase(enum.StrEnum):
+    """What a process is doing, which decides how long it may take."""
+
+    STARTING = "starting"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    SAVING = "saving"
+    DONE = "done"
 
 
 def begin(*, stuck_seconds: float, silent_seconds: float) -> None:
@@ -28,21 +38,23 @@ def begin(*, stuck_seconds: float, silent_seconds: float) -> None:
 
     Args:
       stuck_seconds: without progress (`at`) of any process after which this one ends; 0: never. Not while any
-        process judges: nobody knows how long that takes.
+        process evaluates: nobody knows how long that takes.
       silent_seconds: without a sign of life of another process after which it counts as gone.
     """
     global _watch
     _watch = Watch(stuck_seconds, silent_seconds)
 
 
-def at(step: int, doing: str, *, waited: float | None = None) -> None:
-    """Tells that progress was made: `step` steps are given to the device, and now the host is `doing` something.
+def at(step: int, phase: Phase, detail: str = "", *, waited: float | None = None) -> None:
+    """Notes progress.
 
     Args:
+      step: steps that the device was given so far.
+      phase: what the host begins to do; `detail` is added in messages.
       waited: share of the time since the last report that was spent waiting for data.
     """
     if _watch:
-        _watch.at(step, doing, waited)
+        _watch.at(step, phase, detail, waited)
 
 
 def slowest_line() -> str:
@@ -67,17 +79,18 @@ class Watch:
     def __init__(self, stuck_seconds: float, silent_seconds: float):
         self._stuck, self._silent = stuck_seconds, silent_seconds
         self._begun = self._progress = self._talked = time.monotonic()
-        self._beat = {"host": socket.gethostname(), "step": -1, "doing": "starting", "waited": 0.0}
+        self._beat = {"host": socket.gethostname(), "step": -1, "phase": Phase.STARTING, "detail": "", "waited": 0.0}
         self._heard: dict[int, tuple[dict, float]] = {}  # of the others: the last beat, and when it was another one
         self._done = threading.Event()
-        jobs = {"watch": self._judge} | ({"talk": self._talk} if coordination.several() else {})
+        jobs = {"watch": self._check} | ({"talk": self._talk} if coordination.several() else {})
         self._threads = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
         for thread in self._threads:
             thread.start()
 
-    def at(self, step: int, doing: str, waited: float | None) -> None:
+    def at(self, step: int, phase: Phase, detail: str, waited: float | None) -> None:
         self._progress = time.monotonic()
-        self._beat |= {"step": step, "doing": doing} | ({} if waited is None else {"waited": round(waited, 3)})
+        self._beat |= {"step": step, "phase": phase, "detail": detail}
+        self._beat |= {} if waited is None else {"waited": round(waited, 3)}
 
     def beats(self) -> dict[int, dict]:
         """The last of every process that has told one."""
@@ -85,7 +98,7 @@ class Watch:
         return heard | {coordination.process(): self._beat}
 
     def stop(self) -> None:
-        self._beat |= {"doing": DONE}
+        self._beat |= {"phase": Phase.DONE, "detail": ""}
         self._done.set()
         for thread in self._threads:
             thread.join(self._silent)
@@ -95,7 +108,7 @@ class Watch:
         while not done:
             done = self._done.wait(BEAT_SECONDS)
             count += 1
-            with contextlib.suppress(Exception):  # process 0 does not answer: `_judge` sees for how long
+            with contextlib.suppress(Exception):  # process 0 does not answer: `_check` sees for how long
                 self._exchange(count, last=done)
                 self._talked = time.monotonic()
 
@@ -115,20 +128,20 @@ class Watch:
             if process == coordination.process():
                 continue
             before = self._heard.get(process, (None,))[0]
-            if before is None or (before["step"], before["doing"]) != (beat["step"], beat["doing"]):
-                self._progress = now  # theirs: who is first through with compiling waits for the last
+            if before is None or any(before[key] != beat[key] for key in ("step", "phase", "detail")):
+                self._progress = now  # theirs: the first process to finish compiling waits for the last
             if before != beat:
                 self._heard[process] = beat, now
 
-    def _judge(self) -> None:
+    def _check(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
             if coordination.several():
                 self._end_if_silent()
             idle = time.monotonic() - self._progress
-            # Of anybody: who is through with it waits for who compiles longer.
-            doing = {beat["doing"].split()[0] for beat in self.beats().values()}
-            limit = max(self._stuck, START_SECONDS) if "starting" in doing else self._stuck
-            if self._stuck and idle > limit and "judging" not in doing:
+            # The limit is that of the slowest process: the others wait for it to finish compiling.
+            phases = {beat["phase"] for beat in self.beats().values()}
+            limit = max(self._stuck, START_SECONDS) if Phase.STARTING in phases else self._stuck
+            if self._stuck and idle > limit and Phase.EVALUATING not in phases:
                 self._give_up(
                     f"no step for {idle:.0f} s (config.watch.stuck_seconds). {self._behind()} The stacks of all"
                     " threads are above"
@@ -139,8 +152,8 @@ class Watch:
         since = {other: self._heard.get(other, (None, self._begun))[1] for other in range(coordination.processes())}
         since[0] = self._talked  # it keeps what all tell: who does not hear from it hears from nobody
         for other, then in since.items():
-            beat = self._heard.get(other, ({"host": "", "step": -1, "doing": ""},))[0]
-            if other != coordination.process() and beat["doing"] != DONE and now - then > self._silent:
+            beat = self._heard.get(other, ({"host": "", "step": -1, "phase": ""},))[0]
+            if other != coordination.process() and beat["phase"] != Phase.DONE and now - then > self._silent:
                 host = f" on {beat['host']}" if beat["host"] else ""
                 self._end(
                     TRY_AGAIN,
@@ -152,12 +165,12 @@ class Watch:
         """Who keeps the others waiting, by what each has told of itself."""
         beats = self.beats()
         if len(beats) == 1:
-            return f"It was {self._beat['doing']} at step {self._beat['step']}."
+            return f"It was {_doing(self._beat)} at step {self._beat['step']}."
         last = min(beats, key=lambda process: beats[process]["step"])
         if beats[last]["step"] == max(beat["step"] for beat in beats.values()):
             return f"All processes are at step {beats[last]['step']}."
         where = f"process {last} on {beats[last]['host']}"
-        return f"Behind is {where}: {beats[last]['doing']} at step {beats[last]['step']}."
+        return f"Behind is {where}: {_doing(beats[last])} at step {beats[last]['step']}."
 
     def _give_up(self, why: str) -> None:
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
@@ -168,3 +181,8 @@ class Watch:
         if coordination.several():
             exits.leave(status, why=why)
         exits.end(status)
+
+
+def _doing(beat: dict) -> str:
+    """Such as "evaluating (KNN)"."""
+    return f"{beat['phase']} ({beat['detail']})" if beat["detail"] else f"{beat['phase']}"

@@ -87,7 +87,7 @@ class _Board:
         self._file.close()
 
 
-def judged(folder: Path, step: int) -> bool:
+def evaluated(folder: Path, step: int) -> bool:
     """Whether the run's evaluators have written their line of that step."""
     lines = (storage.read(folder / NAME) or b"").decode(errors="replace").splitlines()
     return any(_step(line) == step and '"perf/' not in line for line in lines)

@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
     for name, evaluator in evaluators.items():
         began = time.monotonic()
-        watchdog.at(0, f"judging ({name})")
+        watchdog.at(0, watchdog.Phase.EVALUATING, name)
         values = evaluator.run(encoder)
         summary["seconds_each"][name] = round(time.monotonic() - began, 1)
         summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}

@@ -30,19 +30,20 @@ from bt_jax.tasks import from_encoder, open_run
 from bt_jax.tasks.from_encoder import Encoder
 from bt_jax.train import build, epochs, loop
 from bt_jax.train import step as train_step
+from bt_jax.train.run import TrainingRun
 
 
-class Run(NamedTuple):
-    """What is trained, and what judges it."""
+class Finetuning(NamedTuple):
+    """A fine-tuning run, its evaluator, and `fresh`, which makes the state at step 0."""
 
-    loop: loop.Loop
-    accuracy: "Accuracy"
+    training: TrainingRun
+    accuracy: Accuracy
     class_names: list[str]
     fresh: Callable[[], TrainState]
 
 
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
-    """Trains to the end of the schedule, or goes on from the newest checkpoint in `workdir`.
+    """Trains to the end of the schedule, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: of `bt_jax.config.finetune`, overridden.
@@ -51,17 +52,18 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
       The run folder; its summary.json has "top1", "top5" and "top1_interval" on held-out images, fractions.
 
     Raises:
-      UserError: anything the user can mend.
+      UserError: anything the user can fix.
     """
-    this = _prepare(from_encoder.complete(config), workdir, time.monotonic() if started is None else started)
-    state = loop.train(this.loop, loop.resume_or(this.loop, this.fresh()))
-    if int(state.step) == this.loop.plan.total_steps and not write.concluded(this.loop.folder, int(state.step)):
-        _finish(this, state)
-    this.loop.checkpoints.close()
-    return this.loop.folder
+    prepared = _prepare(from_encoder.complete(config), workdir, time.monotonic() if started is None else started)
+    training = prepared.training
+    state = loop.train(training, loop.resume_or(training, prepared.fresh()))
+    if int(state.step) == training.plan.total_steps and not write.concluded(training.folder, int(state.step)):
+        _finish(prepared, state)
+    training.checkpoints.close()
+    return training.folder
 
 
-def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
+def _prepare(config: ConfigDict, workdir: str, started: float) -> Finetuning:
     mesh = open_run.open_machine(config)
     encoder = from_encoder.open_encoder(config, dtype=config.model.dtype)
     data = open_run.open_data(config, mesh, len(encoder.mean), partial(_labelled_share, config))
@@ -71,20 +73,28 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     )
     plan = open_run.open_schedule(config, data)
     trained = trained_parts(config.train, list(encoder.variables["params"]))
-    training = build_training(config, plan, encoder, recipe, source.num_classes, mesh, trained)
+    built = build_training(config, plan, encoder, recipe, source.num_classes, mesh, trained)
     every_steps = plan.steps(config.evals.every_epochs) or plan.total_steps
     val = feed.passes(config.data.val_split, config.evals.val_images)
-    accuracy = Accuracy(training.nets, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
+    accuracy = Accuracy(built.nets, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
     parts = ", ".join(("classifier", *trained["backbone"]))
     about = f"{config.encoder} on {source.name}, {feed.images} images, training {parts}"
     folder = open_run.open_folder(config, workdir, data, about)
     model = {"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std}
-    checkpoints = open_run.open_checkpoints(config, folder, plan, model)
-    this = loop.Loop(
-        config, folder, plan, training.step, feed, [accuracy], checkpoints, started, unit="images", terms=("top1",)
+    training = TrainingRun(
+        config=config,
+        folder=folder,
+        plan=plan,
+        step=built.step,
+        feed=feed,
+        evaluators=[accuracy],
+        checkpoints=open_run.open_checkpoints(config, folder, plan, model),
+        started=started,
+        unit="images",
+        terms=("top1",),
     )
     key = randomness.stream(config.seed, randomness.INIT)
-    return Run(this, accuracy, list(source.class_names), lambda: training.create(key))
+    return Finetuning(training, accuracy, list(source.class_names), lambda: built.create(key))
 
 
 def _labelled_share(config: ConfigDict, source: Source) -> tuple[Source, str]:
@@ -156,13 +166,13 @@ def _optimizer(config: ConfigDict, plan: epochs.Plan):
     return tx, {f"lr_{name}": rate for name, rate in rates.items()}
 
 
-def _finish(this: Run, state: TrainState) -> None:
-    logits, labels = this.accuracy.logits(state)
+def _finish(run: Finetuning, state: TrainState) -> None:
+    logits, labels = run.accuracy.logits(state)
     values = accuracy.accuracies(logits, labels)
     predicted = logits.argmax(axis=1)
     low, high = confidence.interval((predicted == labels)[labels >= 0])
     summary: dict[str, Any] = {"steps": int(state.step), **values, "top1_interval": [low, high]}
-    summary |= {"train_images": this.loop.feed.images, "seconds": round(time.monotonic() - this.loop.started, 1)}
+    summary |= {"train_images": run.training.feed.images, "seconds": round(time.monotonic() - run.training.started, 1)}
     messages.say(f"held-out top-1 {100 * values['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
-    shown = pictures.confusion(labels, predicted, logits.shape[1])
-    write.conclude(this.loop.folder, summary, shown | {"class_names": np.array(this.class_names, str)})
+    figures = pictures.confusion(labels, predicted, logits.shape[1])
+    write.conclude(run.training.folder, summary, figures | {"class_names": np.array(run.class_names, str)})

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import messages, sharding
 from bt_jax.config import arguments, keys
-from bt_jax.data import batches
+from bt_jax.data import batches, feeds
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import Broken
 from bt_jax.messages import UserError
@@ -62,9 +62,9 @@ def open_data(
       select: returns the data set to use instead and its training split, such as a share of the images. The config
         does not change.
     """
-    source, broken = batches.open_data(config)
+    source, broken = feeds.open_data(config)
     source, train_split = select(source) if select else (source, config.data.train_split)
-    feed = batches.make_feed(config, source, mesh, broken, channels, train_split)
+    feed = feeds.make_feed(config, source, mesh, broken, channels, train_split)
     return Data(source, broken, feed, train_split)
 
 

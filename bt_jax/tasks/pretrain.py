@@ -1,4 +1,4 @@
-"""Pretraining: from images to an encoder. `run` prepares and trains, `_finish` judges what came out."""
+"""Pretraining: from images to an encoder. `run` prepares and trains, `_finish` evaluates the result."""
 
 import time
 from collections.abc import Callable
@@ -12,27 +12,32 @@ from ml_collections import ConfigDict
 
 from bt_jax import augment, compilers, messages, randomness
 from bt_jax.augment.recipes import Recipe
-from bt_jax.data import batches
+from bt_jax.data.batches import Feed
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
+from bt_jax.evals.base import Evaluator
 from bt_jax.report import write
 from bt_jax.run_folder import step_folders
-from bt_jax.state import TrainState
+from bt_jax.state import Nets, TrainState
 from bt_jax.tasks import open_run
 from bt_jax.train import build, initial_weights, loop
+from bt_jax.train.run import TrainingRun
 
 PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
 
 
-class Run(NamedTuple):
-    """What is pretrained, and what judges it.
+class Pretraining(NamedTuple):
+    """A pretraining run, and what its final evaluation and its pictures need.
 
     Attributes:
-      fresh: fresh() -> the state at step 0 with weights drawn by the seed.
+      frozen: features of the train and the held-out split, if both have labels.
       correlation: of methods with a projector.
-      given: the weights of `config.init_from`, for a run that has no checkpoint yet.
+      sample: some training images.
+      picture_split: the split that the map of the embedding is of.
+      fresh: fresh() -> the state at step 0 with weights drawn by the seed.
+      initial: the weights of `config.init_from`, for a run that has no checkpoint yet.
     """
 
-    loop: loop.Loop
+    training: TrainingRun
     mesh: Mesh
     recipe: Recipe
     embed: features.Embed
@@ -40,60 +45,51 @@ class Run(NamedTuple):
     spectrum: spectrum.Spectrum
     correlation: correlation.CrossCorrelation | None
     sample: dict[str, np.ndarray]
-    shown_split: str
+    picture_split: str
     class_names: list[str]
     fresh: Callable[[], TrainState]
-    given: initial_weights.InitialWeights | None
+    initial: initial_weights.InitialWeights | None
 
 
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
-    """Trains to the end of the schedule, or goes on from the newest checkpoint in `workdir`.
+    """Trains to the end of the schedule, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: of `bt_jax.config.pretrain`, overridden.
       workdir: the run folder; made if needed.
-      started: `time.monotonic()` when the program began, for the times that are shown.
+      started: `time.monotonic()` when the program began, for the times in messages and summary.
 
     Returns:
       The run folder, with metrics.jsonl and checkpoints/, and at the end summary.json and report.html.
 
     Raises:
-      UserError: anything the user can mend.
+      UserError: anything the user can fix.
     """
-    this = _prepare(config, workdir, time.monotonic() if started is None else started)
-    state, folder = this.fresh(), this.loop.folder
-    if this.given and this.loop.checkpoints.latest() is None:
-        state = initial_weights.begin_with(this.given, state)
-    state = loop.train(this.loop, loop.resume_or(this.loop, state))
-    if int(state.step) == this.loop.plan.total_steps and not write.concluded(folder, int(state.step)):
-        _finish(this, state)
-    this.loop.checkpoints.close()
-    return folder
+    prepared = _prepare(config, workdir, time.monotonic() if started is None else started)
+    training, state = prepared.training, prepared.fresh()
+    if prepared.initial and training.checkpoints.latest() is None:
+        state = initial_weights.begin_with(prepared.initial, state)
+    state = loop.train(training, loop.resume_or(training, state))
+    if int(state.step) == training.plan.total_steps and not write.concluded(training.folder, int(state.step)):
+        _finish(prepared, state)
+    training.checkpoints.close()
+    return training.folder
 
 
-def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
+def _prepare(config: ConfigDict, workdir: str, started: float) -> Pretraining:
     mesh = open_run.open_machine(config)
     recipe = build.build_recipe(config)
     data = open_run.open_data(config, mesh, channels=len(recipe.mean))
     source, feed = data.source, data.feed
     plan = open_run.open_schedule(config, data)
     first_id = source.span(data.train_split).start
-    training = build.build_training(
-        config, plan, recipe, source.num_classes, mesh, images=feed.images, first_id=first_id
-    )
-    nets = training.nets
+    built = build.build_training(config, plan, recipe, source.num_classes, mesh, images=feed.images, first_id=first_id)
     every_steps = plan.steps(config.evals.every_epochs)
-    embed = features.make_embed(nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize)
+    embed = features.make_embed(built.nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize)
     splits = [split for split in (config.data.train_split, config.data.val_split) if split]
-    evaluators, frozen = [], None
-    if len(splits) == 2 and all(source.labelled(source.span(split).base) for split in splits):
-        train = feed.passes(config.data.train_split, config.evals.train_images)
-        val = feed.passes(config.data.val_split, config.evals.val_images)
-        frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes)
-        evaluators.append(protocols.KNN(frozen, **_neighbours(config, feed), every_steps=every_steps))
-        evaluators.append(protocols.OnlineProbe(frozen, every_steps=every_steps))
-    unlabelled = spectrum.Spectrum(
-        nets.backbone,
+    frozen = _frozen(config, data, embed, mesh)
+    label_free = spectrum.Spectrum(
+        built.nets.backbone,
         recipe,
         feed.passes(splits[-1], config.evals.spectrum_images),
         mesh=mesh,
@@ -101,46 +97,77 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
         every_steps=every_steps if config.evals.spectrum_images else 0,
     )
     begun = step_folders.begun(workdir)
-    given = initial_weights.read(config.init_from, nets) if config.init_from and not begun else None
+    initial = initial_weights.read(config.init_from, built.nets) if config.init_from and not begun else None
     sample = feed.sample(PICTURE_IMAGES)
     devices = jax.devices()
-    about = f"{source.name} on {len(devices)} x {devices[0].device_kind}"
-    folder = open_run.open_folder(config, workdir, data, about)
+    folder = open_run.open_folder(config, workdir, data, f"{source.name} on {len(devices)} x {devices[0].device_kind}")
+    matrix = _correlation(config, built.nets, recipe, sample, folder, every_steps)
+    evaluators = _with_labels(config, feed, frozen, every_steps) + [label_free] + ([matrix] if matrix else [])
     model = {"build": build.backbone_options(config, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std}
-    checkpoints = open_run.open_checkpoints(config, folder, plan, model)
+    training = TrainingRun(
+        config=config,
+        folder=folder,
+        plan=plan,
+        step=built.step,
+        feed=feed,
+        evaluators=evaluators,
+        checkpoints=open_run.open_checkpoints(config, folder, plan, model),
+        started=started,
+        terms=[name for name, metric in built.objective.metrics.items() if metric.term],
+    )
     init_key = randomness.stream(config.seed, randomness.INIT)
-    evaluators.append(unlabelled)
-    matrix = None
-    if "projector" in nets.heads:
-        matrix = correlation.CrossCorrelation(
-            nets,
-            recipe,
-            sample,
-            key=randomness.stream(config.seed, randomness.VIEWS),
-            folder=folder / "correlation" if jax.process_index() == 0 else None,
-            every_steps=every_steps,
-        )
-        evaluators.append(matrix)
-    terms = [name for name, metric in training.objective.metrics.items() if metric.term]
-    this = loop.Loop(config, folder, plan, training.step, feed, evaluators, checkpoints, started, terms=terms)
-    return Run(
-        this,
-        mesh,
-        recipe,
-        embed,
-        frozen,
-        unlabelled,
-        matrix,
-        sample,
-        splits[-1],
-        list(source.class_names),
-        lambda: training.create(init_key),
-        given,
+    return Pretraining(
+        training=training,
+        mesh=mesh,
+        recipe=recipe,
+        embed=embed,
+        frozen=frozen,
+        spectrum=label_free,
+        correlation=matrix,
+        sample=sample,
+        picture_split=splits[-1],
+        class_names=list(source.class_names),
+        fresh=lambda: built.create(init_key),
+        initial=initial,
     )
 
 
-def _neighbours(config: ConfigDict, feed: batches.Feed) -> dict[str, tuple]:
-    """As many neighbours as the config says, or all of a smaller set."""
+def _frozen(config: ConfigDict, data: open_run.Data, embed: features.Embed, mesh: Mesh) -> protocols.Frozen | None:
+    """Features of the train and the held-out split; None unless both have labels."""
+    splits, source = (config.data.train_split, config.data.val_split), data.source
+    if not all(split and source.labelled(source.span(split).base) for split in splits):
+        return None
+    limits = (config.evals.train_images, config.evals.val_images)
+    train, val = (data.feed.passes(split, limit) for split, limit in zip(splits, limits, strict=True))
+    return protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes)
+
+
+def _with_labels(config: ConfigDict, feed: Feed, frozen: protocols.Frozen | None, every_steps: int) -> list[Evaluator]:
+    """The evaluators that need labels."""
+    if frozen is None:
+        return []
+    knn = protocols.KNN(frozen, **_neighbours(config, feed), every_steps=every_steps)
+    return [knn, protocols.OnlineProbe(frozen, every_steps=every_steps)]
+
+
+def _correlation(
+    config: ConfigDict, nets: Nets, recipe: Recipe, sample: dict[str, np.ndarray], folder: Path, every_steps: int
+) -> correlation.CrossCorrelation | None:
+    """The cross-correlation of the projector's outputs; None for a method without a projector."""
+    if "projector" not in nets.heads:
+        return None
+    return correlation.CrossCorrelation(
+        nets,
+        recipe,
+        sample,
+        key=randomness.stream(config.seed, randomness.VIEWS),
+        folder=folder / "correlation" if jax.process_index() == 0 else None,
+        every_steps=every_steps,
+    )
+
+
+def _neighbours(config: ConfigDict, feed: Feed) -> dict[str, tuple]:
+    """`evals.knn_k`, capped at the number of training images, and the temperature."""
     images = min(config.evals.train_images or feed.images, feed.images)
     return {"ks": (min(config.evals.knn_k, images),), "temperatures": (config.evals.knn_temperature,)}
 
@@ -148,38 +175,38 @@ def _neighbours(config: ConfigDict, feed: batches.Feed) -> dict[str, tuple]:
 # ------------------------------------------------------------------------------------------------------------ the end
 
 
-def _finish(this: Run, state: TrainState) -> None:
+def _finish(run: Pretraining, state: TrainState) -> None:
     """The table, the pictures and the report of a run that reached its end."""
-    config, folder, before = this.loop.config, this.loop.folder, this.fresh()
-    shown = _pictures(this, before, state)
+    config, folder, before = run.training.config, run.training.folder, run.fresh()
+    arrays = _pictures(run, before, state)
     summary: dict[str, Any] = {"steps": int(state.step)}
     if config.evals.spectrum_images:
-        summary["unlabelled"], shown["spectrum_trained"] = this.spectrum.of(state)
-        _, shown["spectrum_untrained"] = this.spectrum.of(before)
+        summary["unlabelled"], arrays["spectrum_trained"] = run.spectrum.of(state)
+        _, arrays["spectrum_untrained"] = run.spectrum.of(before)
     images = features.gallery(
-        this.embed, state.encoder(), this.loop.feed.passes(this.shown_split, pictures.MAP_IMAGES)(), this.mesh
+        run.embed, state.encoder(), run.training.feed.passes(run.picture_split, pictures.MAP_IMAGES)(), run.mesh
     )
-    shown |= pictures.of_embedding(*images)
-    if this.frozen and config.evals.final:
-        compared = {"trained": (this.frozen, state), "untrained": (this.frozen, before)}
+    arrays |= pictures.of_embedding(*images)
+    if run.frozen and config.evals.final:
+        compared = {"trained": (run.frozen, state), "untrained": (run.frozen, before)}
         if config.data.on_device:
-            compared["raw_pixels"] = (this.frozen.by(features.raw_pixels(this.recipe, this.mesh)), state)
-        summary |= _judge(this, compared)
+            compared["raw_pixels"] = (run.frozen.by(features.raw_pixels(run.recipe, run.mesh)), state)
+        summary |= _final_scores(run, compared)
         predicted, labels = summary.pop("predicted")
-        shown |= pictures.confusion(labels, predicted, len(this.class_names))
-        shown |= {"class_names": np.array(this.class_names, str)}
+        arrays |= pictures.confusion(labels, predicted, len(run.class_names))
+        arrays |= {"class_names": np.array(run.class_names, str)}
         messages.say(_table(summary))
-    summary["seconds"] = round(time.monotonic() - this.loop.started, 1)
-    write.conclude(folder, summary, shown)
+    summary["seconds"] = round(time.monotonic() - run.training.started, 1)
+    write.conclude(folder, summary, arrays)
     messages.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")
 
 
-def _judge(this: Run, compared: dict[str, tuple[protocols.Frozen, TrainState]]) -> dict[str, Any]:
+def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.Frozen, TrainState]]) -> dict[str, Any]:
     """{"knn_top1": {name: …}, "linear_top1": {name: …}, "linear_interval": {name: (low, high)}, "predicted": (classes
     by the linear probe of the first, true classes)}."""
     found: dict[str, Any] = {"knn_top1": {}, "linear_top1": {}, "linear_interval": {}}
     for name, (frozen, state) in compared.items():
-        knn = protocols.KNN(frozen, **_neighbours(this.loop.config, this.loop.feed))
+        knn = protocols.KNN(frozen, **_neighbours(run.training.config, run.training.feed))
         found["knn_top1"][name] = knn.run(state)["val/knn_top1"]
         fitted, labels = protocols.LinearProbe(frozen).fit(state)
         right = fitted.predicted == labels
@@ -189,27 +216,27 @@ def _judge(this: Run, compared: dict[str, tuple[protocols.Frozen, TrainState]]) 
     return found
 
 
-def _pictures(this: Run, before: TrainState, after: TrainState) -> dict[str, np.ndarray]:
+def _pictures(run: Pretraining, before: TrainState, after: TrainState) -> dict[str, np.ndarray]:
     """c of some training images before and after, and some of their views as uint8."""
-    batch = {name: values[:PICTURE_PAIRS] for name, values in this.sample.items()}
-    key = randomness.stream(this.loop.config.seed, randomness.VIEWS)
+    batch = {name: values[:PICTURE_PAIRS] for name, values in run.sample.items()}
+    key = randomness.stream(run.training.config.seed, randomness.VIEWS)
     two_views = compilers.jit(
-        lambda batch: augment.two_views(key, batch["image"], this.recipe, ids=batch["id"], sizes=batch.get("size"))
+        lambda batch: augment.two_views(key, batch["image"], run.recipe, ids=batch["id"], sizes=batch.get("size"))
     )
-    mean, std = np.asarray(this.recipe.mean), np.asarray(this.recipe.std)
+    mean, std = np.asarray(run.recipe.mean), np.asarray(run.recipe.std)
     view1, view2 = (np.uint8(np.clip(255 * (np.asarray(v) * std + mean), 0, 255)) for v in two_views(batch))
     # Padded canvases are left out: an image there is smaller than its frame.
     originals = {} if "size" in batch else {"originals": batch["image"]}
     seen = originals | {"view1": view1, "view2": view2}
-    if this.correlation is None:
+    if run.correlation is None:
         return seen
-    c_before, c_after = this.correlation.of(before), this.correlation.of(after)
+    c_before, c_after = run.correlation.of(before), run.correlation.of(after)
     return (
         seen
         | {"c_before": correlation.picture(c_before), "c_after": correlation.picture(c_after)}
         | pictures.off_diagonal_histograms(c_before, c_after)
         | pictures.redundant_pairs(c_after)
-        | this.correlation.history()
+        | run.correlation.history()
     )
 
 

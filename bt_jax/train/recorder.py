@@ -1,64 +1,150 @@
-"""What a run says while it trains: a line every so many steps, with speed and time to go."""
+"""What a run writes while it trains: metrics, the progress line, checkpoints, evaluations."""
 
 import math
 import time
-from collections.abc import Sequence
+from typing import Self
+
+import jax
+import numpy as np
+
+from bt_jax import messages
+from bt_jax.evals.base import Evaluator
+from bt_jax.messages import UserError
+from bt_jax.processes import watchdog
+from bt_jax.processes.stop_signals import StopSignals
+from bt_jax.processes.watchdog import Phase
+from bt_jax.run_folder.metrics_log import RunLog
+from bt_jax.state import TrainState
+from bt_jax.train.progress import Progress
+from bt_jax.train.run import TrainingRun
+
+Window = list[dict[str, jax.Array]]  # metrics of some steps, on the device
 
 
-class Progress:
-    """Pairs (or images) per second, waiting and time to go, over the steps since the last line.
+class Recorder:
+    """Writes a run's metrics, checkpoints and evaluations; a context manager.
+
+    The metrics of a window are read while the next window runs, because reading waits for the device. Metrics are on
+    the disk before the checkpoint of their step, and the checkpoint before the evaluation: a killed run loses no line
+    and repeats none. The speed leaves out saves and evaluations.
 
     Args:
-      terms: metrics of the loss that the line shows beside it.
+      step: the first step.
+      last: the step at which training ends.
     """
 
-    def __init__(
-        self,
-        *,
-        first_step: int,
-        total_steps: int,
-        batch_size: int,
-        steps_per_epoch: int,
-        unit: str = "pairs",
-        terms: Sequence[str] = (),
-    ):
-        self._unit, self._terms = unit, terms
-        self._total, self._batch, self._per_epoch = total_steps, batch_size, steps_per_epoch
-        self._first, self._step = first_step, first_step
-        self._time, self._waited = time.monotonic(), 0.0
-
-    def measure(self, step: int, *, waited: float = 0.0) -> dict[str, float]:
-        """perf/pairs_per_sec (or images) and perf/data_wait (a share) since the last call; `waited` counts from the
-        start."""
-        now = time.monotonic()
-        seconds = max(now - self._time, 1e-9)
-        values = {
-            "epoch": step / self._per_epoch,
-            f"perf/{self._unit}_per_sec": (step - self._step) * self._batch / seconds,
-            "perf/data_wait": (waited - self._waited) / seconds,
-        }
-        self._step, self._time, self._waited = step, now, waited
-        return values
-
-    def skip(self) -> None:
-        """Leaves the time since the last line out of the count: an evaluation, not training."""
-        self._time = time.monotonic()
-
-    def line(self, step: int, values: dict[str, float]) -> str:
-        """What a person reads while it trains."""
-        rate = values[f"perf/{self._unit}_per_sec"]
-        eta = (self._total - step) * self._batch / rate if rate else math.inf
-        terms = ("loss", *self._terms, "probe_top1")
-        told = "  ".join(f"{name} {values[f'train/{name}']:.4g}" for name in terms if f"train/{name}" in values)
-        return (
-            f"step {step}/{self._total}  epoch {values['epoch']:.1f}  {told}"
-            f"  {rate:.0f} {self._unit}/s  waiting {100 * values['perf/data_wait']:.0f} %  ETA {_clock(eta)}"
+    def __init__(self, run: TrainingRun, step: int, last: int) -> None:
+        self._run, self._step = run, step
+        self._log = RunLog(run.folder, first_step=step, tensorboard=run.config.log.tensorboard)
+        self._progress = Progress(
+            first_step=step,
+            total_steps=last,
+            batch_size=run.config.batch_size,
+            steps_per_epoch=run.plan.steps_per_epoch,
+            unit=run.unit,
+            terms=run.terms,
         )
+        self._unread: tuple[int, Window, float] | None = None
+        self._compiled = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Closes the log, then waits for the last checkpoint."""
+        self._log.close()
+        watchdog.at(self._step, Phase.SAVING)
+        self._run.checkpoints.wait()
+
+    def add(self, step: int, state: TrainState, metrics: Window, *, waited: float, wait: bool) -> None:
+        """Takes the metrics of the window that ends at `step`, and writes those of the window before.
+
+        Args:
+          state: after the window.
+          waited: seconds that the run has waited for data so far.
+          wait: writes those of this window too, once the device has them.
+
+        Raises:
+          UserError: `config.nonfinite_limit` steps in a row were not finite. The state is saved.
+        """
+        self._step, before, self._unread = step, self._unread, (step, metrics, waited)
+        if before:
+            self._write(*before, state)
+        # A CPU runs the steps while they are dispatched: reading later would time the wrong window.
+        if wait or jax.default_backend() == "cpu":
+            self.flush(state)
+
+    def flush(self, state: TrainState) -> None:
+        """Writes the metrics that are not read yet."""
+        if self._unread:
+            window, self._unread = self._unread, None
+            self._write(*window, state)
+
+    def finish(self, state: TrainState) -> None:
+        """Writes what is left, and returns when all of it is on the disk."""
+        self.flush(state)
+        self._log.sync()
+
+    def save(self, state: TrainState) -> None:
+        """Starts a checkpoint, once the metrics are on the disk."""
+        self._log.sync()
+        self._run.checkpoints.save(state)
+        self._progress.skip()
+
+    def evaluate(self, step: int, state: TrainState, evaluators: list[Evaluator], stop: StopSignals) -> None:
+        """Runs evaluators and writes their values; nothing if a stop signal comes, so that the next start repeats them.
+
+        Args:
+          step: of the state.
+        """
+        values: dict[str, float] = {}
+        for each in evaluators:
+            watchdog.at(step, Phase.EVALUATING, type(each).__name__)
+            values |= each.run(state)
+            if stop.immediate:
+                return
+        self._log.write(step, values | {"epoch": step / self._run.plan.steps_per_epoch})
+        messages.say("  ".join(f"{name} {_short(value)}" for name, value in values.items()))
+        self._progress.skip()
+
+    def _write(self, step: int, metrics: Window, waited: float, state: TrainState) -> None:
+        values = _means(metrics) | self._progress.measure(step, waited=waited)
+        watchdog.at(self._step, Phase.TRAINING, waited=values["perf/data_wait"])
+        self._log.write(step, values)
+        if not self._compiled:
+            seconds = time.monotonic() - self._run.started
+            messages.say(f"first window of steps done {seconds:.0f} s after the start")
+            self._compiled = True
+        messages.say(self._progress.line(step, values) + watchdog.slowest_line())
+        if values["train/bad_steps"] >= self._run.config.nonfinite_limit:
+            self._give_up(step, values, state)
+
+    def _give_up(self, step: int, values: dict[str, float], state: TrainState) -> None:
+        if self._unread:  # a window that ran meanwhile, and is in the state that is saved
+            later, metrics, _ = self._unread
+            self._log.write(later, _means(metrics) | {"epoch": later / self._run.plan.steps_per_epoch})
+        self.save(state)
+        raise _not_finite(step, values)
 
 
-def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def _short(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "-"
+
+
+def _means(window: Window) -> dict[str, float]:
+    """Means over a window; of a count of bad steps the largest."""
+    fetched = jax.device_get(window)
+    values = {name: np.concatenate([np.atleast_1d(m[name]) for m in fetched]) for name in fetched[0]}
+    return {name: float(v.max() if name == "train/bad_steps" else v.mean()) for name, v in values.items()}
+
+
+def _not_finite(step: int, values: dict[str, float]) -> UserError:
+    named = sorted((name for name in values if name.startswith("train/lr_")), reverse=True)
+    rates = {name.removeprefix("train/lr_"): values[name] for name in named}
+    keys = " or ".join(f"--config.optim.lr_{name}" for name in rates)
+    return UserError(
+        f"Loss or gradient not finite in {values['train/bad_steps']:.0f} steps in a row before step {step}"
+        f" (learning rates: {', '.join(f'{name} {rate:.3g}' for name, rate in rates.items())})",
+        f"Those steps changed nothing and the state is saved. Lower {keys}, or try --config.model.dtype=float32, in a"
+        " new --workdir.",
+    )

@@ -18,7 +18,8 @@ from bt_jax.objectives.barlow_twins import BarlowTwins
 from bt_jax.report import panels
 from bt_jax.run_folder import opening
 from bt_jax.tasks import evaluate, finetune, from_encoder, open_run, pretrain
-from bt_jax.train import build, recorder, step
+from bt_jax.train import build, step
+from bt_jax.train.progress import Progress
 from bt_jax.weights import load
 from tests.support.paths import ROOT
 from tests.support.runs import changed
@@ -33,9 +34,9 @@ TESTS = ROOT / "tests"
 VIEW = View((0.3, 0.9), (0.5, 2.0), "bilinear", 0.25, 0.7, 0.3, 0.2, 0.1, 0.05, 0.15, 0.6, (0.2, 1.5), 0.35, 0.4)
 PRETRAIN = {
     "seed": (7, lambda seen: set(seen.all("stream", "seed")), {7}),
-    "batch_size": (8, lambda seen: seen.run.loop.plan.steps_per_epoch, 5),
-    "total_epochs": (3.0, lambda seen: seen.run.loop.plan.total_steps, 20),
-    "extend_epochs": (1.0, lambda seen: seen.run.loop.plan.total_steps, 20),
+    "batch_size": (8, lambda seen: seen.run.training.plan.steps_per_epoch, 5),
+    "total_epochs": (3.0, lambda seen: seen.run.training.plan.total_steps, 20),
+    "extend_epochs": (1.0, lambda seen: seen.run.training.plan.total_steps, 20),
     "data.name": ("mine", lambda seen: seen.one("open_source", "name")),
     "data.dir": ("/d", lambda seen: seen.one("open_source", "data_dir")),
     "data.folder": ("/f", lambda seen: seen.one("open_source", "folder")),
@@ -65,7 +66,7 @@ PRETRAIN = {
     "objective.two_passes": (False, lambda seen: seen.forward_rows, False),
     "objective.lambd": (0.02, lambda seen: seen.one("barlow_twins", "lambd")),
     "objective.form": ("gram", lambda seen: seen.one("barlow_twins", "form")),
-    "evals.every_epochs": (2.0, lambda seen: {each.every_steps for each in seen.run.loop.evaluators}, {10}),
+    "evals.every_epochs": (2.0, lambda seen: {each.every_steps for each in seen.run.training.evaluators}, {10}),
     "evals.batch_size": (17, lambda seen: set(seen.all("eval_batches", "batch_size")), {24}),  # of eight devices
     "evals.size": (10, lambda seen: seen.one("make_embed", "recipe").size),
     "evals.resize": (11, lambda seen: seen.one("make_embed", "resize")),
@@ -142,7 +143,7 @@ def prepared(tmp_path_factory):
         patch.setattr(Mean, "apply", lambda self, v, x, *, train: rows.append(len(x)) or apply(self, v, x, train=train))
         shapes = jax.eval_shape(seen.run.fresh)
         batch = {"image": jnp.zeros((8, 8, 8, 3), jnp.uint8), "id": jnp.arange(8), "label": jnp.arange(8)}
-        _, seen.metrics = jax.eval_shape(seen.run.loop.step, shapes, batch)
+        _, seen.metrics = jax.eval_shape(seen.run.training.step, shapes, batch)
         seen.forward_rows = rows[0] == 8
         return seen
 
@@ -161,7 +162,7 @@ def arrives(seen, config, key, value, look, *expected):
 
 def test_every_panel_is_of_a_metric_that_is_written(prepared):
     """The report's plots are found by name in metrics.jsonl."""
-    progress = recorder.Progress(first_step=0, total_steps=1, batch_size=1, steps_per_epoch=1)
+    progress = Progress(first_step=0, total_steps=1, batch_size=1, steps_per_epoch=1)
     written = {*prepared.metrics, *progress.measure(1), "val/knn_top1", "val/online_top1"}
     written |= {f"val/{name}" for name in spectrum.NAMES}
     groups = (panels.LOSS, panels.QUALITY, panels.LABEL_FREE, panels.MACHINERY)
@@ -263,9 +264,9 @@ def test_an_evaluation_key_arrives(evaluated, key):
 
 FINETUNE = FROZEN | {
     "seed": (7, lambda seen: {seen.one(name, "seed") for name in ("share", "make_step", "make_update")}, {7}),
-    "batch_size": (8, lambda seen: seen.loop.plan.steps_per_epoch, 5),
-    "total_epochs": (3.0, lambda seen: seen.loop.plan.total_steps, 20),
-    "extend_epochs": (1.0, lambda seen: seen.loop.plan.total_steps, 20),
+    "batch_size": (8, lambda seen: seen.training.plan.steps_per_epoch, 5),
+    "total_epochs": (3.0, lambda seen: seen.training.plan.total_steps, 20),
+    "extend_epochs": (1.0, lambda seen: seen.training.plan.total_steps, 20),
     "data.train_split": ("learn[4:44]", lambda seen: seen.one("share", "split")),
     "data.val_split": ("look[2:]", lambda seen: seen.one("passes", "split")),
     "data.fraction": (0.99, lambda seen: seen.one("share", "fraction")),
@@ -277,7 +278,7 @@ FINETUNE = FROZEN | {
     "log.every_steps": (3, lambda seen: seen.feed.window(0)),
     "checkpoint.keep_last": (5, lambda seen: seen.one("Checkpoints", "keep_last")),
     "checkpoint.keep_every_epochs": (2.0, lambda seen: seen.one("Checkpoints", "keep_every"), 10),
-    "evals.every_epochs": (2.0, lambda seen: seen.loop.evaluators[0].every_steps, 10),
+    "evals.every_epochs": (2.0, lambda seen: seen.training.evaluators[0].every_steps, 10),
     "evals.val_images": (20, lambda seen: seen.one("passes", "limit")),
 }
 SGD = "test_the_optimizer_of_finetuning_does_what_the_config_says"
@@ -294,7 +295,9 @@ def tuned(tmp_path_factory):
         seen.watch(step, "make_update")
         seen.watch(step, "make_step")
         config = changed(keys.finetune(), **{key: value for key, (value, *_) in FINETUNE.items()})
-        seen.loop = finetune._prepare(from_encoder.complete(config), str(tmp_path_factory.mktemp("run")), 0.0).loop
+        seen.training = finetune._prepare(
+            from_encoder.complete(config), str(tmp_path_factory.mktemp("run")), 0.0
+        ).training
         return seen
 
 

@@ -2,14 +2,17 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bt_jax import randomness, sharding
 from bt_jax.config import keys
-from bt_jax.data import batches, pipeline
+from bt_jax.data import batches as batches_lib
+from bt_jax.data import feeds, pipeline
 from tests.support.runs import changed
 from tests.support.wiring import Calls, Squares
 
@@ -30,7 +33,7 @@ def streaming(monkeypatch, source, **values):
     calls.watch(pipeline, "train_batches", as_streamed)
     calls.watch(pipeline, "eval_batches", as_streamed)
     config = changed(keys.pretrain(), **{"batch_size": 8, "seed": 7, "data.train_split": "learn[4:44]"} | values)
-    feed = batches.make_feed(config, source, sharding.make_mesh(), "broken", 3)
+    feed = feeds.make_feed(config, source, sharding.make_mesh(), "broken", 3)
     return calls, feed
 
 
@@ -38,13 +41,13 @@ def steps_of(feed, step, steps, at=0):
     """The metrics of some steps of a feed, as numpy."""
     everywhere = sharding.replicated(sharding.make_mesh())
     state = jax.device_put(SimpleState(jnp.int32(at)), everywhere)
-    advance, waited, close = feed.begin(step, state)
     shown = []
-    for _ in range(steps):
-        state, metrics = advance(state, 1)
-        shown += metrics
-    assert waited() >= 0
-    close()
+    with feed.batches(step, state) as batches:
+        for _ in range(steps):
+            state, taken, metrics = batches.advance(state, 1, SimpleNamespace(immediate=False))
+            assert taken == 1
+            shown += metrics
+        assert batches.wait_seconds >= 0
     return jax.device_get(shown)
 
 
@@ -89,7 +92,7 @@ def test_feeds_give_ids_and_labels_of_the_whole_split(monkeypatch):
     calls = Calls(monkeypatch)
     calls.watch(randomness, "stream")
     config = changed(keys.pretrain(), **{"batch_size": 8, "seed": 7, "data.train_split": "learn[5:45]"})
-    feed = batches.make_feed(config, Squares(), sharding.make_mesh(), None, 3)
+    feed = feeds.make_feed(config, Squares(), sharding.make_mesh(), None, 3)
     shown = steps_of(feed, show, 10)
     ids = np.stack([batch["id"] for batch in shown])
     for batch in shown:
@@ -102,3 +105,24 @@ def test_feeds_give_ids_and_labels_of_the_whole_split(monkeypatch):
     assert calls.of["stream"] == [{"seed": 7, "purpose": randomness.ORDER}] * 2
     batch = next(feed.passes("look[3:20]", 0)())
     np.testing.assert_array_equal(batch["label"][:17], np.arange(3, 20) % 10)
+
+
+@pytest.mark.parametrize(
+    "seconds, alone, taken",
+    [(2.0, True, 4), (0.1, True, 10), (2.0, False, 10)],
+)
+def test_a_signal_ends_a_long_window(monkeypatch, seconds, alone, taken):
+    """Within a step if the rest would last more than 5 s; not if another process takes the same window."""
+    now = SimpleNamespace(seconds=0.0)
+    stop = SimpleNamespace(immediate=False)
+    monkeypatch.setattr(batches_lib, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+
+    class Slow(batches_lib.Batches):
+        def dispatch(self, state, most):
+            now.seconds += 300 if state == 0 else seconds  # the first one compiles
+            stop.immediate = alone and state >= 3
+            return state + 1, {}, 1
+
+    with Slow(0) as batches:
+        state, steps, metrics = batches.advance(0, 10, stop)
+    assert state == steps == len(metrics) == taken

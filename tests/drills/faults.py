@@ -112,9 +112,9 @@ def work() -> None:
     if fault in ("stuck", "raise"):
         report = watchdog.at
 
-        def at(step, doing, **more):
-            report(step, doing, **more)
-            if step >= AFTER and doing == "training":
+        def at(step, phase, *more, **options):
+            report(step, phase, *more, **options)
+            if step >= AFTER and phase == watchdog.Phase.TRAINING:
                 if fault == "raise":
                     raise ValueError("planted")
                 time.sleep(3600)

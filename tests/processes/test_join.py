@@ -16,7 +16,8 @@ import pytest
 
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination, exits, join, watchdog
-from bt_jax.processes.stop_signals import Stop
+from bt_jax.processes.stop_signals import StopSignals
+from bt_jax.processes.watchdog import Phase
 from tests.support import scenes
 from tests.support.paths import ROOT
 
@@ -127,7 +128,7 @@ def test_a_standstill_ends_the_process_with_its_stacks():
     script = (
         "import time; from bt_jax.processes import watchdog\nwatchdog.START_SECONDS, watchdog.BEAT_SECONDS = 0, 0.1\n"
         "watchdog.begin(stuck_seconds=1, silent_seconds=9)\n"
-        "for step in range(4): watchdog.at(step, 'training'); time.sleep(0.3)\n"
+        "for step in range(4): watchdog.at(step, watchdog.Phase.TRAINING); time.sleep(0.3)\n"
         "def here_it_hangs(): time.sleep(60)\nhere_it_hangs()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -159,13 +160,13 @@ class Clock:
     def go_on(self, seen, seconds):
         """Lets the watch look for so long."""
         seen._done, self._until = self, self._now + seconds
-        seen._judge()
+        seen._check()
 
 
-def test_judging_may_take_long(monkeypatch):
+def test_evaluating_may_take_long(monkeypatch):
     clock = Clock(monkeypatch)
     seen = watchdog.Watch(stuck_seconds=5, silent_seconds=9)
-    seen.at(3, "judging (KNN)", None)
+    seen.at(3, Phase.EVALUATING, "KNN", None)
     clock.go_on(seen, 3600)
     assert clock.ended == []
     seen.at(3, "training", None)
@@ -179,7 +180,7 @@ def test_while_another_gets_on_nobody_is_stuck(monkeypatch):
     """Who is first through with compiling waits for the last, and a collective waits for its slowest host."""
 
     class Store:
-        other = {"host": "b", "step": 3, "doing": "training", "waited": 0.0}
+        other = {"host": "b", "step": 3, "phase": Phase.TRAINING, "detail": "", "waited": 0.0}
         key_value_set = staticmethod(lambda *_, **__: None)
 
         def key_value_dir_get(self, folder):
@@ -218,14 +219,14 @@ def test_notices_of_compute_engine(monkeypatch, capsys, told):
     server = http.server.HTTPServer(("localhost", 0), Metadata)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("GCE_METADATA_HOST", f"localhost:{server.server_port}")
-    stop = Stop(0)
+    stop = StopSignals(0)
     try:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and not stop.signal and not (not told and len(asked) >= 2):
             time.sleep(0.05)
-        assert stop.before(0, 1) == bool(told) and stop.signal == (signal.SIGTERM if told else 0)
+        assert stop.requested_before(0, 1) == bool(told) and stop.signal == (signal.SIGTERM if told else 0)
     finally:
-        stop.close(0)
+        stop.close()
         server.shutdown()
     assert not told or next(iter(told.values())) in capsys.readouterr().out
 

@@ -9,7 +9,8 @@ import pytest
 
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination, exits, watchdog
-from bt_jax.processes.stop_signals import Stop
+from bt_jax.processes.stop_signals import StopSignals
+from bt_jax.processes.watchdog import Phase
 
 
 def watching(monkeypatch, beats, *, own=0, idle=0.0, stuck=0.0, silent=9.0, heard=None):
@@ -30,8 +31,8 @@ def watching(monkeypatch, beats, *, own=0, idle=0.0, stuck=0.0, silent=9.0, hear
     return seen, ended
 
 
-def beat(host, step, doing="training", waited=0.0):
-    return {"host": host, "step": step, "doing": doing, "waited": waited}
+def beat(host, step, phase=Phase.TRAINING, waited=0.0):
+    return {"host": host, "step": step, "phase": phase, "detail": "", "waited": waited}
 
 
 def test_the_slowest_process_is_named(monkeypatch):
@@ -46,24 +47,24 @@ def test_the_slowest_process_is_named(monkeypatch):
     assert watchdog.slowest_line() == "" and seen._behind() == "It was saving at step 3."
 
 
-@pytest.mark.parametrize("doing, ends", [("training", True), ("starting", False), ("judging (KNN)", False)])
-def test_compiling_may_take_long(monkeypatch, doing, ends):
+@pytest.mark.parametrize("phase, ends", [(Phase.TRAINING, True), (Phase.STARTING, False), (Phase.EVALUATING, False)])
+def test_compiling_may_take_long(monkeypatch, phase, ends):
     """Also if only another process still compiles or evaluates."""
     monkeypatch.setattr(watchdog, "START_SECONDS", 1000)
-    for beats in ({0: beat("a", -1, doing)}, {0: beat("a", 3), 1: beat("b", -1, doing)}):
+    for beats in ({0: beat("a", -1, phase)}, {0: beat("a", 3), 1: beat("b", -1, phase)}):
         seen, ended = watching(monkeypatch, beats, idle=100, stuck=50)
-        seen._judge()
+        seen._check()
         assert [status for status, _ in ended] == [TRY_AGAIN] * ends
         seen, ended = watching(monkeypatch, beats, idle=100, stuck=0)  # never
-        seen._judge()
+        seen._check()
         assert ended == []
     seen, ended = watching(monkeypatch, {0: beat("a", -1, "starting")}, idle=1100, stuck=50)
-    seen._judge()
+    seen._check()
     assert ended and "no step for 1100 s (config.watch.stuck_seconds)" in ended[0][1]
 
 
 def test_a_silent_process_is_named_and_ends_this_one(monkeypatch):
-    beats = {0: beat("a", 7), 1: beat("b", 5), 2: beat("c", 9, watchdog.DONE)}
+    beats = {0: beat("a", 7), 1: beat("b", 5), 2: beat("c", 9, Phase.DONE)}
     seen, ended = watching(monkeypatch, beats, silent=30, heard={1: 29, 2: 500})
     seen._end_if_silent()
     assert ended == []  # not yet, and a finished process may be silent
@@ -87,19 +88,19 @@ def test_all_stop_at_the_furthest_boundary(monkeypatch):
     for name, value in {"several": True, "process": 0, "processes": 2, "store": Store()}.items():
         monkeypatch.setattr(coordination, name, lambda value=value: value)
     monkeypatch.setattr(exits, "say_everywhere", lambda text: None)
-    monkeypatch.setattr(Stop, "_listen", lambda self, google: None)
-    stop = Stop(0)
+    monkeypatch.setattr(StopSignals, "_listen", lambda self, google: None)
+    stop = StopSignals(0)
     try:
-        assert not stop.before(0, 3)
+        assert not stop.requested_before(0, 3)
         os.kill(os.getpid(), signal.SIGUSR1)
         stop._agree()
-        assert kept == {"bt_jax/stop/notice/0": str(int(signal.SIGUSR1))} and not stop.now
+        assert kept == {"bt_jax/stop/notice/0": str(int(signal.SIGUSR1))} and not stop.immediate
         kept["bt_jax/stop/boundary/1"] = "12"
         stop._agree()
         assert kept["bt_jax/stop/boundary/0"] == "3"
-        assert [stop.before(at, at + 3) for at in (3, 6, 9, 12)] == [False, False, False, True]
+        assert [stop.requested_before(at, at + 3) for at in (3, 6, 9, 12)] == [False, False, False, True]
     finally:
-        stop.close(12)
+        stop.close()
 
 
 @pytest.mark.parametrize(

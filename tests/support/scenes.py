@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, exits, join, watchdog
-from bt_jax.processes.stop_signals import Stop, Stopped
+from bt_jax.processes.stop_signals import Stopped, StopSignals
 
 
 def refusal(call, *arguments, **options) -> str:
@@ -41,8 +41,8 @@ def talk(folder: Path) -> dict:
     found["apart"] = refusal(join.check_shared, apart)
     found["left"] = sorted(path.name for path in [*folder.iterdir(), *apart.iterdir()])
     # Process 0 is hasty, process 1 slow: their hosts are several windows apart when one of them is told to stop.
-    stop, at, windows = Stop(0), 0, []
-    while not stop.before(at, at + 3):
+    stop, at, windows = StopSignals(0), 0, []
+    while not stop.requested_before(at, at + 3):
         windows.append(at)
         at += 3
         time.sleep(0.01 if me == 0 else 0.05)
@@ -50,7 +50,7 @@ def talk(folder: Path) -> dict:
             os.kill(os.getpid(), signal.SIGUSR1)
         if at > 3000:
             break
-    stop.close(at)
+    stop.close()
     found |= {"stopped_at": at, "windows": len(windows), "signal": int(stop.signal)}
     if me == 0:
         found["absent"] = refusal(coordination.gather, 0, what="dinner", seconds=1)
@@ -63,12 +63,12 @@ def talk(folder: Path) -> dict:
 def late(folder: Path) -> dict:
     """Process 1 is told to stop when it has taken its last window, and process 0 is not."""
     del folder
-    stop = Stop(0)
-    found = {"before": stop.before(0, 3)}
+    stop = StopSignals(0)
+    found = {"before": stop.requested_before(0, 3)}
     if coordination.process() == 1:
         os.kill(os.getpid(), signal.SIGUSR1)
-    found |= {"after": stop.after_all(), "signal": int(stop.signal)}
-    stop.close(3)
+    found |= {"after": stop.requested_anywhere(), "signal": int(stop.signal)}
+    stop.close()
     return found
 
 

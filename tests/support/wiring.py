@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax import models, randomness
-from bt_jax.data import batches, device
+from bt_jax.data import device, feeds
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.spans import Arrays
 from bt_jax.evals import features, protocols
@@ -83,27 +83,28 @@ def stop(*arguments, **options):
 def watched(patch):
     """The calls by which data are opened and evaluators made, on images in memory."""
     calls = Calls(patch)
-    calls.watch(batches, "open_source", lambda *_, **__: Squares())
-    calls.watch(batches, "Broken")
+    calls.watch(feeds, "open_source", lambda *_, **__: Squares())
+    calls.watch(feeds, "Broken")
     calls.watch(device, "eval_batches")
     calls.watch(features, "make_embed")
     calls.watch(protocols, "KNN")
     calls.watch(randomness, "stream")
     calls.watch(opening, "agree", lambda *_, **__: None)
-    made = batches.make_feed
+    made = feeds.make_feed
 
     def make_feed(*arguments):
         """With the passes over splits on record."""
-        feed = made(*arguments)
+        feed = calls.feed = made(*arguments)
+        passes_of = feed.passes
 
         def passes(split, limit):
             calls.of.setdefault("passes", []).append({"split": split, "limit": limit})
-            start = feed.passes(split, limit)
+            start = passes_of(split, limit)
             next(iter(start()))  # so that its batches have been asked for
             return start
 
-        calls.feed = feed._replace(passes=passes)
-        return calls.feed
+        feed.passes = passes
+        return feed
 
-    patch.setattr(batches, "make_feed", make_feed)
+    patch.setattr(feeds, "make_feed", make_feed)
     return calls

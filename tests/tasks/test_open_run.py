@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bt_jax.config import arguments, keys
-from bt_jax.data import batches
+from bt_jax.data import feeds
 from bt_jax.messages import UserError
 from bt_jax.tasks import open_run
 from tests.support.runs import changed, tiny
@@ -14,7 +14,7 @@ from tests.support.wiring import Squares
 
 def test_another_training_split_leaves_the_config_as_it_is(monkeypatch, tmp_path):
     """What is recorded is what was asked for, and resuming compares it."""
-    monkeypatch.setattr(batches, "open_source", lambda *_, **__: Squares())
+    monkeypatch.setattr(feeds, "open_source", lambda *_, **__: Squares())
     config = changed(keys.pretrain(), **{"data.train_split": "learn[8:40]", "data.val_split": "learn", "batch_size": 8})
     before = arguments.to_dict(config)
     mesh = open_run.open_machine(config)

@@ -160,7 +160,7 @@ def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch,
     same_encoder(folder, finished)
 
 
-def test_killed_while_it_is_judged(finished, tmp_path, monkeypatch, without_report):
+def test_killed_while_it_is_evaluated(finished, tmp_path, monkeypatch, without_report):
     """The step is saved by then, so the next start has only the judging to make up for."""
     folder = tmp_path / "run"
 
@@ -194,12 +194,12 @@ def test_killed_in_the_middle_of_a_save(finished, tmp_path, monkeypatch, without
     same_encoder(folder, finished)
 
 
-def test_a_judgement_is_known_by_its_line(tmp_path):
+def test_an_evaluation_is_known_by_its_line(tmp_path):
     """Also where the judges of a run tell no numbers: else every start would write the line again."""
     lines = [{"step": 2, "train/loss": 1.0, "perf/data_wait": 0.0}, {"step": 4, "epoch": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "v')
-    assert [metrics_log.judged(tmp_path, step) for step in (2, 4, 6)] == [False, True, False]
-    assert not metrics_log.judged(tmp_path / "nowhere", 2)
+    assert [metrics_log.evaluated(tmp_path, step) for step in (2, 4, 6)] == [False, True, False]
+    assert not metrics_log.evaluated(tmp_path / "nowhere", 2)
 
 
 def test_made_longer(finished, tmp_path, capsys):

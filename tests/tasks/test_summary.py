@@ -50,21 +50,21 @@ def finish(monkeypatch, tmp_path, concluded):
         table = dict.fromkeys(compared, 0.5)
         return {"knn_top1": table, "linear_top1": table, "predicted": (np.array([1, 0]), np.array([1, 1]))}
 
-    monkeypatch.setattr(pretrain, "_judge", scores)
+    monkeypatch.setattr(pretrain, "_final_scores", scores)
 
     def run(**values):
         config = keys.pretrain()
         config.update_from_flattened_dict(values)
         frozen = SimpleNamespace(embed="net", by=lambda embed: SimpleNamespace(embed=embed))
         this = SimpleNamespace(
-            loop=SimpleNamespace(
+            training=SimpleNamespace(
                 config=config, folder=tmp_path, started=0.0, feed=SimpleNamespace(passes=lambda *_: list)
             ),
             fresh=lambda: BEFORE,
             frozen=frozen,
             spectrum=SimpleNamespace(of=lambda state: ({"rank": state.step}, f"spectrum {state.name}")),
             embed="net",
-            shown_split="test",
+            picture_split="test",
             class_names=["a", "b"],
             mesh=None,
             recipe=None,
@@ -109,8 +109,8 @@ def test_scores_are_of_the_row_that_they_stand_in(monkeypatch):
     monkeypatch.setattr(pretrain.protocols, "KNN", KNN)
     monkeypatch.setattr(pretrain.protocols, "LinearProbe", LinearProbe)
     feed = SimpleNamespace(images=10)
-    this = SimpleNamespace(loop=SimpleNamespace(config=keys.pretrain(), feed=feed))
-    found = pretrain._judge(this, {name: (None, name) for name in right})
+    this = SimpleNamespace(training=SimpleNamespace(config=keys.pretrain(), feed=feed))
+    found = pretrain._final_scores(this, {name: (None, name) for name in right})
     assert found["knn_top1"] == {"trained": 0.375, "untrained": 0.125}
     assert found["linear_top1"] == {"trained": 0.75, "untrained": 0.25}
     assert found["linear_interval"] == {name: confidence.interval(value == 1) for name, value in right.items()}
@@ -133,7 +133,7 @@ def test_pictures_before_and_after_are_named_rightly(monkeypatch):
     this = SimpleNamespace(
         sample={"image": image, "id": np.arange(20)},
         recipe=recipe,
-        loop=SimpleNamespace(config=keys.pretrain()),
+        training=SimpleNamespace(config=keys.pretrain()),
         correlation=SimpleNamespace(of=lambda state: matrices[state.name], history=lambda: history),
     )
     shown = pretrain._pictures(this, BEFORE, AFTER)
@@ -178,7 +178,7 @@ def test_the_interval_of_finetuning_leaves_out_images_without_a_label(concluded,
     feed = SimpleNamespace(images=64)
     this = SimpleNamespace(
         accuracy=SimpleNamespace(logits=lambda state: (logits, labels)),
-        loop=SimpleNamespace(feed=feed, started=0.0, folder=tmp_path),
+        training=SimpleNamespace(feed=feed, started=0.0, folder=tmp_path),
         class_names=["a", "b", "c"],
     )
     finetune._finish(this, AFTER)

@@ -1,75 +1,19 @@
 """The training loop by itself, on a step that counts: whose turn it is when, what is saved after what, how it stops."""
 
-import json
 import os
 import signal
 from types import SimpleNamespace
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 
-from bt_jax.config import keys
 from bt_jax.messages import UserError
-from bt_jax.processes.stop_signals import Stop, Stopped
+from bt_jax.processes import watchdog
+from bt_jax.processes.stop_signals import Stopped, StopSignals
 from bt_jax.run_folder import metrics_log
 from bt_jax.train import epochs, loop
+from tests.support.counted_run import State, lines, run
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-class State(NamedTuple):
-    step: int
-
-
-class Looker:
-    """An evaluator that notes its turns."""
-
-    def __init__(self, name, every_steps, events):
-        self.name, self.every_steps, self._events = name, every_steps, events
-
-    def run(self, state):
-        self._events.append(f"{self.name} {state.step}")
-        return {f"val/{self.name}": 1.0}
-
-
-def run(folder, monkeypatch, *, at=0, window=2, every=3, bad=lambda step: 0, before_step=lambda step: None, **values):
-    """Trains ten steps, five an epoch -> what happened, in order; saves at 4 and 8 and evaluates at 3, 6 and 9."""
-    events = []
-    config = keys.pretrain()
-    values = {"checkpoint.every_epochs": 0.8, "total_epochs": 2.0, "log.tensorboard": False} | values
-    with config.unlocked():
-        config.update_from_flattened_dict(values)
-
-    def advance(state, steps):
-        shown = []
-        for step in range(state.step + 1, state.step + steps + 1):
-            before_step(step)
-            shown.append({"train/loss": np.float32(step), "train/bad_steps": bad(step), "train/lr_weights": 0.25})
-        return State(state.step + steps), shown
-
-    feed = SimpleNamespace(
-        begin=lambda step, state: (advance, lambda: 0.0, lambda: events.append("closed")),
-        window=lambda at: window - at % window,
-    )
-    checkpoints = SimpleNamespace(
-        save=lambda state: events.append(f"save {state.step}"), wait=lambda: events.append("wait"), latest=lambda: None
-    )
-    sync = metrics_log.RunLog.sync
-    monkeypatch.setattr(
-        metrics_log.RunLog, "sync", lambda self: events.append(f"sync {lines(folder)[-1]['step']}") or sync(self)
-    )
-    lookers = [Looker("often", every, events), Looker("never", 0, events)]
-    this = loop.Loop(config, folder, epochs.Plan(5, 10), None, feed, lookers, checkpoints, 0.0)
-    try:
-        loop.train(this, State(at))
-    except (UserError, Stopped) as error:
-        events.append(error)
-    return events
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_who_has_its_turn_when(tmp_path, monkeypatch):
@@ -160,21 +104,21 @@ def test_every_signal_saves_and_says_which(tmp_path, monkeypatch, harmless, caps
 
 def test_a_second_signal_has_its_usual_effect(harmless):
     """It ends the program without the save, also where a shell has made Ctrl-C mean nothing."""
-    stop = Stop(0)
+    stop = StopSignals(0)
     try:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.signal == signal.SIGTERM and stop.before(3, 5) and stop.now and not harmless
+        assert stop.signal == signal.SIGTERM and stop.requested_before(3, 5) and stop.immediate and not harmless
         os.kill(os.getpid(), signal.SIGTERM)
         assert harmless == [signal.SIGTERM]
     finally:
-        stop.close(3)
+        stop.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop = Stop(0)
+    stop = StopSignals(0)
     try:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == signal.SIGINT and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     finally:
-        stop.close(0)
+        stop.close()
 
 
 def test_training_resumes_from_the_newest_checkpoint(monkeypatch):
@@ -184,3 +128,30 @@ def test_training_resumes_from_the_newest_checkpoint(monkeypatch):
     assert loop.resume_or(this, State(0)) == State(6) and asked == [(State(0), 6)]
     checkpoints.latest = lambda: None
     assert loop.resume_or(this, State(0)) == State(0)
+
+
+def test_the_end_comes_in_order(tmp_path, monkeypatch):
+    """The feed is closed, then the log; the last save is awaited under the watchdog; then signals are as before."""
+    events = []
+    close, leave = metrics_log.RunLog.close, StopSignals.close
+    monkeypatch.setattr(metrics_log.RunLog, "close", lambda self: events.append("log closed") or close(self))
+    monkeypatch.setattr(watchdog, "at", lambda step, phase, *_, **__: events.append(f"{phase} {step}"))
+    monkeypatch.setattr(StopSignals, "close", lambda self: events.append("signals") or leave(self))
+    run(tmp_path, monkeypatch, events=events)
+    assert events[-6:] == ["closed", "log closed", "saving 10", "wait", "signals", "evaluating 10"]
+
+
+def test_every_process_asks_once_whether_to_stop(tmp_path, monkeypatch):
+    """After the last window; not when an exception ends the run, as the other processes would wait for the rest."""
+    asked = []
+    ask = StopSignals.requested_anywhere
+    monkeypatch.setattr(StopSignals, "requested_anywhere", lambda self: asked.append(1) or ask(self))
+    run(tmp_path, monkeypatch)
+    assert asked == [1]
+
+    def broken(step):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, monkeypatch, before_step=broken)
+    assert asked == [1]

@@ -1,53 +1,78 @@
-"""The line that a person reads while a run trains."""
+"""What the training loop writes, and when: metrics, evaluations, speed."""
 
+import os
+import signal
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from bt_jax.train import recorder
+from bt_jax.messages import UserError
+from bt_jax.processes.stop_signals import Stopped
+from bt_jax.run_folder import metrics_log
+from bt_jax.train import progress
+from tests.support.counted_run import lines, run
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """The clock of the progress line, which stands still until it is set."""
-    now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(recorder, "time", SimpleNamespace(monotonic=lambda: now.seconds))
-    return now
+def accelerator(monkeypatch):
+    """Reading metrics waits for the device, so that they are read late."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
-def test_the_time_to_go_shrinks(clock):
-    progress = recorder.Progress(first_step=0, total_steps=1000, batch_size=64, steps_per_epoch=100)
-    shown = []
-    for step in (100, 200, 900, 1000):
-        clock.seconds += 10 if step != 900 else 70
-        shown.append(progress.line(step, progress.measure(step)))
-    assert [line.rpartition("ETA ")[2] for line in shown] == ["1:30", "1:20", "0:10", "0:00"]
-    assert "step 200/1000  epoch 2.0" in shown[1] and "640 pairs/s" in shown[1]
-    assert recorder._clock(3 * 3600 + 62) == "3:01:02"
+@pytest.fixture
+def events(monkeypatch):
+    """Also of the lines that are written."""
+    noted, write = [], metrics_log.RunLog.write
+
+    def noting(self, step, values):
+        noted.append(f"{'line' if 'train/loss' in values else 'values'} {step}")
+        write(self, step, values)
+
+    monkeypatch.setattr(metrics_log.RunLog, "write", noting)
+    return noted
 
 
-def test_speed_and_waiting_are_of_the_steps_since_the_last_line(clock):
-    """Without the time of an evaluation between them."""
-    progress = recorder.Progress(first_step=50, total_steps=1000, batch_size=8, steps_per_epoch=100, unit="images")
-    clock.seconds += 4
-    assert progress.measure(60, waited=1.0) == {"epoch": 0.6, "perf/images_per_sec": 20.0, "perf/data_wait": 0.25}
-    clock.seconds += 1000
-    progress.skip()
-    clock.seconds += 2
-    values = progress.measure(70, waited=2.0)
-    assert values == {"epoch": 0.7, "perf/images_per_sec": 40.0, "perf/data_wait": 0.5}
-    assert "40 images/s  waiting 50 %" in progress.line(70, values)
+def test_metrics_are_read_while_the_next_window_runs(tmp_path, monkeypatch, accelerator, events):
+    """But before a save or an evaluation those of its step."""
+    run(tmp_path, monkeypatch, events=events, before_step=lambda step: events.append(step), every=6)
+    assert events[:8] == [1, 2, 3, 4, "line 2", "line 4", "sync 4", "save 4"]
+    assert events[8:13] == [5, 6, "line 6", "often 6", "values 6"]
 
 
-def test_the_terms_of_the_loss_stand_beside_it(clock):
-    progress = recorder.Progress(
-        first_step=0, total_steps=9, batch_size=8, steps_per_epoch=3, terms=("spread", "absent")
-    )
-    clock.seconds += 1
-    values = progress.measure(3) | {
-        "train/loss": 2.0,
-        "train/spread": 0.5,
-        "train/other": 1.0,
-        "train/probe_top1": 0.25,
-    }
-    assert "epoch 1.0  loss 2  spread 0.5  probe_top1 0.25  24 pairs/s" in progress.line(3, values)
+def test_a_cpu_reads_at_once(tmp_path, monkeypatch, events):
+    """Its steps run while they are dispatched: later the time would be that of the wrong window."""
+    run(tmp_path, monkeypatch, events=events, before_step=lambda step: events.append(step), every=6)
+    assert events[:6] == [1, 2, "line 2", 3, 4, "line 4"]
+
+
+def test_a_lost_run_saves_what_ran_meanwhile(tmp_path, monkeypatch, accelerator, events):
+    """Steps 1 and 2 are lost. The next window ran before that was known, so the state that is saved has it."""
+    run(tmp_path, monkeypatch, events=events, every=0, bad=lambda step: step, nonfinite_limit=2, window=1)
+    *before, error = events
+    assert isinstance(error, UserError) and "before step 2 " in str(error)
+    assert before == ["line 1", "line 2", "line 3", "sync 3", "save 3", "closed", "wait"]
+
+
+def test_an_interrupted_evaluation_is_repeated_by_the_next_start(tmp_path, monkeypatch, events):
+    def interrupt(step):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run(tmp_path, monkeypatch, events=events, during=interrupt)
+    assert isinstance(events[-1], Stopped) and "often 3" in events and "values 3" not in events
+    assert lines(tmp_path)[-1]["step"] == 3
+    again = run(tmp_path, monkeypatch, at=3)
+    assert again[0] == "often 3" and any("val/often" in line and line["step"] == 3 for line in lines(tmp_path))
+
+
+def test_the_speed_is_that_of_training(tmp_path, monkeypatch):
+    """One step a second, 256 images each, however long saves and evaluations last."""
+    now = SimpleNamespace(seconds=0.0)
+
+    def lasts(seconds):
+        return lambda step: setattr(now, "seconds", now.seconds + seconds)
+
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    run(tmp_path, monkeypatch, before_step=lasts(1), during=lasts(1000), in_save=lasts(500))
+    speeds = {line["step"]: line["perf/pairs_per_sec"] for line in lines(tmp_path) if "perf/pairs_per_sec" in line}
+    assert speeds == pytest.approx(dict.fromkeys((2, 3, 4, 6, 8, 9, 10), 256.0))

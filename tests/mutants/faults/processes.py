@@ -12,7 +12,7 @@ FAULTS = (
     ),
     Fault(
         "stop-second-signal",
-        "Stop._note",
+        "StopSignals._note",
         "signal.signal(number, signal.SIG_DFL if before in (None, signal.SIG_IGN) else before)",
         "pass",
         ("test_a_second_signal_has_its_usual_effect",),
@@ -26,21 +26,21 @@ FAULTS = (
     ),
     Fault(
         "stop-handlers",
-        "Stop.close",
+        "StopSignals.close",
         "signal.signal(number, handler)",
         "pass",
         ("test_every_signal_saves_and_says_which",),
     ),
     Fault(
         "stop-furthest",
-        "Stop._agree",
+        "StopSignals._agree",
         "max(boundaries.values())",
         "min(boundaries.values())",
         ("test_all_stop_at_the_furthest_boundary",),
     ),
     Fault(
         "stop-last-window",
-        "Stop.after_all",
+        "StopSignals.requested_anywhere",
         'max(coordination.gather(int(self.signal), what="the end of training"))',
         "int(self.signal)",
         ("test_a_signal_in_the_last_window_stops_all",),
@@ -66,10 +66,12 @@ FAULTS = (
         "last = max(beats, key",
         ("test_while_another_gets_on_nobody_is_stuck", "test_the_slowest_process_is_named"),
     ),
-    Fault("watch-judging", "Watch._judge", 'and "judging" not in doing', "", ("test_judging_may_take_long",)),
+    Fault(
+        "watch-evaluating", "Watch._check", "and Phase.EVALUATING not in phases", "", ("test_evaluating_may_take_long",)
+    ),
     Fault(
         "watch-starting",
-        "Watch._judge",
+        "Watch._check",
         "max(self._stuck, START_SECONDS)",
         "self._stuck",
         ("test_compiling_may_take_long",),
@@ -77,8 +79,8 @@ FAULTS = (
     Fault(
         "watch-others-steps",
         "Watch._exchange",
-        '(before["step"], before["doing"]) != (beat["step"], beat["doing"])',
-        'before["doing"] != beat["doing"]',
+        'for key in ("step", "phase", "detail")',
+        'for key in ("phase", "detail")',
         ("test_while_another_gets_on_nobody_is_stuck",),
     ),
     Fault(
@@ -91,7 +93,7 @@ FAULTS = (
     Fault(
         "watch-done",
         "Watch._end_if_silent",
-        'beat["doing"] != DONE and',
+        'beat["phase"] != Phase.DONE and',
         "",
         ("test_a_silent_process_is_named_and_ends_this_one",),
     ),

@@ -146,7 +146,7 @@ FAULTS = (
         "step=0",
         ("test_tensorboard_has_the_names_and_steps_of_the_lines",),
     ),
-    Fault("log-judged", "judged", "and '\"perf/' not in line", "", ("test_a_judgement_is_known_by_its_line",)),
+    Fault("log-evaluated", "evaluated", "and '\"perf/' not in line", "", ("test_an_evaluation_is_known_by_its_line",)),
     Fault("folder-command", "describe", "*sys.orig_argv[1:]", "", LEFT_BEHIND),
     Fault("folder-commit", "describe", '"git_commit": git_commit()', '"git_commit": "unknown"', LEFT_BEHIND),
     Fault("folder-commit-lost", "git_commit", "return found.stdout.strip()", 'return ""', LEFT_BEHIND),

@@ -1,0 +1,99 @@
+"""A data set that is streamed: tf.data decodes it on the host, see `pipeline`, while the devices train."""
+
+import collections
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax import compilers, sharding
+from bt_jax.data.batches import Batches, Step
+from bt_jax.data.prefetch import Prefetch
+from bt_jax.data.sources.base import Source
+from bt_jax.data.sources.broken import Broken
+from bt_jax.state import TrainState
+
+
+class StreamedFeed:
+    """Images that are decoded as they are needed."""
+
+    def __init__(
+        self, config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str
+    ) -> None:
+        self._config, self._source, self._mesh, self._split = config, source, mesh, train_split
+        self._decoding = {"canvas": config.data.canvas, "channels": channels, "broken": broken}
+        span = source.span(train_split)
+        self.images, self._labelled = span.stop - span.start, source.labelled(span.base)
+
+    def batches(self, step: Step, state: TrainState) -> Batches:
+        """See `Feed`."""
+        from bt_jax.data import pipeline  # imported here: it needs TensorFlow
+
+        config = self._config
+        made = pipeline.train_batches(
+            self._source,
+            self._split,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=int(state.step),
+            shuffle_buffer=config.data.shuffle_buffer or None,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **self._decoding,
+        )
+        return StreamedBatches(made, self._mesh, step, state, labelled=self._labelled)
+
+    def window(self, at_step: int) -> int:
+        """See `Feed`: to the next line of the log."""
+        every = self._config.log.every_steps
+        return every - at_step % every
+
+    def sample(self, n: int) -> dict[str, np.ndarray]:
+        """See `Feed`."""
+        batch = next(iter(self._pass(self._split, batch_size=n)))
+        return {name: batch[name][batch["mask"]] for name in ("image", "size", "id") if name in batch}
+
+    def passes(self, split: str, limit: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+        """See `Feed`."""
+        batch_size = sharding.round_up(self._config.evals.batch_size, self._mesh)
+        return lambda: self._pass(split, batch_size=batch_size, limit=limit)
+
+    def _pass(self, split: str, **options: int) -> Iterator[dict[str, np.ndarray]]:
+        from bt_jax.data import pipeline  # imported here: it needs TensorFlow
+
+        return pipeline.eval_batches(self._source, split, **options, **self._decoding)
+
+
+class StreamedBatches(Batches):
+    """One step a dispatch, on batches that a thread makes ahead."""
+
+    AHEAD = 2  # steps that may be queued on the device: each holds its batch
+
+    def __init__(self, made: Iterator, mesh: Mesh, step: Step, state: TrainState, *, labelled: bool) -> None:
+        super().__init__(int(state.step))
+        self._ahead = Prefetch(made, lambda batch: sharding.put_batch(batch, mesh))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        self._step = compilers.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
+        self._labelled, self._queued = labelled, collections.deque()
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time spent waiting for a batch."""
+        return self._ahead.wait_seconds
+
+    def dispatch(self, state: TrainState, most: int) -> tuple[TrainState, dict[str, jax.Array], int]:
+        """See `Batches`."""
+        batch = next(self._ahead)
+        if not self._labelled:
+            batch = {name: values for name, values in batch.items() if name != "label"}
+        state, metrics = self._step(state, batch)
+        self._queued.append(metrics)
+        if len(self._queued) > self.AHEAD:
+            jax.block_until_ready(self._queued.popleft())
+        return state, metrics, 1
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._ahead.close()

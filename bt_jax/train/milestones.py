@@ -1,0 +1,46 @@
+"""At which steps a run saves, evaluates and ends."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from bt_jax.evals.base import Evaluator
+
+
+class Milestones(NamedTuple):
+    """Steps of a run that are more than a step.
+
+    Attributes:
+      last: where training ends.
+      save_every: steps between checkpoints; 0: only at the end.
+      window: window(step) -> steps until metrics are next looked at.
+    """
+
+    last: int
+    save_every: int
+    evaluators: Sequence[Evaluator]
+    window: Callable[[int], int]
+
+    def next(self, step: int) -> int:
+        """The step to train to from `step`: the end of a window, or the first milestone before it."""
+        periods = [self.save_every, *(each.every_steps for each in self.evaluators)]
+        return min(step + self.window(step), self.last, *(step + every - step % every for every in periods if every))
+
+    def saves(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step."""
+        return step == self.last or _is_multiple(step, self.save_every)
+
+    def due(self, step: int) -> list[Evaluator]:
+        """The evaluators that run at this step; at the end all that ever run."""
+        return [
+            each
+            for each in self.evaluators
+            if each.every_steps and (step == self.last or _is_multiple(step, each.every_steps))
+        ]
+
+    def any(self, step: int) -> bool:
+        """Whether the run saves or evaluates at this step."""
+        return self.saves(step) or bool(self.due(step))
+
+
+def _is_multiple(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0

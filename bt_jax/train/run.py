@@ -1,0 +1,34 @@
+"""What does not change while a run trains."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from bt_jax.data.batches import Feed, Step
+from bt_jax.evals.base import Evaluator
+from bt_jax.run_folder.checkpoints import Checkpoints
+from bt_jax.train.epochs import Plan
+
+
+class TrainingRun(NamedTuple):
+    """A run: its settings, its images, its step, and what it writes to.
+
+    Attributes:
+      step: step(state, batch) -> (state, metrics), not yet jitted.
+      started: `time.monotonic()` when the program began.
+      unit: the name of one element of a batch, in the speed of the progress line.
+      terms: metrics that the progress line shows after the loss.
+    """
+
+    config: ConfigDict
+    folder: Path
+    plan: Plan
+    step: Step
+    feed: Feed
+    evaluators: Sequence[Evaluator]
+    checkpoints: Checkpoints
+    started: float
+    unit: str = "pairs"
+    terms: Sequence[str] = ()

@@ -1,0 +1,94 @@
+"""The training loop on a step that counts: what happens, in order."""
+
+import json
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+from bt_jax.config import keys
+from bt_jax.data.batches import Batches
+from bt_jax.messages import UserError
+from bt_jax.processes.stop_signals import Stopped
+from bt_jax.run_folder import metrics_log
+from bt_jax.train import epochs, loop
+from bt_jax.train.run import TrainingRun
+
+
+class State(NamedTuple):
+    step: int
+
+
+class Looker:
+    """An evaluator that notes its turns."""
+
+    def __init__(self, name, every_steps, events):
+        self.name, self.every_steps, self._events = name, every_steps, events
+
+    def run(self, state):
+        self._events.append(f"{self.name} {state.step}")
+        self.during(state.step)
+        return {f"val/{self.name}": 1.0}
+
+    def during(self, step):
+        """What happens in an evaluation."""
+
+
+def run(
+    folder,
+    monkeypatch,
+    *,
+    at=0,
+    window=2,
+    every=3,
+    bad=lambda step: 0,
+    before_step=lambda step: None,
+    during=lambda step: None,
+    in_save=lambda step: None,
+    events=None,
+    **values,
+):
+    """Trains ten steps, five an epoch -> what happened, in order; saves at 4 and 8 and evaluates at 3, 6 and 9.
+
+    Args:
+      bad: bad(step) -> steps in a row that were not finite.
+      before_step, during, in_save: called with the step, before it, in its evaluation, and in its save.
+      events: where to note what happens.
+    """
+    events = [] if events is None else events
+    config = keys.pretrain()
+    values = {"checkpoint.every_epochs": 0.8, "total_epochs": 2.0, "log.tensorboard": False} | values
+    with config.unlocked():
+        config.update_from_flattened_dict(values)
+
+    class Counted(Batches):
+        def dispatch(self, state, most):
+            before_step(state.step + 1)
+            loss = {"train/loss": np.float32(state.step + 1), "train/bad_steps": bad(state.step + 1)}
+            return State(state.step + 1), loss | {"train/lr_weights": 0.25}, 1
+
+        def close(self):
+            events.append("closed")
+
+    feed = SimpleNamespace(batches=lambda step, state: Counted(state.step), window=lambda at: window - at % window)
+    checkpoints = SimpleNamespace(
+        save=lambda state: events.append(f"save {state.step}") or in_save(state.step),
+        wait=lambda: events.append("wait"),
+        latest=lambda: None,
+    )
+    sync = metrics_log.RunLog.sync
+    monkeypatch.setattr(
+        metrics_log.RunLog, "sync", lambda self: events.append(f"sync {lines(folder)[-1]['step']}") or sync(self)
+    )
+    lookers = [Looker("often", every, events), Looker("never", 0, events)]
+    lookers[0].during = during
+    this = TrainingRun(config, folder, epochs.Plan(5, 10), None, feed, lookers, checkpoints, 0.0)
+    try:
+        loop.train(this, State(at))
+    except (UserError, Stopped) as error:
+        events.append(error)
+    return events
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

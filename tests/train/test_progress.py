@@ -1,0 +1,53 @@
+"""The line that a person reads while a run trains."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from bt_jax.train import progress as progress_line
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the progress line, which stands still until it is set."""
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(progress_line, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    return now
+
+
+def test_the_time_to_go_shrinks(clock):
+    progress = progress_line.Progress(first_step=0, total_steps=1000, batch_size=64, steps_per_epoch=100)
+    shown = []
+    for step in (100, 200, 900, 1000):
+        clock.seconds += 10 if step != 900 else 70
+        shown.append(progress.line(step, progress.measure(step)))
+    assert [line.rpartition("ETA ")[2] for line in shown] == ["1:30", "1:20", "0:10", "0:00"]
+    assert "step 200/1000  epoch 2.0" in shown[1] and "640 pairs/s" in shown[1]
+    assert progress_line._clock(3 * 3600 + 62) == "3:01:02"
+
+
+def test_speed_and_waiting_are_of_the_steps_since_the_last_line(clock):
+    """Without the time of an evaluation between them."""
+    progress = progress_line.Progress(first_step=50, total_steps=1000, batch_size=8, steps_per_epoch=100, unit="images")
+    clock.seconds += 4
+    assert progress.measure(60, waited=1.0) == {"epoch": 0.6, "perf/images_per_sec": 20.0, "perf/data_wait": 0.25}
+    clock.seconds += 1000
+    progress.skip()
+    clock.seconds += 2
+    values = progress.measure(70, waited=2.0)
+    assert values == {"epoch": 0.7, "perf/images_per_sec": 40.0, "perf/data_wait": 0.5}
+    assert "40 images/s  waiting 50 %" in progress.line(70, values)
+
+
+def test_the_terms_of_the_loss_stand_beside_it(clock):
+    progress = progress_line.Progress(
+        first_step=0, total_steps=9, batch_size=8, steps_per_epoch=3, terms=("spread", "absent")
+    )
+    clock.seconds += 1
+    values = progress.measure(3) | {
+        "train/loss": 2.0,
+        "train/spread": 0.5,
+        "train/other": 1.0,
+        "train/probe_top1": 0.25,
+    }
+    assert "epoch 1.0  loss 2  spread 0.5  probe_top1 0.25  24 pairs/s" in progress.line(3, values)
