@@ -30,7 +30,7 @@ def main() -> None:
         config.model.dtype = "float32"
 
     mesh, plan = sharding.make_mesh(), epochs.Plan(steps_per_epoch=50_000 // args.batch, total_steps=10_000)
-    training = build.build_training(config, plan, build.build_recipe(config), 10, mesh)
+    training = build.build_training(config, plan, build.build_recipe(config.views), 10, mesh)
     rng = np.random.default_rng(0)
     data = device.put_arrays(rng.integers(0, 256, (5000, 32, 32, 3), np.uint8), np.zeros(5000, np.int32), mesh)
     order = epoch_order(jax.random.key(0), 0, 5000)

@@ -40,7 +40,7 @@ class Times(NamedTuple):
 def main(argv: list[str]) -> None:
     del argv
     config = config_program.CONFIG.value
-    mesh, recipe = sharding.make_mesh(), build.build_recipe(config)
+    mesh, recipe = sharding.make_mesh(), build.build_recipe(config.views)
     training = build.build_training(config, epochs.Plan(5000, 500_000), recipe, 1000, mesh)
     n, side = config.batch_size, max(config.views.size, 32)
     images = np.random.default_rng(0).integers(0, 256, (n, side, side, len(recipe.mean)), np.uint8)

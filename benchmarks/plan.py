@@ -77,7 +77,7 @@ def views(topology: str = "v5e:2x2", batch: str = "512") -> None:
     mesh, chip = estimate.topology_mesh(topology)
     config = pretrain_imagenet_r50.get_config(f"batch={batch}")
     whole = estimate.make_plan(config, mesh, chip)
-    recipe, n, side = build.build_recipe(config), config.batch_size, config.data.canvas
+    recipe, n, side = build.build_recipe(config.views), config.batch_size, config.data.canvas
 
     def alone(key, images, ids, sizes):
         return augment.two_views(key, images, recipe, ids=ids, sizes=sizes)

@@ -31,7 +31,7 @@ TIMES = 3
 def main(argv) -> None:
     del argv
     config = config_program.CONFIG.value
-    plan, recipe, mesh = epochs.make_plan(config, IMAGES.value), build.build_recipe(config), sharding.make_mesh()
+    plan, recipe, mesh = epochs.make_plan(config, IMAGES.value), build.build_recipe(config.views), sharding.make_mesh()
     training = build.build_training(config, plan, recipe, 1000, mesh)
     state = training.create(randomness.stream(0, randomness.INIT))
     # Momentum is zero at first, and zeros are packed to nothing.

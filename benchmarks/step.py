@@ -52,7 +52,7 @@ COPIED = 2**26 if ON_CPU else 2**30  # float32 numbers
 def main(argv: list[str]) -> None:
     del argv
     options = config_program.CONFIG.value
-    keys.check(options)
+    keys.read(options)
     if options.objective.name != "barlow_twins":
         raise UserError("benchmarks.step measures Barlow Twins alone", "Take a config of that method.")
     largest_batch = {"largest_batch": largest(options)} if LARGEST.value else {}
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
 
 def prepare(options) -> tuple[dict[str, Callable], dict]:
     """The programs, compiled, as functions without arguments; and what the compiler counts."""
-    mesh, recipe = sharding.make_mesh(), build.build_recipe(options)
+    mesh, recipe = sharding.make_mesh(), build.build_recipe(options.views)
     steps = epochs.Plan(5000, 500_000)
     training = build.build_training(options, steps, recipe, 1000, mesh)
     n, channels = options.batch_size, len(recipe.mean)

@@ -41,27 +41,33 @@ class Draw(NamedTuple):
     solarize: jax.Array
 
 
+# Which of a view's 36 uniform numbers decides what. Another order would change every view.
+CROP_AREAS, CROP_RATIOS, CROP_TOP, CROP_LEFT = slice(0, 10), slice(10, 20), 20, 21  # ten trials of a crop
+FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER = 22, 23, 24, 25, 26, 27, slice(28, 32)
+GRAYSCALE, BLUR, BLUR_SIGMA, SOLARIZE = 32, 33, 34, 35
+
+
 def draw(key: Key[jax.Array, ""], view: View, height: Whole, width: Whole) -> Draw:
     """Parameters of one view of a (height, width) image, which may be traced, with torchvision's distributions."""
     u = jax.random.uniform(key, (36,))  # one call, since a hash costs the same for one number as for many
-    jitter = u[23] < view.jitter
+    jitter = u[JITTER] < view.jitter
 
     def factor(strength: float, u: jax.Array) -> jax.Array:
         low = max(0.0, 1 - strength)
         return jnp.where(jitter, low + u * (1 + strength - low), 1.0)
 
-    sigma = view.blur_sigma[0] + u[34] * (view.blur_sigma[1] - view.blur_sigma[0])
+    sigma = view.blur_sigma[0] + u[BLUR_SIGMA] * (view.blur_sigma[1] - view.blur_sigma[0])
     return Draw(
-        *_draw_crop(u[:10], u[10:20], u[20], u[21], view, height, width),
-        flip=u[22] < view.flip,
-        brightness=factor(view.brightness, u[24]),
-        contrast=factor(view.contrast, u[25]),
-        saturation=factor(view.saturation, u[26]),
-        hue=jnp.where(jitter, view.hue * (2 * u[27] - 1), 0.0),
-        order=u[28:32],
-        grayscale=u[32] < view.grayscale,
-        sigma=jnp.where(u[33] < view.blur, sigma, 0.0),
-        solarize=u[35] < view.solarize,
+        *_draw_crop(u[CROP_AREAS], u[CROP_RATIOS], u[CROP_TOP], u[CROP_LEFT], view, height, width),
+        flip=u[FLIP] < view.flip,
+        brightness=factor(view.brightness, u[BRIGHTNESS]),
+        contrast=factor(view.contrast, u[CONTRAST]),
+        saturation=factor(view.saturation, u[SATURATION]),
+        hue=jnp.where(jitter, view.hue * (2 * u[HUE] - 1), 0.0),
+        order=u[ORDER],
+        grayscale=u[GRAYSCALE] < view.grayscale,
+        sigma=jnp.where(u[BLUR] < view.blur, sigma, 0.0),
+        solarize=u[SOLARIZE] < view.solarize,
     )
 
 

@@ -1,5 +1,6 @@
 """Arguments of a config file, and keys by name: parsed, compared, suggested."""
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Iterable
@@ -55,9 +56,9 @@ def suggestions(key: str, valid: Iterable[str]) -> str:
     return ", ".join(close + [name for name in valid if name not in close])
 
 
-def to_dict(config: ConfigDict) -> dict:
-    """The config as it stands in RUN/config.json: plain JSON types."""
-    return json.loads(config.to_json())
+def to_dict(config: Any) -> dict:
+    """A ConfigDict or its sections as RUN/config.json has them: plain JSON types."""
+    return json.loads(json.dumps(dataclasses.asdict(config)) if dataclasses.is_dataclass(config) else config.to_json())
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bt_jax import compilers, randomness, sharding
+from bt_jax.config.sections import Run
 from bt_jax.data.batches import Batches, Step
 from bt_jax.data.order import epoch_order
 from bt_jax.data.sources.base import Source, evenly
@@ -20,13 +20,13 @@ class ResidentFeed:
     """A data set whose arrays lie on the devices as uint8."""
 
     def __init__(
-        self, config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str
+        self, settings: Run, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str
     ) -> None:
-        self._config, self._source, self._mesh, self._split = config, source, mesh, train_split
+        self._settings, self._source, self._mesh, self._split = settings, source, mesh, train_split
         self._arrays = functools.cache(lambda split: source.arrays(split, broken, channels=channels))
         self.images = len(self._arrays(train_split).images)
-        self._steps_per_epoch = max(self.images // config.batch_size, 1)
-        self._size = dispatch_size(self._steps_per_epoch, config.log.every_steps)
+        self._steps_per_epoch = max(self.images // settings.batch_size, 1)
+        self._size = dispatch_size(self._steps_per_epoch, settings.log.every_steps)
 
     def batches(self, step: Step, state: TrainState) -> Batches:
         """See `Feed`."""
@@ -34,7 +34,7 @@ class ResidentFeed:
         first_id = self._source.span(self._split).start
         # Inside a loop XLA's CPU backend runs convolutions four times slower, so there a dispatch is one step.
         size = 1 if jax.default_backend() == "cpu" else self._size
-        return ResidentBatches(self._config, self._mesh, step, state, data, first_id=first_id, size=size)
+        return ResidentBatches(self._settings, self._mesh, step, state, data, first_id=first_id, size=size)
 
     def window(self, at_step: int) -> int:
         """See `Feed`: to the end of a dispatch, none of which crosses an epoch."""
@@ -50,7 +50,7 @@ class ResidentFeed:
         """See `Feed`."""
         keep = evenly(len(self._arrays(split).images), limit)
         chosen = [None if a is None else a[keep] for a in self._arrays(split)]
-        batch_size = sharding.round_up(self._config.evals.batch_size, self._mesh)
+        batch_size = sharding.round_up(self._settings.evals.batch_size, self._mesh)
         return lambda: eval_batches(*chosen, batch_size=batch_size)
 
 
@@ -58,16 +58,16 @@ class ResidentBatches(Batches):
     """Dispatches of up to `size` steps, which draw their batches on the device."""
 
     def __init__(
-        self, config: ConfigDict, mesh: Mesh, step: Step, state: TrainState, data: dict, *, first_id: int, size: int
+        self, settings: Run, mesh: Mesh, step: Step, state: TrainState, data: dict, *, first_id: int, size: int
     ) -> None:
         super().__init__(int(state.step))
         images = len(data["image"])
-        self._data, self._size, self._steps_per_epoch = data, size, max(images // config.batch_size, 1)
+        self._data, self._size, self._steps_per_epoch = data, size, max(images // settings.batch_size, 1)
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        self._run = make_dispatch(step, batch_size=config.batch_size, mesh=mesh, first_id=first_id, layout=layout)
+        self._run = make_dispatch(step, batch_size=settings.batch_size, mesh=mesh, first_id=first_id, layout=layout)
         # Made where it is used: a key cannot be put onto the devices of other processes.
         make_key = compilers.jit(
-            lambda: randomness.stream(config.seed, randomness.ORDER), out_shardings=sharding.replicated(mesh)
+            lambda: randomness.stream(settings.seed, randomness.ORDER), out_shardings=sharding.replicated(mesh)
         )
         self._key = make_key()
         # By the step on the device: a number from the host would be a transfer.

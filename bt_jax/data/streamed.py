@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bt_jax import compilers, sharding
+from bt_jax.config.sections import Run
 from bt_jax.data.batches import Batches, Step
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources.base import Source
@@ -20,10 +20,10 @@ class StreamedFeed:
     """Images that are decoded as they are needed."""
 
     def __init__(
-        self, config: ConfigDict, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str
+        self, settings: Run, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str
     ) -> None:
-        self._config, self._source, self._mesh, self._split = config, source, mesh, train_split
-        self._decoding = {"canvas": config.data.canvas, "channels": channels, "broken": broken}
+        self._settings, self._source, self._mesh, self._split = settings, source, mesh, train_split
+        self._decoding = {"canvas": settings.data.canvas, "channels": channels, "broken": broken}
         span = source.span(train_split)
         self.images, self._labelled = span.stop - span.start, source.labelled(span.base)
 
@@ -31,14 +31,14 @@ class StreamedFeed:
         """See `Feed`."""
         from bt_jax.data import pipeline  # imported here: it needs TensorFlow
 
-        config = self._config
+        settings = self._settings
         made = pipeline.train_batches(
             self._source,
             self._split,
-            batch_size=config.batch_size,
-            seed=config.seed,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
             start_step=int(state.step),
-            shuffle_buffer=config.data.shuffle_buffer or None,
+            shuffle_buffer=settings.data.shuffle_buffer or None,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             **self._decoding,
@@ -47,7 +47,7 @@ class StreamedFeed:
 
     def window(self, at_step: int) -> int:
         """See `Feed`: to the next line of the log."""
-        every = self._config.log.every_steps
+        every = self._settings.log.every_steps
         return every - at_step % every
 
     def sample(self, n: int) -> dict[str, np.ndarray]:
@@ -57,7 +57,7 @@ class StreamedFeed:
 
     def passes(self, split: str, limit: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
         """See `Feed`."""
-        batch_size = sharding.round_up(self._config.evals.batch_size, self._mesh)
+        batch_size = sharding.round_up(self._settings.evals.batch_size, self._mesh)
         return lambda: self._pass(split, batch_size=batch_size, limit=limit)
 
     def _pass(self, split: str, **options: int) -> Iterator[dict[str, np.ndarray]]:

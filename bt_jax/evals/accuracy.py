@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from bt_jax import compilers, sharding
 from bt_jax.augment import recipes
 from bt_jax.evals import features
+from bt_jax.evals.base import cached_for_last_state
 from bt_jax.state import Nets, TrainState
 
 
@@ -27,18 +28,15 @@ class Accuracy:
             return classifier.apply(variables["classifier"], embed(variables["backbone"], batch), train=False)
 
         self._logits, self._val, self._mesh = compilers.jit(logits, out_shardings=sharding.replicated(mesh)), val, mesh
-        self._state: TrainState | None = None
-        self._found: tuple[np.ndarray, np.ndarray] | None = None
         self.every_steps = every_steps
 
+    @cached_for_last_state
     def logits(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (n, classes) and labels int32 (n,); kept for the state last asked for."""
-        if state is not self._state or self._found is None:
-            variables = {name: state.network(name) for name in ("backbone", "classifier")}
-            found, labels = features.extract(self._logits, variables, self._val(), self._mesh)
-            assert labels is not None  # the images of `val` have labels
-            self._state, self._found = state, (found, labels)
-        return self._found
+        """float32 (n, classes) and labels int32 (n,)."""
+        variables = {name: state.network(name) for name in ("backbone", "classifier")}
+        logits, labels = features.extract(self._logits, variables, self._val(), self._mesh)
+        assert labels is not None  # the images of `val` have labels
+        return logits, labels
 
     def run(self, state: TrainState) -> dict[str, float]:
         """The numbers of `accuracies`, as "val/top1", "val/top5"."""

@@ -1,12 +1,14 @@
-"""What an evaluator is: a schedule, and numbers computed from a state."""
+"""What an evaluator is: a schedule, and metrics computed from a state."""
 
-from typing import Protocol
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from bt_jax.state import TrainState
 
 
 class Evaluator(Protocol):
-    """What looks at the state while it trains, and by itself afterwards.
+    """Measures a training state, during training or on its own.
 
     Attributes:
       every_steps: its schedule; 0 is never.
@@ -17,3 +19,22 @@ class Evaluator(Protocol):
     def run(self, state: TrainState) -> dict[str, float]:
         """Name -> value, as they stand in metrics.jsonl."""
         ...
+
+
+def cached_for_last_state(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Decorates method(self, state) to compute its result once for the state that it was last called with.
+
+    The last result is dropped before the next is computed: both need not fit in memory.
+    """
+    slot = f"_{method.__name__}_of_last_state"
+
+    @functools.wraps(method)
+    def cached(self: Any, state: Any) -> Any:
+        last = self.__dict__.get(slot)
+        if last is None or last[0] is not state:
+            self.__dict__.pop(slot, None)
+            del last
+            last = self.__dict__[slot] = (state, method(self, state))
+        return last[1]
+
+    return cached

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from bt_jax import messages
 from bt_jax.evals import confidence, features, knn, probe, svm
+from bt_jax.evals.base import cached_for_last_state
 from bt_jax.evals.features import Encoded
 from bt_jax.messages import UserError
 from bt_jax.state import TrainState
@@ -36,27 +37,24 @@ class Frozen:
     ) -> None:
         self.num_classes, self._check = num_classes, check
         self._embed, self._passes, self._mesh = embed, (train, val), mesh
-        self._state: Encoded | None = None
-        self._found: Found | None = None
 
     def by(self, embed: features.Embed) -> "Frozen":
         """The same images by another embed function."""
         return Frozen(embed, *self._passes, mesh=self._mesh, num_classes=self.num_classes, check=self._check)
 
+    @cached_for_last_state
     def of(self, state: Encoded) -> Found:
         """(features (m, d), labels (m,), held-out features (n, d), labels (n,)); None for labels where there are none.
 
         Raises:
           UserError: with `check`, held-out images of a class that no training image has.
         """
-        if state is not self._state or self._found is None:
-            self._found = None  # before the next: two sets of features need not fit in memory
-            pairs = [features.extract(self._embed, state.encoder(), start(), self._mesh) for start in self._passes]
-            self._state, self._found = state, (*pairs[0], *pairs[1])
-            if self._check and self.num_classes:
-                _, labels, _, held_out = _labelled(self._found)
-                _check_labels(labels, held_out)
-        return self._found
+        train, val = (features.extract(self._embed, state.encoder(), start(), self._mesh) for start in self._passes)
+        found = (*train, *val)
+        if self._check and self.num_classes:
+            _, labels, _, held_out = _labelled(found)
+            _check_labels(labels, held_out)
+        return found
 
     def labelled(self, state: Encoded) -> Labelled:
         """As `of`, for images that all have labels.
@@ -141,17 +139,14 @@ class LinearProbe:
 
     def __init__(self, frozen: Frozen, *, epochs: int = 30, every_steps: int = 0) -> None:
         self._frozen, self._epochs = frozen, epochs
-        self._state: Encoded | None = None
-        self._fitted: probe.Probe | None = None
         self.every_steps = every_steps
 
+    @cached_for_last_state
     def fit(self, state: Encoded) -> tuple[probe.Probe, np.ndarray]:
-        """The classifier with what it predicts, and the true labels, int32 (n,); kept for the state last asked for."""
+        """The classifier with its predictions, and the true labels, int32 (n,)."""
         x, labels, queries, wanted = self._frozen.labelled(state)
-        if state is not self._state or self._fitted is None:
-            classes = self._frozen.num_classes
-            self._state, self._fitted = state, probe.fit(x, labels, queries, num_classes=classes, epochs=self._epochs)
-        return self._fitted, wanted
+        classes = self._frozen.num_classes
+        return probe.fit(x, labels, queries, num_classes=classes, epochs=self._epochs), wanted
 
     def run(self, state: Encoded) -> dict[str, float]:
         """{"val/linear_top1", "val/linear_low", "val/linear_high"}, a fraction and its 95 % interval; and the rate and

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from bt_jax import augment, compilers, sharding
 from bt_jax.augment import recipes
+from bt_jax.evals.base import cached_for_last_state
 from bt_jax.evals.features import Batch, Encoded, HostBatch
 from bt_jax.models import Net, Variables
 from bt_jax.objectives.functions import unit_rows
@@ -154,18 +155,13 @@ class Spectrum:
     ) -> None:
         self._accumulate = make_accumulate(net, recipe, mesh)
         self._batches, self._mesh, self._key, self._features = batches, mesh, key, net.feature_dim
-        self._state: Encoded | None = None
-        self._found: Summary | None = None
         self.every_steps = every_steps
 
     def run(self, state: Encoded) -> dict[str, float]:
         """{"val/rank": …, …}, under the names of `summarise`."""
         return {f"val/{name}": value for name, value in self.of(state)[0].items()}
 
+    @cached_for_last_state
     def of(self, state: Encoded) -> Summary:
-        """The numbers and the eigenvalues for a state's encoder; kept for the state last asked for."""
-        if state is not self._state or self._found is None:
-            batches, variables = self._batches(), state.encoder()
-            self._found = measure(self._accumulate, self._key, variables, batches, self._mesh, self._features)
-            self._state = state
-        return self._found
+        """The numbers and the eigenvalues for a state's encoder."""
+        return measure(self._accumulate, self._key, state.encoder(), self._batches(), self._mesh, self._features)

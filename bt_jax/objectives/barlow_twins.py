@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bt_jax.messages import UserError
 from bt_jax.objectives.base import Context, Forward, Metric, Objective, Outcome, Tree
 from bt_jax.objectives.functions import embedding_std
 from bt_jax.shapes import Array, Float
@@ -143,6 +144,10 @@ class BarlowTwins(Objective):
         ),
     }
 
+    def __post_init__(self) -> None:
+        if self.form not in ("auto", *FORMS):
+            raise UserError(f"config.objective.form={self.form!r} is unknown", "Choose from auto, covariance, gram.")
+
     def loss(self, run: Forward, views: Sequence[jax.Array], memory: Tree, context: Context) -> Outcome:
         """Paper section 2.1: the cross-correlation of the two embeddings becomes the identity."""
         h = run("backbone", views, together=not self.two_passes)
@@ -159,11 +164,11 @@ def _sum_of_squares(
 
     The gradient is made beside the value: each block of c serves both and is gone. Autodiff would keep all of them.
     """
-    return _value_and_gradients(z1, z2, form, mesh, want=False)[0]
+    return _value_and_gradients(z1, z2, form, mesh)[0]
 
 
 def _forward(z1, z2, form, mesh):
-    value, *gradients = _value_and_gradients(z1, z2, form, mesh, want=True)
+    value, *gradients = _value_and_gradients(z1, z2, form, mesh)
     return value, gradients
 
 
@@ -174,30 +179,28 @@ def _backward(form, mesh, gradients, cotangent):
 _sum_of_squares.defvjp(_forward, _backward)
 
 
-def _value_and_gradients(z1, z2, form, mesh, *, want: bool):
-    """The value and, if wanted, its gradients by z1 and z2; each device works on its own features."""
-    own = partial({"gram": _gram, "covariance": _covariance}[form], want=want)
+def _value_and_gradients(z1, z2, form, mesh):
+    """The value and its gradients by z1 and z2; each device works on its own features."""
+    compute = {"gram": _gram, "covariance": _covariance}[form]
     if mesh is None:
-        return own(z1, z2, axis=None)
+        return compute(z1, z2, axis=None)
     axis = mesh.axis_names[0]
     split = PartitionSpec(None, axis)
-    outs = (PartitionSpec(), split, split) if want else (PartitionSpec(),)
-    return jax.shard_map(partial(own, axis=axis), mesh=mesh, in_specs=(split, split), out_specs=outs)(z1, z2)
+    outs = (PartitionSpec(), split, split)
+    return jax.shard_map(partial(compute, axis=axis), mesh=mesh, in_specs=(split, split), out_specs=outs)(z1, z2)
 
 
-def _gram(z1, z2, *, axis, want):
+def _gram(z1, z2, *, axis):
     """G1 = Z1 Z1^T and G2 = Z2 Z2^T, sums over all devices' features; d <G1, G2> / d Z1 = 2 G2 Z1."""
     n = z1.shape[0]
     grams = _matmul(z1, z1.T), _matmul(z2, z2.T)
     if axis is not None:
         grams = jax.lax.psum(grams, axis)
     value = (grams[0] * grams[1]).sum() / n**2
-    if not want:
-        return (value,)
     return value, _matmul(grams[1], z1) * (2 / n**2), _matmul(grams[0], z2) * (2 / n**2)
 
 
-def _covariance(z1, z2, *, axis, want):
+def _covariance(z1, z2, *, axis):
     """The rows of c that belong to z1's features, some at a time: C_b = Z1_b^T Z2 / n.
 
     d sum C^2 / d Z1_b = 2 Z2 C_b^T / n, and every block adds 2 Z1_b C_b / n to the gradient by Z2.
@@ -212,21 +215,16 @@ def _covariance(z1, z2, *, axis, want):
         c = _matmul(z1_b.T, whole) / n
         value, by_z2 = carry
         value = value + jnp.square(c).sum()
-        if not want:
-            return (value, by_z2), None
         return (value, by_z2 + _matmul(z1_b, c)), _matmul(whole, c.T)
 
-    carry = jnp.zeros_like(z1, shape=()), (jnp.zeros_like(whole) if want else None)
+    carry = jnp.zeros_like(z1, shape=()), jnp.zeros_like(whole)
     if block == rows:
         (value, by_z2), by_z1 = add(carry, 0)
     else:
         (value, by_z2), by_z1 = jax.lax.scan(add, carry, jnp.arange(0, rows, block))
-        by_z1 = None if by_z1 is None else jnp.moveaxis(by_z1, 0, 1).reshape(n, rows)
+        by_z1 = jnp.moveaxis(by_z1, 0, 1).reshape(n, rows)
     if axis is not None:
         value = jax.lax.psum(value, axis)
-    if not want:
-        return (value,)
-    if axis is not None:
         by_z2 = jax.lax.psum_scatter(by_z2, axis, scatter_dimension=1, tiled=True)
     return value, by_z1 * (2 / n), by_z2 * (2 / n)
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
@@ -53,13 +52,13 @@ def of_run(config: Mapping[str, Any]) -> type[Objective]:
     return METHODS[name].objective if name in METHODS else Objective
 
 
-def build(config: ConfigDict, mesh: Mesh | None = None, classes: int = 0) -> Objective:
-    """The method of the config, for the devices of a mesh and a data set of so many classes.
+def build(section: Mapping[str, Any], mesh: Mesh | None = None, classes: int = 0) -> Objective:
+    """The method of the section `config.objective`, for the devices of a mesh and a data set of so many classes.
 
     Raises:
       UserError: there is no method of that name, or the config sets keys that it does not have.
     """
-    options = arguments.to_dict(config)["objective"]
+    options = dict(section)
     name = options.pop("name")
     known = keys(name)
     if unknown := sorted(options.keys() - known.keys()):

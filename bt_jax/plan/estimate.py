@@ -110,19 +110,19 @@ def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
 
 def compile_step(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Compiled, Any, dict[str, Any]]:
     """The config's training step, compiled without any array; and the shapes and layouts of its state and its batch."""
-    keys.check(config)
-    sharding.check_batch(config.batch_size, mesh)
-    recipe = build.build_recipe(config)
-    steps = epochs.make_plan(config, IMAGES)
-    training = build.build_training(config, steps, recipe, CLASSES, mesh, images=IMAGES)
+    settings = keys.read(config)
+    sharding.check_batch(settings.batch_size, mesh)
+    recipe = build.build_recipe(settings.views)
+    steps = epochs.make_plan(settings, IMAGES)
+    training = build.build_training(settings, steps, recipe, CLASSES, mesh, images=IMAGES)
 
     rows = sharding.batch_sharding(mesh)
     shapes = jax.eval_shape(training.create, jax.random.key(0))
     state = sharding.abstract(shapes, training.layout)
-    side = config.views.size if config.data.on_device else config.data.canvas
-    n, channels = config.batch_size, len(recipe.mean)
+    side = settings.views.size if settings.data.on_device else settings.data.canvas
+    n, channels = settings.batch_size, len(recipe.mean)
     batch = {"image": ((n, side, side, channels), jnp.uint8), "id": ((n,), jnp.int32), "label": ((n,), jnp.int32)}
-    if not config.data.on_device:
+    if not settings.data.on_device:
         batch["size"] = ((n, 2), jnp.int32)
     batch = {name: jax.ShapeDtypeStruct(*spec, sharding=rows) for name, spec in batch.items()}
 

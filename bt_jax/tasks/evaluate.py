@@ -9,7 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax import messages, randomness
-from bt_jax.config import arguments
+from bt_jax.config import arguments, keys
+from bt_jax.config.encoder_tasks import Evaluate
 from bt_jax.data.sources import selection
 from bt_jax.data.sources.base import Source
 from bt_jax.evals import features, pictures, protocols, spectrum
@@ -36,18 +37,18 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
       UserError: anything the user can mend.
     """
     started = time.monotonic() if started is None else started
-    config = from_encoder.complete(config)
-    mesh = open_run.open_machine(config)
-    for name in config.protocols:
+    settings = keys.read(from_encoder.complete(config))
+    mesh = open_run.open_machine(settings)
+    for name in settings.protocols:
         arguments.choose("config.protocols", name, PROTOCOLS)
-    encoder = from_encoder.open_encoder(config)
-    data = open_run.open_data(config, mesh, len(encoder.mean), partial(_joined, config.data.train_split))
+    encoder = from_encoder.open_encoder(settings)
+    data = open_run.open_data(settings, mesh, len(encoder.mean), partial(_joined, settings.data.train_split))
     source, feed = data.source, data.feed
-    opening.agree(config, images=feed.images)
-    recipe = from_encoder.view_recipe(config, encoder)
-    embed = features.make_embed(encoder.net, recipe, mesh, resize=config.evals.resize)
-    evaluators = _evaluators(config, data, embed, encoder, recipe, mesh)
-    folder = open_run.open_folder(config, workdir, data, f"{config.encoder} ({encoder.net.arch}) on {source.name}")
+    opening.agree(settings, images=feed.images)
+    recipe = from_encoder.view_recipe(settings.views, encoder)
+    embed = features.make_embed(encoder.net, recipe, mesh, resize=settings.evals.resize)
+    evaluators = _evaluators(settings, data, embed, encoder, recipe, mesh)
+    folder = open_run.open_folder(settings, workdir, data, f"{settings.encoder} ({encoder.net.arch}) on {source.name}")
 
     written = metrics_log.RunLog(folder, first_step=-1, tensorboard=False)
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
@@ -64,7 +65,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     written.sync()
     written.close()
     summary["seconds"] = round(time.monotonic() - started, 1)
-    shown = _pictures(config, data, evaluators, embed, encoder, mesh)
+    shown = _pictures(settings, data, evaluators, embed, encoder, mesh)
     write.conclude(folder, summary, shown)
     return folder
 
@@ -74,20 +75,20 @@ def _joined(train_split: str, source: Source) -> tuple[Source, str]:
     return (selection.joined(source, train_split), "joined") if "+" in train_split else (source, train_split)
 
 
-def _evaluators(config, data, embed, encoder, recipe, mesh) -> dict[str, Evaluator]:
+def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[str, Evaluator]:
     """The evaluators of `config.protocols`, which share the features."""
-    source, feed, evals = data.source, data.feed, config.evals
-    splits = [split for split in (data.train_split, config.data.val_split) if split]
+    source, feed, evals = data.source, data.feed, settings.evals
+    splits = [split for split in (data.train_split, settings.data.val_split) if split]
     bases = [source.span(split).base for split in splits]
     labelled = len(splits) == 2 and all(source.labelled(base) for base in bases)
     frozen = None
     if len(splits) == 2:
         train = feed.passes(data.train_split, evals.train_images)
-        val = feed.passes(config.data.val_split, evals.val_images)
+        val = feed.passes(settings.data.val_split, evals.val_images)
         classes = source.num_classes if labelled else 0
         frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=classes, check=not evals.train_images)
     found: dict[str, Evaluator] = {}
-    for name in config.protocols:
+    for name in settings.protocols:
         if name in ("knn", "linear") and not labelled:
             raise UserError(
                 f"{source.name} has no labels in both splits, and {name} needs them",
@@ -99,7 +100,7 @@ def _evaluators(config, data, embed, encoder, recipe, mesh) -> dict[str, Evaluat
             found[name] = protocols.LinearProbe(frozen, epochs=evals.linear_epochs)
         elif name == "spectrum":
             images = feed.passes(splits[-1], evals.spectrum_images)
-            key = randomness.stream(config.seed, randomness.MONITOR)
+            key = randomness.stream(settings.seed, randomness.MONITOR)
             found[name] = spectrum.Spectrum(encoder.net, recipe, images, mesh=mesh, key=key, every_steps=0)
         else:
             found[name] = protocols.SVM(frozen, *_targets(source, splits))
@@ -121,8 +122,8 @@ def _targets(source, splits: list[str]) -> list[np.ndarray]:
     return found
 
 
-def _pictures(config, data, evaluators, embed, encoder, mesh) -> dict[str, np.ndarray]:
-    passes = data.feed.passes(config.data.val_split or data.train_split, pictures.MAP_IMAGES)
+def _pictures(settings: Evaluate, data, evaluators, embed, encoder, mesh) -> dict[str, np.ndarray]:
+    passes = data.feed.passes(settings.data.val_split or data.train_split, pictures.MAP_IMAGES)
     images = features.gallery(embed, encoder.encoder(), passes(), mesh)
     shown = pictures.of_embedding(*images)
     if "spectrum" in evaluators:

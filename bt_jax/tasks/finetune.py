@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from bt_jax import compilers, messages, optim, randomness, sharding
 from bt_jax.augment import recipes
-from bt_jax.config import arguments
+from bt_jax.config import arguments, keys
+from bt_jax.config.encoder_tasks import Finetune, FinetuneOptim
 from bt_jax.data.sources import selection
 from bt_jax.data.sources.base import Source
 from bt_jax.evals import accuracy, confidence, pictures
@@ -54,7 +55,8 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     Raises:
       UserError: anything the user can fix.
     """
-    prepared = _prepare(from_encoder.complete(config), workdir, time.monotonic() if started is None else started)
+    settings = keys.read(from_encoder.complete(config))
+    prepared = _prepare(settings, workdir, time.monotonic() if started is None else started)
     training = prepared.training
     state = loop.train(training, loop.resume_or(training, prepared.fresh()))
     if int(state.step) == training.plan.total_steps and not write.concluded(training.folder, int(state.step)):
@@ -63,51 +65,51 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     return training.folder
 
 
-def _prepare(config: ConfigDict, workdir: str, started: float) -> Finetuning:
-    mesh = open_run.open_machine(config)
-    encoder = from_encoder.open_encoder(config, dtype=config.model.dtype)
-    data = open_run.open_data(config, mesh, len(encoder.mean), partial(_labelled_share, config))
+def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
+    mesh = open_run.open_machine(settings)
+    encoder = from_encoder.open_encoder(settings, dtype=settings.model.dtype)
+    data = open_run.open_data(settings, mesh, len(encoder.mean), partial(_labelled_share, settings))
     source, feed = data.source, data.feed
     recipe = from_encoder.view_recipe(
-        config, encoder, crop_scale=tuple(config.views.crop_scale), flip=config.views.flip
+        settings.views, encoder, crop_scale=tuple(settings.views.crop_scale), flip=settings.views.flip
     )
-    plan = open_run.open_schedule(config, data)
-    trained = trained_parts(config.train, list(encoder.variables["params"]))
-    built = build_training(config, plan, encoder, recipe, source.num_classes, mesh, trained)
-    every_steps = plan.steps(config.evals.every_epochs) or plan.total_steps
-    val = feed.passes(config.data.val_split, config.evals.val_images)
-    accuracy = Accuracy(built.nets, recipe, val, mesh=mesh, resize=config.evals.resize, every_steps=every_steps)
+    plan = open_run.open_schedule(settings, data)
+    trained = trained_parts(settings.train, list(encoder.variables["params"]))
+    built = build_training(settings, plan, encoder, recipe, source.num_classes, mesh, trained)
+    every_steps = plan.steps(settings.evals.every_epochs) or plan.total_steps
+    val = feed.passes(settings.data.val_split, settings.evals.val_images)
+    accuracy = Accuracy(built.nets, recipe, val, mesh=mesh, resize=settings.evals.resize, every_steps=every_steps)
     parts = ", ".join(("classifier", *trained["backbone"]))
-    about = f"{config.encoder} on {source.name}, {feed.images} images, training {parts}"
-    folder = open_run.open_folder(config, workdir, data, about)
+    about = f"{settings.encoder} on {source.name}, {feed.images} images, training {parts}"
+    folder = open_run.open_folder(settings, workdir, data, about)
     model = {"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std}
     training = TrainingRun(
-        config=config,
+        settings=settings,
         folder=folder,
         plan=plan,
         step=built.step,
         feed=feed,
         evaluators=[accuracy],
-        checkpoints=open_run.open_checkpoints(config, folder, plan, model),
+        checkpoints=open_run.open_checkpoints(settings.checkpoint, folder, plan, model),
         started=started,
         unit="images",
         terms=("top1",),
     )
-    key = randomness.stream(config.seed, randomness.INIT)
+    key = randomness.stream(settings.seed, randomness.INIT)
     return Finetuning(training, accuracy, list(source.class_names), lambda: built.create(key))
 
 
-def _labelled_share(config: ConfigDict, source: Source) -> tuple[Source, str]:
+def _labelled_share(settings: Finetune, source: Source) -> tuple[Source, str]:
     """The share of the training images that the config asks for, and its split."""
-    for split in (config.data.train_split, config.data.val_split):
+    for split in (settings.data.train_split, settings.data.val_split):
         if not split or not source.labelled(source.span(split).base):
             raise UserError(
                 f"{source.name} has no labels in split {split!r}",
                 "A classifier needs them in train and held-out split.",
             )
-    if config.data.fraction == 1:
-        return source, config.data.train_split
-    return selection.share(source, config.data.train_split, config.data.fraction, seed=config.seed), "share"
+    if settings.data.fraction == 1:
+        return source, settings.data.train_split
+    return selection.share(source, settings.data.train_split, settings.data.fraction, seed=settings.seed), "share"
 
 
 def trained_parts(train: str, parts: list[str]) -> dict[str, tuple[str, ...]]:
@@ -118,7 +120,7 @@ def trained_parts(train: str, parts: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def build_training(
-    config: ConfigDict,
+    settings: Finetune,
     plan: epochs.Plan,
     encoder: Encoder,
     recipe: recipes.Recipe,
@@ -127,14 +129,14 @@ def build_training(
     trained: dict[str, tuple[str, ...]],
 ) -> build.Training:
     """Everything between a batch of labelled images and the next state; `trained` is that of `trained_parts`."""
-    tx, rates = _optimizer(config, plan)
+    tx, rates = _optimizer(settings.optim, plan, settings.total_epochs + settings.extend_epochs)
     if not trained["backbone"]:
         del rates["lr_backbone"]
-    batch_norm = config.batch_norm if config.batch_norm != "auto" else "train" if config.train == "all" else "eval"
-    objective = supervised.Supervised(batch_statistics=batch_norm == "train", classes=num_classes)
-    nets = Nets(encoder.net, objective.heads(config.model, encoder.net.feature_dim))
+    batch_statistics = {"train": True, "eval": False, "auto": settings.train == "all"}[settings.batch_norm]
+    objective = supervised.Supervised(batch_statistics=batch_statistics, classes=num_classes)
+    nets = Nets(encoder.net, objective.heads(settings.model, encoder.net.feature_dim))
     update = train_step.make_update(
-        objective, nets, tx, seed=config.seed, rates=rates, mesh=mesh, trained=trained, **plan._asdict()
+        objective, nets, tx, seed=settings.seed, rates=rates, mesh=mesh, trained=trained, **plan._asdict()
     )
 
     def create(key, variables):
@@ -143,27 +145,28 @@ def build_training(
     whole = sharding.replicated(mesh)
     layout = jax.tree.map(lambda _: whole, jax.eval_shape(create, jax.random.key(0), encoder.variables))
     created = compilers.jit(create, out_shardings=layout)
-    step = train_step.make_step(update, recipe, seed=config.seed)
+    step = train_step.make_step(update, recipe, seed=settings.seed)
     return build.Training(objective, nets, step, layout, lambda key: created(key, encoder.variables), update)
 
 
-def _optimizer(config: ConfigDict, plan: epochs.Plan):
+def _optimizer(options: FinetuneOptim, plan: epochs.Plan, total_epochs: float):
     """SGD for the trained params, and the rates of classifier and backbone."""
-    options = config.optim
-    if options.schedule == "cosine":
-        shape = {"steps_per_epoch": plan.steps_per_epoch, "epochs": config.total_epochs + config.extend_epochs}
-        rates = {name: optim.cosine_by_epoch(options[f"lr_{name}"], **shape) for name in ("head", "backbone")}
-    else:
-        drops = {plan.steps(epoch): options.drop_factor for epoch in options.drop_epochs}
-        rates = {
-            name: optax.piecewise_constant_schedule(options[f"lr_{name}"], dict(drops)) for name in ("head", "backbone")
-        }
-
+    rates = {
+        "head": _schedule(options.lr_head, options, plan, total_epochs),
+        "backbone": _schedule(options.lr_backbone, options, plan, total_epochs),
+    }
     sgd = {"weight_decay": options.weight_decay, "momentum": options.momentum, "nesterov": options.nesterov}
     parts = {name: optim.sgd(rate, rate, **sgd) for name, rate in rates.items()}
     labels = {"classifier": "head", "backbone": "backbone"}
     tx = optax.multi_transform(parts, lambda params: {name: labels[name] for name in params})
     return tx, {f"lr_{name}": rate for name, rate in rates.items()}
+
+
+def _schedule(peak: float, options: FinetuneOptim, plan: epochs.Plan, total_epochs: float) -> optax.Schedule:
+    if options.schedule == "cosine":
+        return optim.cosine_by_epoch(peak, steps_per_epoch=plan.steps_per_epoch, epochs=total_epochs)
+    drops = {plan.steps(epoch): options.drop_factor for epoch in options.drop_epochs}
+    return optax.piecewise_constant_schedule(peak, drops)
 
 
 def _finish(run: Finetuning, state: TrainState) -> None:

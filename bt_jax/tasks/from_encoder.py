@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from bt_jax import compilers, models, storage
 from bt_jax.augment import recipes
 from bt_jax.config import keys
+from bt_jax.config.encoder_tasks import EncoderViews, FromEncoder
 from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.weights import load
@@ -31,22 +32,22 @@ class Encoder(NamedTuple):
         return self.variables
 
 
-def open_encoder(config: ConfigDict, *, dtype: str = "float32") -> Encoder:
-    """The encoder of `config.encoder`, or with `config.scratch` its architecture with new weights, drawn by the seed.
+def open_encoder(settings: FromEncoder, *, dtype: str = "float32") -> Encoder:
+    """The encoder of `settings.encoder`, or with `scratch` its architecture with new weights, drawn by the seed.
 
     Raises:
-      UserError: none is named, it is not there, or it is of another architecture than `config.arch`.
+      UserError: none is named, it is not there, or it is of another architecture than `arch`.
     """
-    if not config.encoder:
+    if not settings.encoder:
         raise UserError("No encoder is named", "Set --config.encoder to a run folder or one of its checkpoints.")
-    model, variables, _ = load.read(config.encoder)
+    model, variables, _ = load.read(settings.encoder)
     arch = model["build"]["arch"]
-    if config.arch and config.arch != arch:
-        raise UserError(f"{config.encoder} is a {arch}, not a {config.arch}", f"Set --config.arch={arch}.")
+    if settings.arch and settings.arch != arch:
+        raise UserError(f"{settings.encoder} is a {arch}, not a {settings.arch}", f"Set --config.arch={arch}.")
     net = models.build(**model["build"] | {"dtype": jnp.dtype(dtype).name})
-    if config.scratch:
-        variables = jax.device_get(compilers.jit(net.init)(jax.random.key(config.seed)))
-    return Encoder(net, variables, *(tuple(config.views[name] or model[name]) for name in ("mean", "std")))
+    if settings.scratch:
+        variables = jax.device_get(compilers.jit(net.init)(jax.random.key(settings.seed)))
+    return Encoder(net, variables, *(tuple(getattr(settings.views, name) or model[name]) for name in ("mean", "std")))
 
 
 def complete(config: ConfigDict) -> ConfigDict:
@@ -85,8 +86,8 @@ def _run_config(path: Path) -> dict | None:
     return None
 
 
-def view_recipe(config: ConfigDict, encoder: Encoder, **view: Any) -> recipes.Recipe:
+def view_recipe(views: EncoderViews, encoder: Encoder, **view: Any) -> recipes.Recipe:
     """One view of a crop and a flip, by torchvision's defaults as in the reference's evaluate.py, or other fields."""
     plain = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "interpolation": "bilinear"}
     one = recipes.View(**plain | view)
-    return recipes.Recipe(config.views.size, one, one, encoder.mean, encoder.std)
+    return recipes.Recipe(views.size, one, one, encoder.mean, encoder.std)

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bt_jax import messages, sharding
-from bt_jax.config import arguments, keys
+from bt_jax.config import arguments
+from bt_jax.config.pretraining import Pretrain
+from bt_jax.config.sections import Checkpoint, Run
 from bt_jax.data import batches, feeds
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import Broken
@@ -34,23 +35,23 @@ class Data(NamedTuple):
     train_split: str
 
 
-def open_machine(config: ConfigDict) -> Mesh:
+def open_machine(settings: Run) -> Mesh:
     """The mesh over all devices.
 
     Raises:
-      UserError: a value that no run can have, the wrong devices, or a batch that they cannot share.
+      UserError: the wrong devices, or a batch that they cannot share.
     """
-    keys.check(config)
     mesh = sharding.make_mesh()
-    check_devices(config, mesh)
-    if config.task != "evaluate":  # whose batches have another size
-        check_rate(config)
-        sharding.check_batch(config.batch_size, mesh)
+    check_devices(settings, mesh)
+    if isinstance(settings, Pretrain):
+        check_rate(settings)
+    if settings.task != "evaluate":  # whose batches have another size
+        sharding.check_batch(settings.batch_size, mesh)
     return mesh
 
 
 def open_data(
-    config: ConfigDict,
+    settings: Run,
     mesh: Mesh,
     channels: int,
     select: Callable[[Source], tuple[Source, str]] | None = None,
@@ -62,62 +63,63 @@ def open_data(
       select: returns the data set to use instead and its training split, such as a share of the images. The config
         does not change.
     """
-    source, broken = feeds.open_data(config)
-    source, train_split = select(source) if select else (source, config.data.train_split)
-    feed = feeds.make_feed(config, source, mesh, broken, channels, train_split)
+    source, broken = feeds.open_data(settings.data)
+    source, train_split = select(source) if select else (source, settings.data.train_split)
+    feed = feeds.make_feed(settings, source, mesh, broken, channels, train_split)
     return Data(source, broken, feed, train_split)
 
 
-def open_schedule(config: ConfigDict, data: Data) -> epochs.Plan:
+def open_schedule(settings: Run, data: Data) -> epochs.Plan:
     """Epochs as steps. Several processes compare them and their configs; UserError if they differ."""
-    plan = epochs.make_plan(config, data.feed.images)
-    opening.agree(config, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch)
+    plan = epochs.make_plan(settings, data.feed.images)
+    opening.agree(settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch)
     return plan
 
 
-def open_folder(config: ConfigDict, workdir: str, data: Data, about: str) -> Path:
+def open_folder(settings: Run, workdir: str, data: Data, about: str) -> Path:
     """The run folder. It is opened last, when everything else has been checked: a folder keeps its first config.
 
     Args:
       about: printed after the folder's name.
     """
-    folder = opening.open_folder(workdir, arguments.to_dict(config))
+    folder = opening.open_folder(workdir, arguments.to_dict(settings))
     data.broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {about}")
     return folder
 
 
-def open_checkpoints(config: ConfigDict, folder: Path, plan: epochs.Plan, model: dict[str, Any]) -> Checkpoints:
+def open_checkpoints(options: Checkpoint, folder: Path, plan: epochs.Plan, model: dict[str, Any]) -> Checkpoints:
     """The checkpoints of the run folder; `model` is what `load.read_model` reads from each."""
-    keep_every = plan.steps(config.checkpoint.keep_every_epochs)
-    return Checkpoints(folder, model=model, keep_last=config.checkpoint.keep_last, keep_every=keep_every)
+    keep_every = plan.steps(options.keep_every_epochs)
+    return Checkpoints(folder, model=model, keep_last=options.keep_last, keep_every=keep_every)
 
 
-def check_rate(config: ConfigDict) -> None:
-    """Says so where the batch was changed and the learning rates, which the config file chose for another, were not."""
-    if config.get("tuned_batch_size", 0) not in (0, config.batch_size):
+def check_rate(settings: Pretrain) -> None:
+    """Warns if `batch_size` was overridden but the learning rates were not."""
+    if settings.tuned_batch_size not in (0, settings.batch_size):
         messages.say(
-            f"WARNING: the learning rates are tuned for a batch of {config.tuned_batch_size}, not {config.batch_size}:"
-            f" write --config=FILE.py:batch={config.batch_size} to take the config's rate for it"
+            f"WARNING: the learning rates are tuned for a batch of {settings.tuned_batch_size},"
+            f" not {settings.batch_size}: write --config=FILE.py:batch={settings.batch_size} to take the config's rate"
+            " for it"
         )
 
 
-def check_devices(config: ConfigDict, mesh: Mesh) -> None:
+def check_devices(settings: Run, mesh: Mesh) -> None:
     """Refuses the wrong kind or number of devices; says so where an accelerator of this machine is not used."""
     platform = jax.default_backend()
-    extra = "cuda" if config.platform == "gpu" else config.platform
-    if config.platform not in ("any", platform):
+    extra = "cuda" if settings.platform == "gpu" else settings.platform
+    if settings.platform not in ("any", platform):
         raise UserError(
-            f"config.platform={config.platform!r}, but JAX runs on {platform!r}",
+            f"config.platform={settings.platform!r}, but JAX runs on {platform!r}",
             "Set JAX_PLATFORMS=cpu."
-            if config.platform == "cpu"
+            if settings.platform == "cpu"
             else f"Install JAX for it (pip install -e '.[{extra}]'), check that no"
             " other process holds the device (lsof /dev/accel* /dev/nvidia*) and that JAX_PLATFORMS is unset, or set"
             " --config.platform=any.",
         )
-    if config.devices and config.devices != mesh.devices.size:
+    if settings.devices and settings.devices != mesh.devices.size:
         raise UserError(
-            f"config.devices={config.devices}, but there are {mesh.devices.size}",
+            f"config.devices={settings.devices}, but there are {mesh.devices.size}",
             f"Set --config.devices={mesh.devices.size}, or make the missing devices visible.",
         )
     unused = [path for path in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0") if os.path.exists(path)]

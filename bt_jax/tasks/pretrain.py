@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from bt_jax import augment, compilers, messages, randomness
 from bt_jax.augment.recipes import Recipe
+from bt_jax.config import keys
+from bt_jax.config.pretraining import Pretrain
 from bt_jax.data.batches import Feed
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.evals.base import Evaluator
@@ -65,7 +67,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     Raises:
       UserError: anything the user can fix.
     """
-    prepared = _prepare(config, workdir, time.monotonic() if started is None else started)
+    prepared = _prepare(keys.read(config), workdir, time.monotonic() if started is None else started)
     training, state = prepared.training, prepared.fresh()
     if prepared.initial and training.checkpoints.latest() is None:
         state = initial_weights.begin_with(prepared.initial, state)
@@ -76,46 +78,51 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     return training.folder
 
 
-def _prepare(config: ConfigDict, workdir: str, started: float) -> Pretraining:
-    mesh = open_run.open_machine(config)
-    recipe = build.build_recipe(config)
-    data = open_run.open_data(config, mesh, channels=len(recipe.mean))
+def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
+    mesh = open_run.open_machine(settings)
+    recipe = build.build_recipe(settings.views)
+    data = open_run.open_data(settings, mesh, channels=len(recipe.mean))
     source, feed = data.source, data.feed
-    plan = open_run.open_schedule(config, data)
+    plan = open_run.open_schedule(settings, data)
     first_id = source.span(data.train_split).start
-    built = build.build_training(config, plan, recipe, source.num_classes, mesh, images=feed.images, first_id=first_id)
-    every_steps = plan.steps(config.evals.every_epochs)
-    embed = features.make_embed(built.nets.backbone, build.evaluation_recipe(config), mesh, resize=config.evals.resize)
-    splits = [split for split in (config.data.train_split, config.data.val_split) if split]
-    frozen = _frozen(config, data, embed, mesh)
+    built = build.build_training(
+        settings, plan, recipe, source.num_classes, mesh, images=feed.images, first_id=first_id
+    )
+    every_steps = plan.steps(settings.evals.every_epochs)
+    evaluated = build.evaluation_recipe(settings.views, settings.evals.size)
+    embed = features.make_embed(built.nets.backbone, evaluated, mesh, resize=settings.evals.resize)
+    splits = [split for split in (settings.data.train_split, settings.data.val_split) if split]
+    frozen = _frozen(settings, data, embed, mesh)
     label_free = spectrum.Spectrum(
         built.nets.backbone,
         recipe,
-        feed.passes(splits[-1], config.evals.spectrum_images),
+        feed.passes(splits[-1], settings.evals.spectrum_images),
         mesh=mesh,
-        key=randomness.stream(config.seed, randomness.MONITOR),
-        every_steps=every_steps if config.evals.spectrum_images else 0,
+        key=randomness.stream(settings.seed, randomness.MONITOR),
+        every_steps=every_steps if settings.evals.spectrum_images else 0,
     )
     begun = step_folders.begun(workdir)
-    initial = initial_weights.read(config.init_from, built.nets) if config.init_from and not begun else None
+    initial = initial_weights.read(settings.init_from, built.nets) if settings.init_from and not begun else None
     sample = feed.sample(PICTURE_IMAGES)
     devices = jax.devices()
-    folder = open_run.open_folder(config, workdir, data, f"{source.name} on {len(devices)} x {devices[0].device_kind}")
-    matrix = _correlation(config, built.nets, recipe, sample, folder, every_steps)
-    evaluators = _with_labels(config, feed, frozen, every_steps) + [label_free] + ([matrix] if matrix else [])
-    model = {"build": build.backbone_options(config, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std}
+    folder = open_run.open_folder(
+        settings, workdir, data, f"{source.name} on {len(devices)} x {devices[0].device_kind}"
+    )
+    matrix = _correlation(settings, built.nets, recipe, sample, folder, every_steps)
+    evaluators = _with_labels(settings, feed, frozen, every_steps) + [label_free] + ([matrix] if matrix else [])
+    model = {"build": build.backbone_options(settings.model, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std}
     training = TrainingRun(
-        config=config,
+        settings=settings,
         folder=folder,
         plan=plan,
         step=built.step,
         feed=feed,
         evaluators=evaluators,
-        checkpoints=open_run.open_checkpoints(config, folder, plan, model),
+        checkpoints=open_run.open_checkpoints(settings.checkpoint, folder, plan, model),
         started=started,
         terms=[name for name, metric in built.objective.metrics.items() if metric.term],
     )
-    init_key = randomness.stream(config.seed, randomness.INIT)
+    init_key = randomness.stream(settings.seed, randomness.INIT)
     return Pretraining(
         training=training,
         mesh=mesh,
@@ -132,26 +139,26 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Pretraining:
     )
 
 
-def _frozen(config: ConfigDict, data: open_run.Data, embed: features.Embed, mesh: Mesh) -> protocols.Frozen | None:
+def _frozen(settings: Pretrain, data: open_run.Data, embed: features.Embed, mesh: Mesh) -> protocols.Frozen | None:
     """Features of the train and the held-out split; None unless both have labels."""
-    splits, source = (config.data.train_split, config.data.val_split), data.source
+    splits, source = (settings.data.train_split, settings.data.val_split), data.source
     if not all(split and source.labelled(source.span(split).base) for split in splits):
         return None
-    limits = (config.evals.train_images, config.evals.val_images)
+    limits = (settings.evals.train_images, settings.evals.val_images)
     train, val = (data.feed.passes(split, limit) for split, limit in zip(splits, limits, strict=True))
     return protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes)
 
 
-def _with_labels(config: ConfigDict, feed: Feed, frozen: protocols.Frozen | None, every_steps: int) -> list[Evaluator]:
+def _with_labels(settings: Pretrain, feed: Feed, frozen: protocols.Frozen | None, every_steps: int) -> list[Evaluator]:
     """The evaluators that need labels."""
     if frozen is None:
         return []
-    knn = protocols.KNN(frozen, **_neighbours(config, feed), every_steps=every_steps)
+    knn = protocols.KNN(frozen, **_neighbours(settings, feed), every_steps=every_steps)
     return [knn, protocols.OnlineProbe(frozen, every_steps=every_steps)]
 
 
 def _correlation(
-    config: ConfigDict, nets: Nets, recipe: Recipe, sample: dict[str, np.ndarray], folder: Path, every_steps: int
+    settings: Pretrain, nets: Nets, recipe: Recipe, sample: dict[str, np.ndarray], folder: Path, every_steps: int
 ) -> correlation.CrossCorrelation | None:
     """The cross-correlation of the projector's outputs; None for a method without a projector."""
     if "projector" not in nets.heads:
@@ -160,16 +167,16 @@ def _correlation(
         nets,
         recipe,
         sample,
-        key=randomness.stream(config.seed, randomness.VIEWS),
+        key=randomness.stream(settings.seed, randomness.VIEWS),
         folder=folder / "correlation" if jax.process_index() == 0 else None,
         every_steps=every_steps,
     )
 
 
-def _neighbours(config: ConfigDict, feed: Feed) -> dict[str, tuple]:
+def _neighbours(settings: Pretrain, feed: Feed) -> dict[str, tuple]:
     """`evals.knn_k`, capped at the number of training images, and the temperature."""
-    images = min(config.evals.train_images or feed.images, feed.images)
-    return {"ks": (min(config.evals.knn_k, images),), "temperatures": (config.evals.knn_temperature,)}
+    images = min(settings.evals.train_images or feed.images, feed.images)
+    return {"ks": (min(settings.evals.knn_k, images),), "temperatures": (settings.evals.knn_temperature,)}
 
 
 # ------------------------------------------------------------------------------------------------------------ the end
@@ -177,19 +184,19 @@ def _neighbours(config: ConfigDict, feed: Feed) -> dict[str, tuple]:
 
 def _finish(run: Pretraining, state: TrainState) -> None:
     """The table, the pictures and the report of a run that reached its end."""
-    config, folder, before = run.training.config, run.training.folder, run.fresh()
+    settings, folder, before = run.training.settings, run.training.folder, run.fresh()
     arrays = _pictures(run, before, state)
     summary: dict[str, Any] = {"steps": int(state.step)}
-    if config.evals.spectrum_images:
+    if settings.evals.spectrum_images:
         summary["unlabelled"], arrays["spectrum_trained"] = run.spectrum.of(state)
         _, arrays["spectrum_untrained"] = run.spectrum.of(before)
     images = features.gallery(
         run.embed, state.encoder(), run.training.feed.passes(run.picture_split, pictures.MAP_IMAGES)(), run.mesh
     )
     arrays |= pictures.of_embedding(*images)
-    if run.frozen and config.evals.final:
+    if run.frozen and settings.evals.final:
         compared = {"trained": (run.frozen, state), "untrained": (run.frozen, before)}
-        if config.data.on_device:
+        if settings.data.on_device:
             compared["raw_pixels"] = (run.frozen.by(features.raw_pixels(run.recipe, run.mesh)), state)
         summary |= _final_scores(run, compared)
         predicted, labels = summary.pop("predicted")
@@ -206,7 +213,7 @@ def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.Frozen, 
     by the linear probe of the first, true classes)}."""
     found: dict[str, Any] = {"knn_top1": {}, "linear_top1": {}, "linear_interval": {}}
     for name, (frozen, state) in compared.items():
-        knn = protocols.KNN(frozen, **_neighbours(run.training.config, run.training.feed))
+        knn = protocols.KNN(frozen, **_neighbours(run.training.settings, run.training.feed))
         found["knn_top1"][name] = knn.run(state)["val/knn_top1"]
         fitted, labels = protocols.LinearProbe(frozen).fit(state)
         right = fitted.predicted == labels
@@ -219,7 +226,7 @@ def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.Frozen, 
 def _pictures(run: Pretraining, before: TrainState, after: TrainState) -> dict[str, np.ndarray]:
     """c of some training images before and after, and some of their views as uint8."""
     batch = {name: values[:PICTURE_PAIRS] for name, values in run.sample.items()}
-    key = randomness.stream(run.training.config.seed, randomness.VIEWS)
+    key = randomness.stream(run.training.settings.seed, randomness.VIEWS)
     two_views = compilers.jit(
         lambda batch: augment.two_views(key, batch["image"], run.recipe, ids=batch["id"], sizes=batch.get("size"))
     )

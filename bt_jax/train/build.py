@@ -1,4 +1,4 @@
-"""From a config to what is trained: views, networks, the state at the start, the step."""
+"""From the sections of a config to what is trained: views, networks, the state at the start, the step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bt_jax import compilers, models, sharding
 from bt_jax.augment import recipes
+from bt_jax.config.pretraining import Model, Pretrain, Views
 from bt_jax.messages import UserError
 from bt_jax.models import Variables
 from bt_jax.objectives import registry
@@ -24,14 +24,14 @@ from bt_jax.train.epochs import Plan
 ROWS = 1024  # a bank of all images has a multiple of so many rows on any devices, so that a run resumes on others
 
 
-def build_recipe(config: ConfigDict) -> recipes.Recipe:
-    """The two views of the config."""
+def build_recipe(views: Views) -> recipes.Recipe:
+    """The two views of the section."""
     changed = {
-        view: {name: value for name, value in config.views[view].items() if value is not None}
-        for view in ("view1", "view2")
+        name: {key: value for key, value in view.items() if value is not None}
+        for name, view in (("view1", views.view1), ("view2", views.view2))
     }
-    changed |= {name: config.views[name] for name in ("mean", "std") if config.views[name] is not None}
-    recipe = recipes.recipe_from_config({"name": config.views.name, "size": config.views.size, **changed})
+    changed |= {name: value for name, value in (("mean", views.mean), ("std", views.std)) if value is not None}
+    recipe = recipes.recipe_from_config({"name": views.name, "size": views.size, **changed})
     if len(recipe.mean) not in (1, 3):
         raise UserError(
             f"config.views.mean has {len(recipe.mean)} numbers, but images are decoded to 1 or 3 channels",
@@ -40,37 +40,37 @@ def build_recipe(config: ConfigDict) -> recipes.Recipe:
     return recipe
 
 
-def evaluation_recipe(config: ConfigDict) -> recipes.Recipe:
-    """The recipe at the size that is evaluated."""
-    recipe = build_recipe(config)
-    return dataclasses.replace(recipe, size=config.evals.size or recipe.size)
+def evaluation_recipe(views: Views, size: int) -> recipes.Recipe:
+    """The recipe at the size that is evaluated; 0: its own."""
+    recipe = build_recipe(views)
+    return dataclasses.replace(recipe, size=size or recipe.size)
 
 
-def backbone_options(config: ConfigDict, channels: int) -> dict[str, Any]:
+def backbone_options(model: Model, channels: int) -> dict[str, Any]:
     """Arguments of `models.build`, as plain JSON types."""
     return {
-        "arch": config.model.arch,
-        "small_images": config.model.small_images,
-        "width": config.model.width,
+        "arch": model.arch,
+        "small_images": model.small_images,
+        "width": model.width,
         "channels": channels,
-        "stem_padding": config.model.stem_padding,
+        "stem_padding": model.stem_padding,
     }
 
 
-def build_nets(config: ConfigDict, channels: int, objective: Objective) -> Nets:
-    """The backbone of the config and the heads of its method."""
-    dtype = jnp.dtype(config.model.dtype)
+def build_nets(model: Model, channels: int, objective: Objective) -> Nets:
+    """The backbone of the section and the heads of the method."""
+    dtype = jnp.dtype(model.dtype)
     backbone = models.build(
-        **backbone_options(config, channels), zero_init_residual=config.model.zero_init_residual, dtype=dtype
+        **backbone_options(model, channels), zero_init_residual=model.zero_init_residual, dtype=dtype
     )
-    heads = objective.heads(config.model, backbone.feature_dim)
+    heads = objective.heads(model, backbone.feature_dim)
     if taken := heads.keys() & set(RESERVED):
         raise ValueError(f"A head cannot be called {', '.join(sorted(taken))}: checkpoints have parts of that name")
     if absent := {*objective.unit_rows, *objective.frozen_epochs, *objective.constant_rate} - heads.keys():
         raise ValueError(f"The method has rules for {', '.join(sorted(absent))}, which are no heads of it")
-    if config.model.projector_sharding == "sharded" and "projector" not in heads:
+    if model.projector_sharding == "sharded" and "projector" not in heads:
         raise UserError(
-            f"The objective {config.objective.name} has no projector that could be sharded",
+            f"{objective.title or type(objective).__name__} has no projector that could be sharded",
             "Set --config.model.projector_sharding=replicated.",
         )
     return Nets(backbone, heads)
@@ -142,7 +142,7 @@ class Training(NamedTuple):
 
 
 def build_training(
-    config: ConfigDict,
+    settings: Pretrain,
     plan: Plan,
     recipe: recipes.Recipe,
     num_classes: int,
@@ -157,9 +157,9 @@ def build_training(
       images: of the training set; what a method remembers of every image has a row for each.
       first_id: the id of the first of them.
     """
-    objective = registry.build(config, mesh, num_classes)
-    nets = build_nets(config, len(recipe.mean), objective)
-    tx, rates = optimizer.build_optimizer(config, plan, objective)
+    objective = registry.build(settings.objective, mesh, num_classes)
+    nets = build_nets(settings.model, len(recipe.mean), objective)
+    tx, rates = optimizer.build_optimizer(settings.optim, settings.probe, settings.batch_size, plan, objective)
     rows = -(-images // ROWS) * ROWS
     update = train_step.make_update(
         objective,
@@ -168,10 +168,10 @@ def build_training(
         total_steps=plan.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
         first_id=first_id,
-        seed=config.seed,
+        seed=settings.seed,
         rates=rates,
         mesh=mesh,
-        head=config.model.projector_sharding,
+        head=settings.model.projector_sharding,
     )
 
     def create(key):
@@ -179,7 +179,7 @@ def build_training(
         return initial_state(key, nets, tx, objective, probe_classes=max(num_classes, 1), images=rows)
 
     layout = sharding.state_sharding(
-        jax.eval_shape(create, jax.random.key(0)), mesh, config.model.projector_sharding, rows
+        jax.eval_shape(create, jax.random.key(0)), mesh, settings.model.projector_sharding, rows
     )
-    step = train_step.make_step(update, recipe, seed=config.seed)
+    step = train_step.make_step(update, recipe, seed=settings.seed)
     return Training(objective, nets, step, layout, compilers.jit(create, out_shardings=layout), update)

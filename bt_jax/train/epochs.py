@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
+from bt_jax.config.sections import Run
 from bt_jax.messages import UserError
 
 
@@ -18,12 +17,12 @@ class Plan(NamedTuple):
         return max(round(epochs * self.steps_per_epoch), 1) if epochs > 0 else 0
 
 
-def make_plan(config: ConfigDict, images: int) -> Plan:
+def make_plan(settings: Run, images: int) -> Plan:
     """Raises UserError where the data set is smaller than one batch."""
-    steps_per_epoch = images // config.batch_size
+    steps_per_epoch = images // settings.batch_size
     if not steps_per_epoch:
         raise UserError(
-            f"{images} images in {config.data.train_split!r} do not fill one batch of {config.batch_size}",
+            f"{images} images in {settings.data.train_split!r} do not fill one batch of {settings.batch_size}",
             "Set a smaller --config.batch_size.",
         )
-    return Plan(steps_per_epoch, max(round((config.total_epochs + config.extend_epochs) * steps_per_epoch), 1))
+    return Plan(steps_per_epoch, max(round((settings.total_epochs + settings.extend_epochs) * steps_per_epoch), 1))

@@ -63,8 +63,8 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
 
 
 def _milestones(run: TrainingRun) -> Milestones:
-    last = min(run.config.stop_after_steps or run.plan.total_steps, run.plan.total_steps)
-    return Milestones(last, run.plan.steps(run.config.checkpoint.every_epochs), run.evaluators, run.feed.window)
+    last = min(run.settings.stop_after_steps or run.plan.total_steps, run.plan.total_steps)
+    return Milestones(last, run.plan.steps(run.settings.checkpoint.every_epochs), run.evaluators, run.feed.window)
 
 
 def _owed_evaluation(run: TrainingRun, milestones: Milestones, step: int) -> bool:

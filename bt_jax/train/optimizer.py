@@ -7,9 +7,9 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from bt_jax import optim
+from bt_jax.config.pretraining import Optim, Probe
 from bt_jax.models import Tree
 from bt_jax.objectives import functions
 from bt_jax.objectives.base import Objective
@@ -122,10 +122,10 @@ def unit_columns(kernel: jax.Array) -> jax.Array:
 
 
 def build_optimizer(
-    config: ConfigDict, plan: Plan, objective: Objective
+    options: Optim, probe: Probe, batch_size: int, plan: Plan, objective: Objective
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
     """The optimizer of the whole params with the method's rules for its heads, and the two rates that the log has."""
-    options, scale = config.optim, config.batch_size / 256
+    scale = batch_size / 256
     shape = {
         "warmup_steps": plan.steps(options.warmup_epochs),
         "total_steps": plan.total_steps,
@@ -141,15 +141,13 @@ def build_optimizer(
             heads[name] = optax.chain(heads[name], onto_unit_rows())
         if name in objective.frozen_epochs:
             heads[name] = frozen_at_first(heads[name], plan.steps(objective.frozen_epochs[name]))
-    probe_rate = optim.warmup_cosine(
-        config.probe.lr * scale, warmup_steps=0, total_steps=plan.total_steps, end_factor=0
-    )
-    probe = optim.sgd(probe_rate, probe_rate, weight_decay=config.probe.weight_decay, momentum=config.probe.momentum)
-    tx = make_optimizer(_ssl(options, weights, biases), probe, grad_scale=options.grad_scale, heads=heads)
+    probe_rate = optim.warmup_cosine(probe.lr * scale, warmup_steps=0, total_steps=plan.total_steps, end_factor=0)
+    probe_tx = optim.sgd(probe_rate, probe_rate, weight_decay=probe.weight_decay, momentum=probe.momentum)
+    tx = make_optimizer(_ssl(options, weights, biases), probe_tx, grad_scale=options.grad_scale, heads=heads)
     return tx, {"lr_weights": weights, "lr_biases": biases}
 
 
-def _ssl(options: ConfigDict, weights: optim.Rate, biases: optim.Rate) -> optax.GradientTransformation:
+def _ssl(options: Optim, weights: optim.Rate, biases: optim.Rate) -> optax.GradientTransformation:
     """The optimizer that `config.optim` names, for backbone and heads."""
     if options.name == "lars":
         return optim.lars(

@@ -35,11 +35,11 @@ class Recorder:
 
     def __init__(self, run: TrainingRun, step: int, last: int) -> None:
         self._run, self._step = run, step
-        self._log = RunLog(run.folder, first_step=step, tensorboard=run.config.log.tensorboard)
+        self._log = RunLog(run.folder, first_step=step, tensorboard=run.settings.log.tensorboard)
         self._progress = Progress(
             first_step=step,
             total_steps=last,
-            batch_size=run.config.batch_size,
+            batch_size=run.settings.batch_size,
             steps_per_epoch=run.plan.steps_per_epoch,
             unit=run.unit,
             terms=run.terms,
@@ -116,7 +116,7 @@ class Recorder:
             messages.say(f"first window of steps done {seconds:.0f} s after the start")
             self._compiled = True
         messages.say(self._progress.line(step, values) + watchdog.slowest_line())
-        if values["train/bad_steps"] >= self._run.config.nonfinite_limit:
+        if values["train/bad_steps"] >= self._run.settings.nonfinite_limit:
             self._give_up(step, values, state)
 
     def _give_up(self, step: int, values: dict[str, float], state: TrainState) -> None:

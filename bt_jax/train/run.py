@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
+from bt_jax.config.sections import Run
 from bt_jax.data.batches import Feed, Step
 from bt_jax.evals.base import Evaluator
 from bt_jax.run_folder.checkpoints import Checkpoints
@@ -22,7 +21,7 @@ class TrainingRun(NamedTuple):
       terms: metrics that the progress line shows after the loss.
     """
 
-    config: ConfigDict
+    settings: Run
     folder: Path
     plan: Plan
     step: Step

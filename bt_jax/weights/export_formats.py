@@ -48,7 +48,7 @@ class Form(NamedTuple):
     usage: str
 
 
-def checkpoint_folder(source: Source, path: Path) -> None:
+def write_checkpoint(source: Source, path: Path) -> None:
     """A checkpoint as a run writes it, without what only training needs."""
     write_encoder(path, model=source.model, variables=source.variables, projector=source.projector)
 
@@ -77,12 +77,12 @@ def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any
         raise
 
 
-def safetensors(source: Source, path: Path) -> None:
+def write_safetensors(source: Source, path: Path) -> None:
     """torchvision's state dict; the metadata says how `load_encoder` builds the network."""
     _save(source.state_dict(), path, {METADATA: json.dumps(source.model)})
 
 
-def torch(source: Source, path: Path) -> None:
+def write_torch(source: Source, path: Path) -> None:
     """torchvision's state dict as PyTorch saves it."""
     try:
         import torch
@@ -93,7 +93,7 @@ def torch(source: Source, path: Path) -> None:
     torch.save({key: torch.from_numpy(np.array(value)) for key, value in source.state_dict().items()}, path)
 
 
-def timm(source: Source, path: Path) -> None:
+def write_timm(source: Source, path: Path) -> None:
     """A folder for timm.create_model("local-dir:PATH")."""
     build = source.model["build"]
     _refuse_special(build, "timm")
@@ -112,7 +112,7 @@ def timm(source: Source, path: Path) -> None:
     _save(source.state_dict(), path / "model.safetensors")
 
 
-def hugging_face(source: Source, path: Path) -> None:
+def write_hugging_face(source: Source, path: Path) -> None:
     """A folder for transformers.ResNetModel.from_pretrained(PATH)."""
     build = source.model["build"]
     if build["small_images"]:
@@ -152,7 +152,7 @@ def hugging_face(source: Source, path: Path) -> None:
     )
 
 
-def detectron2(source: Source, path: Path) -> None:
+def write_detectron2(source: Source, path: Path) -> None:
     """The pickle that MODEL.WEIGHTS takes: a dict of numpy arrays, as tools/convert-torchvision-to-d2.py leaves it."""
     import pickle
 
@@ -163,7 +163,7 @@ def detectron2(source: Source, path: Path) -> None:
         pickle.dump({"model": arrays, "__author__": "bt_jax", "matching_heuristics": True}, file)
 
 
-def stablehlo(source: Source, path: Path) -> None:
+def write_stablehlo(source: Source, path: Path) -> None:
     """The program itself, weights and normalisation included: uint8 (n, size, size, c) -> float32 (n, d), any n."""
     net, mean, std = source.net, np.float32(source.model["mean"]), np.float32(source.model["std"])
     variables = jax.tree.map(jnp.asarray, source.variables)
@@ -205,37 +205,37 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 FORMS = {
     "checkpoint": Form(
-        checkpoint_folder,
+        write_checkpoint,
         "",
         'net, variables = bt_jax.load_encoder("{path}")  # images normalised by mean and std\n'
         "features = net.apply(variables, images, train=False)",
     ),
     "safetensors": Form(
-        safetensors,
+        write_safetensors,
         ".safetensors",
         "model = torchvision.models.{arch}()\nmodel.fc = torch.nn.Identity()\n"
         'model.load_state_dict(safetensors.torch.load_file("{path}"))',
     ),
     "torch": Form(
-        torch,
+        write_torch,
         ".pth",
         "model = torchvision.models.{arch}()\nmodel.fc = torch.nn.Identity()\n"
         'model.load_state_dict(torch.load("{path}", weights_only=True))',
     ),
-    "timm": Form(timm, "", 'model = timm.create_model("local-dir:{path}", pretrained=True)'),
+    "timm": Form(write_timm, "", 'model = timm.create_model("local-dir:{path}", pretrained=True)'),
     "huggingface": Form(
-        hugging_face,
+        write_hugging_face,
         "",
         'model = transformers.ResNetModel.from_pretrained("{path}")\nfeatures = model(images).pooler_output.flatten(1)',
     ),
     "detectron2": Form(
-        detectron2,
+        write_detectron2,
         ".pkl",
         "MODEL:\n  WEIGHTS: {path}\n  PIXEL_MEAN: {pixel_mean}\n  PIXEL_STD: {pixel_std}\n"
         "  RESNETS: {{DEPTH: {depth}, STRIDE_IN_1X1: False}}\nINPUT: {{FORMAT: RGB}}",
     ),
     "stablehlo": Form(
-        stablehlo,
+        write_stablehlo,
         ".stablehlo",
         'encoder = jax.export.deserialize(bytearray(open("{path}", "rb").read()))\n'
         "features = encoder.call(images)  # uint8 (n, {size}, {size}, {channels})",

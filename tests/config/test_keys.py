@@ -30,7 +30,7 @@ def test_smoke_trains_on_training_images(name):
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_that_must_be_positive(key, value):
     config = keys.pretrain()
-    keys.check(config)
+    keys.read(config)
     config.update_from_flattened_dict({key: float(value) if key == "total_epochs" else value})
     with pytest.raises(UserError, match=f"config.{key}={value}.* must be positive"):
-        keys.check(config)
+        keys.read(config)

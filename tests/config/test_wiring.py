@@ -138,7 +138,7 @@ def prepared(tmp_path_factory):
             seen.watch(where, name)
         patch.setattr(step, "SplitProjector", Whole)
         config = changed(keys.pretrain(), **{key: value for key, (value, *_) in PRETRAIN.items()})
-        seen.run = pretrain._prepare(config, str(tmp_path_factory.mktemp("run")), 0.0)
+        seen.run = pretrain._prepare(keys.read(config), str(tmp_path_factory.mktemp("run")), 0.0)
         rows, apply = [], Mean.apply
         patch.setattr(Mean, "apply", lambda self, v, x, *, train: rows.append(len(x)) or apply(self, v, x, train=train))
         shapes = jax.eval_shape(seen.run.fresh)
@@ -182,7 +182,9 @@ def test_the_seed_reaches_every_stream(prepared):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_dtype_reaches_both_networks(dtype):
-    nets = build.build_nets(changed(keys.pretrain(), **{"model.dtype": dtype, "model.width": 1 / 64}), 3, BarlowTwins())
+    nets = build.build_nets(
+        changed(keys.pretrain(), **{"model.dtype": dtype, "model.width": 1 / 64}).model, 3, BarlowTwins()
+    )
     assert [net.options["dtype"] for net in (nets.backbone, *nets.heads.values())] == [dtype] * 2
 
 
@@ -296,7 +298,7 @@ def tuned(tmp_path_factory):
         seen.watch(step, "make_step")
         config = changed(keys.finetune(), **{key: value for key, (value, *_) in FINETUNE.items()})
         seen.training = finetune._prepare(
-            from_encoder.complete(config), str(tmp_path_factory.mktemp("run")), 0.0
+            keys.read(from_encoder.complete(config)), str(tmp_path_factory.mktemp("run")), 0.0
         ).training
         return seen
 
@@ -320,7 +322,7 @@ def test_an_encoders_normalisation_can_be_set(monkeypatch):
         changed(config, **{"views.mean": (0.7,) * 3, "views.std": (0.8,) * 3}), dtype="bfloat16"
     )
     assert (own.mean, own.std, own.net.options["dtype"]) == ((0.7,) * 3, (0.8,) * 3, "bfloat16")
-    recipe = from_encoder.view_recipe(config, own)
+    recipe = from_encoder.view_recipe(config.views, own)
     assert (recipe.size, recipe.mean, recipe.std) == (9, own.mean, own.std)
 
 

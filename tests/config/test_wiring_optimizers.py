@@ -38,7 +38,9 @@ def updates(tx, steps, params=PARAMS, gradient=GRADIENT):
 
 def built(**values):
     config = changed(keys.pretrain(), **{"optim.warmup_epochs": 0.0, "batch_size": 512} | values)
-    tx, rates = optimizer.build_optimizer(config, epochs.Plan(5, 20), BarlowTwins())
+    tx, rates = optimizer.build_optimizer(
+        config.optim, config.probe, config.batch_size, epochs.Plan(5, 20), BarlowTwins()
+    )
     return tx, {name: float(rate(0)) for name, rate in rates.items()}
 
 
@@ -75,7 +77,7 @@ def test_the_optimizer_of_finetuning_does_what_the_config_says():
     def of(**values):
         config = changed(keys.finetune(), **{f"optim.{name}": value for name, value in values.items()})
         config.total_epochs, config.extend_epochs = 3.0, 1.0
-        tx, rates = finetune._optimizer(config, epochs.Plan(5, 20))
+        tx, rates = finetune._optimizer(config.optim, epochs.Plan(5, 20), config.total_epochs + config.extend_epochs)
         params = {"backbone": {"layer": {"kernel": np.float32([[2.0]])}}, "classifier": {"kernel": np.float32([[3.0]])}}
         found = updates(tx, 6, params, jax.tree.map(np.ones_like, params))
         return np.stack([found["classifier/kernel"], found["backbone/layer/kernel"]], axis=1), rates

@@ -51,7 +51,7 @@ def save(run, *, seed):
             value = rng.uniform(0.5, 1.5, leaf.shape) - (name in ("bias", "mean"))
         return jnp.asarray(value, jnp.float32)
 
-    options = build.backbone_options(tiny(), 3)
+    options = build.backbone_options(tiny().model, 3)
     net = models.build(**options)
     variables = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(net.init, jax.random.key(0)))
     rest = {"kernel": jnp.zeros((2, 2))}

@@ -29,7 +29,7 @@ def trained(devices, steps, views_of):
         Nets(invariance.OneConv(), heads),
         changed(new_method.get_config(), batch_size=256, **{f"optim.{name}": value for name, value in OPTIM.items()}),
     )
-    tx, _ = optimizer.build_optimizer(config, epochs.Plan(2, 9), objective)
+    tx, _ = optimizer.build_optimizer(config.optim, config.probe, config.batch_size, epochs.Plan(2, 9), objective)
 
     def create(key):
         return build.initial_state(key, nets, tx, objective, probe_classes=10, images=ROWS)

@@ -169,7 +169,7 @@ def test_evaluating_may_take_long(monkeypatch):
     seen.at(3, Phase.EVALUATING, "KNN", None)
     clock.go_on(seen, 3600)
     assert clock.ended == []
-    seen.at(3, "training", None)
+    seen.at(3, Phase.TRAINING, "", None)
     clock.go_on(seen, 4)
     assert clock.ended == []
     clock.go_on(seen, 4)
@@ -191,7 +191,7 @@ def test_while_another_gets_on_nobody_is_stuck(monkeypatch):
         monkeypatch.setattr(coordination, name, lambda value=value: value)
     monkeypatch.setattr(exits, "ended", lambda: {})
     seen = watchdog.Watch(stuck_seconds=6, silent_seconds=99)
-    seen.at(3, "training", None)
+    seen.at(3, Phase.TRAINING, "", None)
     for step in range(4, 8):
         clock.go_on(seen, 4)
         store.other = store.other | {"step": step}

@@ -70,7 +70,7 @@ def built(config, plan, encoder, recipe, train):
 def test_what_is_not_trained_stays_bit_equal(train, batch_norm):
     encoder = small_encoder()
     config = changed(keys.finetune(), **{"optim.lr_backbone": 0.1, "optim.weight_decay": 0.1, "views.size": 8})
-    training = built(config, epochs.Plan(4, 8), encoder, view_recipe(config, encoder), train)
+    training = built(config, epochs.Plan(4, 8), encoder, view_recipe(config.views, encoder), train)
     trained = {"head": (), "all": tuple(encoder.variables["params"]), "layer4": ("layer4",)}[train]
     state = training.create(jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def test_head_is_torchs_sgd_on_frozen_features():
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda x: x.astype(np.float64), encoder.variables)
         encoder = encoder._replace(variables=variables)
-        recipe = view_recipe(config, encoder, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+        recipe = view_recipe(config.views, encoder, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
         training = built(config, epochs.Plan(1, 3), encoder, recipe, "head")
         step, state = jax.jit(training.step), training.create(jax.random.key(0))
         images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
@@ -125,7 +125,7 @@ def test_schedules():
     found = [float(cosine(step)) for step in (0, 9, 10, 39)]
     np.testing.assert_allclose(found, 0.15 * (1 + np.cos(np.pi * np.array([0, 0, 0.25, 0.75]))), rtol=1e-6)
     config = semisupervised.get_config("percent=10")
-    _, rates = finetune._optimizer(config, epochs.Plan(10, 200))
+    _, rates = finetune._optimizer(config.optim, epochs.Plan(10, 200), config.total_epochs)
     found = [[float(rates[f"lr_{name}"](step)) for step in (0, 119, 121, 161)] for name in ("head", "backbone")]
     np.testing.assert_allclose(found, [[0.5, 0.5, 0.1, 0.02], [0.002, 0.002, 0.0004, 0.00008]], rtol=1e-6)
 
@@ -302,7 +302,9 @@ def test_optimizer_of_frozen_parts_keeps_nothing():
     """Their momentum would be as large as they are."""
     encoder = small_encoder()
     config = changed(keys.finetune(), **{"views.size": 8})
-    state = built(config, epochs.Plan(1, 1), encoder, view_recipe(config, encoder), "head").create(jax.random.key(0))
+    state = built(config, epochs.Plan(1, 1), encoder, view_recipe(config.views, encoder), "head").create(
+        jax.random.key(0)
+    )
     kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
     assert kept < 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params["classifier"])) + 10
 

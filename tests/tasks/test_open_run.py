@@ -17,7 +17,7 @@ def test_another_training_split_leaves_the_config_as_it_is(monkeypatch, tmp_path
     monkeypatch.setattr(feeds, "open_source", lambda *_, **__: Squares())
     config = changed(keys.pretrain(), **{"data.train_split": "learn[8:40]", "data.val_split": "learn", "batch_size": 8})
     before = arguments.to_dict(config)
-    mesh = open_run.open_machine(config)
+    mesh = open_run.open_machine(keys.read(config))
     data = open_run.open_data(config, mesh, 3, lambda source: (source, "look"))
     assert data.train_split == "look" and data.feed.images == 26
     assert open_run.open_schedule(config, data).steps_per_epoch == 26 // 8
@@ -35,8 +35,8 @@ def test_another_training_split_leaves_the_config_as_it_is(monkeypatch, tmp_path
 )
 def test_what_no_run_can_have_is_refused(values, said):
     with pytest.raises(UserError, match=said):
-        open_run.open_machine(changed(tiny(), **values))
+        open_run.open_machine(keys.read(changed(tiny(), **values)))
 
 
 def test_an_evaluation_needs_no_batch_that_divides():
-    assert open_run.open_machine(changed(keys.evaluate(), batch_size=12)).devices.size == 8
+    assert open_run.open_machine(keys.read(changed(keys.evaluate(), batch_size=12))).devices.size == 8

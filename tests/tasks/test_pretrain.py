@@ -218,7 +218,7 @@ def test_made_longer(finished, tmp_path, capsys):
 
 def test_begun_with_given_weights(finished, tmp_path, capsys):
     config = tiny(init_from=str(finished), stop_after_steps=2)
-    nets = build.build_nets(config, 3, BarlowTwins())
+    nets = build.build_nets(config.model, 3, BarlowTwins())
     given = initial_weights.read(config.init_from, nets)
     assert "the encoder and the projector of" in capsys.readouterr().out
     state = initial_weights.begin_with(given, build.build_training(*parts(config)).create(jax.random.key(7)))
@@ -236,15 +236,15 @@ def test_begun_with_given_weights(finished, tmp_path, capsys):
 
 def test_given_weights_of_another_network(finished, capsys):
     config = tiny(**{"model.projector": (32, 32)})
-    assert initial_weights.read(str(finished), build.build_nets(config, 3, BarlowTwins())).projector is None
+    assert initial_weights.read(str(finished), build.build_nets(config.model, 3, BarlowTwins())).projector is None
     assert "its projector is of another shape: a new one" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"is a tiny, .* width 0.125, .* not a tiny, .* width 0.25"):
-        initial_weights.read(str(finished), build.build_nets(tiny(**{"model.width": 0.25}), 3, BarlowTwins()))
+        initial_weights.read(str(finished), build.build_nets(tiny(**{"model.width": 0.25}).model, 3, BarlowTwins()))
 
 
 def parts(config):
     """Arguments of `build.build_training`."""
-    return config, epochs.make_plan(config, 64), build.build_recipe(config), 10, sharding.make_mesh()
+    return config, epochs.make_plan(config, 64), build.build_recipe(config.views), 10, sharding.make_mesh()
 
 
 def same_encoder(a, b):

@@ -58,7 +58,7 @@ def finish(monkeypatch, tmp_path, concluded):
         frozen = SimpleNamespace(embed="net", by=lambda embed: SimpleNamespace(embed=embed))
         this = SimpleNamespace(
             training=SimpleNamespace(
-                config=config, folder=tmp_path, started=0.0, feed=SimpleNamespace(passes=lambda *_: list)
+                settings=config, folder=tmp_path, started=0.0, feed=SimpleNamespace(passes=lambda *_: list)
             ),
             fresh=lambda: BEFORE,
             frozen=frozen,
@@ -109,7 +109,7 @@ def test_scores_are_of_the_row_that_they_stand_in(monkeypatch):
     monkeypatch.setattr(pretrain.protocols, "KNN", KNN)
     monkeypatch.setattr(pretrain.protocols, "LinearProbe", LinearProbe)
     feed = SimpleNamespace(images=10)
-    this = SimpleNamespace(training=SimpleNamespace(config=keys.pretrain(), feed=feed))
+    this = SimpleNamespace(training=SimpleNamespace(settings=keys.pretrain(), feed=feed))
     found = pretrain._final_scores(this, {name: (None, name) for name in right})
     assert found["knn_top1"] == {"trained": 0.375, "untrained": 0.125}
     assert found["linear_top1"] == {"trained": 0.75, "untrained": 0.25}
@@ -133,7 +133,7 @@ def test_pictures_before_and_after_are_named_rightly(monkeypatch):
     this = SimpleNamespace(
         sample={"image": image, "id": np.arange(20)},
         recipe=recipe,
-        training=SimpleNamespace(config=keys.pretrain()),
+        training=SimpleNamespace(settings=keys.pretrain()),
         correlation=SimpleNamespace(of=lambda state: matrices[state.name], history=lambda: history),
     )
     shown = pretrain._pictures(this, BEFORE, AFTER)

@@ -23,7 +23,7 @@ def trained(names):
     options = {"optim.name": "sgd", "optim.lr_weights": 1.0, "optim.weight_decay": 0.1, "optim.momentum": 0.5}
     options |= {"optim.end_factor": 0.0, "optim.warmup_epochs": 0.0, "batch_size": 256}
     config = changed(keys.pretrain(), **options)
-    tx, _ = optimizer.build_optimizer(config, epochs.Plan(2, STEPS), Rules())
+    tx, _ = optimizer.build_optimizer(config.optim, config.probe, config.batch_size, epochs.Plan(2, STEPS), Rules())
     params = {name: {"kernel": jnp.asarray(start())} for name in names}
     state, kernels = tx.init(params), {name: [] for name in names}
     update = jax.jit(tx.update)

@@ -484,10 +484,10 @@ def test_normalisation_goes_into_every_form(tmp_path, monkeypatch):
     build = {"arch": "resnet18", "small_images": False, "width": 1.0, "channels": 3, "stem_padding": 1}
     source = export_formats.Source({"build": build, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}, {}, None, 224)
     monkeypatch.setattr(export_formats.Source, "state_dict", lambda self: {})
-    export_formats.timm(source, tmp_path / "timm")
+    export_formats.write_timm(source, tmp_path / "timm")
     timm = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]
     assert (timm["mean"], timm["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    export_formats.hugging_face(source, tmp_path / "hf")
+    export_formats.write_hugging_face(source, tmp_path / "hf")
     hub = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
     assert (hub["image_mean"], hub["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     said = model_card._usage("detectron2", tmp_path / "r18.pkl", source)  # which takes grey levels

@@ -40,9 +40,9 @@ FAULTS = (
     ),
     Fault(
         "frozen-stale",
-        "Frozen.of",
-        "if state is not self._state or self._found is None:",
-        "if self._found is None:",
+        "cached_for_last_state.cached",
+        "if last is None or last[0] is not state:",
+        "if last is None:",
         ("test_protocols_share_the_features",),
     ),
     Fault(
@@ -185,8 +185,8 @@ FAULTS = (
     Fault(
         "finetune-statistics",
         "build_training",
-        'batch_statistics=batch_norm == "train"',
-        "batch_statistics=True",
+        "batch_statistics=batch_statistics,",
+        "batch_statistics=True,",
         ("test_head_is_torchs_sgd_on_frozen_features",),
     ),
     Fault(

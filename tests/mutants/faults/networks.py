@@ -59,8 +59,8 @@ FAULTS = (
     Fault(
         "augment-grayscale-draw",
         "draw",
-        "grayscale=u[32] < view.grayscale",
-        "grayscale=u[32] < view.flip",
+        "grayscale=u[GRAYSCALE] < view.grayscale",
+        "grayscale=u[GRAYSCALE] < view.flip",
         ("test_probabilities_and_strengths",),
     ),
     Fault(

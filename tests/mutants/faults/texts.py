@@ -38,8 +38,8 @@ FAULTS = (
     Fault(
         "text-help-task",
         "describe",
-        "_run, pretrain, _encoder_task, evaluate, finetune",
-        "_run, pretrain, _encoder_task, finetune",
+        "in TASKS.items()",
+        "in list(TASKS.items())[:2]",
         ("test_help_names_every_key",),
     ),
     Fault("text-nearest", "suggestions", "close + [name", "[name", ("test_wrong_command_line",)),
@@ -67,7 +67,7 @@ FAULTS = (
     Fault(
         "text-batch-warning",
         "check_rate",
-        "not in (0, config.batch_size)",
+        "not in (0, settings.batch_size)",
         "not in (0,)",
         ("test_batch_changed_behind_the_recipe_warns",),
     ),

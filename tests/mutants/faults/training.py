@@ -136,8 +136,8 @@ FAULTS = (
     Fault(
         "loop-limit-late",
         "Recorder._write",
-        ">= self._run.config.nonfinite_limit",
-        "> self._run.config.nonfinite_limit",
+        ">= self._run.settings.nonfinite_limit",
+        "> self._run.settings.nonfinite_limit",
         ("test_the_limit_of_steps_that_are_not_finite",),
     ),
     Fault(
@@ -250,15 +250,15 @@ FAULTS = (
     Fault(
         "loop-stop-after",
         "_milestones",
-        "run.config.stop_after_steps or run.plan.total_steps",
+        "run.settings.stop_after_steps or run.plan.total_steps",
         "run.plan.total_steps",
         ("test_who_has_its_turn_when",),
     ),
     Fault(
         "build-plan-extended",
         "make_plan",
-        "config.total_epochs + config.extend_epochs",
-        "config.total_epochs",
+        "settings.total_epochs + settings.extend_epochs",
+        "settings.total_epochs",
         ("test_a_pretraining_key_arrives",),
     ),
 )

@@ -44,28 +44,28 @@ FAULTS = (
     Fault("files-metadata", "_agreeing", "if not agrees:", "if False:", ("test_metadata_of_other_weights",)),
     Fault(
         "targets-std",
-        "hugging_face",
+        "write_hugging_face",
         '"image_std": list(source.model["std"])',
         '"image_std": list(source.model["mean"])',
         ("test_normalisation_goes_into_every_form",),
     ),
     Fault(
         "targets-timm-std",
-        "timm",
+        "write_timm",
         '"std": list(source.model["std"])',
         '"std": list(source.model["mean"])',
         ("test_normalisation_goes_into_every_form",),
     ),
     Fault(
         "targets-stablehlo",
-        "stablehlo.features",
+        "write_stablehlo.features",
         "/ 255 - mean",
         "/ 256 - mean",
         ("test_stablehlo_takes_any_number_of_uint8_images",),
     ),
     Fault(
         "targets-batches",
-        "detectron2",
+        "write_detectron2",
         "if not key.endswith(state_dicts.BATCHES)",
         "",
         ("test_full_width_for_timm_and_detectron2",),
@@ -101,12 +101,16 @@ FAULTS = (
     Fault(
         "encoder-scratch",
         "open_encoder",
-        "if config.scratch:",
+        "if settings.scratch:",
         "if False:",
         ("test_scratch_is_the_same_architecture_anew",),
     ),
     Fault(
-        "encoder-arch", "open_encoder", "if config.arch and config.arch != arch:", "if False:", ("test_wrong_input",)
+        "encoder-arch",
+        "open_encoder",
+        "if settings.arch and settings.arch != arch:",
+        "if False:",
+        ("test_wrong_input",),
     ),
     Fault(
         "encoder-own-data",

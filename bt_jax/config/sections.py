@@ -1,0 +1,121 @@
+"""Sections of a config, which refuse impossible values, and those that every task has.
+
+A section is a dataclass. Each of its fields is a key with its default and its help.
+
+Keys carry their unit (`_epochs`, `_steps`). Learning rates are per 256 images, and training multiplies them by
+batch_size / 256. A default of None is filled in later, as the help of its key says.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from bt_jax.config import arguments
+from bt_jax.messages import UserError
+
+
+def key(default: Any, help: str) -> Any:
+    """A field of a section: its default, and the text that --help shows."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Keys that belong together.
+
+    Attributes:
+      PATH: where they stand in a config, such as "optim."; for messages.
+      CHOICES: key -> its valid values.
+      POSITIVE: keys that must be above 0.
+    """
+
+    PATH: ClassVar[str] = ""
+    CHOICES: ClassVar[Mapping[str, Iterable[str]]] = {}
+    POSITIVE: ClassVar[Iterable[str]] = ()
+
+    def __post_init__(self) -> None:
+        for name, valid in self.CHOICES.items():
+            arguments.choose(f"config.{self.PATH}{name}", getattr(self, name), valid)
+        for name in self.POSITIVE:
+            path, value = self.PATH + name, getattr(self, name)
+            if value <= 0:
+                raise UserError(f"config.{path}={value} must be positive", f"Set --config.{path} to a positive number.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch(Section):
+    """The watchdog, which ends a run that makes no progress."""
+
+    stuck_seconds: float = key(3600.0, "exit with a diagnosis after this long without a training step; 0: never")
+    silent_seconds: float = key(60.0, "exit if another process sends no heartbeat for this long")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Section):
+    """The images."""
+
+    name: str = key("patterns", '"patterns" (embedded) or the name of a TFDS data set')
+    dir: str = key("", 'folder of TFDS data sets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets')
+    folder: str = key("", "folder of images, with labels by sub-folder or none; replaces the data set of data.name")
+    npz: str = key("", "file that `python -m bt_jax.prepare --npz` wrote; needs no TensorFlow")
+    broken_limit: float = key(0.01, "stop if more than this fraction of images is unreadable; broken.txt lists them")
+    train_split: str = key("train", "split to train on")
+    val_split: str = key("test", 'held-out split; "": none, and no evaluation while training')
+    on_device: bool = key(True, "keep the whole set on the device as uint8; False: stream it with tf.data")
+    canvas: int = key(512, "pixels of the square onto which streamed images are decoded")
+    shuffle_buffer: int = key(0, "window of images to shuffle in; 0: a permutation if storage allows it. Streamed only")
+
+
+@dataclasses.dataclass(frozen=True)
+class Log(Section):
+    """Metrics."""
+
+    PATH, POSITIVE = "log.", ("every_steps",)
+
+    every_steps: int = key(50, "steps between two lines of metrics; also the steps of one dispatch of resident data")
+    tensorboard: bool = key(True, "write TensorBoard files too")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(Section):
+    """What is kept to resume from."""
+
+    every_epochs: float = key(10.0, "epochs between two checkpoints; 0: only at the end")
+    keep_last: int = key(2, "number of newest checkpoints to keep")
+    keep_every_epochs: float = key(0.0, "keep the checkpoints of every so many epochs for good; 0: none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evals(Section):
+    """Evaluation in every task."""
+
+    PATH, POSITIVE = "evals.", ("batch_size",)
+
+    batch_size: int = key(500, "images at a time, over all devices")
+    resize: int = key(0, "resize the shorter side to this, then crop the centre, as for ImageNet; 0: no")
+    train_images: int = key(0, "number of training images to extract features from; 0: all")
+    val_images: int = key(0, "number of held-out images to evaluate on; 0: all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Section):
+    """Keys that every task has."""
+
+    POSITIVE = ("batch_size", "total_epochs")
+    CHOICES: ClassVar = {"platform": ("any", "cpu", "gpu", "tpu")}
+
+    task: str = key("", '"pretrain", "evaluate" or "finetune"; the config file sets it')
+    seed: int = key(0, "of initial weights, views and the order of images")
+    batch_size: int = key(256, "images in a step, over all devices of all processes")
+    total_epochs: float = key(100.0, "passes over the training images; may be a fraction")
+    extend_epochs: float = key(0.0, "epochs added to total_epochs; the only change of schedule allowed on resume")
+    stop_after_steps: int = key(0, "stop at this step of the full schedule, to be resumed later; 0: do not")
+    nonfinite_limit: int = key(10, "stop after so many steps in a row whose loss or gradient is not finite")
+    platform: str = key("any", 'the only platform to run on: "cpu", "gpu" or "tpu"')
+    devices: int = key(0, "the only number of devices to run on; 0: any")
+    self_check: bool = key(True, "first compare what this machine computes with stored numbers (bt_jax.selfcheck)")
+    compile_cache: str = key("auto", 'folder of compiled programs; "auto": the user\'s cache folder, "": none')
+    watch: Watch = dataclasses.field(default_factory=Watch)
+    data: Data = dataclasses.field(default_factory=Data)
+    log: Log = dataclasses.field(default_factory=Log)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
