@@ -21,7 +21,7 @@ def get_config(arg=None):
     config.total_epochs = float(args.epochs)
     config.batch_size = 256
     config.train = "all"
-    config.optim.lr_head = 0.5
+    config.optim.lr_classifier = 0.5
     config.optim.weight_decay = 0.0
     config.optim.momentum = 0.9
     if config_lib.choose("protocol", args.protocol, ("paper", "code")) == "paper":

@@ -74,7 +74,8 @@ def _unknown_key(argv: list[str], text: str) -> UserError:
     unknown = [key for key in given if key not in valid]
     if not unknown:
         return UserError(" ".join(text.split())[:300], "See --help and the head of the config file.")
+    if unknown[0] in arguments.RENAMED_KEYS:
+        new = arguments.RENAMED_KEYS[unknown[0]]
+        return UserError(f"The config key {unknown[0]} has a new name, {new}", f"Write --config.{new}=VALUE.")
     nearest = arguments.suggestions(unknown[0], valid).split(", ")[0]
-    return UserError(
-        f"Unknown config key {unknown[0]!r}", f"Did you mean {nearest}? bt_jax/config/keys.py lists them all."
-    )
+    return UserError(f"Unknown config key {unknown[0]!r}", f"Did you mean {nearest}? `--help` lists them all.")

@@ -10,6 +10,14 @@ from ml_collections import ConfigDict
 
 from bt_jax.messages import UserError
 
+RENAMED_KEYS = {  # of 0.1.0 -> the new name
+    "loss.lambd": "objective.lambd",
+    "loss.form": "objective.form",
+    "model.two_passes": "objective.two_passes",
+    "model.head": "model.projector_sharding",
+    "optim.lr_head": "optim.lr_classifier",
+}
+
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     """The part of --config after the colon: "batch=256,smoke" with defaults batch=2048, smoke=False.

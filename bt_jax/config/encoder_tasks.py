@@ -82,7 +82,7 @@ class FinetuneOptim(Section):
 
     PATH, CHOICES = "optim.", {"schedule": ("cosine", "drops")}
 
-    lr_head: float = key(0.3, "of the classifier")
+    lr_classifier: float = key(0.3, "of the classifier")
     lr_backbone: float = key(0.0, "of the trained parts of the backbone")
     momentum: float = key(0.9, "momentum of SGD")
     nesterov: bool = key(False, "use Nesterov's momentum")
@@ -106,7 +106,9 @@ class Finetune(FromEncoder):
     CHOICES: ClassVar = Run.CHOICES | {"batch_norm": ("auto", "train", "eval")}
 
     task: str = key("finetune", "the config file sets it")
-    train: str = key("head", '"head": the classifier; "all"; or parts of the backbone too, such as "layer3,layer4"')
+    train: str = key(
+        "classifier", '"classifier": it alone; "all"; or parts of the backbone too, such as "layer3,layer4"'
+    )
     batch_norm: str = key("auto", '"train": statistics of the batch; "eval": running ones; "auto": "train" for "all"')
     data: FinetuneData = dataclasses.field(default_factory=FinetuneData)
     views: FinetuneViews = dataclasses.field(default_factory=FinetuneViews)

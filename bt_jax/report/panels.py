@@ -38,7 +38,12 @@ FINETUNING = (
         "Training batches far above held-out images: it learns them by heart.",
         percent=True,
     ),
-    Panel("Learning rate of the classifier", (("train/lr_head", "rate"),), "As the config asks.", zero=True),
+    Panel(
+        "Learning rate of the classifier",
+        (("train/lr_classifier", "rate"), ("train/lr_head", "rate")),
+        "As the config asks.",
+        zero=True,
+    ),
     Panel("Learning rate of the encoder", (("train/lr_backbone", "rate"),), "As the config asks.", zero=True),
 )
 LABEL_FREE = (

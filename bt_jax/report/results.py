@@ -54,8 +54,12 @@ def results_verdict(run: Run) -> tuple[str, str]:
     """(tone, sentence)."""
     rows, about = accuracies(run), flat(run.config).get("encoder", "the encoder")
     if task(run) == "finetune":
-        trained = flat(run.config).get("train", "head")
-        what = "a linear classifier on the frozen encoder" if trained == "head" else f"fine-tuning ({trained})"
+        trained = flat(run.config).get("train", "classifier")
+        what = (
+            "a linear classifier on the frozen encoder"
+            if trained in ("classifier", "head")
+            else f"fine-tuning ({trained})"
+        )
         many = number(run.summary.get("train_images"))
         what += f" from {plural(round(many), 'image')}" if many else ""
     else:

@@ -1,6 +1,6 @@
 """Whether a second start in a run folder means the same run: which keys may differ between the two configs."""
 
-from bt_jax.config.arguments import flatten
+from bt_jax.config.arguments import RENAMED_KEYS, flatten
 
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
 FREE_KEYS = (
@@ -13,13 +13,7 @@ REMOVED_KEYS = {
     "loss.gather_dtype": ("float32", "embeddings are sent in float32 alone; finish the run with bt_jax 0.1.0"),
 }
 
-# The new names of keys, and the values that runs had before a key was added.
-RENAMED_KEYS = {
-    "loss.lambd": "objective.lambd",
-    "loss.form": "objective.form",
-    "model.two_passes": "objective.two_passes",
-    "model.head": "model.projector_sharding",
-}
+# The values that runs had before a key was added.
 ADDED_KEYS = {"objective.name": "barlow_twins"}
 
 PER_HOST_KEYS = ("data.dir", "data.npz", "compile_cache")  # may differ between the hosts of one run

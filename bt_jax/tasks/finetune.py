@@ -113,9 +113,14 @@ def _labelled_share(settings: Finetune, source: Source) -> tuple[Source, str]:
 
 
 def trained_parts(train: str, parts: list[str]) -> dict[str, tuple[str, ...]]:
-    """Network -> its trained parts, of "head", "all" or "layer4,layer3"; `parts`: all those of the backbone."""
-    names = {"head": [], "all": parts}.get(train, [name.strip() for name in train.split(",")])
-    chosen = tuple(arguments.choose("config.train", name, ("head", "all", *parts)) for name in names)
+    """Network -> its trained parts.
+
+    Args:
+      train: "classifier", "all", or names among `parts` such as "layer4,layer3".
+      parts: all those of the backbone.
+    """
+    names = {"classifier": [], "all": parts}.get(train, [name.strip() for name in train.split(",")])
+    chosen = tuple(arguments.choose("config.train", name, ("classifier", "all", *parts)) for name in names)
     return {"backbone": chosen, "classifier": ("kernel", "bias")}
 
 
@@ -152,13 +157,12 @@ def build_training(
 def _optimizer(options: FinetuneOptim, plan: epochs.Plan, total_epochs: float):
     """SGD for the trained params, and the rates of classifier and backbone."""
     rates = {
-        "head": _schedule(options.lr_head, options, plan, total_epochs),
+        "classifier": _schedule(options.lr_classifier, options, plan, total_epochs),
         "backbone": _schedule(options.lr_backbone, options, plan, total_epochs),
     }
     sgd = {"weight_decay": options.weight_decay, "momentum": options.momentum, "nesterov": options.nesterov}
     parts = {name: optim.sgd(rate, rate, **sgd) for name, rate in rates.items()}
-    labels = {"classifier": "head", "backbone": "backbone"}
-    tx = optax.multi_transform(parts, lambda params: {name: labels[name] for name in params})
+    tx = optax.multi_transform(parts, lambda params: {name: name for name in params})
     return tx, {f"lr_{name}": rate for name, rate in rates.items()}
 
 

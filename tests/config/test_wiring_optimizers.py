@@ -82,7 +82,7 @@ def test_the_optimizer_of_finetuning_does_what_the_config_says():
         found = updates(tx, 6, params, jax.tree.map(np.ones_like, params))
         return np.stack([found["classifier/kernel"], found["backbone/layer/kernel"]], axis=1), rates
 
-    plain = {"lr_head": 0.4, "lr_backbone": 0.02, "momentum": 0.0, "weight_decay": 0.1}
+    plain = {"lr_classifier": 0.4, "lr_backbone": 0.02, "momentum": 0.0, "weight_decay": 0.1}
     found, rates = of(**plain)
     wanted = np.array([-0.4 * 1.3, -0.02 * 1.2])
     np.testing.assert_allclose(found[0], wanted, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""What starts from an encoder: fine-tuning whole, in part and of the head alone; evaluation; and what can be wrong."""
+"""What starts from an encoder: fine-tuning whole, in part and of the classifier alone; evaluation; and what can be wrong."""
 
 import json
 
@@ -66,17 +66,17 @@ def built(config, plan, encoder, recipe, train):
     return finetune.build_training(config, plan, encoder, recipe, 5, sharding.make_mesh(), trained)
 
 
-@pytest.mark.parametrize("train, batch_norm", [("head", "eval"), ("all", "train"), ("layer4", "eval")])
+@pytest.mark.parametrize("train, batch_norm", [("classifier", "eval"), ("all", "train"), ("layer4", "eval")])
 def test_what_is_not_trained_stays_bit_equal(train, batch_norm):
     encoder = small_encoder()
     config = changed(keys.finetune(), **{"optim.lr_backbone": 0.1, "optim.weight_decay": 0.1, "views.size": 8})
     training = built(config, epochs.Plan(4, 8), encoder, view_recipe(config.views, encoder), train)
-    trained = {"head": (), "all": tuple(encoder.variables["params"]), "layer4": ("layer4",)}[train]
+    trained = {"classifier": (), "all": tuple(encoder.variables["params"]), "layer4": ("layer4",)}[train]
     state = training.create(jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (8, 8, 8, 3), np.uint8), "id": np.arange(8), "label": np.arange(8) % 5}
     new, shown = jax.jit(training.step)(state, batch)
-    assert shown["train/loss"] > 0 and ("train/lr_backbone" in shown) == (train != "head")
+    assert shown["train/loss"] > 0 and ("train/lr_backbone" in shown) == (train != "classifier")
     for part, before in encoder.variables["params"].items():
         after = jax.tree.leaves(jax.device_get(new.params["backbone"][part]))
         same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), after, strict=True)]
@@ -88,17 +88,17 @@ def test_what_is_not_trained_stays_bit_equal(train, batch_norm):
     assert all(np.array_equal(a, b) for a, b in stats) == (batch_norm == "eval")
 
 
-def test_head_is_torchs_sgd_on_frozen_features():
+def test_the_classifier_is_torchs_sgd_on_frozen_features():
     """Three steps in float64 against the rule of torch.optim.SGD written out; decay, momentum, cosine by epoch."""
     encoder = small_encoder("float64")
-    options = {"optim.lr_head": 0.3, "optim.weight_decay": 0.01, "total_epochs": 3.0, "views.size": 8}
+    options = {"optim.lr_classifier": 0.3, "optim.weight_decay": 0.01, "total_epochs": 3.0, "views.size": 8}
     options |= {"views.crop_scale": (1.0, 1.0), "views.flip": 0.0}
     config = changed(keys.finetune(), **options)
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda x: x.astype(np.float64), encoder.variables)
         encoder = encoder._replace(variables=variables)
         recipe = view_recipe(config.views, encoder, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
-        training = built(config, epochs.Plan(1, 3), encoder, recipe, "head")
+        training = built(config, epochs.Plan(1, 3), encoder, recipe, "classifier")
         step, state = jax.jit(training.step), training.create(jax.random.key(0))
         images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
         batch = {"image": images, "id": np.arange(8), "label": np.arange(8) % 5}
@@ -126,7 +126,7 @@ def test_schedules():
     np.testing.assert_allclose(found, 0.15 * (1 + np.cos(np.pi * np.array([0, 0, 0.25, 0.75]))), rtol=1e-6)
     config = semisupervised.get_config("percent=10")
     _, rates = finetune._optimizer(config.optim, epochs.Plan(10, 200), config.total_epochs)
-    found = [[float(rates[f"lr_{name}"](step)) for step in (0, 119, 121, 161)] for name in ("head", "backbone")]
+    found = [[float(rates[f"lr_{name}"](step)) for step in (0, 119, 121, 161)] for name in ("classifier", "backbone")]
     np.testing.assert_allclose(found, [[0.5, 0.5, 0.1, 0.02], [0.002, 0.002, 0.0004, 0.00008]], rtol=1e-6)
 
 
@@ -274,24 +274,24 @@ def test_accuracies():
 def test_constants_of_the_protocols():
     """Paper, appendices B and C, and the reference's evaluate.py; VISSL's configs."""
     one, semi = linear.get_config(), semisupervised.get_config("percent=1")
-    assert (one.total_epochs, one.batch_size, one.train) == (100, 256, "head")
-    assert (one.optim.lr_head, one.optim.weight_decay, one.optim.momentum, one.optim.schedule) == (
+    assert (one.total_epochs, one.batch_size, one.train) == (100, 256, "classifier")
+    assert (one.optim.lr_classifier, one.optim.weight_decay, one.optim.momentum, one.optim.schedule) == (
         0.3,
         1e-6,
         0.9,
         "cosine",
     )
     assert (semi.total_epochs, semi.train, semi.optim.weight_decay, semi.data.fraction) == (20, "all", 0, 0.01)
-    assert (semi.optim.lr_backbone, semi.optim.lr_head) == (0.002, 0.5)
+    assert (semi.optim.lr_backbone, semi.optim.lr_classifier) == (0.002, 0.5)
     np.testing.assert_allclose(semi.optim.drop_epochs, (12, 16))
     code = semisupervised.get_config("percent=10,protocol=code").optim
-    assert (code.lr_backbone, code.lr_head, code.schedule) == (0.005, 0.5, "cosine")
+    assert (code.lr_backbone, code.lr_classifier, code.schedule) == (0.005, 0.5, "cosine")
     for data, length, drops, vissl in (
         ("places205", 14, (14 / 3, 28 / 3), (4, 8, 12)),
         ("inat18", 84, (28, 56), (24, 48, 72)),
     ):
         paper = transfer.get_config(f"data={data}")
-        assert (paper.total_epochs, paper.optim.lr_head, paper.optim.weight_decay) == (length, 0.01, 5e-4)
+        assert (paper.total_epochs, paper.optim.lr_classifier, paper.optim.weight_decay) == (length, 0.01, 5e-4)
         np.testing.assert_allclose(paper.optim.drop_epochs, drops)
         np.testing.assert_allclose(transfer.get_config(f"data={data},protocol=vissl").optim.drop_epochs, vissl)
     assert transfer_voc07.get_config().protocols == ("svm",)
@@ -302,7 +302,7 @@ def test_optimizer_of_frozen_parts_keeps_nothing():
     """Their momentum would be as large as they are."""
     encoder = small_encoder()
     config = changed(keys.finetune(), **{"views.size": 8})
-    state = built(config, epochs.Plan(1, 1), encoder, view_recipe(config.views, encoder), "head").create(
+    state = built(config, epochs.Plan(1, 1), encoder, view_recipe(config.views, encoder), "classifier").create(
         jax.random.key(0)
     )
     kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))

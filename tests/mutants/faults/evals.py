@@ -187,7 +187,7 @@ FAULTS = (
         "build_training",
         "batch_statistics=batch_statistics,",
         "batch_statistics=True,",
-        ("test_head_is_torchs_sgd_on_frozen_features",),
+        ("test_the_classifier_is_torchs_sgd_on_frozen_features",),
     ),
     Fault(
         "evaluate-targets",

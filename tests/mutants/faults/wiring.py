@@ -93,7 +93,7 @@ FAULTS = (
         "wiring-finetune-backbone",
         "_optimizer",
         "_schedule(options.lr_backbone",
-        "_schedule(options.lr_head",
+        "_schedule(options.lr_classifier",
         ("test_the_optimizer_of_finetuning_does_what_the_config_says",),
     ),
     Fault(
