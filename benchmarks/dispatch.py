@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from bt_jax import sharding
+from bt_jax.configs import pretrain_cifar10_r18
 from bt_jax.data import device
 from bt_jax.data.order import epoch_order
 from bt_jax.train import build, epochs
-from configs import pretrain_cifar10_r18
 
 
 def main() -> None:

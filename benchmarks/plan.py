@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from bt_jax import augment, models, sharding
+from bt_jax.configs import pretrain_imagenet_r50
 from bt_jax.models.split_projector import SplitProjector
 from bt_jax.objectives import barlow_twins
 from bt_jax.plan import estimate
 from bt_jax.train import build
-from configs import pretrain_imagenet_r50
 
 SLICES = ("v5e:4x4", "v5e:16x16", "v4:4x4x4", "v6e:16x16")
 FORMS = {"plain": ("replicated", "covariance"), "best": ("sharded", "auto")}

@@ -1,11 +1,13 @@
-"""The program: `python -m bt_jax.main --config=configs/FILE.py[:args] --workdir=DIR [--config.KEY=VALUE ...]`.
+"""The program: `python -m bt_jax.main --config=RECIPE[:arguments] --workdir=RUN [--config.KEY=VALUE ...]`.
 
-Trains or evaluates what the config describes and writes everything to the work folder. Given again, the same command
-goes on from the newest checkpoint. A config file opens with its command, its hardware and the number it must reach.
+It trains or evaluates what the recipe describes and writes everything to the run folder. The same command resumes a
+run from its newest checkpoint. RECIPE is a file, or the name of one that comes with the package. A recipe opens with
+its command, its hardware and the number it must reach.
 """
 
 import importlib
 import time
+from functools import partial
 
 from absl import flags
 
@@ -27,14 +29,16 @@ PROCESSES = flags.DEFINE_integer("processes", None, "How many processes; 1: this
 PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
 
-def main(argv: list[str]) -> None:
-    """Dispatches on config.task."""
+def main(argv: list[str], task: str = "") -> None:
+    """Dispatches on config.task, which must be `task` if that is given."""
     started = time.monotonic()
     if len(argv) > 1:
         raise UserError(f"Unknown argument {argv[1]!r}", "Options are written --name=value; see --help.")
     if WORKDIR.value is None:
         raise UserError("No --workdir is given", "Name the folder the run is written to.")
     config = config_program.CONFIG.value
+    if task and config.task != task:
+        raise UserError(f"This recipe is for the task {config.task}, not {task}", f"Run bt-jax {config.task}.")
     _compile_cache(config.compile_cache)
     join.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, silent_seconds=config.watch.silent_seconds)
     watchdog.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)
@@ -71,9 +75,13 @@ def _compile_cache(folder: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)
 
 
-def run(argv: list[str] | None = None) -> None:
-    """Entry point: exit status 0, or 2 with one line on stderr for anything the user can mend; launch/README.md."""
-    config_program.run(main, __doc__, argv)
+def run(argv: list[str] | None = None, task: str = "") -> None:
+    """Entry point: exit status 0, or 2 with one line on stderr for anything the user can fix; launch/README.md.
+
+    Args:
+      task: the only one to run; evaluate and finetune then have a recipe by default.
+    """
+    config_program.run(partial(main, task=task), __doc__, argv, default=task if task != "pretrain" else "")
 
 
 if __name__ == "__main__":

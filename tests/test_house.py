@@ -25,6 +25,7 @@ from tests.support.paths import ROOT
 
 FILES = sorted((ROOT / "bt_jax").rglob("*.py"))
 
+DYNAMIC = ("import_module", "__import__", "run_module")  # imports whose argument is made at run time
 TENSORFLOW = ("bt_jax/data/",)  # the folders that may import it
 TORCH = ("bt_jax/weights/",)
 LIGHT = ("bt_jax", "bt_jax.prepare", "bt_jax.config", "bt_jax.augment.recipes")  # load none of the frameworks
@@ -63,10 +64,10 @@ def imported(name: str) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{name}: a relative import, which no check here follows"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(DYNAMIC):
             # The argument is made at run time, from the file's strings.
             constants = {each.value for each in ast.walk(tree(name)) if isinstance(each, ast.Constant)}
-            strings = {value for value in constants if isinstance(value, str)}
+            strings = {value for value in constants if isinstance(value, str)} - {"__main__"}  # the test of a program
             inner = {f"{text}{name}" for text in strings if text.startswith("bt_jax.") for name in strings}
             found |= {module for module in MODULES if {module, module.removeprefix("bt_jax.")} & strings}
             found |= inner & MODULES.keys()  # made of two strings, such as f"bt_jax.tasks.{name}"

@@ -8,24 +8,32 @@ import logging as std_logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bt_jax import storage
+from bt_jax.config.arguments import suggestions
 from bt_jax.messages import UserError, is_disk_full
 
+RECIPES = Path(__file__).parents[1] / "configs"
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Config file, with arguments after a colon: configs/pretrain_cifar10_r18.py:smoke. Every key can be"
+    "Recipe, with arguments after a colon: quickstart:smoke, or a config file of your own, mine.py. Every key can be"
     " overridden: --config.optim.lr_weights=0.3",
     lock_config=True,
 )
 
 
-def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = None) -> None:
-    """Parses the command line and calls main(argv) with what is not a flag; `doc` heads the help."""
+def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = None, *, default: str = "") -> None:
+    """Parses the command line and calls main(argv) with what is not a flag.
+
+    Args:
+      doc: heads the help.
+      default: the recipe if none is named.
+    """
     if any(argument.startswith("--help") for argument in argv or sys.argv):
         from bt_jax.config import keys
 
@@ -33,7 +41,8 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
     logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
     logging.get_absl_handler().addFilter(_is_told_by_nobody_else)
     try:
-        app.run(main, argv=argv, flags_parser=_parse)
+        sys.argv = _recipe_first(argv or sys.argv, default)  # ml_collections looks for overrides there
+        app.run(main, argv=sys.argv, flags_parser=_parse)
     except UserError as error:
         print(f"bt_jax: {error}", file=sys.stderr)
         sys.exit(error.status)
@@ -44,6 +53,36 @@ def _is_told_by_nobody_else(record: std_logging.LogRecord) -> bool:
     their tracebacks as well."""
     error = record.exc_info[1] if record.exc_info else None
     return error is None or not (is_disk_full(error) or storage.explained(error, ""))
+
+
+def _recipe_first(argv: list[str], default: str) -> list[str]:
+    """The arguments with --config before the keys that override it, and its recipe as a path."""
+    program, rest, named, recipe = argv[:1], iter(argv[1:]), [], default
+    others: list[str] = []
+    for argument in rest:
+        if argument.lstrip("-").partition("=")[0] == "config" and argument.startswith("-"):
+            recipe = argument.partition("=")[2] if "=" in argument else next(rest, "")
+        else:
+            others.append(argument)
+    if recipe:
+        named = [f"--config={find_recipe(recipe)}"]
+    return [*program, *named, *others]
+
+
+def find_recipe(recipe: str) -> str:
+    """A path of "FILE.py:arguments", or of a recipe of the package such as "quickstart:smoke".
+
+    Raises:
+      UserError: there is neither.
+    """
+    name, colon, arguments = recipe.partition(":")
+    if os.path.isfile(name):
+        return recipe
+    stem = name.removeprefix("configs/").removesuffix(".py")
+    names = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "__init__")
+    if stem in names:
+        return f"{RECIPES / stem}.py{colon}{arguments}"
+    raise UserError(f"There is no config file {name}", f"Name a file, or a recipe: {suggestions(stem, names)}.")
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -58,9 +97,7 @@ def _parse(argv: list[str]) -> list[str]:
         raise UserError(" ".join(str(error).split()), "See --help and the head of the config file.") from None
     given = config_flags.get_config_filename(flags.FLAGS["config"]) if flags.FLAGS["config"].present else ""
     if not given:
-        raise UserError("No --config is given", "Name a file of configs/, such as --config=configs/quickstart.py.")
-    if not os.path.isfile(given.split(":")[0]):  # ml_collections would say so only when the config is first read
-        raise UserError(f"There is no config file {given.split(':')[0]}", "Name a file of configs/.")
+        raise UserError("No --config is given", "Name a recipe, such as --config=quickstart.")
     return rest
 
 

@@ -13,7 +13,7 @@ diagonal are then a device's own, and no device holds (D, D): c is made in block
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,7 @@ class BarlowTwins(Objective):
     """
 
     lambd: float = LAMBD
-    form: Form = "auto"
+    form: str = "auto"
     two_passes: bool = True
     mesh: Mesh | None = None
 
@@ -152,7 +152,7 @@ class BarlowTwins(Objective):
         """Paper section 2.1: the cross-correlation of the two embeddings becomes the identity."""
         h = run("backbone", views, together=not self.two_passes)
         z = run("projector", h, together=not self.two_passes)
-        loss, parts = barlow_twins(*z, lambd=self.lambd, form=self.form, mesh=self.mesh)
+        loss, parts = barlow_twins(*z, lambd=self.lambd, form=cast(Form, self.form), mesh=self.mesh)
         return Outcome(loss, h, parts | {"embedding_std": embedding_std(z[0])})
 
 

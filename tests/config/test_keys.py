@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from bt_jax.config import keys
+from bt_jax.configs import quickstart
 from bt_jax.messages import UserError
-from configs import quickstart
 
-CONFIGS = {path.stem: path for path in Path(quickstart.__file__).parent.glob("*.py")}
+CONFIGS = {path.stem: path for path in Path(quickstart.__file__).parent.glob("[!_]*.py")}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_smoke_trains_on_training_images(name):
     """The same splits as the whole recipe, cut: nothing is trained on what it is tested on."""
     arguments = ",val=val" if name == "pretrain_folder" else ""
-    get_config = importlib.import_module(f"configs.{name}").get_config
+    get_config = importlib.import_module(f"bt_jax.configs.{name}").get_config
     whole, smoke = get_config(arguments.lstrip(",")), get_config(f"smoke{arguments}")
     for split in ("train_split", "val_split"):
         assert smoke.data[split].partition("[")[0] in whole.data[split].split("+")

@@ -9,11 +9,11 @@ from PIL import Image
 import bt_jax
 from bt_jax.augment.recipes import View
 from bt_jax.config import arguments
+from bt_jax.configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
 from bt_jax.messages import UserError
 from bt_jax.run_folder import same_run
 from bt_jax.tasks import open_run, pretrain
 from bt_jax.train import build
-from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
 from tests.support.runs import read_lines
 
 pytestmark = pytest.mark.usefixtures("tiny_arch", "compiled_quickly", "one_device")
@@ -133,7 +133,7 @@ def test_batch_changed_behind_the_recipe_warns(capsys):
 def test_views_are_set_key_by_key():
     config = pretrain_cifar10_r18.get_config()
     config.views.view2.blur, config.views.view1.crop_scale = 0.5, (0.3, 0.9)
-    recipe, plain = build.build_recipe(config), build.build_recipe(pretrain_cifar10_r18.get_config())
+    recipe, plain = build.build_recipe(config.views), build.build_recipe(pretrain_cifar10_r18.get_config().views)
     assert recipe.view2 == dataclasses.replace(plain.view2, blur=0.5)
     assert recipe.view1 == dataclasses.replace(plain.view1, crop_scale=(0.3, 0.9))
     assert same_run.differences(arguments.to_dict(pretrain_cifar10_r18.get_config()), arguments.to_dict(config)) == [

@@ -19,10 +19,10 @@ import jaxlib
 import numpy as np
 
 from bt_jax import compilers
+from bt_jax.configs import quickstart
 from bt_jax.run_folder import step_folders
 from bt_jax.selfcheck import comparison
 from bt_jax.tasks import pretrain
-from configs import quickstart
 from tests.support.paths import FIXTURES
 from tests.support.runs import changed, without_speeds
 

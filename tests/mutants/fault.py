@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-CODE = ("bt_jax", "configs")  # folders in which faults are planted
+CODE = ("bt_jax",)  # folders in which faults are planted
 TESTS = "tests"
 
 

@@ -13,10 +13,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bt_jax import sharding
+from bt_jax.configs import quickstart
 from bt_jax.messages import UserError
 from bt_jax.plan import collectives, estimate
 from bt_jax.plan.__main__ import table
-from configs import quickstart
 from tests.support.paths import ROOT
 
 CHIP = estimate.Chip(flops=1e12, memory=2**30, memory_bytes=1e11, link_bytes=1e9, slices=())

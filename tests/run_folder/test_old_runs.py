@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 import bt_jax
 from bt_jax.config import arguments, keys
+from bt_jax.configs import quickstart
 from bt_jax.embed import record
 from bt_jax.run_folder import same_run
 from bt_jax.tasks import from_encoder, pretrain
-from configs import quickstart
 from tests.support.paths import FIXTURES
 from tests.support.runs import changed, read_lines
 

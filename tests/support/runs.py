@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from bt_jax.configs import quickstart
 
 
 def tiny(**changes) -> ConfigDict:

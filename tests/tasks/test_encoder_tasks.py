@@ -1,4 +1,4 @@
-"""What starts from an encoder: fine-tuning whole, in part and of the classifier alone; evaluation; and what can be wrong."""
+"""Tasks that start from an encoder: fine-tuning whole, in part, and of the classifier alone; evaluation; mistakes."""
 
 import json
 
@@ -9,6 +9,9 @@ import pytest
 import bt_jax
 from bt_jax import augment, models, optim, sharding
 from bt_jax.config import keys
+from bt_jax.configs import evaluate as evaluate_config
+from bt_jax.configs import finetune as finetune_config
+from bt_jax.configs import linear, semisupervised, transfer, transfer_voc07
 from bt_jax.data.sources import selection
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.evals import accuracy
@@ -17,9 +20,6 @@ from bt_jax.tasks import evaluate, finetune, pretrain
 from bt_jax.tasks.from_encoder import Encoder, complete, open_encoder, view_recipe
 from bt_jax.train import epochs
 from bt_jax.weights import load
-from configs import evaluate as evaluate_config
-from configs import finetune as finetune_config
-from configs import linear, semisupervised, transfer, transfer_voc07
 from tests.support import runs
 from tests.support.drawn_images import Listed, encode
 from tests.support.runs import changed

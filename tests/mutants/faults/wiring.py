@@ -14,7 +14,7 @@ FAULTS = (
     Fault("wiring-trust", "_ssl", "trust_coefficient=options.trust_coefficient,", "", OPTIMIZER),
     Fault("wiring-warmup", "build_optimizer", "plan.steps(options.warmup_epochs)", "plan.steps(10.0)", OPTIMIZER),
     Fault("wiring-lambd", "BarlowTwins.loss", "lambd=self.lambd,", "", PRETRAIN),
-    Fault("wiring-form", "BarlowTwins.loss", "form=self.form,", "", PRETRAIN),
+    Fault("wiring-form", "BarlowTwins.loss", "form=cast(Form, self.form),", "", PRETRAIN),
     Fault(
         "wiring-two-passes",
         "BarlowTwins.loss",

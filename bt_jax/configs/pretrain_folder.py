@@ -11,7 +11,7 @@ online probe say how far it is; without labels the report's diagonal and spread 
 """
 
 from bt_jax import config as config_lib
-from configs import pretrain_imagenet_r50
+from bt_jax.configs import pretrain_imagenet_r50
 
 SMALL = 64  # pixels: up to here a 7x7 stride-2 stem and a max-pool would leave nothing
 

@@ -1,0 +1,73 @@
+"""The command bt-jax: its words, recipes by name from any folder, and flags in any order."""
+
+import sys
+
+import pytest
+
+from bt_jax import __main__ as command
+from bt_jax import main as program
+from bt_jax.cli import config_program
+from bt_jax.messages import UserError
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working folder without a checkout."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_command_is_in_the_help(capsys):
+    assert command.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"bt-jax {name}" in text for name in command.TASKS + command.TOOLS)
+    assert command.main([]) == 2 and command.main(["trian"]) == 2
+    assert "Unknown command 'trian'. Did you mean" in capsys.readouterr().err
+
+
+def test_a_tool_gets_its_options(elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bt-jax"])
+    with pytest.raises(SystemExit) as ended:
+        command.main(["report", "nowhere"])
+    assert ended.value.code == 2 and "nowhere" in capsys.readouterr().err
+
+
+def test_a_task_gets_its_recipe(monkeypatch):
+    """Evaluation and fine-tuning have one by default; a recipe of another task is refused."""
+    calls = []
+    monkeypatch.setattr(config_program, "run", lambda main, doc, argv, default: calls.append((main, argv[1:], default)))
+    monkeypatch.setattr(sys, "argv", ["bt-jax"])
+    for name in command.TASKS:
+        command.main([name, "--workdir=r"])
+    assert [default for _, _, default in calls] == ["", "evaluate", "finetune"]
+    assert {tuple(rest) for _, rest, _ in calls} == {("--workdir=r",)}
+    assert [main.keywords for main, _, _ in calls] == [{"task": name} for name in command.TASKS]
+
+
+def test_a_recipe_of_another_task(monkeypatch):
+    monkeypatch.setattr(program, "WORKDIR", type("Flag", (), {"value": "r"}))
+    config = type("Config", (), {"task": "finetune"})
+    monkeypatch.setattr(config_program, "CONFIG", type("Flag", (), {"value": config}))
+    with pytest.raises(UserError, match="for the task finetune, not pretrain. Run bt-jax finetune."):
+        program.main(["main"], task="pretrain")
+
+
+def test_recipes_are_found_by_name(elsewhere):
+    (elsewhere / "mine.py").touch()
+    assert config_program.find_recipe("mine.py:smoke") == "mine.py:smoke"
+    package = str(config_program.RECIPES / "quickstart.py")
+    for name in ("quickstart", "quickstart.py", "configs/quickstart.py"):
+        assert config_program.find_recipe(f"{name}:smoke") == f"{package}:smoke"
+        assert config_program.find_recipe(name) == package
+    with pytest.raises(UserError, match="There is no config file quickstrat. Name a file, or a recipe: quickstart, "):
+        config_program.find_recipe("quickstrat")
+
+
+@pytest.mark.parametrize("config", [["--config=quickstart"], ["--config", "quickstart"], ["-config=quickstart"]])
+def test_flags_in_any_order(config):
+    """ml_collections reads the file before the keys that override it, so it must come first."""
+    rest = ["--workdir=OUT", "--config.seed=3"]
+    first = f"--config={config_program.RECIPES / 'quickstart.py'}"
+    assert config_program._recipe_first(["main", *rest, *config], "") == ["main", first, *rest]
+    assert config_program._recipe_first(["main", *rest], "quickstart") == ["main", first, *rest]
+    assert config_program._recipe_first(["main", *rest], "") == ["main", *rest]
