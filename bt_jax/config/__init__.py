@@ -1,4 +1,4 @@
-"""What a config file builds on.
+"""The functions that a config file builds on.
 
 A config file is a program: `get_config(arg)` starts from the keys of a task, such as `pretrain()`, sets what its recipe
 sets, and returns them. `parse_arg` reads `arg`, the part of --config after the colon; `shrink` makes the `:smoke` form.

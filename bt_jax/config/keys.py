@@ -32,7 +32,7 @@ def finetune() -> ConfigDict:
 
 
 def _config(section: Section) -> ConfigDict:
-    """A section and those in it, with placeholders for what is filled in later."""
+    """A ConfigDict of a section and those in it, with placeholders for values that are filled in later."""
     config = ConfigDict()
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
@@ -71,7 +71,7 @@ def _section(kind: type[Section], config: ConfigDict) -> Any:
 
 
 def describe() -> str:
-    """Every key of every task with its default and its help, one a line; keys that tasks share stand in the first."""
+    """Every key with its default and its help, one a line; shared keys are listed under the first task."""
     lines, seen = [], set()
     for name, kind in TASKS.items():
         lines.append(f"\n  task {name}:")

@@ -24,7 +24,7 @@ class Section:
     """Keys that belong together.
 
     Attributes:
-      PATH: where they stand in a config, such as "optim."; for messages.
+      PATH: their prefix in a config, such as "optim."; for messages.
       CHOICES: key -> its valid values.
       POSITIVE: keys that must be above 0.
     """
@@ -78,11 +78,11 @@ class Log(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Section):
-    """What is kept to resume from."""
+    """Checkpoints."""
 
     every_epochs: float = key(10.0, "epochs between two checkpoints; 0: only at the end")
     keep_last: int = key(2, "number of newest checkpoints to keep")
-    keep_every_epochs: float = key(0.0, "keep the checkpoints of every so many epochs for good; 0: none")
+    keep_every_epochs: float = key(0.0, "epochs between checkpoints that are never deleted; 0: none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Run(Section):
     total_epochs: float = key(100.0, "passes over the training images; may be a fraction")
     extend_epochs: float = key(0.0, "epochs added to total_epochs; the only change of schedule allowed on resume")
     stop_after_steps: int = key(0, "stop at this step of the full schedule, to be resumed later; 0: do not")
-    nonfinite_limit: int = key(10, "stop after so many steps in a row whose loss or gradient is not finite")
+    nonfinite_limit: int = key(10, "stop when the loss or gradient of this many steps in a row is not finite")
     platform: str = key("any", 'the only platform to run on: "cpu", "gpu" or "tpu"')
     devices: int = key(0, "the only number of devices to run on; 0: any")
     self_check: bool = key(True, "first compare what this machine computes with stored numbers (bt_jax.selfcheck)")

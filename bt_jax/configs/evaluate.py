@@ -1,4 +1,4 @@
-"""An encoder judged on frozen features: weighted kNN, a quick linear probe, and what can be said without labels.
+"""Evaluation of an encoder on frozen features: weighted kNN, a quick linear probe, and label-free metrics.
 
     python -m bt_jax.main --config=configs/evaluate.py --workdir=runs/mine_evaluated --config.encoder=runs/mine
 

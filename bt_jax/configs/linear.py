@@ -3,9 +3,9 @@
     python -m bt_jax.main --config=configs/linear.py --workdir=runs/linear --config.encoder=runs/imagenet
 
 Arguments, after a colon: epochs=100, smoke. Must reach, for the paper's ResNet-50 on ImageNet: 73.2 / 91.0 top-1 and
-top-5 (paper, Table 1). Constants: reference evaluate.py and paper, appendix B.1. The reference tells the best epoch's
-accuracy, here it is the last's: no epoch is chosen on test images. Its last batch of an epoch may be smaller; here it
-is left out.
+top-5 (paper, Table 1). Constants: reference evaluate.py and paper, appendix B.1. The reference reports the best epoch's
+accuracy; here it is the last epoch's, so that no epoch is chosen on test images. The reference's last batch of an epoch
+may be smaller; here it is left out.
 """
 
 from bt_jax import config as config_lib

@@ -1,4 +1,4 @@
-"""Where a run's images come from, as the training loop sees it: a `Feed`, whose `Batches` take the training steps.
+"""The images of a run as the training loop sees them: a `Feed`, whose `Batches` take the training steps.
 
 `device.ResidentFeed` and `streamed.StreamedFeed` are the two kinds; the loop need not know which one it has.
 """
@@ -20,7 +20,7 @@ SECONDS_TO_STOP = 5  # of training after a signal; a preempted machine is gone a
 
 
 class Advance(NamedTuple):
-    """What `Batches.advance` returns.
+    """The result of `Batches.advance`.
 
     Attributes:
       steps: how many were taken.
@@ -54,12 +54,12 @@ class Batches:
         """Ends what reads ahead."""
 
     def advance(self, state: TrainState, steps: int, stop: StopSignals) -> Advance:
-        """Takes so many steps, or fewer if a stop signal comes and the rest would last more than SECONDS_TO_STOP.
+        """Takes steps; stops early if a stop signal comes and the rest would last more than SECONDS_TO_STOP.
 
         With several processes it takes all of them: the others take the same steps.
 
         Args:
-          steps: at least 1, and all of one epoch.
+          steps: the number of steps, at least 1; they do not cross the end of an epoch.
         """
         left, metrics = steps, []
         while left and not (metrics and stop.immediate and self._estimate(left) > SECONDS_TO_STOP):
@@ -74,11 +74,11 @@ class Batches:
         return Advance(state, steps - left, metrics)
 
     def _estimate(self, steps: int) -> float:
-        """Seconds that so many steps last, by those timed so far; 0 before any was."""
+        """The expected seconds of a number of steps, by those timed so far; 0 if there are none."""
         return steps * self._seconds / max(self._timed, 1)
 
     def dispatch(self, state: TrainState, most: int) -> tuple[TrainState, dict[str, jax.Array], int]:
-        """Gives the device at most so many steps; returns the state, their metrics and how many they are."""
+        """Gives the device up to `most` steps; returns the state, their metrics and their number."""
         raise NotImplementedError
 
 
@@ -96,7 +96,7 @@ class Feed(Protocol):
         ...
 
     def window(self, at_step: int) -> int:
-        """Steps from `at_step` to the next good one for the loop to stop dispatching and look at metrics."""
+        """Steps from `at_step` to the next one at which the loop should read metrics."""
         ...
 
     def sample(self, n: int) -> dict[str, np.ndarray]:

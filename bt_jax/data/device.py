@@ -17,7 +17,7 @@ from bt_jax.state import TrainState
 
 
 class ResidentFeed:
-    """A data set whose arrays lie on the devices as uint8."""
+    """A data set whose arrays are kept on the devices as uint8."""
 
     def __init__(
         self, settings: Run, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str

@@ -1,7 +1,7 @@
-"""What the processes of one run tell each other, over JAX's coordination service, which runs in process 0.
+"""Communication of a run's processes over JAX's coordination service, a key-value store in process 0.
 
-This needs no collective of the devices. A function that waits names the missing process after a time. A single process
-skips all of it.
+It needs no collective of the devices. A function that waits names the missing process when its time is up. A single
+process skips all of it.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from bt_jax.messages import TRY_AGAIN, UserError
 
-WAIT_SECONDS = 1800  # for the others once they have come: one may list a million files; `watchdog` sees who is gone
+WAIT_SECONDS = 1800  # per barrier: a process may list a million files; the watchdog detects dead ones
 
 _gathered = 0  # how often this process has gathered; part of the keys, so that each is used once
 
@@ -21,22 +21,24 @@ def several() -> bool:
     return processes() > 1
 
 
-# Of JAX's own record, not of its devices: these are asked before any device is, and by threads.
+# These read JAX's record of processes, not its devices: they are called before a device exists, and by threads.
 
 
 def processes() -> int:
-    """How many take part."""
+    """The number of processes of the run."""
     return _joined().num_processes
 
 
 def process() -> int:
-    """Which of them this is."""
+    """The number of this process, from 0."""
     return _joined().process_id
 
 
 def store():
-    """The key-value store of the coordination service, or None: it is not public, and nothing that is public waits for
-    another process with a time limit."""
+    """The key-value store of the coordination service, or None for a single process.
+
+    It is not public: no public function waits for another process with a time limit.
+    """
     return _joined().client
 
 
@@ -47,11 +49,11 @@ def _joined():
 
 
 def gather(value: Any, *, what: str, seconds: float | None = None) -> list[Any]:
-    """Every process's value, in their order; all of them must call it equally often.
+    """The value of every process, in their order; all processes must call it equally often.
 
     Args:
       value: JSON-able.
-      what: told where somebody is missing, such as "the comparison of configs".
+      what: the name of the barrier for the message about a missing process, such as "the comparison of configs".
       seconds: to wait; WAIT_SECONDS by default.
 
     Raises:

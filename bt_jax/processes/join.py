@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and what they compare before they train."""
+"""Several processes as one run: they find each other, and compare their settings before they train."""
 
 import os
 import secrets
@@ -14,22 +14,22 @@ from bt_jax import messages, storage
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination, exits
 
-JOIN_SECONDS = 300  # for the others to come at all
-SEEN_SECONDS = 15  # for what one host writes to show on another: network file systems keep lists of files for seconds
+JOIN_SECONDS = 300  # for all processes to start
+SEEN_SECONDS = 15  # for a new file of one host to appear on another: network file systems cache listings for seconds
 
 
 def start(address: str | None, number: int | None, own: int | None, *, silent_seconds: float = 60) -> None:
     """Joins the run's other processes; must come before anything that touches a device.
 
     Args:
-      address: HOST:PORT of process 0. None: JAX looks for SLURM, a TPU slice, Kubernetes, Open MPI; where it finds
-        none of them this process is alone.
-      number: of processes; 1: alone, without looking.
-      own: which of them this is, from 0.
-      silent_seconds: of `watchdog`, which says more than JAX's own, later, look at who is gone.
+      address: HOST:PORT of process 0. None: JAX looks for SLURM, a TPU slice, Kubernetes, Open MPI; if it finds none of
+        them, this process is alone.
+      number: of processes; 1: this process is alone, and JAX does not look.
+      own: the number of this process, from 0.
+      silent_seconds: of the watchdog, whose message says more than that of JAX's own, later timeout.
 
     Raises:
-      UserError: only some of the three are given, or (status 75) the others do not come.
+      UserError: only some of the three are given, or (status 75) the other processes do not start in time.
     """
     if number == 1:
         return
@@ -69,13 +69,13 @@ def start(address: str | None, number: int | None, own: int | None, *, silent_se
 
 
 def _the_only_gpu() -> list[int] | None:
-    """[0] where SLURM shows this task one GPU: JAX would ask for the one with the task's number (jax#28194)."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [0] if "SLURM_LOCALID" in os.environ and shown and "," not in shown else None
+    """[0] if SLURM gives this task one GPU: JAX would ask for the one with the task's number (jax#28194)."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [0] if "SLURM_LOCALID" in os.environ and visible and "," not in visible else None
 
 
 def agree(own: dict[str, Any]) -> None:
-    """Compares what must be the same everywhere with what process 0 has, before the first step.
+    """Compares values that must be equal on all processes with those of process 0, before the first step.
 
     Args:
       own: this process's names and values; the number and kind of its devices are added.
@@ -86,21 +86,23 @@ def agree(own: dict[str, Any]) -> None:
     if not coordination.several():
         return
     own = own | {"devices of a process": jax.local_device_count(), "kind of device": jax.devices()[0].device_kind}
-    told = coordination.gather(
+    gathered = coordination.gather(
         [socket.gethostname(), {key: repr(value) for key, value in own.items()}], what="the comparison"
     )
-    hosts = sorted({host for host, _ in told})
-    messages.say(f"{len(told)} processes on {len(hosts)} hosts: {', '.join(hosts[:8])}{', ...' * (len(hosts) > 8)}")
-    wrong, first = [], told[0][1]
-    for other, (host, values) in enumerate(told):
+    hosts = sorted({host for host, _ in gathered})
+    messages.say(f"{len(gathered)} processes on {len(hosts)} hosts: {', '.join(hosts[:8])}{', ...' * (len(hosts) > 8)}")
+    wrong, first = [], gathered[0][1]
+    for other, (host, values) in enumerate(gathered):
         keys = [key for key in sorted(first | values) if first.get(key) != values.get(key)]
         if keys:
-            shown = ", ".join(f"{key} {values.get(key, 'absent')} not {first.get(key, 'absent')}" for key in keys[:5])
-            wrong.append(f"process {other} on {host} has {shown}" + " and more" * (len(keys) > 5))
+            different = ", ".join(
+                f"{key} {values.get(key, 'absent')} not {first.get(key, 'absent')}" for key in keys[:5]
+            )
+            wrong.append(f"process {other} on {host} has {different}" + " and more" * (len(keys) > 5))
     if wrong:
         more = f", and {len(wrong) - 3} more processes" if len(wrong) > 3 else ""
         raise UserError(
-            f"The processes do not mean the same run: {'; '.join(wrong[:3])}{more}",
+            f"The processes have different settings: {'; '.join(wrong[:3])}{more}",
             "Give all of them the same command, versions and data.",
         )
 
@@ -110,7 +112,7 @@ def check_shared(folder: Path) -> None:
     if not coordination.several():
         return
     places = coordination.gather(
-        os.fspath(folder) if storage.in_bucket(folder) else "a folder of its own", what="the run folder"
+        os.fspath(folder) if storage.in_bucket(folder) else "a local folder", what="the run folder"
     )
     if len(set(places)) > 1:
         other = next(i for i, place in enumerate(places) if place != places[0])
@@ -120,21 +122,21 @@ def check_shared(folder: Path) -> None:
         )
     if storage.in_bucket(folder):
         return
-    name = f".together-{coordination.gather(secrets.token_hex(8), what='the look at the run folder')[0]}"
+    name = f".together-{coordination.gather(secrets.token_hex(8), what='the check of the run folder')[0]}"
     if coordination.process() == 0:
         (folder / name).touch()
-    coordination.gather(None, what="the look at the run folder")
+    coordination.gather(None, what="the check of the run folder")
     deadline = time.monotonic() + SEEN_SECONDS
     while not (seen := _is_listed(folder, name)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    everywhere = coordination.gather([seen, socket.gethostname()], what="the look at the run folder")
+    everywhere = coordination.gather([seen, socket.gethostname()], what="the check of the run folder")
     if coordination.process() == 0:
         (folder / name).unlink(missing_ok=True)
-    blind = [f"process {i} on {host}" for i, (seen, host) in enumerate(everywhere) if not seen]
-    if blind:
+    unaware = [f"process {i} on {host}" for i, (seen, host) in enumerate(everywhere) if not seen]
+    if unaware:
         raise UserError(
-            f"{folder} is not the same folder on all hosts: {', '.join(blind[:5])} cannot see what process 0 writes"
-            " there, so that no checkpoint could be put together",
+            f"{folder} is not the same folder on all hosts: {', '.join(unaware[:5])} cannot see the files of"
+            " process 0 there, so no checkpoint would be complete",
             "Give a --workdir on a file system that all hosts share: NFS, Lustre, Filestore, or in a bucket, gs://…"
             " (launch/README.md).",
         )

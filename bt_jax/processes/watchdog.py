@@ -1,8 +1,8 @@
-"""A thread beside the run that notices when it no longer goes on, and says why before it ends the process.
+"""The watchdog: threads that end the process when training stalls, with a message that names the reason.
 
-Alone it watches that steps are taken. With several processes it also tells the others once a second that this one is
-alive and how far it is, and ends it when another has failed, has fallen silent, or nobody gets on: a collective that
-waits for a process that is gone would wait for ever (jax#38503).
+A single process is watched for steps alone. Several processes also exchange heartbeats once a second, with the step
+that each has reached. A process ends when another has failed or sends no heartbeat, or when no process makes progress:
+a collective would wait for ever for a process that is gone (jax#38503).
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _watch: "Watch | None" = None
 
 
 class Phase(enum.StrEnum):
-    """What a process is doing, which decides how long it may take."""
+    """The work of a process, which decides how long it may take."""
 
     STARTING = "starting"
     TRAINING = "training"
@@ -37,9 +37,9 @@ def begin(*, stuck_seconds: float, silent_seconds: float) -> None:
     """Starts watching.
 
     Args:
-      stuck_seconds: without progress (`at`) of any process after which this one ends; 0: never. Not while any
-        process evaluates: nobody knows how long that takes.
-      silent_seconds: without a sign of life of another process after which it counts as gone.
+      stuck_seconds: time without progress (`at`) of any process, after which this one ends; 0: never. It does not
+        count while a process evaluates, for which no limit is known.
+      silent_seconds: time without a heartbeat of another process, after which that one counts as gone.
     """
     global _watch
     _watch = Watch(stuck_seconds, silent_seconds)
@@ -50,7 +50,7 @@ def at(step: int, phase: Phase, detail: str = "", *, waited: float | None = None
 
     Args:
       step: steps that the device was given so far.
-      phase: what the host begins to do; `detail` is added in messages.
+      phase: of the host from now on; messages add `detail`.
       waited: share of the time since the last report that was spent waiting for data.
     """
     if _watch:
@@ -58,7 +58,7 @@ def at(step: int, phase: Phase, detail: str = "", *, waited: float | None = None
 
 
 def slowest_line() -> str:
-    """Of several processes, the one that waits most for its data, for the progress line; else ""."""
+    """The process that waits longest for its data, for the progress line; "" for a single process."""
     beats = _watch.beats() if _watch else {}
     if len(beats) < 2:
         return ""
@@ -67,22 +67,24 @@ def slowest_line() -> str:
 
 
 def end() -> None:
-    """The run is over: stops watching."""
+    """Stops watching, at the end of the run."""
     if _watch:
         _watch.stop()
 
 
 class Watch:
-    """The threads: one that judges, and with several processes one that talks, which may have to wait for an answer. A
-    process has one of these: see `begin`."""
+    """Two threads: one checks for stalls; with several processes, the other exchanges heartbeats.
+
+    They are apart because an exchange may wait for an answer. A process has one watchdog, see `begin`.
+    """
 
     def __init__(self, stuck_seconds: float, silent_seconds: float):
         self._stuck, self._silent = stuck_seconds, silent_seconds
-        self._begun = self._progress = self._talked = time.monotonic()
+        self._begun = self._progress = self._exchanged = time.monotonic()
         self._beat = {"host": socket.gethostname(), "step": -1, "phase": Phase.STARTING, "detail": "", "waited": 0.0}
-        self._heard: dict[int, tuple[dict, float]] = {}  # of the others: the last beat, and when it was another one
+        self._received: dict[int, tuple[dict, float]] = {}  # of the others: the last beat, and when it last changed
         self._done = threading.Event()
-        jobs = {"watch": self._check} | ({"talk": self._talk} if coordination.several() else {})
+        jobs = {"watch": self._check} | ({"heartbeats": self._exchange_heartbeats} if coordination.several() else {})
         self._threads = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
         for thread in self._threads:
             thread.start()
@@ -93,9 +95,9 @@ class Watch:
         self._beat |= {} if waited is None else {"waited": round(waited, 3)}
 
     def beats(self) -> dict[int, dict]:
-        """The last of every process that has told one."""
-        heard = {process: beat for process, (beat, _) in dict(self._heard).items()}
-        return heard | {coordination.process(): self._beat}
+        """The last heartbeat of every process that has sent one."""
+        received = {process: beat for process, (beat, _) in dict(self._received).items()}
+        return received | {coordination.process(): self._beat}
 
     def stop(self) -> None:
         self._beat |= {"phase": Phase.DONE, "detail": ""}
@@ -103,17 +105,17 @@ class Watch:
         for thread in self._threads:
             thread.join(self._silent)
 
-    def _talk(self) -> None:
+    def _exchange_heartbeats(self) -> None:
         count, done = 0, False
         while not done:
             done = self._done.wait(BEAT_SECONDS)
             count += 1
-            with contextlib.suppress(Exception):  # process 0 does not answer: `_check` sees for how long
+            with contextlib.suppress(Exception):  # process 0 does not answer: `_check` measures for how long
                 self._exchange(count, last=done)
-                self._talked = time.monotonic()
+                self._exchanged = time.monotonic()
 
     def _exchange(self, count: int, *, last: bool) -> None:
-        """Tells the own beat, also that it is the last one, and hears the others'."""
+        """Sends this process's heartbeat and reads those of the others; the last one is only sent."""
         store, beat = coordination.store(), json.dumps(self._beat | {"count": count})
         store.key_value_set(f"{_BEATS}/{coordination.process()}", beat, allow_overwrite=True)
         if last:
@@ -127,11 +129,11 @@ class Watch:
             process, beat = int(key.rpartition("/")[2]), json.loads(text)
             if process == coordination.process():
                 continue
-            before = self._heard.get(process, (None,))[0]
+            before = self._received.get(process, (None,))[0]
             if before is None or any(before[key] != beat[key] for key in ("step", "phase", "detail")):
                 self._progress = now  # theirs: the first process to finish compiling waits for the last
             if before != beat:
-                self._heard[process] = beat, now
+                self._received[process] = beat, now
 
     def _check(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
@@ -149,10 +151,10 @@ class Watch:
 
     def _end_if_silent(self) -> None:
         now = time.monotonic()
-        since = {other: self._heard.get(other, (None, self._begun))[1] for other in range(coordination.processes())}
-        since[0] = self._talked  # it keeps what all tell: who does not hear from it hears from nobody
+        since = {other: self._received.get(other, (None, self._begun))[1] for other in range(coordination.processes())}
+        since[0] = self._exchanged  # process 0 hosts the store: without it no heartbeat arrives
         for other, then in since.items():
-            beat = self._heard.get(other, ({"host": "", "step": -1, "phase": ""},))[0]
+            beat = self._received.get(other, ({"host": "", "step": -1, "phase": ""},))[0]
             if other != coordination.process() and beat["phase"] != Phase.DONE and now - then > self._silent:
                 host = f" on {beat['host']}" if beat["host"] else ""
                 self._end(
@@ -162,7 +164,7 @@ class Watch:
                 )
 
     def _behind(self) -> str:
-        """Who keeps the others waiting, by what each has told of itself."""
+        """A sentence that names the process that the others wait for."""
         beats = self.beats()
         if len(beats) == 1:
             return f"It was {_doing(self._beat)} at step {self._beat['step']}."

@@ -1,1 +1,1 @@
-"""What `config.task` names, one file for each, and what all of them open alike."""
+"""The tasks that `config.task` names, one file each, and their common opening."""

@@ -34,7 +34,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
       The folder, with metrics.jsonl, summary.json and report.html.
 
     Raises:
-      UserError: anything the user can mend.
+      UserError: anything the user can fix.
     """
     started = time.monotonic() if started is None else started
     settings = keys.read(from_encoder.complete(config))

@@ -1,6 +1,6 @@
 """A linear classifier on an encoder, trained by gradient descent: linear evaluation, few labels, fine-tuning, transfer.
 
-The protocols differ in numbers alone, which are in `configs/`: what is trained, the rates, the schedule, the images.
+The protocols differ in their numbers alone, which are in `configs/`: trained parts, rates, schedule, images.
 """
 
 import time

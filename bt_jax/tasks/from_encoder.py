@@ -1,4 +1,4 @@
-"""The encoder that a task starts from, and what its run folder says about data and views."""
+"""The encoder that a task starts from, and the data and views of its run folder."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ DATA_KEYS = ("name", "dir", "folder", "npz", "train_split", "val_split", "on_dev
 
 
 class Encoder(NamedTuple):
-    """A backbone with its numbers, {"params", "batch_stats"}, and how its images are normalised, per channel."""
+    """A backbone with its weights, {"params", "batch_stats"}, and mean and deviation of its images, per channel."""
 
     net: Net
     variables: dict[str, Any]
@@ -28,7 +28,7 @@ class Encoder(NamedTuple):
     std: tuple[float, ...]
 
     def encoder(self) -> dict[str, Any]:
-        """As a `TrainState` gives it, so that an evaluator takes either."""
+        """The variables, under the name that a `TrainState` has for them: evaluators take either."""
         return self.variables
 
 
@@ -51,10 +51,10 @@ def open_encoder(settings: FromEncoder, *, dtype: str = "float32") -> Encoder:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """The config with what it leaves open about data and views, as the encoder's run had it.
+    """Fills data and view settings that the config leaves open from the encoder's run.
 
     Raises:
-      UserError: no data set is named, and the encoder does not lie in a run folder.
+      UserError: no data set is named, and the encoder is not in a run folder.
     """
     config = ConfigDict(config.to_dict())
     run = _run_config(storage.path(config.encoder))

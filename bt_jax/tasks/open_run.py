@@ -1,4 +1,4 @@
-"""What every task opens before it works, in this order: the machine, the data, and at last the run folder."""
+"""The common opening of all tasks, in this order: the machine, the data, the schedule, and last the run folder."""
 
 import os
 from collections.abc import Callable

@@ -70,7 +70,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     prepared = _prepare(keys.read(config), workdir, time.monotonic() if started is None else started)
     training, state = prepared.training, prepared.fresh()
     if prepared.initial and training.checkpoints.latest() is None:
-        state = initial_weights.begin_with(prepared.initial, state)
+        state = initial_weights.initialise(prepared.initial, state)
     state = loop.train(training, loop.resume_or(training, state))
     if int(state.step) == training.plan.total_steps and not write.concluded(training.folder, int(state.step)):
         _finish(prepared, state)

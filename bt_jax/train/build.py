@@ -1,4 +1,4 @@
-"""From the sections of a config to what is trained: views, networks, the state at the start, the step."""
+"""Builds the parts of training from the sections of a config: views, networks, initial state, step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from bt_jax.train import optimizer
 from bt_jax.train import step as train_step
 from bt_jax.train.epochs import Plan
 
-ROWS = 1024  # a bank of all images has a multiple of so many rows on any devices, so that a run resumes on others
+ROWS = 1024  # a bank of all images has a multiple of these rows on any devices, so that a run can resume on others
 
 
 def build_recipe(views: Views) -> recipes.Recipe:
@@ -122,14 +122,14 @@ def initial_state(
 
 
 class Training(NamedTuple):
-    """What is trained, and how.
+    """The networks of a run and its step.
 
     Attributes:
       objective: the method.
       nets: its networks.
       step: step(state, batch) -> (state, metrics), not yet jitted.
-      layout: where the state's arrays lie, shardings in its structure.
-      create: create(key) -> the state at step 0, jitted, laid out so.
+      layout: the shardings of the state's arrays, in its structure.
+      create: create(key) -> the state at step 0, jitted, with these shardings.
       update: the step without its views: update(state, views, batch) -> (state, metrics).
     """
 

@@ -1,4 +1,4 @@
-"""The weights that pretraining begins with if it does not draw them: `config.init_from`."""
+"""Initial weights of pretraining from a file or a run: `config.init_from`."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from bt_jax.weights import load
 
 
 class InitialWeights(NamedTuple):
-    """Weights to begin pretraining with, {"params", "batch_stats"} of numpy arrays each."""
+    """Initial weights of pretraining, {"params", "batch_stats"} of numpy arrays each; None: drawn by the seed."""
 
     backbone: dict[str, Any]
     projector: dict[str, Any] | None
 
 
 def read(path: str, nets: Nets) -> InitialWeights:
-    """The weights of `config.init_from`, of the shapes that the networks have.
+    """Reads the weights of `config.init_from`, of the shapes that the networks have.
 
-    A projector that is not there, or of another shape, is left out: it then begins anew, as a line says.
+    A projector that is missing or has another shape is left out; a line says that a new one is drawn.
 
     Raises:
       UserError: they cannot be read, or are of another backbone.
@@ -37,12 +37,12 @@ def read(path: str, nets: Nets) -> InitialWeights:
         )
     net = nets.heads.get("projector")
     if net is None:  # this method has none
-        messages.say(f"beginning with the encoder of {path}")
+        messages.say(f"initial weights: the encoder of {path}")
         return InitialWeights(backbone, None)
     fits = projector and _shapes(projector) == _shapes(jax.eval_shape(net.init, jax.random.key(0)))
-    messages.say(f"beginning with the encoder{' and the projector' if fits else ''} of {path}")
+    messages.say(f"initial weights: the encoder{' and the projector' if fits else ''} of {path}")
     if not fits:
-        messages.say(f"its projector is {'of another shape' if projector else 'not there'}: a new one")
+        messages.say(f"its projector {'has another shape' if projector else 'is missing'}: a new one is drawn")
     return InitialWeights(backbone, projector if fits else None)
 
 
@@ -56,9 +56,9 @@ def _stem(net: Net) -> str:
     return f"{stem} stem, width {options['width']:g}, {options['channels']} channels"
 
 
-def begin_with(given: InitialWeights, state: TrainState) -> TrainState:
-    """A new state with the given weights in place of the drawn ones; everything lies where it lay."""
-    trees = {"backbone": given.backbone} | ({"projector": given.projector} if given.projector else {})
+def initialise(initial: InitialWeights, state: TrainState) -> TrainState:
+    """A new state with the initial weights in place of the drawn ones, and the same shardings."""
+    trees = {"backbone": initial.backbone} | ({"projector": initial.projector} if initial.projector else {})
 
     def put(new, old):
         return jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), new, old)

@@ -12,7 +12,7 @@ from bt_jax.train.run import TrainingRun
 
 
 def resume_or(run: TrainingRun, fresh: TrainState) -> TrainState:
-    """The newest checkpoint's state, laid out as `fresh`, or `fresh` itself if there is none."""
+    """The newest checkpoint's state, with the shardings of `fresh`, or `fresh` itself if there is none."""
     newest = run.checkpoints.latest()
     if newest is None:
         return fresh

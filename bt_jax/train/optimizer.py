@@ -55,7 +55,7 @@ def apply_gradient(
     moving = cast(dict[str, Tree], optax.apply_updates(moving, updates))
     params = merge(state.params, moving, trained)
     taken = TrainState(state.step + 1, params, batch_stats, opt_state, jnp.zeros_like(state.bad_steps))
-    # The counters inside the optimizer go on with the step, so that the rate applied stays the schedule's.
+    # The counters of the optimizer count skipped steps too, so that the rate follows the schedule.
     kept = jax.tree.map(lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b, opt_state, state.opt_state)
     skipped = TrainState(state.step + 1, state.params, state.batch_stats, kept, state.bad_steps + 1)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -85,9 +85,9 @@ def make_optimizer(
 
 
 def frozen_at_first(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
-    """Takes the first updates only after so many steps; before, nothing moves but the counters of its schedules.
+    """Delays the first update by a number of steps, in which only the counters of its schedules move.
 
-    A gradient of zero would not do: decay and momentum change parameters without one.
+    A gradient of zero would not be enough: decay and momentum change parameters without one.
     """
 
     def init(params: Tree) -> Tree:

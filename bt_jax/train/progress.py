@@ -9,7 +9,7 @@ class Progress:
     """Pairs (or images) per second, waiting and time to go, over the steps since the last line.
 
     Args:
-      terms: metrics of the loss that the line shows beside it.
+      terms: metrics of the method that the line has after the loss.
     """
 
     def __init__(
@@ -28,8 +28,11 @@ class Progress:
         self._time, self._waited = time.monotonic(), 0.0
 
     def measure(self, step: int, *, waited: float = 0.0) -> dict[str, float]:
-        """perf/pairs_per_sec (or images) and perf/data_wait (a share) since the last call; `waited` counts from the
-        start."""
+        """perf/pairs_per_sec (or images) and perf/data_wait (a share of the time) since the last call.
+
+        Args:
+          waited: seconds spent waiting for data, since the start.
+        """
         now = time.monotonic()
         seconds = max(now - self._time, 1e-9)
         values = {
@@ -41,17 +44,17 @@ class Progress:
         return values
 
     def skip(self) -> None:
-        """Leaves the time since the last line out of the count: an evaluation, not training."""
+        """Leaves the time since the last line out of the speed: it was not training."""
         self._time = time.monotonic()
 
     def line(self, step: int, values: dict[str, float]) -> str:
-        """What a person reads while it trains."""
+        """The text of the line."""
         rate = values[f"perf/{self._unit}_per_sec"]
         eta = (self._total - step) * self._batch / rate if rate else math.inf
         terms = ("loss", *self._terms, "probe_top1")
-        told = "  ".join(f"{name} {values[f'train/{name}']:.4g}" for name in terms if f"train/{name}" in values)
+        losses = "  ".join(f"{name} {values[f'train/{name}']:.4g}" for name in terms if f"train/{name}" in values)
         return (
-            f"step {step}/{self._total}  epoch {values['epoch']:.1f}  {told}"
+            f"step {step}/{self._total}  epoch {values['epoch']:.1f}  {losses}"
             f"  {rate:.0f} {self._unit}/s  waiting {100 * values['perf/data_wait']:.0f} %  ETA {_clock(eta)}"
         )
 

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics, the progress line, checkpoints, evaluations."""
+"""The output of training: metrics, progress line, checkpoints, evaluations."""
 
 import math
 import time
@@ -81,7 +81,7 @@ class Recorder:
             self._write(*window, state)
 
     def finish(self, state: TrainState) -> None:
-        """Writes what is left, and returns when all of it is on the disk."""
+        """Writes the last metrics, and returns when all are on the disk."""
         self.flush(state)
         self._log.sync()
 

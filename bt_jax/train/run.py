@@ -1,4 +1,4 @@
-"""What does not change while a run trains."""
+"""The constant parts of a training run."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The step: a batch of uint8 images in, the updated state out; and the update in it, which begins from ready views.
+"""The step, from a batch of uint8 images to the next state; and the update in it, from views to the next state.
 
-Both are pure; whoever calls one jits it.
+Both are pure and not yet jitted.
 
 All randomness is folded from (seed, step, sample id), so nothing random is stored and the number of devices has no say.
 """
@@ -69,8 +69,8 @@ def make_update(
       seed: of what a method draws.
       rates: name -> schedule, among the metrics.
       mesh: over whose devices the batch is split.
-      head: `config.model.projector_sharding`; "sharded" splits the projector as well, over a mesh; the state must lie
-        as `sharding.state_sharding` says.
+      head: `config.model.projector_sharding`; "sharded" splits the projector over the mesh as well. The state then has
+        the shardings of `sharding.state_sharding`.
       trained: network -> its parts that are trained, the only ones that are differentiated; None: all networks.
 
     Returns:

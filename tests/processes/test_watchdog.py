@@ -17,8 +17,8 @@ def watching(monkeypatch, beats, *, own=0, idle=0.0, stuck=0.0, silent=9.0, hear
     """A `Watch` without threads, of a process that has heard `beats` of others, and the list of what it ends with."""
     seen, now = watchdog.Watch.__new__(watchdog.Watch), time.monotonic()
     others = {process: (beat, now - (heard or {}).get(process, 0)) for process, beat in beats.items() if process != own}
-    seen._heard, seen._beat, seen._stuck, seen._silent = others, beats[own], stuck, silent
-    seen._begun = seen._talked = now
+    seen._received, seen._beat, seen._stuck, seen._silent = others, beats[own], stuck, silent
+    seen._begun = seen._exchanged = now
     seen._progress, ended = now - idle, []
     looks = iter([False, True])
     seen._done = SimpleNamespace(wait=lambda seconds: next(looks))

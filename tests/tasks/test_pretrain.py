@@ -221,7 +221,7 @@ def test_begun_with_given_weights(finished, tmp_path, capsys):
     nets = build.build_nets(config.model, 3, BarlowTwins())
     given = initial_weights.read(config.init_from, nets)
     assert "the encoder and the projector of" in capsys.readouterr().out
-    state = initial_weights.begin_with(given, build.build_training(*parts(config)).create(jax.random.key(7)))
+    state = initial_weights.initialise(given, build.build_training(*parts(config)).create(jax.random.key(7)))
     jax.tree.map(np.testing.assert_array_equal, state.encoder(), bt_jax.load_encoder(finished)[1])
     projector = {"params": state.params["projector"], "batch_stats": state.batch_stats["projector"]}
     jax.tree.map(np.testing.assert_array_equal, projector, load.load_projector(finished))
@@ -231,13 +231,13 @@ def test_begun_with_given_weights(finished, tmp_path, capsys):
     # Going on does not read them again.
     capsys.readouterr()
     pretrain.run(config, str(folder))
-    assert "beginning with" not in capsys.readouterr().out
+    assert "initial weights" not in capsys.readouterr().out
 
 
 def test_given_weights_of_another_network(finished, capsys):
     config = tiny(**{"model.projector": (32, 32)})
     assert initial_weights.read(str(finished), build.build_nets(config.model, 3, BarlowTwins())).projector is None
-    assert "its projector is of another shape: a new one" in capsys.readouterr().out
+    assert "its projector has another shape: a new one is drawn" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"is a tiny, .* width 0.125, .* not a tiny, .* width 0.25"):
         initial_weights.read(str(finished), build.build_nets(tiny(**{"model.width": 0.25}).model, 3, BarlowTwins()))
 

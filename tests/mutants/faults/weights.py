@@ -121,7 +121,7 @@ FAULTS = (
     ),
     Fault(
         "given-statistics",
-        "begin_with",
+        "initialise",
         "batch_stats=state.batch_stats | stats",
         "batch_stats=state.batch_stats",
         ("test_begun_with_given_weights",),
