@@ -53,13 +53,16 @@ class Batches:
     def close(self) -> None:
         """Ends what reads ahead."""
 
-    def advance(self, state: TrainState, steps: int, stop: StopSignals) -> Advance:
+    def advance(
+        self, state: TrainState, steps: int, stop: StopSignals, dispatched: Callable[[int], None] = lambda step: None
+    ) -> Advance:
         """Takes steps; stops early if a stop signal comes and the rest would last more than SECONDS_TO_STOP.
 
         With several processes it takes all of them: the others take the same steps.
 
         Args:
           steps: the number of steps, at least 1; they do not cross the end of an epoch.
+          dispatched: called with the step that is reached, after each dispatch.
         """
         left, metrics = steps, []
         while left and not (metrics and stop.immediate and self._estimate(left) > SECONDS_TO_STOP):
@@ -71,6 +74,7 @@ class Batches:
             metrics.append(new)
             left, self._at = left - taken, self._at + taken
             watchdog.at(self._at, Phase.TRAINING)
+            dispatched(self._at)
         return Advance(state, steps - left, metrics)
 
     def _estimate(self, steps: int) -> float:

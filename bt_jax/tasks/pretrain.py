@@ -185,6 +185,7 @@ def _neighbours(settings: Pretrain, feed: Feed) -> dict[str, tuple]:
 def _finish(run: Pretraining, state: TrainState) -> None:
     """The table, the pictures and the report of a run that reached its end."""
     settings, folder, before = run.training.settings, run.training.folder, run.fresh()
+    messages.say("evaluating the trained encoder: pictures and label-free metrics")
     arrays = _pictures(run, before, state)
     summary: dict[str, Any] = {"steps": int(state.step)}
     if settings.evals.spectrum_images:
@@ -198,11 +199,14 @@ def _finish(run: Pretraining, state: TrainState) -> None:
         compared = {"trained": (run.frozen, state), "untrained": (run.frozen, before)}
         if settings.data.on_device:
             compared["raw_pixels"] = (run.frozen.by(features.raw_pixels(run.recipe, run.mesh)), state)
+        names = ", ".join(name.replace("_", " ") for name in compared)
+        messages.say(f"evaluating by kNN and linear probe: {names}")
         summary |= _final_scores(run, compared)
         predicted, labels = summary.pop("predicted")
         arrays |= pictures.confusion(labels, predicted, len(run.class_names))
         arrays |= {"class_names": np.array(run.class_names, str)}
         messages.say(_table(summary))
+    messages.say("writing the report")
     summary["seconds"] = round(time.monotonic() - run.training.started, 1)
     write.conclude(folder, summary, arrays)
     messages.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")

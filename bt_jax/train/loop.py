@@ -44,7 +44,7 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
             until = milestones.next(step)
             if stop.requested_before(step, until):
                 break
-            state, taken, metrics = batches.advance(state, until - step, stop)
+            state, taken, metrics = batches.advance(state, until - step, stop, recorder.dispatched)
             step += taken
             recorder.add(step, state, metrics, waited=batches.wait_seconds, wait=milestones.any(step))
             if milestones.saves(step):

@@ -15,9 +15,11 @@ from bt_jax.processes.stop_signals import StopSignals
 from bt_jax.processes.watchdog import Phase
 from bt_jax.run_folder.metrics_log import RunLog
 from bt_jax.state import TrainState
+from bt_jax.train import compile_time
 from bt_jax.train.progress import Progress
 from bt_jax.train.run import TrainingRun
 
+SECONDS_BETWEEN_LINES = 15  # at most, while steps are taken
 Window = list[dict[str, jax.Array]]  # metrics of some steps, on the device
 
 
@@ -26,7 +28,7 @@ class Recorder:
 
     The metrics of a window are read while the next window runs, because reading waits for the device. Metrics are on
     the disk before the checkpoint of their step, and the checkpoint before the evaluation: a killed run loses no line
-    and repeats none. The speed leaves out saves and evaluations.
+    and repeats none. The speed leaves out saves, evaluations and the first dispatch, which compiles the step.
 
     Args:
       step: the first step.
@@ -45,9 +47,14 @@ class Recorder:
             terms=run.terms,
         )
         self._unread: tuple[int, Window, float] | None = None
-        self._compiled = False
+        self._dispatched, self._last_line = 0, time.monotonic()
+        self._key = compile_time.key(run.settings)
 
     def __enter__(self) -> Self:
+        """Announces the compilation, which the first step waits for."""
+        seconds = compile_time.expected(self._key)
+        wait = f"{seconds:.0f} s when last compiled here" if seconds else "from seconds to some minutes"
+        messages.say(f"compiling the training step ({wait})")
         return self
 
     def __exit__(self, *_) -> None:
@@ -55,6 +62,19 @@ class Recorder:
         self._log.close()
         watchdog.at(self._step, Phase.SAVING)
         self._run.checkpoints.wait()
+
+    def dispatched(self, step: int) -> None:
+        """Notes that the device has the steps up to `step`; prints a line if the last one is long ago."""
+        now, self._dispatched = time.monotonic(), self._dispatched + 1
+        if self._dispatched == 1:
+            compile_time.remember(self._key, now - self._last_line)
+            self._progress.skip(step)
+            messages.say(f"first step done {now - self._run.started:.0f} s after the start")
+        elif now - self._last_line > SECONDS_BETWEEN_LINES:
+            messages.say(self._progress.short_line(step))
+        else:
+            return
+        self._last_line = now
 
     def add(self, step: int, state: TrainState, metrics: Window, *, waited: float, wait: bool) -> None:
         """Takes the metrics of the window that ends at `step`, and writes those of the window before.
@@ -111,11 +131,8 @@ class Recorder:
         values = _means(metrics) | self._progress.measure(step, waited=waited)
         watchdog.at(self._step, Phase.TRAINING, waited=values["perf/data_wait"])
         self._log.write(step, values)
-        if not self._compiled:
-            seconds = time.monotonic() - self._run.started
-            messages.say(f"first window of steps done {seconds:.0f} s after the start")
-            self._compiled = True
         messages.say(self._progress.line(step, values) + watchdog.slowest_line())
+        self._last_line = time.monotonic()
         if values["train/bad_steps"] >= self._run.settings.nonfinite_limit:
             self._give_up(step, values, state)
 

@@ -10,7 +10,7 @@ import pytest
 from bt_jax.messages import UserError
 from bt_jax.processes.stop_signals import Stopped
 from bt_jax.run_folder import metrics_log
-from bt_jax.train import progress
+from bt_jax.train import compile_time, progress, recorder
 from tests.support.counted_run import lines, run
 
 
@@ -76,3 +76,41 @@ def test_the_speed_is_that_of_training(tmp_path, monkeypatch):
     run(tmp_path, monkeypatch, before_step=lasts(1), during=lasts(1000), in_save=lasts(500))
     speeds = {line["step"]: line["perf/pairs_per_sec"] for line in lines(tmp_path) if "perf/pairs_per_sec" in line}
     assert speeds == pytest.approx(dict.fromkeys((2, 3, 4, 6, 8, 9, 10), 256.0))
+
+
+def test_the_wait_for_the_compiler_is_announced(tmp_path, monkeypatch, capsys):
+    """With the time it took before, and it is in no speed; a first dispatch that is a whole window has none."""
+    now = SimpleNamespace(seconds=0.0)
+
+    def step_of(step):
+        now.seconds += 300 if step == 1 else 1
+
+    for module in (progress, recorder):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, wait in (("one", "from seconds to some minutes"), ("two", "300 s when last compiled here")):
+        (tmp_path / name).mkdir()
+        run(tmp_path / name, monkeypatch, before_step=step_of, window=1)
+        said = capsys.readouterr().out.splitlines()
+        assert said[0] == f"compiling the training step ({wait})" and said[1].startswith("first step done ")
+        first, second, *_ = lines(tmp_path / name)
+        assert "perf/pairs_per_sec" not in first and second["perf/pairs_per_sec"] == 256
+    assert "? pairs/s" in said[2] and said[2].endswith("ETA ?") and said[3].endswith("ETA 0:08")
+    (tmp_path / "bt_jax" / compile_time.NAME).write_text("[")  # a damaged file is none
+    assert compile_time.expected("any") is None
+
+
+def test_a_line_comes_at_least_every_15_seconds(tmp_path, monkeypatch, capsys):
+    """However long a window is; it has no metrics, for which the host would have to wait."""
+    now = SimpleNamespace(seconds=0.0)
+    for module in (progress, recorder):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+
+    def step_of(step):
+        now.seconds += 6
+
+    run(tmp_path, monkeypatch, before_step=step_of, window=10, every=0, **{"checkpoint.every_epochs": 0.0})
+    said = capsys.readouterr().out.splitlines()
+    between = [line.split()[1] for line in said if line.startswith("step ") and "loss" not in line]
+    assert between == ["4/10", "7/10", "10/10"] and said[2].endswith("43 pairs/s  ETA 0:36")
+    assert [line["step"] for line in lines(tmp_path)] == [10]

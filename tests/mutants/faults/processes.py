@@ -119,7 +119,11 @@ FAULTS = (
         ("test_a_lost_connection_is_told_from_other_faults_of_the_runtime",),
     ),
     Fault(
-        "cluster-gpu", "_the_only_gpu", 'and "," not in visible', "", ("test_the_only_gpu_that_slurm_shows_is_number_0",)
+        "cluster-gpu",
+        "_the_only_gpu",
+        'and "," not in visible',
+        "",
+        ("test_the_only_gpu_that_slurm_shows_is_number_0",),
     ),
     Fault(
         "cluster-some-given",

@@ -30,7 +30,7 @@ FAULTS = (
     Fault(
         "text-skip",
         "Progress.skip",
-        "self._time = time.monotonic()",
+        "self._time, self._step = time.monotonic(), self._step if step is None else step",
         "pass",
         ("test_speed_and_waiting_are_of_the_steps_since_the_last_line",),
     ),
