@@ -6,6 +6,7 @@ line on stderr.
 
 import logging as std_logging
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bt_jax import storage
+from bt_jax.cli import terminal
 from bt_jax.messages import UserError, is_disk_full
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -26,6 +28,7 @@ CONFIG = config_flags.DEFINE_config_file(
 
 def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = None) -> None:
     """Parses the command line and calls main(argv) with what is not a flag; `doc` heads the help."""
+    terminal.take_any_name()
     if any(argument.startswith("--help") for argument in argv or sys.argv):
         from bt_jax.config import keys
 
@@ -48,6 +51,8 @@ def _is_told_by_nobody_else(record: std_logging.LogRecord) -> bool:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's flags, with every mistake in one line."""
+    # Shells expand ~ at the start of a word alone.
+    argv = [re.sub("^(--?config=)(~.*)", lambda found: found[1] + os.path.expanduser(found[2]), each) for each in argv]
     try:
         rest = flags.FLAGS(argv)
     except UserError:

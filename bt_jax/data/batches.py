@@ -19,6 +19,7 @@ from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources.base import Source, evenly
 from bt_jax.data.sources.broken import Broken
 from bt_jax.data.sources.open_source import open_source
+from bt_jax.data.sources.selection import with_mixed
 
 
 class Feed(NamedTuple):
@@ -49,7 +50,9 @@ def open_data(config: ConfigDict) -> tuple[Source, Broken]:
         data_dir=config.data.dir or None,
         npz=config.data.npz or None,
         folder=config.data.folder or None,
+        say=messages.say,
     )
+    source = with_mixed(source, [*config.data.train_split.split("+"), config.data.val_split])
     return source, Broken(source, limit=config.data.broken_limit, say=messages.say)
 
 

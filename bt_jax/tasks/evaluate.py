@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     encoder = from_encoder.open_encoder(config)
     data = open_run.open_data(config, mesh, len(encoder.mean), partial(_joined, config.data.train_split))
     source, feed = data.source, data.feed
-    opening.agree(config, images=feed.images)
+    opening.agree(config, images=feed.images, **data.images.facts())
     recipe = from_encoder.view_recipe(config, encoder)
     embed = features.make_embed(encoder.net, recipe, mesh, resize=config.evals.resize)
     evaluators = _evaluators(config, data, embed, encoder, recipe, mesh)

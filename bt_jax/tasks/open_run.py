@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from bt_jax import messages, sharding
 from bt_jax.config import arguments, keys
 from bt_jax.data import batches
+from bt_jax.data.sources import class_check, identity
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import Broken
 from bt_jax.messages import UserError
-from bt_jax.run_folder import opening
+from bt_jax.run_folder import opening, same_data, step_folders
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.train import epochs
 
@@ -25,6 +26,7 @@ class Data(NamedTuple):
 
     Attributes:
       broken: records the unreadable ones.
+      images: what the run folder keeps of them, to tell whether they are the same at the next start.
       train_split: of `source`. It is not the config's if `select` took a part of it, or joined several.
     """
 
@@ -32,6 +34,7 @@ class Data(NamedTuple):
     broken: Broken
     feed: batches.Feed
     train_split: str
+    images: same_data.Images
 
 
 def open_machine(config: ConfigDict) -> Mesh:
@@ -63,15 +66,17 @@ def open_data(
         does not change.
     """
     source, broken = batches.open_data(config)
+    whole, splits = source, [config.data.train_split, config.data.val_split]
+    images = same_data.Images(identity.of(whole, splits), lambda: identity.of(whole.as_in_0_1_0(), splits))
     source, train_split = select(source) if select else (source, config.data.train_split)
     feed = batches.make_feed(config, source, mesh, broken, channels, train_split)
-    return Data(source, broken, feed, train_split)
+    return Data(source, broken, feed, train_split, images)
 
 
 def open_schedule(config: ConfigDict, data: Data) -> epochs.Plan:
     """Epochs as steps. Several processes compare them and their configs; UserError if they differ."""
     plan = epochs.make_plan(config, data.feed.images)
-    opening.agree(config, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch)
+    opening.agree(config, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch, **data.images.facts())
     return plan
 
 
@@ -81,7 +86,8 @@ def open_folder(config: ConfigDict, workdir: str, data: Data, about: str) -> Pat
     Args:
       about: printed after the folder's name.
     """
-    folder = opening.open_folder(workdir, arguments.to_dict(config))
+    check_classes(config, workdir, data.source)
+    folder = opening.open_folder(workdir, arguments.to_dict(config), data.images)
     data.broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {about}")
     return folder
@@ -91,6 +97,20 @@ def open_checkpoints(config: ConfigDict, folder: Path, plan: epochs.Plan, model:
     """The checkpoints of the run folder; `model` is what `load.read_model` reads from each."""
     keep_every = plan.steps(config.checkpoint.keep_every_epochs)
     return Checkpoints(folder, model=model, keep_last=config.checkpoint.keep_last, keep_every=keep_every)
+
+
+def check_classes(config: ConfigDict, workdir: str, source: Source) -> None:
+    """Says so where training and held-out images are of other classes; refuses a new run that cut one split so."""
+    splits = config.data.train_split, config.data.val_split
+    unlike = class_check.compare(source, *splits, read=config.data.on_device)
+    if unlike is None:
+        return
+    measured = (config.evals.every_epochs or config.evals.final) if config.task == "pretrain" else True
+    if config.task == "evaluate":
+        measured = {"knn", "linear"} & set(config.protocols)
+    if unlike.cure and measured and not step_folders.begun(workdir):
+        raise UserError(unlike.cause, unlike.cure)
+    messages.say(f"WARNING: {unlike.cause}")
 
 
 def check_rate(config: ConfigDict) -> None:
