@@ -29,8 +29,9 @@ PER_HOST_KEYS = (*PLACES, "compile_cache")  # may differ between the hosts of on
 
 def with_kept_paths(config: dict) -> dict:
     """The config with absolute paths to its images, so that its encoder's data are found from another folder."""
-    data, names = config["data"], [key.partition(".")[2] for key in PLACES]
-    return config | {"data": data | {name: storage.kept(data[name]) for name in names if data.get(name)}}
+    data, names = config.get("data", {}), [key.partition(".")[2] for key in PLACES]
+    kept = {name: storage.kept(data[name]) for name in names if data.get(name)}
+    return config | {"data": data | kept} if kept else config
 
 
 def differences(old: dict, new: dict) -> list[str]:

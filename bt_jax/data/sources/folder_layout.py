@@ -130,8 +130,9 @@ def _about_labels(files: list[str]) -> list[str]:
         hint = f"; name that folder to take its {inner} sub-folders as labels" if inner > 1 else ""
         return [f"no labels: all images lie in one folder, {shown(names[0])}{hint}"]
     line = f"taking {len(names)} top folders as labels: {', '.join([*map(shown, names[:NAMED]), *_more(names)])}"
-    if splits := [name for name in names if SPLIT.fullmatch(name)]:
-        others = [name for name in names if name not in splits]
+    splits = [name for name in names if SPLIT.fullmatch(name)]
+    others = [name for name in names if name not in splits]
+    if splits and others:
         beside = f"{shown(others[0])} lies" if len(others) == 1 else f"{shown(others[0])} and {len(others) - 1} more lie"
         verb = "it is no split" if len(splits) == 1 else "they are no splits"
         line += f"; {', '.join(map(shown, splits))} among them: {verb}, as {beside} beside"
