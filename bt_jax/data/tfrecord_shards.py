@@ -65,10 +65,9 @@ def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits:
 
 def _write_split(tf, source: Source, split: str, folder: Path, name: str) -> list[int]:
     """Records in each shard."""
-    if split not in source.splits:
-        raise UserError(
-            f"{source.name} has no split {split!r}", f"Name whole splits: {', '.join(sorted(source.splits))}"
-        )
+    if split not in source.splits or not re.fullmatch(r"\w+", split):  # shards are mixed by themselves
+        whole = [name for name in sorted(source.splits) if re.fullmatch(r"\w+", name)]
+        raise UserError(f"{split!r} is no split of {source.name} to write", f"Name whole splits: {', '.join(whole)}")
     count = source.splits[split]
     order, labelled = permutation(count, 0, 0), source.labelled(split)
     shards = [order[first : first + RECORDS] for first in range(0, count, RECORDS)]

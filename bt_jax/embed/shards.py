@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
         "shard": options.shard,
     } | view
     out = storage.here(options.out)
-    record = open_out(out, options.encoder, settings, spans)
+    digests = {base: f"{source.kind} {source.digest(base)}".strip() for base in spans}
+    record = open_out(out, options.encoder, settings, spans, digests)
     mesh = sharding.make_mesh()
     if not options.no_self_check:
         comparison.require(storage.user_cache() / "selfcheck")
@@ -166,4 +167,4 @@ def _open_data(options: argparse.Namespace) -> tuple[Source, dict[str, Span]]:
 
 def _data_name(options: argparse.Namespace, source: Source) -> str:
     path = options.folder or options.npz_in
-    return str(Path(path).expanduser().absolute()) if path else source.name
+    return storage.kept(path) if path else source.name

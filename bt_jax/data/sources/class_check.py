@@ -38,8 +38,9 @@ def compare(source: Source, train: str, val: str, *, read: bool = False) -> Unli
     trained, (classes, counts) = np.unique(np.concatenate(labels[:-1])), np.unique(labels[-1], return_counts=True)
     unknown = ~np.isin(classes, trained)
     if unknown.any():
-        names = _names(source, classes[unknown])
-        cause = f"{counts[unknown].sum()} images of {val} are of classes that no image of {train} has: {names}"
+        names, number = _names(source, classes[unknown]), counts[unknown].sum()
+        images = f"1 image of {val} is" if number == 1 else f"{number} images of {val} are"
+        cause = f"{images} of classes that no image of {train} has: {names}"
         return Unlike(cause, _cure(train, val) if one else "")
     missing = trained[~np.isin(trained, classes)]
     if one and len(missing):

@@ -95,9 +95,10 @@ def _named(tops: Iterable[str]) -> dict[str, str]:
     others = any(top not in found for top in tops)
     if not (train or held) or others and not (train and held):
         return {}
-    lower = Counter(top.lower() for top in found)
+    names = {top: top.lower().replace("-", "_") for top in found}  # as TFDS takes them
+    times = Counter(names.values())
     # "Train" beside "train" keeps its capital.
-    named = {top: top.lower() if lower[top.lower()] == 1 else top for top in found}
+    named = {top: name if times[name] == 1 else top for top, name in names.items()}
     return dict(sorted(named.items(), key=lambda item: item[1]))
 
 

@@ -40,9 +40,11 @@ class Selection(Source):
     def labels(self, base):
         if base != self._split:
             return self._source.labels(base)
-        labels = {part: self._source.labels(part) for part in set(self._parts)}
-        pairs = zip(self._part, self._ids, strict=True)
-        return np.array([labels[self._parts[part]][number] for part, number in pairs], np.int32)
+        labels = np.empty(len(self._ids), np.int32)
+        for number, part in enumerate(self._parts):
+            mine = self._part == number
+            labels[mine] = self._source.labels(part)[self._ids[mine]]
+        return labels
 
     def labels_at_hand(self, base):
         bases = self._parts if base == self._split else [base]
