@@ -93,7 +93,8 @@ def _expanded(text: str | os.PathLike) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise UserError(f"{os.fspath(text)} begins with the name of no user", "Write the path out, or ./~NAME.") from None
+        cause = f"{os.fspath(text)} begins with the name of no user"
+        raise UserError(cause, "Write the path out, or ./~NAME.") from None
 
 
 def kept(text: str | os.PathLike) -> str:

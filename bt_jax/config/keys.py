@@ -37,8 +37,8 @@ def _run(task: str) -> ConfigDict:
     config.data.dir = ""  # TFDS folder; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.folder = ""  # a folder of images instead, labelled by sub-folder or not at all; the name is then free
     config.data.npz = ""  # read this cache, written by `python -m bt_jax.prepare`, and no TensorFlow
-    config.data.broken_limit = 0.01  # share of unreadable images up to which a run goes on; they are named and listed
-    config.data.train_split = "train"  # a split of the data set
+    config.data.broken_limit = 0.01  # share of images that may be unreadable, and at least 10; 0: none; all are listed
+    config.data.train_split = "train"  # a split of the data set, "train[:90%]", "train.mixed[:90%]": of every class
     config.data.val_split = "test"  # "": no held-out images, no monitors
     config.data.on_device = True  # the whole set on the device as uint8; False: streamed by tf.data
     config.data.canvas = 512  # streamed images are decoded onto a square of so many pixels

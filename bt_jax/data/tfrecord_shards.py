@@ -19,8 +19,9 @@ VERSION = "1.0.0"
 def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits: Sequence[str]) -> Path:
     """Writes whole splits, encoded as they are, as a data set of a TFDS folder; it appears whole or not at all.
 
-    An image that cannot be read keeps its place, and cannot be read from the shards either. The records are in a random order, a function of the split's size alone, so that reading shards in sequence mixes
-    the classes of a folder that is sorted by class.
+    The records are in a random order, a function of the split's size alone, so that reading shards in sequence mixes
+    the classes of a folder that is sorted by class. An image that cannot be read keeps its place, and cannot be read
+    from the shards either.
 
     Returns:
       DATA_DIR/NAME/1.0.0.

@@ -22,7 +22,8 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None)
       images: of the run.
 
     Raises:
-      UserError: the folder cannot be made, or holds a run with another config or on other images; what differs is named.
+      UserError: the folder cannot be made, or holds a run with another config or on other images: it names what
+        differs.
     """
     config = same_run.with_kept_paths(config)
     folder = storage.absolute(storage.path(path))

@@ -83,7 +83,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     for split in sorted(before["splits"].keys() & now["splits"].keys()):
         old, new = before["splits"][split], now["splits"][split]
-        other = [kind for kind in old["digests"].keys() & new["digests"] if old["digests"][kind] != new["digests"][kind]]
+        common = old["digests"].keys() & new["digests"].keys()
+        other = [kind for kind in sorted(common) if old["digests"][kind] != new["digests"][kind]]
         if old["images"] != new["images"]:
             lines.append(f"{split}: {old['images']} images -> {new['images']}")
         elif other:

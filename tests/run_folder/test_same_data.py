@@ -44,7 +44,8 @@ def refused(run, source, said):
 def pets(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "pets"
-    write_images(folder, *(f"{split}/{label}/{i}.png" for split in ("train", "val") for label in "ab" for i in range(5)))
+    classes = [f"{split}/{label}" for split in ("train", "val") for label in "ab"]
+    write_images(folder, *(f"{each}/{i}.png" for each in classes for i in range(5)))
     return folder
 
 
@@ -145,10 +146,9 @@ def test_version_of_a_tfds_data_set(tmp_path):
     features = tfds.features.FeaturesDict(
         {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["a", "b"])}
     )
-    records = [
-        features.serialize_example(features.encode_example({"image": encode(np.full((4, 4, 3), i, np.uint8)), "label": 1}))
-        for i in range(6)
-    ]
+    images = [encode(np.full((4, 4, 3), i, np.uint8)) for i in range(6)]
+    examples = [features.encode_example({"image": image, "label": 1}) for image in images]
+    records = [features.serialize_example(example) for example in examples]
     write_dataset(tmp_path, "mine", "train", features, records, files=2)
     source = open_source("mine", data_dir=tmp_path)
     start(tmp_path / "run", source)
@@ -190,13 +190,20 @@ def test_a_run_of_0_1_0_gets_it_if_it_has_the_same_images(pets, tmp_path):
     refused(tmp_path / "suffix", FolderSource(pets), "(train: 10 images -> 11). Finish the run with that version")
     (pets / "train/a/1.jfif").unlink()
     (pets / "val").rename(pets / "bus")
-    refused(tmp_path / "split", FolderSource(pets), "(train: 10 images -> 20; classes: 2 -> 2, new: bus, train, gone: a, b)")
+    said = "(train: 10 images -> 20; classes: 2 -> 2, new: bus, train, gone: a, b)"
+    refused(tmp_path / "split", FolderSource(pets), said)
     start(tmp_path / "new", FolderSource(pets))
 
 
 def test_a_damaged_record_is_named(pets, tmp_path):
     start(tmp_path / "run", FolderSource(pets))
-    for text in ("{", "[]", '{"classes": []}', '{"classes": [], "splits": {"train": 3}}', '{"classes": 2, "splits": []}'):
+    for text in (
+        "{",
+        "[]",
+        '{"classes": []}',
+        '{"classes": 0, "splits": {"train": 3}}',
+        '{"classes": 0, "splits": []}',
+    ):
         (tmp_path / "run" / "data.json").write_text(text)
         refused(tmp_path / "run", FolderSource(pets), "data.json is damaged. Delete it")
 

@@ -74,5 +74,6 @@ def test_slices_with_other_classes_are_refused(tmp_path, capsys, task, values, r
         (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     open_run.check_classes(config, str(tmp_path), Sorted())
     assert capsys.readouterr().out == f"WARNING: {said}\n"
-    open_run.check_classes(changed(config, **{"data.train_split": "learn", "data.val_split": "look"}), str(tmp_path), Sorted())
+    config = changed(config, **{"data.train_split": "learn", "data.val_split": "look"})
+    open_run.check_classes(config, str(tmp_path), Sorted())
     assert capsys.readouterr().out == ""

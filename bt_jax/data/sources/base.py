@@ -2,9 +2,11 @@
 
 A split is named as TFDS names it ("train", "test", "validation") and may be cut: "train[:90%]", "train[45000:]". The id
 of an image is its position in the WHOLE split, so a cut split keeps the ids, and with them the augmentations, of the
-whole one. Where a split lies class by class, as folders do, a cut holds a part of the classes; "train.mixed[:90%]" holds
-the first 90 % of each class (`selection.with_mixed`). Encoded images become arrays through one decoder (Pillow), so the same data set read through TFDS and from a
-cache file gives the same pixels.
+whole one. Where a split lies class by class, as folders do, a cut holds a part of the classes; "train.mixed[:90%]"
+holds the first 90 % of each class (`selection.with_mixed`).
+
+Encoded images become arrays through one decoder (Pillow), so the same data set read through TFDS and from a cache file
+gives the same pixels.
 """
 
 import re

@@ -134,7 +134,7 @@ def _about_labels(files: list[str]) -> list[str]:
     splits = [name for name in names if SPLIT.fullmatch(name)]
     others = [name for name in names if name not in splits]
     if splits and others:
-        beside = f"{shown(others[0])} lies" if len(others) == 1 else f"{shown(others[0])} and {len(others) - 1} more lie"
+        beside = f"{shown(others[0])} " + (f"and {len(others) - 1} more lie" if len(others) > 1 else "lies")
         verb = "it is no split" if len(splits) == 1 else "they are no splits"
         line += f"; {', '.join(map(shown, splits))} among them: {verb}, as {beside} beside"
     return [line]

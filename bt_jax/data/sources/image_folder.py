@@ -42,8 +42,9 @@ class FolderSource(Source):
         self._listing = folder_listing.listed(self.root, cache)
         left_out = formats.left_out(self._listing.skipped)
         if not self._listing.files:
+            why = f"; {left_out.removeprefix('WARNING: ')}" if left_out else ""
             raise UserError(
-                f"There is no image below {storage.shown(self.root)}" + (f"; {left_out.removeprefix('WARNING: ')}" if left_out else ""),
+                f"There is no image below {storage.shown(self.root)}{why}",
                 "It needs files that Pillow decodes, such as .jpg, .png and .webp, in any capitals.",
             )
         layout = folder_layout.arrange(self._listing.files)
@@ -76,7 +77,7 @@ class FolderSource(Source):
 
     def digest(self, base):
         """Of the list of files, in order, below the split's folder."""
-        return hashlib.sha256(os.fsencode("\0".join(self._files[base][1]))).hexdigest()[:32]
+        return hashlib.sha256(os.fsencode("\0".join(self._files[base][1]))).hexdigest()[:16]
 
     def as_in_0_1_0(self):
         found = copy.copy(self)

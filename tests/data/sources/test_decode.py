@@ -17,7 +17,7 @@ UPPER = (DEEP >> 8).astype(np.uint8)
 
 
 def tiff(pixels: bytes, bits: int, *, order: str = "<", sign: int = 1, white_is_zero: bool = False) -> bytes:
-    """A gray TIFF file of SIDE x SIDE, without compression; TIFF 6.0, section 2. `sign`: 1 without, 2 with, 3 floats."""
+    """A gray TIFF file of SIDE x SIDE, uncompressed; TIFF 6.0, section 2. `sign`: 1 without, 2 with, 3 floats."""
     values = {256: SIDE, 257: SIDE, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1, 278: SIDE}
     values |= {279: len(pixels), 339: sign}
     head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8 + len(pixels))

@@ -34,7 +34,7 @@ def test_every_suffix_that_pillow_writes_and_reads_is_an_image():
         written.add(suffix)
     assert len(written) > 20 and written - formats.suffixes() == {".pfm"}  # written as a PPM file
     assert {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".tif", ".webp", ".bmp", ".gif"} <= formats.suffixes()
-    assert formats.suffixes() & {".eps", ".pdf", ".mpg", ".h5", ".wmf", ".fits", ".pfm", ".pcd", ".txt", ".npy"} == set()
+    assert formats.suffixes() & {".eps", ".pdf", ".mpg", ".h5", ".wmf", ".fits", ".pfm", ".pcd", ".txt"} == set()
 
 
 def test_a_format_without_its_library_is_left_out(monkeypatch, fresh):

@@ -127,8 +127,8 @@ FAULTS = (
     Fault(
         "config-smoke-folder",
         "get_config",
-        'train_split="train[:64]", val_split=args.val',
-        'train_split=args.val or "train[:64]", val_split=args.val',
+        'train_split="train.mixed[:64]", val_split=args.val',
+        'train_split=args.val or "train.mixed[:64]", val_split=args.val',
         ("test_smoke_trains_on_training_images",),
     ),
     Fault("config-check", "check", "if flat[key] <= 0", "if flat[key] < 0", ("test_numbers_that_must_be_positive",)),
