@@ -7,7 +7,7 @@
     python -m bt_jax.prepare --folder=DIR --shards=OUT/NAME                      # and write it as TFRecord shards
 
 Reads every image of every split: counts, sizes, classes, unreadable images by file or id with the reason, and what was
-left out. Unreadable images are written as they are, up to --broken_limit of them, as training passes over as many.
+left out. Up to --broken_limit of them, unreadable images are written as they are; training leaves out as many.
 Exit status 0: all is well, or all is written; 2: it is not, with one line on stderr.
 """
 
@@ -48,13 +48,13 @@ def run(options: argparse.Namespace) -> None:
     if options.npz:
         path = storage.here(options.npz)
         write_npz(source, path, splits)
-        print(f"wrote {storage.shown(path)}: {path.stat().st_size / 1e6:.1f} MB")
+        print(f"wrote {storage.printable(path)}: {path.stat().st_size / 1e6:.1f} MB")
     if options.shards:
         from bt_jax.data.tfrecord_shards import write_shards  # imported here: it needs TensorFlow
 
         data_dir, name = os.path.split(storage.here(options.shards))
-        print(f"wrote {storage.shown(write_shards(source, data_dir, name, splits))}")
-        print(f"train with --config.data.name={name} --config.data.dir={storage.shown(data_dir)}")
+        print(f"wrote {storage.printable(write_shards(source, data_dir, name, splits))}")
+        print(f"train with --config.data.name={name} --config.data.dir={storage.printable(data_dir)}")
 
 
 def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, list[Looked]]) -> None:
@@ -71,7 +71,7 @@ def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, l
                 f"Restore them from their origin{allow}.",
             )
     if total and writes:
-        print(f"{total} of them cannot be read, and are written as they are: ids stay, and training passes over them")
+        print(f"{total} of them cannot be read, and are written as they are: ids stay, and training leaves them out")
     elif total:
         images = "1 unreadable image" if total == 1 else f"{total} unreadable images"
         raise UserError(f"{source.name} has {images}, listed above", "Restore them from their origin.")

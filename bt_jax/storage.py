@@ -103,7 +103,7 @@ def kept(text: str | os.PathLike) -> str:
     return os.fspath(text) if not text or in_bucket(text) else os.fspath(here(text))
 
 
-def shown(name: str | os.PathLike) -> str:
+def printable(name: str | os.PathLike) -> str:
     """A path or a name for people and for files of text: a byte that is no UTF-8 is written out, as in caf\\xe9."""
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -89,7 +89,7 @@ class Unreadable(Broken):
 
     def _list_all(self):
         self.write()
-        return f"in {storage.shown(self._file)}"
+        return f"in {storage.printable(self._file)}"
 
     def forget(self, span: Span) -> None:
         """Those of a shard that is made again."""

@@ -84,8 +84,8 @@ def open_out(
 
 
 def _differences(old: dict, settings: dict, splits: dict) -> list[str]:
-    """What differs, as "size: 224 -> 32". The encoder may have moved, so its path is shown with its weights only; so
-    may the images."""
+    """What differs, as "size: 224 -> 32". Encoder and images may have moved: paths count where weights or digests
+    differ, or no digest was kept."""
     before, lines, common = old["settings"], [], splits.keys() & old["splits"].keys()
     images = {base: (old["splits"][base].get("images"), splits[base]["images"]) for base in common}
     moved = any(first for first, _ in images.values()) and all(first == now for first, now in images.values())
@@ -103,8 +103,8 @@ def _differences(old: dict, settings: dict, splits: dict) -> list[str]:
 
 
 def _are_others(before: str | None, now: str) -> bool:
-    """Whether a shard could hold other images without a sign of it: of a folder it has the names of the files, by which
-    those that differ are made again. None: embed.json is of bt_jax 0.1.0."""
+    """Whether shards may hold other images without a sign of it. Those of a folder keep the names of the files, and are
+    made again where these differ. None: embed.json is of bt_jax 0.1.0."""
     return before is not None and before != now and not before.startswith("folder ")
 
 

@@ -53,20 +53,20 @@ def check(folder: Path, images: Images, *, begun: bool) -> dict[str, Any]:
     Raises:
       UserError: they differ, or the file is damaged.
     """
-    cure = "Bring back the images of that run to go on with it, or give another --workdir."
+    cure = "Bring back the images of that run to resume it, or give another --workdir."
     try:
         before = storage.read_json(folder / NAME)
         if before is None:
             if begun and (different := differences(images.as_in_0_1_0(), images.now)):
                 raise UserError(
-                    f"bt_jax 0.1.0, which began the run in {storage.shown(folder)}, took other files for images or"
+                    f"bt_jax 0.1.0, which began the run in {storage.printable(folder)}, took other files for images or"
                     f" splits ({'; '.join(different)})",
                     "Finish the run with that version, or give another --workdir.",
                 )
             return images.now
         different = differences(before, images.now)
         if different:
-            raise UserError(f"{storage.shown(folder)} holds a run on other images ({'; '.join(different)})", cure)
+            raise UserError(f"{storage.printable(folder)} holds a run on other images ({'; '.join(different)})", cure)
         splits = {**before["splits"]}
         for split, about in images.now["splits"].items():
             known = splits.get(split, about)
@@ -74,12 +74,13 @@ def check(folder: Path, images: Images, *, begun: bool) -> dict[str, Any]:
         return before | {"splits": splits}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{storage.shown(folder / NAME)} is damaged", "Delete it if the images are those that the run began with."
+            f"{storage.printable(folder / NAME)} is damaged",
+            "Delete it if the images are those that the run began with.",
         ) from None
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs, as "train: 30 images -> 45". A split that only one of them has does not count: it was not used."""
+    """What differs, as "train: 30 images -> 45". Splits that only one of the two has were not used, and do not count."""
     lines = []
     for split in sorted(before["splits"].keys() & now["splits"].keys()):
         old, new = before["splits"][split], now["splits"][split]

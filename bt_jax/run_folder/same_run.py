@@ -6,7 +6,7 @@ from bt_jax.config.arguments import flatten
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
 FREE_KEYS = (
     *("platform", "devices", "self_check", "compile_cache", "data.dir", "data.npz", "model.projector_sharding", "log"),
-    *("stop_after_steps", "extend_epochs", "watch"),
+    *("stop_after_steps", "extend_epochs", "watch", "data.broken_limit"),
 )
 PLACES = ("data.dir", "data.npz", "data.folder")  # where images lie; whether they are the same: `same_data`
 

@@ -26,7 +26,7 @@ class Data(NamedTuple):
 
     Attributes:
       broken: records the unreadable ones.
-      images: what the run folder keeps of them, to tell whether they are the same at the next start.
+      images: what the run folder keeps of the images, which the next start compares.
       train_split: of `source`. It is not the config's if `select` took a part of it, or joined several.
     """
 
@@ -100,7 +100,7 @@ def open_checkpoints(config: ConfigDict, folder: Path, plan: epochs.Plan, model:
 
 
 def check_classes(config: ConfigDict, workdir: str, source: Source) -> None:
-    """Says so where training and held-out images are of other classes; refuses a new run that cut one split so."""
+    """Warns of held-out images whose classes no training image has. Refuses a new run that cut one split so."""
     splits = config.data.train_split, config.data.val_split
     unlike = class_check.compare(source, *splits, read=config.data.on_device)
     if unlike is None:

@@ -29,7 +29,7 @@ FREE = (
     "log",
     "stop_after_steps",
 )
-FREE += ("extend_epochs", "watch", "self_check")
+FREE += ("extend_epochs", "watch", "self_check", "data.broken_limit")
 
 
 def test_environment_says_what_made_the_run(tmp_path, monkeypatch):

@@ -140,8 +140,7 @@ def test_content_of_a_cache_file(tmp_path):
 
 
 def test_version_of_a_tfds_data_set(tmp_path):
-    """And its cache file, which a run may go on with: counts and classes are those of the data set, and what it holds
-    is kept from then on."""
+    """A run may resume with its cache file: counts and classes are compared, and its content is kept from then on."""
     tfds = pytest.importorskip("tensorflow_datasets")
     features = tfds.features.FeaturesDict(
         {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["a", "b"])}

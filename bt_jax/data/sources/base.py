@@ -5,8 +5,7 @@ of an image is its position in the WHOLE split, so a cut split keeps the ids, an
 whole one. Where a split lies class by class, as folders do, a cut holds a part of the classes; "train.mixed[:90%]"
 holds the first 90 % of each class (`selection.with_mixed`).
 
-Encoded images become arrays through one decoder (Pillow), so the same data set read through TFDS and from a cache file
-gives the same pixels.
+One decoder (Pillow) makes arrays of encoded images, so a data set gives the same pixels by TFDS and from a cache file.
 """
 
 import re
@@ -32,7 +31,7 @@ class Source:
       splits: dict split -> number of images.
       num_classes: int, 0 where images carry neither a label nor targets.
       class_names: list of str, empty where unknown.
-      notes: lines that a person should read about the data set: what was left out of it, and what its folders mean.
+      notes: lines to print: what was left out of the data set, and what its folders mean.
       kind: of the data set, by which two digests may be compared; "" for one that never changes.
     """
 
@@ -98,8 +97,9 @@ class Source:
         return None
 
     def digest(self, base: str) -> str:
-        """A short text that is another one if the images of a split are others; "" where there is nothing to compare.
-        It costs little: it is made of what is at hand, such as names and checksums. Where the images lie is not in it.
+        """A short text that changes with the images of a split, but not with their place; "" where they never change.
+
+        It costs little: it is made of what is at hand, such as names of files and checksums.
         """
         return ""
 

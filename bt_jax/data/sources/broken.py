@@ -14,7 +14,7 @@ from bt_jax.data.sources.checking import Images, look, reason
 from bt_jax.data.sources.spans import Span
 from bt_jax.messages import UserError
 
-FEW = 10  # so many unreadable images are allowed whatever the share
+FEW = 10  # unreadable images that are allowed whatever the share
 
 
 def allowed(limit: float, count: int) -> int:
@@ -29,7 +29,7 @@ def allowed(limit: float, count: int) -> int:
 
 
 def enough(unreadable: int, count: int) -> float:
-    """The least share, of few digits, by which so many of `count` images are allowed."""
+    """The least share, of few digits, with which `unreadable` of `count` images are allowed."""
     digits = max(2, math.ceil(math.log10(count)))
     return min(math.ceil(unreadable / count * 10**digits - 1e-9) / 10**digits, 1.0)
 
@@ -101,7 +101,7 @@ class Broken:
         self._say(line)
 
     def _note(self, span: Span, number: int, why: str) -> str:
-        """Keeps one that is not known yet, and writes it to the file; returns its line."""
+        """Keeps an image that is not known yet, and writes it to the file; returns its line."""
         self._found.setdefault(span.base, set()).add(number)
         line = f"{self._source.where(span.base, number)}: the image cannot be read ({why})"
         self.lines.append(line)
@@ -116,7 +116,7 @@ class Broken:
         return line
 
     def _refusal(self, whole: Span) -> UserError:
-        """What ends the run. It looks at all images of the span: who restores them wants to know of all at once."""
+        """The error that ends the run. It looks at every image of the span first, so that one repair suffices."""
         count = whole.stop - whole.start
         self._say(f"Too many images of split {whole.base!r} cannot be read: looking at all {count}")
         with contextlib.suppress(UserError):  # a file of records that ends early: those before it are counted
@@ -134,7 +134,7 @@ class Broken:
         """Lists every one that is known; returns where."""
         if self._file:
             self.list_in(self._file)
-            return f"in {storage.shown(self._file)}"
+            return f"in {storage.printable(self._file)}"
         for line in self.lines:
             self._say(f"unreadable: {line}")
         return "above"

@@ -11,7 +11,7 @@ NAMED = 8  # classes that a line names
 
 
 class Unlike(NamedTuple):
-    """How they differ, and what to do about it where both are cut from one split; else "": they may be meant so."""
+    """How two splits differ, and a cure where both are cut from one; else "", as other splits may be meant to."""
 
     cause: str
     cure: str
@@ -20,7 +20,7 @@ class Unlike(NamedTuple):
 def compare(source: Source, train: str, val: str, *, read: bool = False) -> Unlike | None:
     """Compares the classes of two splits, whole or cut. None if they have the same, or it is not known.
 
-    Classes of the training images that the held-out ones lack are told only where both are cut from one split.
+    Classes of the training images that the held-out ones lack count only where both are cut from one split.
 
     Args:
       train: several joined by "+", or one.
@@ -50,7 +50,7 @@ def compare(source: Source, train: str, val: str, *, read: bool = False) -> Unli
 
 
 def _labels(source: Source, span, read: bool) -> np.ndarray | None:
-    """Those of the images that have one; None where no image has, or it is not known."""
+    """The labels of a span's images, without those of unreadable ones; None where there are none, or none at hand."""
     if not source.labelled(span.base):
         return None
     labels = source.labels_at_hand(span.base)
@@ -63,7 +63,7 @@ def _labels(source: Source, span, read: bool) -> np.ndarray | None:
 
 
 def _cure(train: str, val: str) -> str:
-    """The same cuts through every class."""
+    """What to name instead: the same cuts, with a part of every class."""
     if MIXED in train + val:
         return "Make the slices larger, or hold out a split of its own."
     mixed = [split.replace("[", f"{MIXED}[", 1) if "[" in split else split + MIXED for split in (train, val)]

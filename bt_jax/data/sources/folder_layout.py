@@ -2,8 +2,8 @@
 
 One rule: top folders with the names of splits (SPLIT, in any capitals) are splits if no other folder lies beside them,
 or if one to train on and one that is held out are among them. All others are classes: a class may be called "train".
-Single folders above splits are looked through. What is renamed, looked through, left out or taken as labels is said in
-a line, with the number of images.
+Single folders above splits do not count. A line with the number of images says which folders were renamed, left out or
+taken as labels, and where the splits lie.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from bt_jax.data.sources.folder_listing import in_order
-from bt_jax.storage import shown
+from bt_jax.storage import printable
 
 TRAINING, HELD_OUT = "train|training", "val|valid|validation|test|testing|dev|eval|evaluation|holdout"
 # With a number or a word behind it: "train2017", "test_set".
@@ -27,7 +27,7 @@ class Layout(NamedTuple):
 
     Attributes:
       splits: {split: (its folder, "" for the root, and the paths below that)}.
-      lines: what a person should know about it.
+      lines: for the person whose images they are.
     """
 
     splits: dict[str, tuple[str, list[str]]]
@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 
 def arrange(files: list[str]) -> Layout:
     """The splits of a folder with these images, relative paths in order; one split "train" if it has none."""
-    above, within = _look_through(files)
+    above, within = _without_single_folders(files)
     tops = _tops(within)
     named = _named(tops)
     if not named:
@@ -71,7 +71,7 @@ def _below(files: list[str], folder: str) -> list[str]:
     return [path.removeprefix(f"{folder}/") for path in files if path.startswith(f"{folder}/")]
 
 
-def _look_through(files: list[str]) -> tuple[str, list[str]]:
+def _without_single_folders(files: list[str]) -> tuple[str, list[str]]:
     """The single folders above the splits, as "outer/inner", and the paths below them; ("", files) without any.
 
     Where single folders lie in one another, the splits are the first several folders, else the first with their name.
@@ -105,13 +105,13 @@ def _named(tops: Iterable[str]) -> dict[str, str]:
 def _about_splits(above: str, named: dict[str, str], tops: Counter, count: int) -> list[str]:
     lines = []
     if above or any(folder != split for folder, split in named.items()):
-        where = {folder: shown(f"{above}/{folder}" if above else folder) for folder in named}
+        where = {folder: printable(f"{above}/{folder}" if above else folder) for folder in named}
         places = [f"{split} ({tops[folder]} images of {where[folder]})" for folder, split in named.items()]
         lines.append(f"the splits are {', '.join(places)}")
     beside = {folder: tops[folder] for folder in in_order(tops) if folder not in named}
     loose = count - tops.total()
     if beside or loose:
-        parts = [f"{number} in {shown(folder)}" for folder, number in list(beside.items())[:NAMED]] + _more(beside)
+        parts = [f"{number} in {printable(folder)}" for folder, number in list(beside.items())[:NAMED]] + _more(beside)
         parts += [f"{loose} in no folder"] if loose else []
         lines.append(
             f"WARNING: {sum(beside.values()) + loose} images beside the splits {', '.join(named.values())} are left"
@@ -129,14 +129,14 @@ def _about_labels(files: list[str]) -> list[str]:
     if len(names) == 1:
         inner = len(classes(_below(files, names[0])))
         hint = f"; name that folder to take its {inner} sub-folders as labels" if inner > 1 else ""
-        return [f"no labels: all images lie in one folder, {shown(names[0])}{hint}"]
-    line = f"taking {len(names)} top folders as labels: {', '.join([*map(shown, names[:NAMED]), *_more(names)])}"
+        return [f"no labels: all images lie in one folder, {printable(names[0])}{hint}"]
+    line = f"taking {len(names)} top folders as labels: {', '.join([*map(printable, names[:NAMED]), *_more(names)])}"
     splits = [name for name in names if SPLIT.fullmatch(name)]
     others = [name for name in names if name not in splits]
     if splits and others:
-        beside = f"{shown(others[0])} " + (f"and {len(others) - 1} more lie" if len(others) > 1 else "lies")
+        beside = f"{printable(others[0])} " + (f"and {len(others) - 1} more lie" if len(others) > 1 else "lies")
         verb = "it is no split" if len(splits) == 1 else "they are no splits"
-        line += f"; {', '.join(map(shown, splits))} among them: {verb}, as {beside} beside"
+        line += f"; {', '.join(map(printable, splits))} among them: {verb}, as {beside} beside"
     return [line]
 
 
@@ -145,7 +145,7 @@ def _about_loose(split: str, paths: list[str]) -> list[str]:
     if not loose or len(loose) == len(paths):
         return []
     return [
-        f"WARNING: {len(loose)} of {len(paths)} images of {split} lie in no sub-folder ({shown(loose[0])} ...), so"
+        f"WARNING: {len(loose)} of {len(paths)} images of {split} lie in no sub-folder ({printable(loose[0])} ...), so"
         " sub-folders are not taken as labels"
     ]
 

@@ -84,7 +84,7 @@ def _walk(root: Path) -> tuple[Listing, bool]:
             deeper = []
             for folder, found in zip(level, pool.map(lambda folder: _try_scan(root, folder), level), strict=True):
                 if isinstance(found, OSError):
-                    cause = f"Cannot list {storage.shown(root / folder)}: {found.strerror}"
+                    cause = f"Cannot list {storage.printable(root / folder)}: {found.strerror}"
                     if not folder:
                         raise UserError(cause, "Make it readable.")
                     unreadable.append(cause)
@@ -94,7 +94,7 @@ def _walk(root: Path) -> tuple[Listing, bool]:
                 skipped += found[2]
             level = sorted(deeper)
             if sys.stderr.isatty():
-                where = storage.shown(root)
+                where = storage.printable(root)
                 print(f"\rlisting {where}: {len(files)} images", end="" if level else "\n", file=sys.stderr, flush=True)
     marks = np.concatenate(marks)
     # A folder that has just changed may change again within the same tick of its clock.

@@ -1,4 +1,4 @@
-"""What a run keeps of the images that it began with, so that its next start can tell whether they are the same."""
+"""What a run keeps of the images that it began with: counts, classes and digests, which its next start compares."""
 
 from collections.abc import Iterable
 from typing import Any

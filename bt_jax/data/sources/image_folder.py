@@ -36,15 +36,17 @@ class FolderSource(Source):
 
     def __init__(self, root: str | os.PathLike, *, cache: str | os.PathLike | None = None):
         self.root = storage.here(root)
-        self.name = storage.shown(self.root.name)
+        self.name = storage.printable(self.root.name)
         if not self.root.is_dir():
-            raise UserError(f"There is no folder {storage.shown(self.root)}", "Name the folder that holds the images.")
+            raise UserError(
+                f"There is no folder {storage.printable(self.root)}", "Name the folder that holds the images."
+            )
         self._listing = folder_listing.listed(self.root, cache)
         left_out = formats.left_out(self._listing.skipped)
         if not self._listing.files:
             why = f"; {left_out.removeprefix('WARNING: ')}" if left_out else ""
             raise UserError(
-                f"There is no image below {storage.shown(self.root)}{why}",
+                f"There is no image below {storage.printable(self.root)}{why}",
                 "It needs files that Pillow decodes, such as .jpg, .png and .webp, in any capitals.",
             )
         layout = folder_layout.arrange(self._listing.files)
@@ -58,7 +60,7 @@ class FolderSource(Source):
         classes = {split: folder_layout.classes(paths) for split, (_, paths) in by_split.items()}
         names = folder_listing.in_order({name for found in classes.values() for name in found})
         names = names if len(names) > 1 else []
-        self.class_names, self.num_classes = [storage.shown(name) for name in names], len(names)
+        self.class_names, self.num_classes = [storage.printable(name) for name in names], len(names)
         numbers = {name: number for number, name in enumerate(names)}
         self._labels = {
             split: np.array([numbers[path.partition("/")[0]] for path in paths], np.int32)
@@ -93,7 +95,7 @@ class FolderSource(Source):
         return self.path(base, number).relative_to(self.root).as_posix()
 
     def where(self, base, number):
-        return storage.shown(self.path(base, number))
+        return storage.printable(self.path(base, number))
 
     def read(self, base, ids):
         labels = self._labels.get(base)
@@ -111,5 +113,5 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"Cannot read {storage.shown(path)}: {error.strerror}", "Restore the file, or list the folder again."
+            f"Cannot read {storage.printable(path)}: {error.strerror}", "Restore the file, or list the folder again."
         ) from None

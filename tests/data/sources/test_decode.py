@@ -64,7 +64,7 @@ UNKNOWN = {
 
 
 def streamed(data: bytes, canvas: int, channels: int = 3) -> np.ndarray:
-    """The image as TensorFlow's decoders, and through them Pillow, give it."""
+    """The image as a stream decodes it: by TensorFlow, or by Pillow within TensorFlow."""
     pytest.importorskip("tensorflow")
     from bt_jax.data import tf_decode
     from bt_jax.data.sources.tfds import tensorflow

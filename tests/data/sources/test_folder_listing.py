@@ -1,4 +1,4 @@
-"""The list of the images below a folder: kept, made anew after any change, and what is left out of it."""
+"""The list of the images below a folder: kept, made again after any change, and what is left out of it."""
 
 import os
 import time
@@ -131,7 +131,7 @@ def test_a_file_that_arrives_while_listing_is_found_the_next_time(root, monkeypa
 
 
 def test_a_folder_that_is_being_written_is_not_remembered(root, cache):
-    """Whatever time its files have: the time of change tells."""
+    """The time of change counts, which nobody can set back."""
     write_images(root, "a/1.png")
     for _ in range(2):
         FolderSource(root)

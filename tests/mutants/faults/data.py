@@ -154,7 +154,7 @@ FAULTS = (
     Fault(
         "folder-names",
         "FolderSource._take",
-        "[storage.shown(name) for name in names]",
+        "[storage.printable(name) for name in names]",
         "names",
         ("test_names_that_are_no_utf8",),
     ),
