@@ -19,7 +19,7 @@ from bt_jax.augment import recipes
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.open_source import open_source
-from bt_jax.data.sources.selection import MIXED, with_mixed
+from bt_jax.data.sources.selection import unmixed, with_mixed
 from bt_jax.data.sources.spans import Span
 from bt_jax.embed.reading import Reading, Shard, Unreadable, batches_of, cut, file_names
 from bt_jax.embed.record import fingerprint, open_out, view_sizes
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
         "shard": options.shard,
     } | view
     out = storage.here(options.out)
-    digests = {base: f"{source.kind} {source.digest(base.removesuffix(MIXED))}".strip() for base in spans}
+    digests = {base: f"{source.kind} {source.digest(unmixed(source, base))}".strip() for base in spans}
     record = open_out(out, options.encoder, settings, spans, digests)
     mesh = sharding.make_mesh()
     if not options.no_self_check:

@@ -80,7 +80,7 @@ def check(folder: Path, images: Images, *, begun: bool) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs, as "train: 30 images -> 45". Splits that only one of the two has were not used, and do not count."""
+    """What differs, as "train: 30 images -> 45". A split that one of the two lacks was not used, and does not count."""
     lines = []
     for split in sorted(before["splits"].keys() & now["splits"].keys()):
         old, new = before["splits"][split], now["splits"][split]

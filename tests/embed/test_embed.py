@@ -239,6 +239,18 @@ def test_images_that_were_moved_are_the_same(encoder, npz, tmp_path, capsys):
     assert "data: " in capsys.readouterr().err
 
 
+def test_a_mixed_split_of_a_folder(encoder, tmp_path, capsys):
+    """Its own files and ids; other images below the same names of splits are other data."""
+    for i in range(8):
+        paint(tmp_path / "here" / "ab"[i // 4] / f"{i}.png", (20, 20), i)
+        paint(tmp_path / "other" / "ab"[i // 4] / f"{i}x.png", (20, 20), i)
+    out = run(encoder, tmp_path / "out", f"--folder={tmp_path}/here", "--splits=train.mixed[:50%]")
+    files, ids = (stored(out, name, "train.mixed").tolist() for name in ("files", "ids"))
+    assert files == ["a/0.png", "b/4.png", "a/1.png", "b/5.png"] and ids == [0, 1, 2, 3]
+    run(encoder, out, f"--folder={tmp_path}/other", "--splits=train.mixed[:50%]", status=2)
+    assert "data: " in capsys.readouterr().err
+
+
 def test_splits_may_be_added(encoder, tmp_path):
     for split in ("train", "test"):
         for i in range(3):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.selection import MIXED
+from bt_jax.data.sources.selection import MIXED, unmixed
 
 NAMED = 8  # classes that a line names
 
@@ -31,7 +31,7 @@ def compare(source: Source, train: str, val: str, *, read: bool = False) -> Unli
         return None
     parts = [source.span(part) for part in train.split("+")]
     held_out = source.span(val)
-    one = held_out.base.removesuffix(MIXED) in {part.base.removesuffix(MIXED) for part in parts}
+    one = unmixed(source, held_out.base) in {unmixed(source, part.base) for part in parts}
     labels = [_labels(source, span, read and one) for span in (*parts, held_out)]
     if any(each is None for each in labels):
         return None

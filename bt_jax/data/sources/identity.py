@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.selection import MIXED
+from bt_jax.data.sources.selection import unmixed
 
 
 def of(source: Source, splits: Iterable[str]) -> dict[str, Any]:
@@ -18,10 +18,10 @@ def of(source: Source, splits: Iterable[str]) -> dict[str, Any]:
       images, "digests": {the source's kind: `Source.digest`}}}}.
     """
     bases = [part.partition("[")[0].strip() for split in splits for part in split.split("+")]
-    bases = [inner if (inner := base.removesuffix(MIXED)) in source.splits else base for base in bases]
+    whole = dict.fromkeys(unmixed(source, base) for base in bases)
     return {
         "classes": list(source.class_names) or source.num_classes,
-        "splits": {base: _split(source, base) for base in dict.fromkeys(bases) if base in source.splits},
+        "splits": {base: _split(source, base) for base in whole if base in source.splits},
     }
 
 

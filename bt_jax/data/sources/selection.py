@@ -95,6 +95,12 @@ def with_mixed(source: Source, splits: Iterable[str]) -> Source:
     return source
 
 
+def unmixed(source: Source, base: str) -> str:
+    """The split of which a mixed one is made; any other split itself."""
+    inner = base.removesuffix(MIXED)
+    return inner if inner in source.splits else base
+
+
 def mixed_order(labels: np.ndarray) -> np.ndarray:
     """int64 (n,): positions by how far each image is within its class, from 0 to 1; at the same place the first comes
     first."""

@@ -8,7 +8,7 @@ from bt_jax.data.sources.class_check import compare
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.npz import NpzSource, write_npz
 from bt_jax.data.sources.open_source import open_source
-from bt_jax.data.sources.selection import mixed_order, share, with_mixed
+from bt_jax.data.sources.selection import mixed_order, share, unmixed, with_mixed
 from bt_jax.messages import UserError
 from tests.support.drawn_images import Listed, encode, write_images
 
@@ -98,8 +98,12 @@ def test_the_order_of_a_mixed_split():
     assert all(np.diff(order[labels[order] == label]).min() > 0 for label in range(7))
 
 
-def test_a_split_that_is_called_mixed_stays(root):
+def test_a_split_that_is_called_mixed_stays(root, tmp_path):
     source = with_mixed(Listed([(b"", 0)] * 3), ["train.mixed", "gone.mixed[:1]", "mixed"])
     assert source.splits == {"train": 3, "train.mixed": 3}
     with pytest.raises(UserError, match="has no split 'gone.mixed'"):
         source.span("gone.mixed[:1]")
+    write_npz(source, tmp_path / "mixed.npz", ["train.mixed"])
+    stored = with_mixed(NpzSource(tmp_path / "mixed.npz"), ["train.mixed[1:]"])
+    assert stored.splits == {"train.mixed": 3} and unmixed(stored, "train.mixed") == "train.mixed"
+    assert unmixed(source, "train.mixed") == "train" and unmixed(source, "train") == "train"
