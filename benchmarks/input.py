@@ -91,7 +91,7 @@ def watch_memory(source, images: int) -> None:
 
 
 def list_folder(files: int) -> None:
-    from bt_jax.data.sources import image_folder
+    from bt_jax.data.sources import folder_listing, image_folder
 
     with tempfile.TemporaryDirectory() as root:
         images = Path(root, "images")
@@ -100,7 +100,7 @@ def list_folder(files: int) -> None:
                 below = images / f"{number // 1000:04d}"
                 below.mkdir(parents=True)
             (below / f"{number:07d}.png").touch()
-        time.sleep(2 * image_folder.SETTLED / 1e9)  # a folder that has just changed is not remembered
+        time.sleep(2 * folder_listing.SETTLED / 1e9)  # a folder that has just changed is not remembered
         for what in ("from the disk", "from the kept list"):
             started = time.perf_counter()
             source = image_folder.FolderSource(images, cache=Path(root, "cache"))

@@ -68,8 +68,7 @@ def _compile_cache(folder: str) -> None:
     """Keeps compiled programs, so that a restart does not wait for the compiler again."""
     import jax
 
-    if folder == "auto":
-        folder = str(storage.user_cache() / "xla")
+    folder = storage.kept(storage.user_cache() / "xla" if folder == "auto" else folder)
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)

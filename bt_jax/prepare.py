@@ -6,8 +6,9 @@
     python -m bt_jax.prepare --folder=DIR                                        # check a folder of images
     python -m bt_jax.prepare --folder=DIR --shards=OUT/NAME                      # and write it as TFRecord shards
 
-Reads every image of every split: counts, sizes, classes, unreadable images by file or id. Exit status 0: all is well;
-2: it is not, with one line on stderr. Nothing is written from a data set with unreadable images.
+Reads every image of every split: counts, sizes, classes, unreadable images by file or id with the reason, and what was
+left out. Up to --broken_limit of them, unreadable images are written as they are; training leaves out as many.
+Exit status 0: all is well, or all is written; 2: it is not, with one line on stderr.
 """
 
 import argparse
@@ -15,14 +16,15 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 
+from bt_jax import storage
 from bt_jax.cli import tool
 from bt_jax.data.sources.base import Source, progress
-from bt_jax.data.sources.decode import cores, try_decode
+from bt_jax.data.sources.broken import allowed, enough
+from bt_jax.data.sources.checking import Looked, look
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
+from bt_jax.data.sources.selection import with_mixed
 from bt_jax.messages import UserError
 
 
@@ -37,22 +39,42 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("one data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE")
     source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in, folder=options.folder)
     splits = options.splits.split(",") if options.splits else list(source.splits)
+    source = with_mixed(source, splits)
     unreadable = {split: check(source, split) for split in splits}
-    count = sum(map(len, unreadable.values()))
-    if count:
-        for split, ids in unreadable.items():
-            for number in ids:
-                print(f"unreadable: {source.where(split, number)}")
-        raise UserError(f"{source.name} has {count} unreadable images, listed above", "Restore them from their origin")
+    for split, images in unreadable.items():
+        for image in images:
+            print(f"unreadable: {source.where(source.span(split).base, image.id)}: {image.reason}")
+    _refuse(options, source, unreadable)
     if options.npz:
-        write_npz(source, options.npz, splits)
-        print(f"wrote {options.npz}: {os.path.getsize(options.npz) / 1e6:.1f} MB")
+        path = storage.here(options.npz)
+        write_npz(source, path, splits)
+        print(f"wrote {storage.printable(path)}: {path.stat().st_size / 1e6:.1f} MB")
     if options.shards:
         from bt_jax.data.tfrecord_shards import write_shards  # imported here: it needs TensorFlow
 
-        data_dir, name = os.path.split(os.path.abspath(options.shards))
-        print(f"wrote {write_shards(source, data_dir, name, splits)}")
-        print(f"train with --config.data.name={name} --config.data.dir={data_dir}")
+        data_dir, name = os.path.split(storage.here(options.shards))
+        print(f"wrote {storage.printable(write_shards(source, data_dir, name, splits))}")
+        print(f"train with --config.data.name={name} --config.data.dir={storage.printable(data_dir)}")
+
+
+def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, list[Looked]]) -> None:
+    """UserError where too many images are unreadable to write the others, or any if nothing is to be written."""
+    writes, total = bool(options.npz or options.shards), sum(map(len, unreadable.values()))
+    for split, images in unreadable.items():
+        span = source.span(split)
+        count = span.stop - span.start
+        if writes and len(images) > allowed(options.broken_limit, count):
+            allow = f", or allow them with --broken_limit={enough(len(images), count)}" * (len(images) < count)
+            raise UserError(
+                f"{len(images)} of the {count} images of {source.name}, split {span.base!r}, cannot be read, listed"
+                " above",
+                f"Restore them from their origin{allow}.",
+            )
+    if total and writes:
+        print(f"{total} of them cannot be read, and are written as they are: ids stay, and training leaves them out")
+    elif total:
+        images = "1 unreadable image" if total == 1 else f"{total} unreadable images"
+        raise UserError(f"{source.name} has {images}, listed above", "Restore them from their origin.")
 
 
 def parser() -> tool.Parser:
@@ -72,24 +94,28 @@ def parser() -> tool.Parser:
         "--shards", metavar="DIR/NAME", help="write the splits as TFRecord shards, the TFDS data set NAME in DIR"
     )
     parser.add_argument("--splits", metavar="A,B", help="the splits to check and write (default: all)")
+    parser.add_argument(
+        "--broken_limit",
+        metavar="SHARE",
+        type=float,
+        default=0.01,
+        help="share of a split's images that may be unreadable where it is written, and at least 10; 0: none"
+        " (default: 0.01)",
+    )
     return parser
 
 
-def check(source: Source, split: str) -> list[int]:
-    """Decodes a split, prints one line about it, and returns the ids of its unreadable images."""
+def check(source: Source, split: str) -> list[Looked]:
+    """Decodes a split, prints one line about it, and returns its unreadable images."""
     span = source.span(split)
-    records = progress(source.encoded(split), f"checking {split}", span.stop - span.start)
-    number, unreadable, sizes, labels = span.start, [], Counter(), Counter()
-    with ThreadPoolExecutor(cores()) as pool:
-        while chunk := list(islice(records, 256)):
-            for result, (_, label) in zip(pool.map(try_decode, [data for data, _ in chunk]), chunk, strict=True):
-                if isinstance(result, Exception):
-                    unreadable.append(number)
-                else:
-                    sizes[result.shape[1::-1]] += 1
-                labels.update([] if label is None else [label])
-                number += 1
-    print(f"{split}: {number - span.start} images, {_summary(source, sizes, labels)}, {len(unreadable)} unreadable")
+    count, unreadable, sizes, labels = span.stop - span.start, [], Counter(), Counter()
+    for image in progress(look(source, span), f"checking {split}", count):
+        if image.size:
+            sizes[image.size] += 1
+        else:
+            unreadable.append(image)
+        labels.update([] if image.label is None else [image.label])
+    print(f"{split}: {count} images, {_summary(source, sizes, labels)}, {len(unreadable)} unreadable")
     return unreadable
 
 

@@ -56,7 +56,7 @@ def path(text: str | os.PathLike) -> Path:
     """
     text = re.sub("^gs:/(?=[^/])", "gs://", os.fspath(text))  # pathlib takes the second slash away
     if "://" not in text:
-        return Path(text).expanduser()
+        return _expanded(text)
     if not re.fullmatch("gs://[a-z0-9][a-z0-9._-]+/[^/].*", text):
         raise UserError(
             f"{text} is neither a path nor gs://BUCKET/FOLDER", "Name a folder; other storage can be mounted as one."
@@ -85,12 +85,35 @@ def here(text: str | os.PathLike) -> Path:
     """An absolute path of this machine; UserError for an address."""
     if in_bucket(text):
         raise UserError(f"{text} is not on this machine", "Name a path here, and copy it from or to where you want it.")
-    return Path(text).expanduser().absolute()
+    return _expanded(text).absolute()
+
+
+def _expanded(text: str | os.PathLike) -> Path:
+    """A path of this machine with `~` expanded: shells leave it alone in --name=~/folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        cause = f"{os.fspath(text)} begins with the name of no user"
+        raise UserError(cause, "Write the path out, or ./~NAME.") from None
+
+
+def kept(text: str | os.PathLike) -> str:
+    """A path as a run folder keeps it: absolute, so that it is found from another working folder. "" and an address of
+    a bucket stay."""
+    return os.fspath(text) if not text or in_bucket(text) else os.fspath(here(text))
+
+
+def printable(name: str | os.PathLike) -> str:
+    """A path or a name for people and for files of text: a byte that is no UTF-8 is written out, as in caf\\xe9."""
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # no name of this machine's, in a locale of few letters
+        return os.fspath(name).encode("utf-8", "backslashreplace").decode()
 
 
 def user_cache() -> Path:
     """Where this package keeps what can be made again: compiled programs, lists of files."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "bt_jax"
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "bt_jax"
 
 
 @functools.cache
@@ -112,7 +135,8 @@ def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object], *, s
       content: text, bytes, or a function that writes to an open binary file.
       shared: several processes of this machine may write this file at the same time.
     """
-    content = content.encode() if isinstance(content, str) else content
+    # A name in it may have bytes that are no UTF-8.
+    content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     if in_bucket(path):
         if callable(content):
             content(buffer := io.BytesIO())

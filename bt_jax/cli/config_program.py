@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bt_jax import storage
+from bt_jax.cli import terminal
 from bt_jax.config.arguments import suggestions
 from bt_jax.messages import UserError, is_disk_full
 
@@ -34,6 +35,7 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
       doc: heads the help.
       default: the recipe if none is named.
     """
+    terminal.take_any_name()
     if any(argument.startswith("--help") for argument in argv or sys.argv):
         from bt_jax.config import keys
 
@@ -76,8 +78,9 @@ def find_recipe(recipe: str) -> str:
       UserError: there is neither.
     """
     name, colon, arguments = recipe.partition(":")
+    name = os.path.expanduser(name)  # shells expand ~ at the start of a word alone
     if os.path.isfile(name):
-        return recipe
+        return f"{name}{colon}{arguments}"
     stem = name.removeprefix("configs/").removesuffix(".py")
     names = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "__init__")
     if stem in names:

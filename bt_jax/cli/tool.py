@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from bt_jax.cli import terminal
 from bt_jax.messages import UserError
 
 
@@ -30,6 +31,7 @@ def run(parser: Parser, command: Callable[[argparse.Namespace], None], arguments
     Returns:
       The exit status: 0, or 2 after a UserError, which is printed as one line on stderr.
     """
+    terminal.take_any_name()
     try:
         command(parser.parse_args(arguments))
     except UserError as error:

@@ -58,8 +58,10 @@ class Data(Section):
     dir: str = key("", 'folder of TFDS data sets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets')
     folder: str = key("", "folder of images, with labels by sub-folder or none; replaces the data set of data.name")
     npz: str = key("", "file that `python -m bt_jax.prepare --npz` wrote; needs no TensorFlow")
-    broken_limit: float = key(0.01, "stop if more than this fraction of images is unreadable; broken.txt lists them")
-    train_split: str = key("train", "split to train on")
+    broken_limit: float = key(
+        0.01, "stop if a larger share of images, and more than 10, is unreadable; 0: at the first"
+    )
+    train_split: str = key("train", 'split to train on; "train[:90%]" cuts it, "train.mixed[:90%]" cuts every class')
     val_split: str = key("test", 'held-out split; "": none, and no evaluation while training')
     on_device: bool = key(True, "keep the whole set on the device as uint8; False: stream it with tf.data")
     canvas: int = key(512, "pixels of the square onto which streamed images are decoded")

@@ -34,6 +34,6 @@ def get_config(arg=None):
     config.optim.grad_scale = 1.0
     config.checkpoint.every_epochs = 10.0
     if args.smoke:
-        config_lib.shrink(config, train_split="train[:64]", val_split=args.val and f"{args.val}[:32]")
+        config_lib.shrink(config, train_split="train.mixed[:64]", val_split=args.val and f"{args.val}.mixed[:32]")
         config.model.arch = "resnet18"
     return config

@@ -9,6 +9,7 @@ from bt_jax.data.device import ResidentFeed
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import Broken
 from bt_jax.data.sources.open_source import open_source
+from bt_jax.data.sources.selection import with_mixed
 from bt_jax.data.streamed import StreamedFeed
 
 
@@ -19,7 +20,9 @@ def open_data(options: Data) -> tuple[Source, Broken]:
         data_dir=options.dir or None,
         npz=options.npz or None,
         folder=options.folder or None,
+        say=messages.say,
     )
+    source = with_mixed(source, [*options.train_split.split("+"), options.val_split])
     return source, Broken(source, limit=options.broken_limit, say=messages.say)
 
 

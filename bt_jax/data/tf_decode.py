@@ -1,8 +1,16 @@
-"""Decoding within tf.data: JPEG and PNG by TensorFlow, all else by Pillow, onto a canvas."""
+"""Decoding within tf.data: JPEG and PNG by TensorFlow, all else by Pillow, onto a canvas.
+
+The array path decodes everything by Pillow (`sources.decode`). What one of the two reads, the other reads, to the same
+pixels; only CMYK, and JPEG that are shrunk while they are decoded, differ by rounding.
+"""
 
 import numpy as np
 
 from bt_jax.data.sources import decode
+
+# TensorFlow decodes a JPEG of less than 2^29 values (core/lib/jpeg/jpeg_mem.cc), with up to 4 a pixel, and some more
+# where a side that is decoded at 1/8 is rounded up.
+JPEG_PIXELS = (1 << 27) - (1 << 20)
 
 
 def fit(data, canvas: int, channels: int = 3):
@@ -32,12 +40,19 @@ def _decode_jpeg(data, canvas: int, channels: int):
 
     size = tf.io.extract_jpeg_shape(data)[:2]
     index = tf.reduce_sum(tf.cast(tf.reduce_max(size) >= [2 * canvas, 4 * canvas, 8 * canvas], tf.int32))
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    decoded = pixels // tf.gather(tf.constant([1, 4, 16, 64], tf.int64), index)
 
     def decoder(ratio):
         # The accurate transform costs nothing measurable, and gives Pillow's pixels to the bit.
         return lambda: tf.io.decode_jpeg(data, channels=channels, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
-    return shaped(tf.switch_case(index, [decoder(ratio) for ratio in (1, 2, 4, 8)]), [None, None, channels]), size
+    image = tf.cond(
+        tf.logical_or(pixels > decode.LARGEST, decoded > JPEG_PIXELS),
+        lambda: _pillow(data, channels),
+        lambda: shaped(tf.switch_case(index, [decoder(ratio) for ratio in (1, 2, 4, 8)]), [None, None, channels]),
+    )
+    return shaped(image, [None, None, channels]), size
 
 
 def _decode_png(data, channels: int):
@@ -60,7 +75,8 @@ def _pillow(data, channels: int):
     import tensorflow as tf
 
     def pixels(data):
-        image = decode.try_decode(data, channels)
+        # Outside a graph it is an array of no dimensions.
+        image = decode.try_decode(data.item() if isinstance(data, np.ndarray) else data, channels)
         return np.zeros((0, 0, channels), np.uint8) if isinstance(image, Exception) else image
 
     image = tf.numpy_function(pixels, [data], tf.uint8, stateful=False)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bt_jax import storage
 from bt_jax.data.order import permutation
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.tfds import tensorflow, tensorflow_datasets
@@ -19,18 +20,19 @@ def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits:
     """Writes whole splits, encoded as they are, as a data set of a TFDS folder; it appears whole or not at all.
 
     The records are in a random order, a function of the split's size alone, so that reading shards in sequence mixes
-    the classes of a folder that is sorted by class.
+    the classes of a folder that is sorted by class. An image that cannot be read keeps its place, and cannot be read
+    from the shards either.
 
     Returns:
       DATA_DIR/NAME/1.0.0.
 
     Raises:
-      UserError: no TensorFlow, an unreadable image, a data set of that name, a folder that cannot be written.
+      UserError: no TensorFlow, a data set of that name, a folder that cannot be written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "patterns":
         raise UserError(f"{name!r} is no name for a data set", "Use small letters, digits and _, e.g. my_images.")
     tf, tfds = tensorflow(), tensorflow_datasets()
-    final = Path(data_dir).expanduser().absolute() / name / VERSION
+    final = storage.here(data_dir) / name / VERSION
     if final.exists():
         raise UserError(f"{final} exists already", "Choose another name, or delete it.")
     partial = final.with_name(f".{VERSION}.{os.getpid()}.tmp")
@@ -64,12 +66,11 @@ def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits:
 
 def _write_split(tf, source: Source, split: str, folder: Path, name: str) -> list[int]:
     """Records in each shard."""
-    if split not in source.splits:
-        raise UserError(
-            f"{source.name} has no split {split!r}", f"Name whole splits: {', '.join(sorted(source.splits))}"
-        )
+    if split not in source.splits or not re.fullmatch(r"\w+", split):  # shards are mixed by themselves
+        whole = [name for name in sorted(source.splits) if re.fullmatch(r"\w+", name)]
+        raise UserError(f"{split!r} is no split of {source.name} to write", f"Name whole splits: {', '.join(whole)}")
     count = source.splits[split]
-    order = permutation(count, 0, 0)
+    order, labelled = permutation(count, 0, 0), source.labelled(split)
     shards = [order[first : first + RECORDS] for first in range(0, count, RECORDS)]
     records = progress(_records(source, split, shards), f"writing {split}", count)
     for number, shard in enumerate(shards):
@@ -79,8 +80,8 @@ def _write_split(tf, source: Source, split: str, folder: Path, name: str) -> lis
                 data, label = next(records)
                 example = tf.train.Example()
                 example.features.feature["image"].bytes_list.value.append(data)
-                if label is not None:
-                    example.features.feature["label"].int64_list.value.append(label)
+                if labelled:
+                    example.features.feature["label"].int64_list.value.append(-1 if label is None else label)
                 writer.write(example.SerializeToString())
     return [len(shard) for shard in shards]
 
@@ -88,4 +89,5 @@ def _write_split(tf, source: Source, split: str, folder: Path, name: str) -> lis
 def _records(source: Source, split: str, shards: list) -> Iterable[tuple[bytes, int | None]]:
     for shard in shards:
         for first in range(0, len(shard), 64):
-            yield from source.read(split, [int(i) for i in shard[first : first + 64]])
+            found = source.try_read(split, [int(i) for i in shard[first : first + 64]])
+            yield from ((b"" if isinstance(data, UserError) else data, label) for data, label in found)

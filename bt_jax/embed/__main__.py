@@ -89,7 +89,7 @@ def parser() -> tool.Parser:
         metavar="SHARE",
         type=float,
         default=0.01,
-        help="share of a split's images that may be unreadable; 0: none (default: 0.01)",
+        help="share of a split's images that may be unreadable, and at least 10; 0: none (default: 0.01)",
     )
     return parser
 

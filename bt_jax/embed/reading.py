@@ -17,7 +17,6 @@ from bt_jax import storage
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import Broken
 from bt_jax.data.sources.decode import cores, try_decode
-from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.spans import Span
 from bt_jax.embed.shard_files import Explained
 from bt_jax.messages import UserError
@@ -46,9 +45,7 @@ def cut(span: Span, size: int) -> list[Shard]:
 
 def file_names(source: Source, base: str, ids: Iterable[int]) -> list[str]:
     """Paths below the root of a folder of images; SPLIT/ID where images are not files."""
-    if isinstance(source, FolderSource):
-        return [source.path(base, int(number)).relative_to(source.root).as_posix() for number in ids]
-    return [f"{base}/{number}" for number in ids]
+    return [source.file(base, int(number)) for number in ids]
 
 
 class Unreadable(Broken):
@@ -56,16 +53,18 @@ class Unreadable(Broken):
 
     Args:
       spans: what is embedded, by split.
-      limit: share of each that may be unreadable; 0: the first one is an error.
+      limit: share of each that may be unreadable, see `broken.allowed`; 0: the first one is an error.
       file: they stand in this file, a line each: split, id, file, reason. What it holds already counts too.
 
     Attributes:
       reasons: {split: {id: (file, reason)}}.
     """
 
+    OPTION, INSTEAD = "--broken_limit", "it gets no row"
+
     def __init__(self, source: Source, spans: dict[str, Span], *, limit: float, file: Path):
         super().__init__(source, limit=limit)
-        self._source, self._spans, self._limit, self._file = source, spans, limit, file
+        self._spans, self._file = spans, file
         self.reasons: dict[str, dict[int, tuple[str, str]]] = {base: {} for base in spans}
         for line in file.read_text("utf-8", "surrogateescape").split("\n") if file.exists() else []:
             base, number, name, reason = (line.split("\t", 3) + [""] * 3)[:4]
@@ -75,22 +74,22 @@ class Unreadable(Broken):
     def known(self, span, ids):
         return np.isin(ids, list(self.reasons[span.base]))
 
-    def add(self, span, number, reason):
-        found, whole = self.reasons[span.base], self._spans[span.base]
-        if number in found:
-            return
-        reason = " ".join(str(reason).partition("\n")[0].split("<_io")[0].split())
-        found[number] = file_names(self._source, span.base, [number])[0], reason
-        line = f"{self._source.where(span.base, number)}: the image cannot be read ({reason})"
-        if len(found) > self._limit * (whole.stop - whole.start):
-            self.write()
-            raise UserError(
-                f"{line}, as {len(found)} of the {whole.stop - whole.start} images of split {span.base!r}",
-                "Restore it from its origin, or allow more with --broken_limit",
-            )
-        if len(found) <= self.NAMED:
-            rest = "; further ones are only listed" if len(found) == self.NAMED else ""
-            print(f"WARNING: {line}; it gets no row{rest}", file=sys.stderr)
+    def _whole(self, span):
+        return self._spans[span.base]
+
+    def _count(self, whole):
+        return len(self.reasons[whole.base])
+
+    def _warn(self, line):
+        print(line, file=sys.stderr)
+
+    def _note(self, span, number, why):
+        self.reasons[span.base][number] = self._source.file(span.base, number), why
+        return f"{self._source.where(span.base, number)}: the image cannot be read ({why})"
+
+    def _list_all(self):
+        self.write()
+        return f"in {storage.printable(self._file)}"
 
     def forget(self, span: Span) -> None:
         """Those of a shard that is made again."""

@@ -48,8 +48,14 @@ def fingerprint(variables: dict) -> str:
     return digest.hexdigest()[:16]
 
 
-def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str, Span]) -> dict[str, Any]:
+def open_out(
+    out: Path, encoder: str, settings: dict[str, Any], spans: dict[str, Span], digests: dict[str, str]
+) -> dict[str, Any]:
     """Makes the folder, or accepts one that was begun with the same settings; writes embed.json.
+
+    Args:
+      digests: of the whole splits, "KIND DIGEST" (`data.sources.base.Source`). The images may have moved where these
+        are the same.
 
     Returns:
       What embed.json holds; splits that it had before are kept.
@@ -60,6 +66,7 @@ def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str,
     file = out / "embed.json"
     settings |= {"encoder": str(load.place(encoder))}
     splits = {base: {"start": span.start, "stop": span.stop} for base, span in spans.items()}
+    splits = {base: split | {"images": digests[base]} for base, split in splits.items()}
     cure = "Give another --out, or the options of before to go on."
     with Explained(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -77,17 +84,28 @@ def open_out(out: Path, encoder: str, settings: dict[str, Any], spans: dict[str,
 
 
 def _differences(old: dict, settings: dict, splits: dict) -> list[str]:
-    """What differs, as "size: 224 -> 32". The encoder may have moved, so its path is shown with its weights only."""
-    before, lines = old["settings"], []
-    for key in sorted(settings.keys() - {"encoder"}):
+    """What differs, as "size: 224 -> 32". Encoder and images may have moved: paths count where weights or digests
+    differ, or no digest was kept."""
+    before, lines, common = old["settings"], [], splits.keys() & old["splits"].keys()
+    images = {base: (old["splits"][base].get("images"), splits[base]["images"]) for base in common}
+    moved = any(first for first, _ in images.values()) and all(first == now for first, now in images.values())
+    for key in sorted(settings.keys() - ({"encoder", "data"} if moved else {"encoder"})):
         if before.get(key) != settings[key]:
             shown = ("weights", "encoder") if key == "weights" else (key,)
             lines += [f"{name}: {before.get(name)} -> {settings[name]}" for name in shown]
-    for base in splits.keys() & old["splits"].keys():
+    for base in sorted(common):
         spans = [f"[{split['start']}:{split['stop']}]" for split in (old["splits"][base], splits[base])]
         if spans[0] != spans[1]:
             lines.append(f"images of {base}: {spans[0]} -> {spans[1]}")
+        elif _are_others(*images[base]):
+            lines.append(f"images of {base}: others than before")
     return lines
+
+
+def _are_others(before: str | None, now: str) -> bool:
+    """Whether shards may hold other images without a sign of it. Those of a folder keep the names of the files, and are
+    made again where these differ. None: embed.json is of bt_jax 0.1.0."""
+    return before is not None and before != now and not before.startswith("folder ")
 
 
 def _read(file: Path) -> dict[str, Any]:

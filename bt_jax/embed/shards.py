@@ -19,6 +19,7 @@ from bt_jax.augment import recipes
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.open_source import open_source
+from bt_jax.data.sources.selection import unmixed, with_mixed
 from bt_jax.data.sources.spans import Span
 from bt_jax.embed.reading import Reading, Shard, Unreadable, batches_of, cut, file_names
 from bt_jax.embed.record import fingerprint, open_out, view_sizes
@@ -59,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
         "shard": options.shard,
     } | view
     out = storage.here(options.out)
-    record = open_out(out, options.encoder, settings, spans)
+    digests = {base: f"{source.kind} {source.digest(unmixed(source, base))}".strip() for base in spans}
+    record = open_out(out, options.encoder, settings, spans, digests)
     mesh = sharding.make_mesh()
     if not options.no_self_check:
         comparison.require(storage.user_cache() / "selfcheck")
@@ -154,7 +156,9 @@ def _open_data(options: argparse.Namespace) -> tuple[Source, dict[str, Span]]:
     if sum(given is not None for given in (options.data, options.npz_in, options.folder)) != 1:
         raise UserError("One data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE.")
     source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in, folder=options.folder)
-    asked = [source.span(split) for split in (options.splits.split(",") if options.splits else source.splits)]
+    splits = options.splits.split(",") if options.splits else list(source.splits)
+    source = with_mixed(source, splits)
+    asked = [source.span(split) for split in splits]
     spans = {span.base: span for span in asked}
     if len(spans) < len(asked):
         raise UserError(f"--splits={options.splits} names a split twice", "Give each its own --out.")
@@ -163,4 +167,4 @@ def _open_data(options: argparse.Namespace) -> tuple[Source, dict[str, Span]]:
 
 def _data_name(options: argparse.Namespace, source: Source) -> str:
     path = options.folder or options.npz_in
-    return str(Path(path).expanduser().absolute()) if path else source.name
+    return storage.kept(path) if path else source.name

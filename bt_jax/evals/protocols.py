@@ -29,7 +29,8 @@ class Frozen:
       embed: of `features.make_embed`.
       train, val: functions that start a pass over padded batches.
       num_classes: 0 where labels are not used.
-      check: whether every class of a held-out image must have a training image; not where those are a sample.
+      check: whether every class of a held-out image must have a training image; not where those are a sample. It is
+        said otherwise.
     """
 
     def __init__(
@@ -37,10 +38,13 @@ class Frozen:
     ) -> None:
         self.num_classes, self._check = num_classes, check
         self._embed, self._passes, self._mesh = embed, (train, val), mesh
+        self._said = False
 
     def by(self, embed: features.Embed) -> "Frozen":
         """The same images by another embed function."""
-        return Frozen(embed, *self._passes, mesh=self._mesh, num_classes=self.num_classes, check=self._check)
+        other = Frozen(embed, *self._passes, mesh=self._mesh, num_classes=self.num_classes, check=self._check)
+        other._said = self._said
+        return other
 
     @cached_for_last_state
     def of(self, state: Encoded) -> Found:
@@ -51,10 +55,24 @@ class Frozen:
         """
         train, val = (features.extract(self._embed, state.encoder(), start(), self._mesh) for start in self._passes)
         found = (*train, *val)
-        if self._check and self.num_classes:
+        if self.num_classes:
             _, labels, _, held_out = _labelled(found)
-            _check_labels(labels, held_out)
+            self._compare(labels, held_out)
         return found
+
+    def _compare(self, train: np.ndarray, val: np.ndarray) -> None:
+        """An error, or a line once, where held-out images are of classes that the training images lack."""
+        unknown = sorted(set(np.unique(val).tolist()) - set(np.unique(train).tolist()))
+        if not unknown:
+            return
+        cause = (
+            f"The held-out images have labels that no training image has ({len(unknown)} of them, such as {unknown[0]})"
+        )
+        if self._check:
+            raise UserError(cause, "Give both splits the same classes, or use more training images.")
+        if not self._said:
+            messages.say(f"WARNING: {cause}: they count as wrong")
+        self._said = True
 
     def labelled(self, state: Encoded) -> Labelled:
         """As `of`, for images that all have labels.
@@ -70,16 +88,6 @@ def _labelled(found: Found) -> Labelled:
     if labels is None or held_out is None:
         raise UserError("The training or the held-out images have no labels", "Choose splits that both have labels.")
     return train, labels, val, held_out
-
-
-def _check_labels(train: np.ndarray, val: np.ndarray) -> None:
-    unknown = sorted(set(np.unique(val).tolist()) - set(np.unique(train).tolist()))
-    if unknown:
-        raise UserError(
-            f"The held-out images have labels that no training image has ({len(unknown)} of them, such as"
-            f" {unknown[0]})",
-            "Give both splits the same classes, or use more training images.",
-        )
 
 
 class KNN:

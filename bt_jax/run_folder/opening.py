@@ -2,6 +2,7 @@
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -10,18 +11,21 @@ from bt_jax import messages, storage
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
-from bt_jax.run_folder import environment, same_run
+from bt_jax.run_folder import environment, same_data, same_run
 
 
-def open_folder(path: str, config: dict) -> Path:
-    """Makes the folder, or accepts one that holds the same config; writes config.json and environment.json.
+def open_folder(path: str, config: dict, images: same_data.Images | None = None) -> Path:
+    """Makes the folder, or accepts one that holds the same run; writes config.json, data.json and environment.json.
 
     Args:
       config: of `config.arguments.to_dict`.
+      images: of the run.
 
     Raises:
-      UserError: the folder cannot be made, or holds another run's config; the keys that differ are named.
+      UserError: the folder cannot be made, or holds a run with another config or on other images: it names what
+        differs.
     """
+    config = same_run.with_kept_paths(config)
     folder = storage.absolute(storage.path(path))
     try:
         storage.make(folder)
@@ -42,14 +46,17 @@ def open_folder(path: str, config: dict) -> Path:
                 "Give another --workdir, or the config of that run to go on with it.",
             )
         _say_longer(old, config)
+    data = same_data.check(folder, images, begun=file.exists()) if images else None
     coordination.gather(None, what="the look at the run folder")  # all have read before it is written
     if jax.process_index() == 0:
+        if data:  # first: a run with a config and without it is one of bt_jax 0.1.0
+            storage.write_json(folder / same_data.NAME, data)
         storage.write_json(file, config)
         storage.write_json(folder / "environment.json", environment.describe())
     return folder
 
 
-def agree(config: ConfigDict, **facts: int) -> None:
+def agree(config: ConfigDict, **facts: Any) -> None:
     """Several processes: compares config, versions and `facts` with process 0's; raises UserError, see `join.agree`.
 
     Where the data and the compiled programs lie may differ: every host can have its own copy.

@@ -1,12 +1,14 @@
 """Whether a second start in a run folder means the same run: which keys may differ between the two configs."""
 
+from bt_jax import storage
 from bt_jax.config.arguments import RENAMED_KEYS, flatten
 
 # Keys that may change between two starts of the same run: they say where and how often, not what is computed.
 FREE_KEYS = (
     *("platform", "devices", "self_check", "compile_cache", "data.dir", "data.npz", "model.projector_sharding", "log"),
-    *("stop_after_steps", "extend_epochs", "watch"),
+    *("stop_after_steps", "extend_epochs", "watch", "data.broken_limit"),
 )
+PLACES = ("data.dir", "data.npz", "data.folder")  # where images lie; whether they are the same: `same_data`
 
 # Keys that are gone: a run resumes only if it had this value, which is what happens now; and the reason.
 REMOVED_KEYS = {
@@ -16,7 +18,14 @@ REMOVED_KEYS = {
 # The values that runs had before a key was added.
 ADDED_KEYS = {"objective.name": "barlow_twins"}
 
-PER_HOST_KEYS = ("data.dir", "data.npz", "compile_cache")  # may differ between the hosts of one run
+PER_HOST_KEYS = (*PLACES, "compile_cache")  # may differ between the hosts of one run
+
+
+def with_kept_paths(config: dict) -> dict:
+    """The config with absolute paths to its images, so that its encoder's data are found from another folder."""
+    data, names = config.get("data", {}), [key.partition(".")[2] for key in PLACES]
+    kept = {name: storage.kept(data[name]) for name in names if data.get(name)}
+    return config | {"data": data | kept} if kept else config
 
 
 def differences(old: dict, new: dict) -> list[str]:
@@ -28,7 +37,8 @@ def differences(old: dict, new: dict) -> list[str]:
     if old.get("task") == "pretrain":
         old = ADDED_KEYS | old
     removed = {key: old.pop(key) for key in REMOVED_KEYS.keys() & old.keys()}
-    free = tuple(f"{key}." for key in FREE_KEYS)
+    moved = old.get("data.folder") and new.get("data.folder")  # a folder may move, but not become a named data set
+    free = tuple(f"{key}." for key in (*FREE_KEYS, *["data.folder"] * bool(moved)))
     keys = [key for key in sorted(old.keys() | new.keys()) if not f"{key}.".startswith(free)]
     missing = "(absent)"
     different = [

@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     encoder = from_encoder.open_encoder(settings)
     data = open_run.open_data(settings, mesh, len(encoder.mean), partial(_joined, settings.data.train_split))
     source, feed = data.source, data.feed
-    opening.agree(settings, images=feed.images)
+    opening.agree(settings, images=feed.images, **data.images.facts())
     recipe = from_encoder.view_recipe(settings.views, encoder)
     embed = features.make_embed(encoder.net, recipe, mesh, resize=settings.evals.resize)
     evaluators = _evaluators(settings, data, embed, encoder, recipe, mesh)

@@ -10,13 +10,15 @@ from jax.sharding import Mesh
 
 from bt_jax import messages, sharding
 from bt_jax.config import arguments
+from bt_jax.config.encoder_tasks import Evaluate
 from bt_jax.config.pretraining import Pretrain
 from bt_jax.config.sections import Checkpoint, Run
 from bt_jax.data import batches, feeds
+from bt_jax.data.sources import class_check, identity
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import Broken
 from bt_jax.messages import UserError
-from bt_jax.run_folder import opening
+from bt_jax.run_folder import opening, same_data, step_folders
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.train import epochs
 
@@ -26,6 +28,7 @@ class Data(NamedTuple):
 
     Attributes:
       broken: records the unreadable ones.
+      images: what the run folder keeps of the images, which the next start compares.
       train_split: of `source`. It is not the config's if `select` took a part of it, or joined several.
     """
 
@@ -33,6 +36,7 @@ class Data(NamedTuple):
     broken: Broken
     feed: batches.Feed
     train_split: str
+    images: same_data.Images
 
 
 def open_machine(settings: Run) -> Mesh:
@@ -64,15 +68,17 @@ def open_data(
         does not change.
     """
     source, broken = feeds.open_data(settings.data)
+    whole, splits = source, [settings.data.train_split, settings.data.val_split]
+    images = same_data.Images(identity.of(whole, splits), lambda: identity.of(whole.as_in_0_1_0(), splits))
     source, train_split = select(source) if select else (source, settings.data.train_split)
     feed = feeds.make_feed(settings, source, mesh, broken, channels, train_split)
-    return Data(source, broken, feed, train_split)
+    return Data(source, broken, feed, train_split, images)
 
 
 def open_schedule(settings: Run, data: Data) -> epochs.Plan:
     """Epochs as steps. Several processes compare them and their configs; UserError if they differ."""
     plan = epochs.make_plan(settings, data.feed.images)
-    opening.agree(settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch)
+    opening.agree(settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch, **data.images.facts())
     return plan
 
 
@@ -82,7 +88,8 @@ def open_folder(settings: Run, workdir: str, data: Data, about: str) -> Path:
     Args:
       about: printed after the folder's name.
     """
-    folder = opening.open_folder(workdir, arguments.to_dict(settings))
+    check_classes(settings, workdir, data.source)
+    folder = opening.open_folder(workdir, arguments.to_dict(settings), data.images)
     data.broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {about}")
     return folder
@@ -92,6 +99,24 @@ def open_checkpoints(options: Checkpoint, folder: Path, plan: epochs.Plan, model
     """The checkpoints of the run folder; `model` is what `load.read_model` reads from each."""
     keep_every = plan.steps(options.keep_every_epochs)
     return Checkpoints(folder, model=model, keep_last=options.keep_last, keep_every=keep_every)
+
+
+def check_classes(settings: Run, workdir: str, source: Source) -> None:
+    """Warns of held-out images whose classes no training image has; refuses a new run that cut one split so."""
+    splits = settings.data.train_split, settings.data.val_split
+    unlike = class_check.compare(source, *splits, read=settings.data.on_device)
+    if unlike is None:
+        return
+    if unlike.cure and _measures_classes(settings) and not step_folders.begun(workdir):
+        raise UserError(unlike.cause, unlike.cure)
+    messages.say(f"WARNING: {unlike.cause}")
+
+
+def _measures_classes(settings: Run) -> bool:
+    """Whether the task evaluates by labels."""
+    if isinstance(settings, Pretrain):
+        return bool(settings.evals.every_epochs or settings.evals.final)
+    return not isinstance(settings, Evaluate) or bool({"knn", "linear"} & set(settings.protocols))
 
 
 def check_rate(settings: Pretrain) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from bt_jax.config import keys
 from bt_jax.configs import quickstart
+from bt_jax.data.sources.selection import MIXED
 from bt_jax.messages import UserError
 
 CONFIGS = {path.stem: path for path in Path(quickstart.__file__).parent.glob("[!_]*.py")}
@@ -19,7 +20,7 @@ def test_smoke_trains_on_training_images(name):
     get_config = importlib.import_module(f"bt_jax.configs.{name}").get_config
     whole, smoke = get_config(arguments.lstrip(",")), get_config(f"smoke{arguments}")
     for split in ("train_split", "val_split"):
-        assert smoke.data[split].partition("[")[0] in whole.data[split].split("+")
+        assert smoke.data[split].partition("[")[0].removesuffix(MIXED) in whole.data[split].split("+")
     assert not set(smoke.data.train_split.split("+")) & {smoke.data.val_split, smoke.data.val_split.partition("[")[0]}
     assert smoke.task == whole.task and smoke.data.name == whole.data.name
     if smoke.task == "pretrain":

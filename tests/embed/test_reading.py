@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bt_jax.data.sources import base as records
-from bt_jax.data.sources import spans
+from bt_jax.data.sources import broken, spans
 from bt_jax.embed import reading, shard_files, shards
 from bt_jax.embed.__main__ import main
 from bt_jax.messages import UserError
@@ -62,11 +62,12 @@ def test_images_without_a_label_have_minus_one(tmp_path):
     assert list(unreadable.reasons["train"]) == [7]
 
 
-def test_the_limit_of_embed_counts_over_the_split(tmp_path):
+def test_the_limit_of_embed_counts_over_the_split(tmp_path, monkeypatch):
     """One of the twenty is a tenth of its shard."""
+    monkeypatch.setattr(broken, "FEW", 0)
     source, whole = Drawn(), spans.Span("train", 0, 20)
     unreadable = reading.Unreadable(source, {"train": whole}, limit=0.05, file=tmp_path / "broken.txt")
     unreadable.add(spans.Span("train", 0, 10), 7, "damaged")
-    with pytest.raises(UserError, match="id 8: .* as 2 of the 20 images"):
+    with pytest.raises(UserError, match="2 of the 20 images .* listed in .*broken.txt.* --broken_limit=0.1"):
         unreadable.add(spans.Span("train", 0, 10), 8, "damaged")
     assert (tmp_path / "broken.txt").read_text() == "train\t7\ttrain/7\tdamaged\ntrain\t8\ttrain/8\tdamaged\n"

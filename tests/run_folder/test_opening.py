@@ -29,7 +29,7 @@ FREE = (
     "log",
     "stop_after_steps",
 )
-FREE += ("extend_epochs", "watch", "self_check")
+FREE += ("extend_epochs", "watch", "self_check", "data.broken_limit")
 
 
 def test_environment_says_what_made_the_run(tmp_path, monkeypatch):
@@ -130,7 +130,8 @@ def test_processes_compare_config_versions_and_facts(monkeypatch):
     assert own["python"] == platform.python_version() and own["bt_jax"]
     compared_keys = {key.removeprefix("config.") for key in own if key.startswith("config.")}
     every = arguments.flatten(arguments.to_dict(config)).keys()
-    assert every - compared_keys == {"data.dir", "data.npz", "compile_cache"}  # every host may have its own copy
+    # Every host may have its own copy.
+    assert every - compared_keys == {"data.dir", "data.npz", "data.folder", "compile_cache"}
 
 
 def test_every_process_has_its_own_list(tmp_path, monkeypatch):

@@ -17,6 +17,13 @@ def encode(image: np.ndarray, kind: str = "PNG", mode: str | None = None) -> byt
     return buffer.getvalue()
 
 
+def write_images(root: Path, *paths: str) -> None:
+    """PNG images of 8 pixels at these paths, whatever their suffix, the i-th filled with i."""
+    for i, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(encode(np.full((8, 8, 3), i, np.uint8)))
+
+
 class Listed(Source):
     """A source over a list in memory: (encoded image, label or None) each."""
 

@@ -1,7 +1,9 @@
 """What all tasks open alike."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 
 from bt_jax.config import arguments, keys
@@ -40,3 +42,38 @@ def test_what_no_run_can_have_is_refused(values, said):
 
 def test_an_evaluation_needs_no_batch_that_divides():
     assert open_run.open_machine(keys.read(changed(keys.evaluate(), batch_size=12))).devices.size == 8
+
+
+class Sorted(Squares):
+    """Class by class."""
+
+    def labels_at_hand(self, base):
+        return np.sort(self.labels(base))
+
+
+@pytest.mark.parametrize(
+    "task, values, refuses",
+    [
+        ("pretrain", {}, True),
+        ("pretrain", {"evals.every_epochs": 0.0}, True),
+        ("pretrain", {"evals.final": False}, True),
+        ("pretrain", {"evals.every_epochs": 0.0, "evals.final": False}, False),
+        ("evaluate", {}, True),
+        ("evaluate", {"protocols": ("spectrum",)}, False),
+        ("finetune", {}, True),
+    ],
+)
+def test_slices_with_other_classes_are_refused(tmp_path, capsys, task, values, refuses):
+    """But for a run that has begun, or measures nothing by them: it is said."""
+    splits = {"data.train_split": "learn[:40]", "data.val_split": "learn[40:]"}
+    config = changed(getattr(keys, task)(), **splits | values)
+    said = "8 images of learn[40:] are of classes that no image of learn[:40] has: 8, 9"
+    if refuses:
+        with pytest.raises(UserError, match=re.escape(f'{said}. Name "learn.mixed[:40]" and "learn.mixed[40:]"')):
+            open_run.check_classes(keys.read(config), str(tmp_path), Sorted())
+        (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    open_run.check_classes(keys.read(config), str(tmp_path), Sorted())
+    assert capsys.readouterr().out == f"WARNING: {said}\n"
+    config = changed(config, **{"data.train_split": "learn", "data.val_split": "look"})
+    open_run.check_classes(keys.read(config), str(tmp_path), Sorted())
+    assert capsys.readouterr().out == ""

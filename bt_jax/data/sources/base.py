@@ -2,8 +2,10 @@
 
 A split is named as TFDS names it ("train", "test", "validation") and may be cut: "train[:90%]", "train[45000:]". The id
 of an image is its position in the WHOLE split, so a cut split keeps the ids, and with them the augmentations, of the
-whole one. Encoded images become arrays through one decoder (Pillow), so the same data set read through TFDS and from a
-cache file gives the same pixels.
+whole one. Where a split lies class by class, as folders do, a cut holds a part of the classes; "train.mixed[:90%]"
+holds the first 90 % of each class (`selection.with_mixed`).
+
+One decoder (Pillow) makes arrays of encoded images, so a data set gives the same pixels by TFDS and from a cache file.
 """
 
 import re
@@ -29,12 +31,16 @@ class Source:
       splits: dict split -> number of images.
       num_classes: int, 0 where images carry neither a label nor targets.
       class_names: list of str, empty where unknown.
+      notes: lines to print: what was left out of the data set, and what its folders mean.
+      kind: of the data set, by which two digests may be compared; "" for one that never changes.
     """
 
     name: str
     splits: dict[str, int]
     num_classes: int = 0
     class_names: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    kind: str = ""
 
     def span(self, split: str) -> Span:
         """Resolves "train", "train[:90%]", "train[45000:]", "train[-10%:]". UserError if there is no such split."""
@@ -85,6 +91,25 @@ class Source:
     def labels(self, base: str) -> np.ndarray:
         """int32 (n,) of a whole split, -1 where there is none; reads every record unless the source knows better."""
         return np.array([-1 if label is None else label for _, label in self.encoded(base)], np.int32)
+
+    def labels_at_hand(self, base: str) -> np.ndarray | None:
+        """As `labels`, or None where that would read every record."""
+        return None
+
+    def digest(self, base: str) -> str:
+        """A short text that changes with the images of a split, but not with their place; "" where they never change.
+
+        It costs little: it is made of what is at hand, such as names of files and checksums.
+        """
+        return ""
+
+    def as_in_0_1_0(self) -> "Source":
+        """The data set as bt_jax 0.1.0 understood it: what counted as an image, as a split, as a class."""
+        return self
+
+    def file(self, base: str, number: int) -> str:
+        """The name of an image's file within the data set, SPLIT/ID where images are not files."""
+        return f"{base}/{number}"
 
     def random_access(self, base: str) -> bool:
         """Whether `read` is cheap in any order."""

@@ -1,5 +1,7 @@
 """Images that cannot be read: named, counted, and too many of them an error."""
 
+import contextlib
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +10,31 @@ from typing import Protocol
 import numpy as np
 
 from bt_jax import storage
+from bt_jax.data.sources.checking import Images, look, reason
 from bt_jax.data.sources.spans import Span
 from bt_jax.messages import UserError
 
+FEW = 10  # unreadable images that are allowed whatever the share
 
-class Owner(Protocol):
+
+def allowed(limit: float, count: int) -> int:
+    """How many of `count` images may be unreadable.
+
+    Args:
+      limit: their share. A few are allowed whatever it is, but not all of the images; 0: none, 1: all.
+    """
+    if limit <= 0 or limit >= 1:
+        return count if limit >= 1 else 0
+    return min(max(FEW, int(limit * count + 1e-9)), count - 1)
+
+
+def enough(unreadable: int, count: int) -> float:
+    """The least share, of few digits, with which `unreadable` of `count` images are allowed."""
+    digits = max(2, math.ceil(math.log10(count)))
+    return min(math.ceil(unreadable / count * 10**digits - 1e-9) / 10**digits, 1.0)
+
+
+class Owner(Images, Protocol):
     """What is asked of the data set whose images they are, see `base.Source`."""
 
     name: str
@@ -25,8 +47,8 @@ class Broken:
 
     Args:
       source: theirs.
-      limit: share of the images of a split, or of the slice in use, that may be unreadable; 0: the first one is an
-        error.
+      limit: share of the images of a split, or of the slice in use, that may be unreadable, see `allowed`; None: the
+        first one is an error, and the others are not looked for.
       say: prints a line.
 
     Attributes:
@@ -34,8 +56,10 @@ class Broken:
     """
 
     NAMED = 20  # on the terminal; the file names all
+    OPTION = "--config.data.broken_limit"
+    INSTEAD = "a black one stands in for it"
 
-    def __init__(self, source: Owner, *, limit: float = 0.0, say: Callable[[str], None] = print):
+    def __init__(self, source: Owner, *, limit: float | None = None, say: Callable[[str], None] = print):
         self._source, self._limit, self._say = source, limit, say
         self._found: dict[str, set[int]] = {}
         self.lines: list[str] = []
@@ -52,14 +76,34 @@ class Broken:
         """bool, shaped as `ids`: those that have been added."""
         return np.isin(ids, list(self._found.get(span.base, ())))
 
-    def add(self, span: Span, number: int, reason: object) -> None:
-        """Notes one image of a span. UserError past the limit, or at once without one."""
-        found, count = self._found.setdefault(span.base, set()), span.stop - span.start
-        if number in found:
+    def add(self, span: Span, number: int, error: object) -> None:
+        """Notes one image of a span. UserError past the limit, which names all of the span that are unreadable."""
+        if self.known(span, np.array([number])).all():
             return
-        found.add(number)
-        reason = str(reason).partition("\n")[0].split("<_io")[0].strip()
-        line = f"{self._source.where(span.base, number)}: the image cannot be read ({reason})"
+        line, whole = self._note(span, number, reason(error)), self._whole(span)
+        if self._limit is None:
+            raise UserError(line, "Restore it from its origin; `python -m bt_jax.prepare` lists every unreadable image")
+        unreadable = self._count(whole)
+        if unreadable > allowed(self._limit, whole.stop - whole.start):
+            raise self._refusal(whole)
+        if unreadable <= self.NAMED:
+            rest = "; further ones are only listed" if unreadable == self.NAMED else ""
+            self._warn(f"WARNING: {line}; {self.INSTEAD}{rest}")
+
+    def _whole(self, span: Span) -> Span:
+        """The images of which a share may be unreadable."""
+        return span
+
+    def _count(self, whole: Span) -> int:
+        return sum(whole.start <= number < whole.stop for number in self._found.get(whole.base, ()))
+
+    def _warn(self, line: str) -> None:
+        self._say(line)
+
+    def _note(self, span: Span, number: int, why: str) -> str:
+        """Keeps an image that is not known yet, and writes it to the file; returns its line."""
+        self._found.setdefault(span.base, set()).add(number)
+        line = f"{self._source.where(span.base, number)}: the image cannot be read ({why})"
         self.lines.append(line)
         if self._file and storage.in_bucket(self._file):
             if self._later is None:  # an object takes one write a second, and each writes all of it
@@ -67,19 +111,30 @@ class Broken:
                 self._later.daemon = True
                 self._later.start()
         elif self._file:
-            with self._file.open("a") as file:
+            with self._file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{line}\n")
-        unreadable = sum(span.start <= number < span.stop for number in found)
-        if unreadable > self._limit * count:
-            cure = "Restore it from its origin; `python -m bt_jax.prepare` lists every unreadable image"
-            if not self._limit:
-                raise UserError(line, cure)
-            listed = f", listed in {self._file}" if self._file else ""
-            raise UserError(
-                f"{unreadable} of the {count} images of {self._source.name}, split {span.base!r}, cannot be read"
-                f"{listed}; the last: {line}",
-                "Restore them, or allow more with --config.data.broken_limit",
-            )
-        if len(found) <= self.NAMED:
-            rest = "; further ones are only listed" if len(found) == self.NAMED else ""
-            self._say(f"WARNING: {line}; a black one stands in for it{rest}")
+        return line
+
+    def _refusal(self, whole: Span) -> UserError:
+        """The error that ends the run. It looks at every image of the span first, so that one repair suffices."""
+        count = whole.stop - whole.start
+        self._say(f"Too many images of split {whole.base!r} cannot be read: looking at all {count}")
+        with contextlib.suppress(UserError):  # a file of records that ends early: those before it are counted
+            for image in look(self._source, whole):
+                if image.reason and not self.known(whole, np.array([image.id])):
+                    self._note(whole, image.id, image.reason)
+        unreadable, option = self._count(whole), f"{self.OPTION}={enough(self._count(whole), count)}"
+        return UserError(
+            f"{unreadable} of the {count} images of {self._source.name}, split {whole.base!r}, cannot be read, listed"
+            f" {self._list_all()}",
+            "Restore them from their origin." if unreadable == count else f"Restore them, or allow them with {option}.",
+        )
+
+    def _list_all(self) -> str:
+        """Lists every one that is known; returns where."""
+        if self._file:
+            self.list_in(self._file)
+            return f"in {storage.printable(self._file)}"
+        for line in self.lines:
+            self._say(f"unreadable: {line}")
+        return "above"

@@ -5,8 +5,8 @@ import struct
 import zipfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
+import google_crc32c
 import numpy as np
 
 from bt_jax import storage
@@ -21,11 +21,15 @@ class NpzSource(Source):
 
     For each split S it holds the arrays `S/bytes` uint8 (all encoded images, end to end), `S/offsets` int64 (n + 1,)
     and `S/labels` int32 (n,) unless unlabelled; besides `name`, `class_names`, `format`. No pickled
-    objects, so that opening a stranger's file runs none of its code. Held in memory whole.
+    objects, so that opening a stranger's file runs none of its code. Held in memory whole. A label of -1 is that of a
+    record that was lost.
     """
 
+    kind = "npz"
+
     def __init__(self, path: str | os.PathLike):
-        if not Path(path).is_file():
+        path = storage.here(path)
+        if not path.is_file():
             raise UserError(
                 f"there is no cache file {path}", f"Write it: python -m bt_jax.prepare --data=NAME --npz={path}"
             )
@@ -75,7 +79,7 @@ class NpzSource(Source):
         if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
             raise ValueError(f"{split}/offsets does not fit {split}/bytes")
         if labels is not None and (
-            labels.dtype != np.int32 or labels.shape != (len(offsets) - 1,) or (labels < 0).any()
+            labels.dtype != np.int32 or labels.shape != (len(offsets) - 1,) or (labels < -1).any()
         ):
             raise ValueError(f"{split}/labels has another form")
         return memoryview(data), offsets, labels
@@ -83,16 +87,35 @@ class NpzSource(Source):
     def labelled(self, base):
         return self._data[base][2] is not None
 
+    def labels_at_hand(self, base):
+        labels = self._data[base][2]
+        return np.full(self.splits[base], -1, np.int32) if labels is None else labels
+
+    def labels(self, base):
+        return self.labels_at_hand(base)
+
+    def digest(self, base):
+        """CRC-32C of images, offsets and labels: another program may have written the file around them."""
+        found = []
+        for part in filter(lambda part: part is not None, self._data[base]):
+            checksum, octets = google_crc32c.Checksum(), np.frombuffer(part, np.uint8)
+            for first in range(0, len(octets), storage.CHUNK):
+                checksum.update(octets[first : first + storage.CHUNK].tobytes())
+            found.append(checksum.hexdigest().decode())
+        return "-".join(found)
+
     def read(self, base, ids):
         data, offsets, labels = self._data[base]
         return [
-            (bytes(data[offsets[i] : offsets[i + 1]]), None if labels is None else int(labels[i]))
+            (bytes(data[offsets[i] : offsets[i + 1]]), None if labels is None or labels[i] < 0 else int(labels[i]))
             for i in map(int, ids)
         ]
 
 
 def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) -> None:
     """Writes whole splits of `source` as a cache file, encoded as they are; the file appears whole or not at all.
+
+    An image that cannot be read keeps its place, and cannot be read from the cache file either.
 
     Raises:
       UserError: a split is unknown or cut (its ids would no longer be positions in the whole), or the file cannot be
@@ -110,15 +133,13 @@ def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) ->
             )
         encoded, labels = [], []
         for data, label in progress(source.encoded(split), f"reading {split}", source.splits[split]):
-            if isinstance(data, UserError):
-                raise data
-            encoded.append(data)
-            labels.append(label)
+            encoded.append(b"" if isinstance(data, UserError) else data)  # ids after it stay
+            labels.append(-1 if label is None else label)
         contents[f"{split}/bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
         contents[f"{split}/offsets"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         if source.labelled(split):
             contents[f"{split}/labels"] = np.array(labels, np.int32)
-    path = Path(path)
+    path = storage.here(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write(path, partial(np.savez, **contents), shared=True)

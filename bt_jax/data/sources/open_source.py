@@ -4,6 +4,7 @@ What a data set offers is in `base`. Nothing here ever downloads. TensorFlow is 
 """
 
 import os
+from collections.abc import Callable
 
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.image_folder import FolderSource
@@ -19,8 +20,9 @@ def open_source(
     data_dir: str | os.PathLike | None = None,
     npz: str | os.PathLike | None = None,
     folder: str | os.PathLike | None = None,
+    say: Callable[[str], None] = print,
 ) -> Source:
-    """Opens a data set for reading; reads no image yet.
+    """Opens a data set for reading; reads no image yet. Prints its notes.
 
     Args:
       name: "patterns" (embedded in the package), or a TFDS name: "cifar10", "cifar10:3.0.2", "imagenet2012". With `npz`
@@ -28,10 +30,18 @@ def open_source(
       data_dir: folder of TFDS data sets; $TFDS_DATA_DIR, else ~/tensorflow_datasets, where None.
       npz: a cache file of `python -m bt_jax.prepare`; needs no TensorFlow.
       folder: a folder of images, see `image_folder.FolderSource`; the name is then not looked at.
+      say: prints a line.
 
     Raises:
       UserError: unknown name, missing folder, damaged file.
     """
+    source = _open(name, data_dir, npz, folder)
+    for note in source.notes:
+        say(note)
+    return source
+
+
+def _open(name, data_dir, npz, folder) -> Source:
     if folder is not None:
         return FolderSource(folder)
     if npz is not None:

@@ -1,6 +1,6 @@
-"""Splits made of others: a share of a split, of each class the same; or several splits as one."""
+"""Splits made of others: a share of a split, of each class the same; several splits as one; or one in another order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Selection(Source):
         self._part = np.repeat(np.arange(len(parts)), [len(ids) for _, ids in parts])
         self._ids = np.concatenate([ids for _, ids in parts])
         self.name, self.num_classes, self.class_names = source.name, source.num_classes, source.class_names
-        self.splits = source.splits | {name: len(self._ids)}
+        self.splits, self.kind = source.splits | {name: len(self._ids)}, source.kind
 
     def labelled(self, base):
         bases = self._parts if base == self._split else [base]
@@ -38,7 +38,18 @@ class Selection(Source):
         return [self._source.read(self._parts[self._part[i]], [int(self._ids[i])])[0] for i in ids]
 
     def labels(self, base):
-        return self._source.labels(base) if base != self._split else super().labels(base)
+        if base != self._split:
+            return self._source.labels(base)
+        labels = np.empty(len(self._ids), np.int32)
+        for number, part in enumerate(self._parts):
+            mine = self._part == number
+            labels[mine] = self._source.labels(part)[self._ids[mine]]
+        return labels
+
+    def labels_at_hand(self, base):
+        bases = self._parts if base == self._split else [base]
+        known = all(self._source.labels_at_hand(base) is not None for base in bases)
+        return self.labels(base) if known else None
 
     def targets(self, base):
         if base != self._split:
@@ -49,10 +60,55 @@ class Selection(Source):
         pairs = zip(self._part, self._ids, strict=True)
         return np.stack([found[self._parts[part]][number] for part, number in pairs])
 
+    def digest(self, base):
+        return self._source.digest(base) if base != self._split else ""
+
+    def as_in_0_1_0(self):
+        """Without the split that is made of others."""
+        return self._source.as_in_0_1_0()
+
     def where(self, base, number):
-        if base != self._split:
-            return self._source.where(base, number)
-        return self._source.where(self._parts[self._part[number]], int(self._ids[number]))
+        return self._source.where(*self._origin(base, number))
+
+    def file(self, base, number):
+        return self._source.file(*self._origin(base, number))
+
+    def _origin(self, base: str, number: int) -> tuple[str, int]:
+        """Split and id of an image in the source."""
+        return (base, number) if base != self._split else (self._parts[self._part[number]], int(self._ids[number]))
+
+
+MIXED = ".mixed"
+
+
+def with_mixed(source: Source, splits: Iterable[str]) -> Source:
+    """The source with the split "S.mixed" wherever `splits` name it, as in "train.mixed[:90%]".
+
+    It holds the images of S in an order of its own, and ids are positions in that: classes take turns by their shares,
+    and each class keeps its order. So a cut holds the same part of every class. Without labels the order is that of S.
+    """
+    for split in splits:
+        name = split.partition("[")[0].strip()
+        base = name.removesuffix(MIXED)
+        if name not in source.splits and name != base and base in source.splits:
+            source = Selection(source, name, [(base, mixed_order(source.labels(base)))])
+    return source
+
+
+def unmixed(source: Source, base: str) -> str:
+    """The split of which a mixed one is made; any other split itself."""
+    inner = base.removesuffix(MIXED)
+    return inner if inner in source.splits else base
+
+
+def mixed_order(labels: np.ndarray) -> np.ndarray:
+    """int64 (n,): positions by how far each image is within its class, from 0 to 1; at the same place the first comes
+    first."""
+    _, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    by_class = np.argsort(numbers, kind="stable")
+    rank = np.empty(len(labels), np.int64)
+    rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.argsort((rank + 0.5) / counts[numbers], kind="stable")
 
 
 def joined(source: Source, splits: str, name: str = "joined") -> Selection:

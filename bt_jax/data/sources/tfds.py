@@ -4,6 +4,7 @@ TensorFlow is imported when a data set is opened, not with this module. Nothing 
 """
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from bt_jax import storage
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.messages import UserError
 
@@ -21,6 +23,8 @@ class TfdsSource(Source):
     """A data set that TFDS has prepared in a folder. Read from its files alone: neither the network nor the code that
     made it is needed, so `cifar10` and a data set of one's own (`tfds new`) are the same thing here.
     """
+
+    kind = "tfds"
 
     def __init__(self, name: str, data_dir: str | os.PathLike | None = None):
         self.name = name
@@ -47,6 +51,8 @@ class TfdsSource(Source):
                 f"{folder} is stored as {info.file_format.value}, and only tfrecord is read here",
                 "Prepare it again with `tfds build --file_format=tfrecord`",
             )
+        self._version = f"{info.name}:{info.version}"
+        self._sizes = {split: int(info.splits[split].num_bytes or 0) for split in info.splits}
         self._local = "://" not in str(folder)
         self._index = {}
 
@@ -77,7 +83,7 @@ class TfdsSource(Source):
         try:
             for batch in self.tf_dataset(split).batch(256).as_numpy_iterator():
                 for data, label in zip(batch["image"], batch["label"], strict=True):
-                    yield data, int(label) if self._label else None
+                    yield data, None if label < 0 else int(label)
                 read += len(batch["image"])
         except self._tf.errors.OpError as error:
             raise self._damaged(split, span.start + read, error) from None
@@ -101,6 +107,11 @@ class TfdsSource(Source):
         """(path, id of the first record) of each TFRecord file of a split that holds any."""
         firsts = np.cumsum([0, *self._shards[base]])
         return [(f, int(i)) for f, i, n in zip(self._files[base], firsts, self._shards[base], strict=False) if n]
+
+    def digest(self, base):
+        """The version, and what its description says of the files of a split."""
+        files = hashlib.sha256(repr((self._shards[base], self._sizes[base])).encode()).hexdigest()
+        return f"{self._version}-{files[:16]}"
 
     def random_access(self, base):
         return self._local
@@ -165,8 +176,8 @@ class TfdsSource(Source):
         """One serialized tf.train.Example -> (encoded image, label or None)."""
         try:
             features = self._tf.train.Example.FromString(record).features.feature
-            label = int(features[self._label].int64_list.value[0]) if self._label else None
-            return features[self._image].bytes_list.value[0], label
+            label = int(features[self._label].int64_list.value[0]) if self._label else -1
+            return features[self._image].bytes_list.value[0], None if label < 0 else label
         except Exception as error:  # DecodeError of whichever protobuf is installed, IndexError for a missing feature
             raise self._damaged_record(base, number, error) from None
 
@@ -234,7 +245,7 @@ def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
 
         base = epath.Path(root)
     else:
-        base = Path(root).expanduser()
+        base = storage.here(root)
     folder = base / name.split(":")[0]
     versions = _versions(folder)
     wanted = [v for v in versions if match[3] in (None, v.name)]

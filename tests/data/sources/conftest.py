@@ -20,3 +20,16 @@ def npz(images, tmp_path):
         Listed([(encode(im), i % 3) for i, im in enumerate(images)], class_names=["a", "b", "c"]), path, ["train"]
     )
     return path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Where lists of folders are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bt_jax" / "folders"
+
+
+@pytest.fixture
+def root(tmp_path, cache):
+    """A folder to be made, whose list is kept apart from the user's."""
+    return tmp_path / "images"

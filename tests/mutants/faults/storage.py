@@ -195,9 +195,9 @@ FAULTS = (
     ),
     Fault(
         "embed-limit",
-        "Unreadable.add",
-        "whole.stop - whole.start):",
-        "span.stop - span.start):",
+        "Unreadable._whole",
+        "self._spans[span.base]",
+        "span",
         ("test_the_limit_of_embed_counts_over_the_split",),
     ),
 )

@@ -127,8 +127,8 @@ FAULTS = (
     Fault(
         "config-smoke-folder",
         "get_config",
-        'train_split="train[:64]", val_split=args.val',
-        'train_split=args.val or "train[:64]", val_split=args.val',
+        'train_split="train.mixed[:64]", val_split=args.val',
+        'train_split=args.val or "train.mixed[:64]", val_split=args.val',
         ("test_smoke_trains_on_training_images",),
     ),
     Fault(
