@@ -36,6 +36,7 @@ from absl import logging
 from bt_jax import storage
 from bt_jax.cli import tool
 from bt_jax.messages import UserError, is_disk_full
+from bt_jax.run_folder import checkpoint_paths
 from bt_jax.weights.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
 
 __all__ = ["from_torch", "main", "projector_from_torch", "projector_to_torch", "to_torch"]
@@ -56,6 +57,8 @@ def run(options: argparse.Namespace) -> None:
     form = export_formats.FORMS[options.to]
     out = _named(options.out, form.suffix, {each.suffix for each in export_formats.FORMS.values()})
     beside = out.with_suffix(".md") if form.suffix else None
+    if options.to == "checkpoint":
+        checkpoint_paths.check(out)
     for path in filter(None, (out, beside)):
         if os.path.lexists(path):
             raise UserError(f"{path} exists", "Give another --out, or delete it.")

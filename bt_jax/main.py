@@ -14,6 +14,7 @@ from bt_jax.cli import config_program
 from bt_jax.config.arguments import choose
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.processes import coordination, exits, join, watchdog
+from bt_jax.run_folder import opening
 from bt_jax.selfcheck import comparison
 
 TASKS = ("pretrain", "evaluate", "finetune")  # modules of bt_jax.tasks
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> None:
 
 def _run(config, started: float) -> None:
     task = importlib.import_module(f"bt_jax.tasks.{choose('config.task', config.task, TASKS)}")
+    opening.look(WORKDIR.value, config.task)  # before a device is touched, which the process in the folder may hold
     if config.self_check:
         comparison.require(storage.user_cache() / "selfcheck")
     try:

@@ -25,6 +25,7 @@ from bt_jax.embed.record import fingerprint, open_out, view_sizes
 from bt_jax.embed.shard_files import Explained, Npy, Parquet, Rows
 from bt_jax.evals import features
 from bt_jax.messages import UserError
+from bt_jax.run_folder import lock
 from bt_jax.selfcheck import comparison
 from bt_jax.weights import load
 
@@ -39,11 +40,14 @@ class Job(NamedTuple):
     dimension: int
 
 
+@lock.releasing
 def run(options: argparse.Namespace) -> None:
     """Embeds whatever is missing of the splits. UserError for anything the user can mend."""
     for name in ("shard", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)} is not positive", "Give at least 1")
+    out = storage.here(options.out)
+    lock.look(out)
     store = {"npy": Npy, "parquet": Parquet}[options.format]()
     view = view_sizes(options)
     source, spans = _open_data(options)
@@ -58,7 +62,6 @@ def run(options: argparse.Namespace) -> None:
         "format": options.format,
         "shard": options.shard,
     } | view
-    out = storage.here(options.out)
     record = open_out(out, options.encoder, settings, spans)
     mesh = sharding.make_mesh()
     if not options.no_self_check:

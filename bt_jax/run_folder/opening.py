@@ -10,19 +10,35 @@ from bt_jax import messages, storage
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
-from bt_jax.run_folder import environment, same_run
+from bt_jax.run_folder import checkpoint_paths, environment, lock, same_run
+
+
+def look(path: str, task: str) -> Path:
+    """The folder as an absolute path; makes nothing.
+
+    Raises:
+      UserError: another process holds it, or no checkpoint could be kept there, where the task writes some.
+    """
+    folder = storage.absolute(storage.path(path))
+    if task != "evaluate":
+        checkpoint_paths.check(folder)
+    lock.look(folder)
+    return folder
 
 
 def open_folder(path: str, config: dict) -> Path:
     """Makes the folder, or accepts one that holds the same config; writes config.json and environment.json.
 
+    This process holds the folder until `lock.release`.
+
     Args:
       config: of `config.arguments.to_dict`.
 
     Raises:
-      UserError: the folder cannot be made, or holds another run's config; the keys that differ are named.
+      UserError: the folder cannot be made, is held by another process, or holds another run's config; the keys that
+        differ are named.
     """
-    folder = storage.absolute(storage.path(path))
+    folder = look(path, config["task"])
     try:
         storage.make(folder)
     except OSError as error:
@@ -32,6 +48,7 @@ def open_folder(path: str, config: dict) -> Path:
     if storage.in_bucket(folder):
         storage.look_at_bucket(folder)
     join.check_shared(folder)
+    lock.hold(folder)
     file = folder / "config.json"
     if file.exists():
         old = _read(file)

@@ -17,12 +17,13 @@ from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
 from bt_jax.report import write
-from bt_jax.run_folder import metrics_log, opening
+from bt_jax.run_folder import lock, metrics_log, opening
 from bt_jax.tasks import from_encoder, open_run
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
 
 
+@lock.releasing
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
     """Runs `config.protocols`.
 

@@ -15,7 +15,7 @@ from bt_jax.augment.recipes import Recipe
 from bt_jax.data import batches
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.report import write
-from bt_jax.run_folder import step_folders
+from bt_jax.run_folder import lock, step_folders
 from bt_jax.state import TrainState
 from bt_jax.tasks import open_run
 from bt_jax.train import build, initial_weights, loop
@@ -45,6 +45,7 @@ class Run(NamedTuple):
     given: initial_weights.InitialWeights | None
 
 
+@lock.releasing
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
     """Trains to the end of the schedule, or goes on from the newest checkpoint in `workdir`.
 
