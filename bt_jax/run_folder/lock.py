@@ -53,7 +53,7 @@ def hold(folder: Path) -> None:
     if coordination.process() or key in _held:
         return
     path = folder / NAME
-    _held[key] = (None if storage.in_bucket(folder) else _Kernel.of(path)) or _Beats(path)
+    _held[key] = (None if storage.in_bucket(folder) else _kernel(path)) or _Beats(path)
 
 
 def release() -> None:
@@ -76,46 +76,49 @@ def releasing(run: Callable) -> Callable:
 
 
 class _Kernel:
-    """An exclusive lock of the kernel on an open file."""
+    """An exclusive lock of the kernel on a file, which is deleted at the end.
 
-    def __init__(self, descriptor: int):
-        self._descriptor = descriptor
+    Raises:
+      BlockingIOError: another process has it.
+      OSError: the file system has no locks.
+    """
 
-    @classmethod
-    def of(cls, path: Path) -> "_Kernel | None":
-        """None where the file system has no locks; UserError where another process has this one."""
+    def __init__(self, path: Path):
+        self._path = path
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise UserError(
-                f"Nothing can be written to {path.parent}: {error.strerror}", "Give a folder that you may write to."
-            ) from None
+            cure = "Give a folder that you may write to."
+            raise UserError(f"Nothing can be written to {path.parent}: {error.strerror}", cure) from None
         try:
-            _lock(descriptor, path)
-        except UserError:
-            os.close(descriptor)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (path.exists() and os.path.samestat(os.fstat(self._descriptor), path.stat())):
+                raise BlockingIOError  # the process that held it has just deleted this file
+        except BaseException:
+            os.close(self._descriptor)
             raise
-        except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP, ...: Lustre without its option, FUSE
-            os.close(descriptor)
-            return None
-        with contextlib.suppress(OSError):  # on a full disk it has no name, and is a lock
-            os.truncate(descriptor, 0)
-            os.pwrite(descriptor, _described(), 0)
-        return cls(descriptor)
+        with contextlib.suppress(OSError):  # on a full disk it names nobody, and is a lock
+            os.truncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, _described(), 0)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
         os.close(self._descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def _kernel(path: Path) -> _Kernel | None:
+    """None where the file system has no locks; UserError where another process has this one."""
     for left in reversed(range(TRIES)):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return _Kernel(path)
         except BlockingIOError:
             if not left:
                 raise _taken(path) from None
+        except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP, ...: Lustre without its option, FUSE
+            return None
         time.sleep(PAUSE_SECONDS)
+    return None
 
 
 class _Beats:
@@ -124,9 +127,9 @@ class _Beats:
     def __init__(self, path: Path):
         self._path, self._token, self._done = path, secrets.token_hex(8), threading.Event()
         before, deadline = storage.read(path), time.monotonic() + WATCH_SECONDS
-        while before is not None and time.monotonic() < deadline:
-            time.sleep(min(BEAT_SECONDS / 2, WATCH_SECONDS / 4))
-            if (found := storage.read(path)) not in (before, None):
+        while before and time.monotonic() < deadline:  # an empty one is this process's own vain try of the kernel's
+            time.sleep(BEAT_SECONDS / 2)
+            if (storage.read(path) or before) != before:
                 raise _taken(path)
         self._write(0)
         time.sleep(SETTLE_SECONDS)  # of two starts at one moment the one that wrote last has it
@@ -146,9 +149,13 @@ class _Beats:
         while not self._done.wait(BEAT_SECONDS):
             beat += 1
             with contextlib.suppress(Exception):  # a network that fails for a moment; gcsfs has no class for its errors
-                if not self._own():
-                    return _give_way(self._path)
-                self._write(beat)
+                self._renew_once(beat)
+
+    def _renew_once(self, beat: int) -> None:
+        if self._own():
+            self._write(beat)
+        else:
+            _give_way(self._path)
 
     def close(self) -> None:
         self._done.set()

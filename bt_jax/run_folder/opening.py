@@ -38,7 +38,7 @@ def open_folder(path: str, config: dict) -> Path:
       UserError: the folder cannot be made, is held by another process, or holds another run's config; the keys that
         differ are named.
     """
-    folder = look(path, config["task"])
+    folder = look(path, config.get("task", ""))
     try:
         storage.make(folder)
     except OSError as error:
