@@ -5,6 +5,7 @@ goes on from the newest checkpoint. A config file opens with its command, its ha
 """
 
 import importlib
+import tempfile
 import time
 
 from absl import flags
@@ -58,8 +59,10 @@ def _run(config, started: float) -> None:
     except OSError as error:
         if not is_disk_full(error):
             raise
+        places = [place for place in (WORKDIR.value, tempfile.gettempdir(), storage.user_cache()) if storage.is_full(place)]
         cure = "Free some space and give the same command again: it goes on from the newest whole checkpoint."
-        raise UserError(f"The disk is full while writing to {WORKDIR.value}", cure) from error
+        where = error.filename or " and ".join(map(str, places)) or WORKDIR.value
+        raise UserError(f"The disk is full while writing to {where}", cure) from error
 
 
 def _compile_cache(folder: str) -> None:

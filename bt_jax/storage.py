@@ -182,6 +182,15 @@ def size(path: Path) -> int:
     return path.stat().length if in_bucket(path) else path.stat().st_size
 
 
+def is_full(path: str | os.PathLike) -> bool:
+    """Whether the disk on which a path lies, or would lie, has no room for a small file. A bucket has."""
+    if in_bucket(path):
+        return False
+    place = Path(path).expanduser().absolute()
+    there = next(each for each in (place, *place.parents) if each.exists())
+    return shutil.disk_usage(there).free < CHUNK
+
+
 def checksum(path: Path, *, sync: bool = False) -> str:
     """CRC-32C of a file of this machine, 8 hexadecimal digits.
 

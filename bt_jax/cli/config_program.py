@@ -12,7 +12,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bt_jax import storage
+from bt_jax import messages, storage
 from bt_jax.messages import UserError, is_disk_full
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -32,11 +32,12 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
         sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{keys.describe()}\n"
     logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
     logging.get_absl_handler().addFilter(_is_told_by_nobody_else)
-    try:
-        app.run(main, argv=argv, flags_parser=_parse)
-    except UserError as error:
-        print(f"bt_jax: {error}", file=sys.stderr)
-        sys.exit(error.status)
+    with messages.lasting():
+        try:
+            app.run(main, argv=argv, flags_parser=_parse)
+        except UserError as error:
+            print(f"bt_jax: {error}", file=sys.stderr)
+            sys.exit(error.status)
 
 
 def _is_told_by_nobody_else(record: std_logging.LogRecord) -> bool:

@@ -27,6 +27,7 @@ Exit status 0: all is written; 2: it is not, with one line on stderr; 130: stopp
 import sys
 from collections.abc import Sequence
 
+from bt_jax import messages
 from bt_jax.cli import tool
 from bt_jax.embed import shards
 from bt_jax.embed.record import CANVAS
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return tool.run(parser(), shards.run, arguments)
     except KeyboardInterrupt:
-        print("embed: stopped; the same command resumes after the last whole shard", file=sys.stderr)
+        messages.put("embed: stopped; the same command resumes after the last whole shard", sys.stderr)
         return 130
 
 

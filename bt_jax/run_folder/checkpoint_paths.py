@@ -37,7 +37,7 @@ def _fault(text: str, patterns: str) -> str:
     try:
         length = len(text.encode())
     except UnicodeEncodeError:
-        return "its path is not UTF-8"
+        return "its path, or the locale, is not UTF-8"
     if found := re.search(patterns, text):
         return f"its path has a {found[0]}, which Orbax takes for something else"
     names = Path(text).parts

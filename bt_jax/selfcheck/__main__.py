@@ -12,7 +12,7 @@ Exit status 0: all numbers are right; 2: at least one is wrong.
 import sys
 import time
 
-from bt_jax import compilers
+from bt_jax import compilers, messages
 from bt_jax.cli import tool
 from bt_jax.messages import UserError
 from bt_jax.selfcheck import comparison
@@ -31,6 +31,7 @@ def table(device, results: list[Result]) -> str:
     return "\n".join([head, *rows])
 
 
+@messages.lasting()
 def main(argv: list[str] | None = None) -> int:
     """Prints a table for every kind of device; returns the exit status."""
     started = time.perf_counter()
