@@ -34,7 +34,7 @@ from pathlib import Path
 from absl import logging
 
 from bt_jax import storage
-from bt_jax.cli import tool
+from bt_jax.cli import jax_settings, tool
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.run_folder import checkpoint_paths
 from bt_jax.weights.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
@@ -52,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Converts; raises UserError and leaves nothing behind where that fails."""
+    from bt_jax import sharding
     from bt_jax.weights import export_formats, model_card
 
+    jax_settings.settle()
+    sharding.all_devices()
     form = export_formats.FORMS[options.to]
     out = _named(options.out, form.suffix, {each.suffix for each in export_formats.FORMS.values()})
     beside = out.with_suffix(".md") if form.suffix else None

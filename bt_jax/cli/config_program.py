@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bt_jax import messages, storage
+from bt_jax.cli import jax_settings
 from bt_jax.messages import UserError, is_disk_full
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -33,6 +34,7 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
     logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
     logging.get_absl_handler().addFilter(_is_told_by_nobody_else)
     with messages.lasting():
+        jax_settings.settle()
         try:
             app.run(main, argv=argv, flags_parser=_parse)
         except UserError as error:

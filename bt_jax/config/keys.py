@@ -13,6 +13,8 @@ from bt_jax.augment import recipes
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
 
+SEEDS = 2**32  # of a larger seed JAX takes the lower 32 bits alone, without a word
+
 
 def _run(task: str) -> ConfigDict:
     """Keys that every task has."""
@@ -218,6 +220,8 @@ def check(config: ConfigDict) -> None:
     for key in ("batch_size", "total_epochs", "evals.batch_size", "log.every_steps"):
         if flat[key] <= 0:
             raise UserError(f"config.{key}={flat[key]} must be positive", f"Set --config.{key} to a positive number.")
+    if not 0 <= config.seed < SEEDS:
+        raise UserError(f"config.seed={config.seed} is no seed", f"Set --config.seed to one of 0 ... {SEEDS - 1}.")
     for key in ("views.size", "evals.knn_k"):
         if config.task == "pretrain" and flat[key] <= 0:
             raise UserError(f"config.{key}={flat[key]} must be positive", f"Set --config.{key} to a positive number.")

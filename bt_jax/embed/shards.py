@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name}={getattr(options, name)} is not positive", "Give at least 1")
     out = storage.here(options.out)
     lock.look(out)
+    mesh = sharding.make_mesh()
     store = {"npy": Npy, "parquet": Parquet}[options.format]()
     view = view_sizes(options)
     source, spans = _open_data(options)
@@ -63,7 +64,6 @@ def run(options: argparse.Namespace) -> None:
         "shard": options.shard,
     } | view
     record = open_out(out, options.encoder, settings, spans)
-    mesh = sharding.make_mesh()
     if not options.no_self_check:
         comparison.require(storage.user_cache() / "selfcheck")
     recipe = recipes.RECIPES["imagenet"](view["size"])  # of which the evaluation sees the normalisation alone

@@ -13,7 +13,6 @@ neighbours). No step is run and no data set is opened.
 import json
 from typing import Any
 
-import jax
 from absl import flags
 
 from bt_jax.cli import config_program
@@ -51,6 +50,8 @@ def main(argv: list[str]) -> None:
     """Prints the plan of --config for --topology."""
     if len(argv) > 1:
         raise UserError(f"Unknown argument {argv[1]!r}", "Options are written --name=value; see --help.")
+    import jax  # here: config_program comes first
+
     jax.config.update("jax_platforms", "cpu")  # where there is a TPU it is left alone
     name = TOPOLOGY.value
     if name is None:

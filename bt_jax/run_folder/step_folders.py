@@ -94,8 +94,16 @@ def read_part(folder: Path) -> dict[str, Any] | None:
     return restore(folder, jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), stored), None)
 
 
+def _host_device() -> jax.Device:
+    """The CPU, or the first accelerator where JAX_PLATFORMS leaves the CPU out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def restore(folder: Path, shapes, sharding: jax.sharding.Sharding | None):
-    at = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    at = sharding or jax.sharding.SingleDeviceSharding(_host_device())
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes)
     with ocp.StandardCheckpointer() as checkpointer:
         variables = checkpointer.restore(folder, target)

@@ -13,7 +13,7 @@ import sys
 import time
 
 from bt_jax import compilers, messages
-from bt_jax.cli import tool
+from bt_jax.cli import jax_settings, tool
 from bt_jax.messages import UserError
 from bt_jax.selfcheck import comparison
 from bt_jax.selfcheck.comparison import Result
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         tool.Parser("selfcheck", __doc__).parse_args(argv)
+        jax_settings.settle(keep="jax_enable_x64")  # which has numbers of its own
         devices = comparison.kinds()
     except UserError as error:
         print(f"bt_jax: {error}", file=sys.stderr)

@@ -34,3 +34,14 @@ def test_numbers_that_must_be_positive(key, value):
     config.update_from_flattened_dict({key: float(value) if key == "total_epochs" else value})
     with pytest.raises(UserError, match=f"config.{key}={value}.* must be positive"):
         keys.check(config)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 2**64])
+def test_seeds_that_are_none(seed):
+    """JAX would take 2**32 for 0, and fail on what has more than 64 bits."""
+    config = keys.finetune()
+    config.seed = 2**32 - 1
+    keys.check(config)
+    config.seed = seed
+    with pytest.raises(UserError, match=f"config.seed={seed} is no seed"):
+        keys.check(config)
