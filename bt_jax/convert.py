@@ -129,7 +129,8 @@ def _source(options: argparse.Namespace):
 
     place = load.place(options.source)  # once: a run that still trains may save another step in between
     if foreign_files.is_foreign(place):
-        return Source(*foreign_files.read(place, arch=options.arch or ""), options.size or load.SIZE), place
+        found = load.finite(foreign_files.read(place, arch=options.arch or ""), place)
+        return Source(*found, options.size or load.SIZE), place
     config = opening.of_step(place, "config.json")
     size = options.size or load.evaluation_size(config)[0] or load.SIZE
     return Source(*load.read(place, projector=True), size), place

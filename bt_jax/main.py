@@ -59,7 +59,7 @@ def _run(config, started: float) -> None:
     except OSError as error:
         if not is_disk_full(error):
             raise
-        places = [place for place in (WORKDIR.value, tempfile.gettempdir(), storage.user_cache()) if storage.is_full(place)]
+        places = filter(storage.is_full, (WORKDIR.value, tempfile.gettempdir(), storage.user_cache()))
         cure = "Free some space and give the same command again: it goes on from the newest whole checkpoint."
         where = error.filename or " and ".join(map(str, places)) or WORKDIR.value
         raise UserError(f"The disk is full while writing to {where}", cure) from error

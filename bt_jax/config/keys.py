@@ -5,6 +5,7 @@ Keys carry their unit (`_epochs`, `_steps`); learning rates are per 256 images a
 
 import dataclasses
 import inspect
+import math
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -220,6 +221,10 @@ def check(config: ConfigDict) -> None:
     for key in ("batch_size", "total_epochs", "evals.batch_size", "log.every_steps"):
         if flat[key] <= 0:
             raise UserError(f"config.{key}={flat[key]} must be positive", f"Set --config.{key} to a positive number.")
+    for key, value in flat.items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(each, float) and not math.isfinite(each) for each in numbers):
+            raise UserError(f"config.{key}={value} is not finite", f"Set --config.{key} to a finite number.")
     if not 0 <= config.seed < SEEDS:
         raise UserError(f"config.seed={config.seed} is no seed", f"Set --config.seed to one of 0 ... {SEEDS - 1}.")
     for key in ("views.size", "evals.knn_k"):

@@ -23,7 +23,7 @@ from bt_jax.data.sources.spans import Span
 from bt_jax.embed.reading import Reading, Shard, Unreadable, batches_of, cut, file_names
 from bt_jax.embed.record import fingerprint, open_out, view_sizes
 from bt_jax.embed.shard_files import Explained, Npy, Parquet, Rows
-from bt_jax.evals import features
+from bt_jax.evals import features, finite
 from bt_jax.messages import UserError
 from bt_jax.run_folder import lock
 from bt_jax.selfcheck import comparison
@@ -127,12 +127,14 @@ def _rows(job: Job, shard: Shard, batches: Iterable, ticks: Iterator) -> Rows:
             ids.append(batch["id"][keep].astype(np.int64))
             labels.append(batch["label"][keep])
         deque(islice(ticks, int(keep.sum())), maxlen=0)
+    found = np.concatenate(found)
+    finite.require(found, f"shard {shard.span.base}/{shard.stem}")
     ids, base = np.concatenate(ids), shard.span.base
     return Rows(
         ids,
         file_names(job.reading.source, base, ids),
         np.concatenate(labels) if job.reading.source.labelled(base) else None,
-        np.concatenate(found),
+        found,
     )
 
 

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from bt_jax import compilers, sharding
 from bt_jax.augment import recipes
-from bt_jax.evals import features
+from bt_jax.evals import features, finite
 from bt_jax.models import Net
 from bt_jax.state import TrainState
 
@@ -37,11 +37,12 @@ class Accuracy:
         """float32 (n, classes) and labels int32 (n,); kept for the state last asked for."""
         if state is not self._state or self._found is None:
             variables = {"encoder": state.encoder(), "head": state.params["head"]}
-            found, labels = features.extract(self._logits, variables, self._val(), self._mesh)
+            found, labels = features.extract(self._logits, variables, self._val(), self._mesh, of="the held-out split")
             assert labels is not None  # the images of `val` have labels
             self._state, self._found = state, (found, labels)
         return self._found
 
+    @finite.or_nan("val/top1")
     def run(self, state: TrainState) -> dict[str, float]:
         """The numbers of `accuracies`, as "val/top1", "val/top5"."""
         return {f"val/{name}": value for name, value in accuracies(*self.logits(state)).items()}

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bt_jax import messages
-from bt_jax.evals import confidence, features, knn, probe, svm
+from bt_jax.evals import confidence, features, finite, knn, probe, svm
 from bt_jax.evals.features import Encoded
 from bt_jax.messages import UserError
 from bt_jax.state import TrainState
@@ -28,30 +28,44 @@ class Frozen:
       embed: of `features.make_embed`.
       train, val: functions that start a pass over padded batches.
       num_classes: 0 where labels are not used.
+      names: of the two splits, for messages.
       check: whether every class of a held-out image must have a training image; not where those are a sample.
     """
 
     def __init__(
-        self, embed: features.Embed, train: Batches, val: Batches, *, mesh: Mesh, num_classes: int, check: bool = False
+        self,
+        embed: features.Embed,
+        train: Batches,
+        val: Batches,
+        *,
+        mesh: Mesh,
+        num_classes: int,
+        names: Sequence[str] = ("the training split", "the held-out split"),
+        check: bool = False,
     ) -> None:
-        self.num_classes, self._check = num_classes, check
+        self.num_classes, self._names, self._check = num_classes, names, check
         self._embed, self._passes, self._mesh = embed, (train, val), mesh
         self._state: Encoded | None = None
         self._found: Found | None = None
 
     def by(self, embed: features.Embed) -> "Frozen":
         """The same images by another embed function."""
-        return Frozen(embed, *self._passes, mesh=self._mesh, num_classes=self.num_classes, check=self._check)
+        shared = {"mesh": self._mesh, "num_classes": self.num_classes, "names": self._names, "check": self._check}
+        return Frozen(embed, *self._passes, **shared)
 
     def of(self, state: Encoded) -> Found:
         """(features (m, d), labels (m,), held-out features (n, d), labels (n,)); None for labels where there are none.
 
         Raises:
+          NotFiniteError: some features are not finite.
           UserError: with `check`, held-out images of a class that no training image has.
         """
         if state is not self._state or self._found is None:
             self._found = None  # before the next: two sets of features need not fit in memory
-            pairs = [features.extract(self._embed, state.encoder(), start(), self._mesh) for start in self._passes]
+            pairs = [
+                features.extract(self._embed, state.encoder(), start(), self._mesh, of=name)
+                for start, name in zip(self._passes, self._names, strict=True)
+            ]
             self._state, self._found = state, (*pairs[0], *pairs[1])
             if self._check and self.num_classes:
                 _, labels, _, held_out = _labelled(self._found)
@@ -102,6 +116,7 @@ class KNN:
         self._frozen, self._ks, self._temperatures = frozen, tuple(ks), tuple(temperatures)
         self.every_steps = every_steps
 
+    @finite.or_nan("val/knn_top1")
     def run(self, state: Encoded) -> dict[str, float]:
         """{"val/knn_top1"} and, for lists, "val/knn_top1_k20_t0.07" of every pair; fractions."""
         bank, labels, queries, wanted = self._frozen.labelled(state)
@@ -129,11 +144,14 @@ class OnlineProbe:
         self._frozen = frozen
         self.every_steps = every_steps
 
+    @finite.or_nan("val/online_top1")
     def run(self, state: TrainState) -> dict[str, float]:
         """{"val/online_top1"}, a fraction."""
         _, _, queries, wanted = self._frozen.labelled(state)
         head = jax.device_get(state.params["probe"])
-        return {"val/online_top1": float(((queries @ head["kernel"] + head["bias"]).argmax(axis=1) == wanted).mean())}
+        logits = queries @ head["kernel"] + head["bias"]
+        finite.require(logits, "the held-out split")
+        return {"val/online_top1": float((logits.argmax(axis=1) == wanted).mean())}
 
 
 class LinearProbe:

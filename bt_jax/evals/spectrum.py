@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from bt_jax import augment, compilers, sharding
 from bt_jax.augment import recipes
+from bt_jax.evals import finite
 from bt_jax.evals.features import Batch, Encoded, HostBatch
 from bt_jax.models import Net, Variables
 from bt_jax.objectives.functions import unit_rows
@@ -158,14 +159,21 @@ class Spectrum:
         self._found: Summary | None = None
         self.every_steps = every_steps
 
+    @finite.or_nan(*(f"val/{name}" for name in NAMES))
     def run(self, state: Encoded) -> dict[str, float]:
         """{"val/rank": …, …}, under the names of `summarise`."""
         return {f"val/{name}": value for name, value in self.of(state)[0].items()}
 
     def of(self, state: Encoded) -> Summary:
-        """The numbers and the eigenvalues for a state's encoder; kept for the state last asked for."""
+        """The numbers and the eigenvalues for a state's encoder; kept for the state last asked for.
+
+        Raises:
+          NotFiniteError: there are none, as features are not finite.
+        """
         if state is not self._state or self._found is None:
             batches, variables = self._batches(), state.encoder()
             self._found = measure(self._accumulate, self._key, variables, batches, self._mesh, self._features)
             self._state = state
+        if not np.isfinite(self._found[1]).all():
+            raise finite.NotFiniteError("The features from which the spectrum is computed are not finite")
         return self._found

@@ -10,11 +10,11 @@ and interconnect would take at the chip's published rates, all of its links busy
 neighbours). No step is run and no data set is opened.
 """
 
-import json
 from typing import Any
 
 from absl import flags
 
+from bt_jax import storage
 from bt_jax.cli import config_program
 from bt_jax.messages import UserError
 from bt_jax.plan import estimate
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         )
         return
     plan = estimate.make_plan(config_program.CONFIG.value, *estimate.topology_mesh(name))
-    print(json.dumps({"topology": name} | plan, indent=2) if AS_JSON.value else table(name, plan))
+    print(storage.to_json({"topology": name} | plan, indent=2) if AS_JSON.value else table(name, plan))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""One start at a time writes to a folder; a second one ends with a line that names the host and the process of the first.
+"""One start at a time writes to a folder; a second one fails with a line that names the host and process of the first.
 
-On a disk of this machine, and on NFS, where Linux hands it on to the server: a lock of the kernel on FOLDER/.lock. It ends
-with its process, however that ends. In a bucket, and on a file system that has no locks: the process that holds the
-folder renews .lock every BEAT_SECONDS. Another start looks at it for WATCH_SECONDS, is refused if it changes, and takes
-the folder if it does not. A process that finds its folder taken, as it was silent for longer, ends with status 75.
+On a disk of this machine, and on NFS, where Linux hands it on to the server: a lock of the kernel on FOLDER/.lock. It
+ends with its process, however that ends. In a bucket, and on a file system that has no locks: the process that holds
+the folder renews .lock every BEAT_SECONDS. Another start looks at it for WATCH_SECONDS, is refused if it changes, and
+takes the folder if it does not. A process that finds its folder taken, as it was silent for longer, ends with status
+75.
 
 Of several processes of one run the first holds the folder.
 """
@@ -174,7 +175,7 @@ def _give_way(path: Path) -> None:
 
 
 def _described(**more) -> bytes:
-    return json.dumps({"host": socket.gethostname(), "process": os.getpid()} | more).encode()
+    return storage.to_json({"host": socket.gethostname(), "process": os.getpid()} | more).encode()
 
 
 def _taken(path: Path) -> UserError:

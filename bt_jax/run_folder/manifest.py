@@ -38,7 +38,7 @@ def write(folder: Path) -> None:
         files[name] = [size, checksum()]
     for inner in {parent for name in names for parent in Path(name).parents if parent.name}:
         storage.sync(folder / inner)
-    storage.write(folder / NAME, json.dumps({"format": FORMAT, "files": files}, indent=1))
+    storage.write(folder / NAME, storage.to_json({"format": FORMAT, "files": files}, indent=1))
     storage.sync(folder)
 
 
@@ -51,13 +51,8 @@ def fault(folder: Path, parts: tuple[str, ...] | None = None) -> str:
     if (content := storage.read(folder / NAME)) is None:
         return f"no {NAME}: of an earlier version of bt_jax (format 1), or not finished"
     try:
-        noted = json.loads(content)
-        version = noted["format"]
-        files = [(Path(name), int(size), str(checksum)) for name, (size, checksum) in noted["files"].items()]
-        complete = version != FORMAT or {path.parts[0] for path, *_ in files} >= NEEDED
+        version, files = _noted(content)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        complete, version = False, FORMAT
-    if not complete:
         return f"{NAME} is damaged"
     if version != FORMAT:
         return f"it has format {version}, where this version of bt_jax reads format {FORMAT}"
@@ -74,6 +69,16 @@ def fault(folder: Path, parts: tuple[str, ...] | None = None) -> str:
         if found[1]() != checksum:
             return f"{name} has other bytes than were written"
     return ""
+
+
+def _noted(content: bytes) -> tuple[int, list[tuple[Path, int, str]]]:
+    """(format, [(name, bytes, checksum)]) of a manifest; raises anything but OSError where it is none."""
+    noted = json.loads(content)
+    version = noted["format"]
+    files = [(Path(name), int(size), str(checksum)) for name, (size, checksum) in noted["files"].items()]
+    if version == FORMAT and not {path.parts[0] for path, *_ in files} >= NEEDED:
+        raise ValueError("parts are missing")
+    return version, files
 
 
 def _lacking(names: list[str], parts: tuple[str, ...] | None = None) -> str:

@@ -86,7 +86,10 @@ def _evaluators(config, data, embed, encoder, recipe, mesh) -> dict[str, Evaluat
         train = feed.passes(data.train_split, evals.train_images)
         val = feed.passes(config.data.val_split, evals.val_images)
         classes = source.num_classes if labelled else 0
-        frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=classes, check=not evals.train_images)
+        names = (config.data.train_split, config.data.val_split)
+        frozen = protocols.Frozen(
+            embed, train, val, mesh=mesh, num_classes=classes, names=names, check=not evals.train_images
+        )
     found: dict[str, Evaluator] = {}
     for name in config.protocols:
         if name in ("knn", "linear") and not labelled:

@@ -89,7 +89,7 @@ def _prepare(config: ConfigDict, workdir: str, started: float) -> Run:
     if len(splits) == 2 and all(source.labelled(source.span(split).base) for split in splits):
         train = feed.passes(config.data.train_split, config.evals.train_images)
         val = feed.passes(config.data.val_split, config.evals.val_images)
-        frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes)
+        frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes, names=splits)
         evaluators.append(protocols.KNN(frozen, **_neighbours(config, feed), every_steps=every_steps))
         evaluators.append(protocols.OnlineProbe(frozen, every_steps=every_steps))
     unlabelled = spectrum.Spectrum(
