@@ -34,8 +34,9 @@ from pathlib import Path
 from absl import logging
 
 from bt_jax import storage
-from bt_jax.cli import tool
+from bt_jax.cli import jax_settings, tool
 from bt_jax.messages import UserError, is_disk_full
+from bt_jax.run_folder import checkpoint_paths
 from bt_jax.weights.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
 
 __all__ = ["from_torch", "main", "projector_from_torch", "projector_to_torch", "to_torch"]
@@ -51,11 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Converts; raises UserError and leaves nothing behind where that fails."""
+    from bt_jax import sharding
     from bt_jax.weights import export_formats, model_card
 
+    jax_settings.settle()
+    sharding.all_devices()
     form = export_formats.FORMS[options.to]
     out = _named(options.out, form.suffix, {each.suffix for each in export_formats.FORMS.values()})
     beside = out.with_suffix(".md") if form.suffix else None
+    if options.to == "checkpoint":
+        checkpoint_paths.check(out)
     for path in filter(None, (out, beside)):
         if os.path.lexists(path):
             raise UserError(f"{path} exists", "Give another --out, or delete it.")
@@ -123,7 +129,8 @@ def _source(options: argparse.Namespace):
 
     place = load.place(options.source)  # once: a run that still trains may save another step in between
     if foreign_files.is_foreign(place):
-        return Source(*foreign_files.read(place, arch=options.arch or ""), options.size or load.SIZE), place
+        found = load.finite(foreign_files.read(place, arch=options.arch or ""), place)
+        return Source(*found, options.size or load.SIZE), place
     config = opening.of_step(place, "config.json")
     size = options.size or load.evaluation_size(config)[0] or load.SIZE
     return Source(*load.read(place, projector=True), size), place

@@ -6,6 +6,7 @@ its command, its hardware and the number it must reach.
 """
 
 import importlib
+import tempfile
 import time
 from functools import partial
 
@@ -16,6 +17,7 @@ from bt_jax.cli import config_program
 from bt_jax.config.arguments import choose
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.processes import coordination, exits, join, watchdog
+from bt_jax.run_folder import opening
 from bt_jax.selfcheck import comparison
 
 TASKS = ("pretrain", "evaluate", "finetune")  # modules of bt_jax.tasks
@@ -52,6 +54,7 @@ def main(argv: list[str], task: str = "") -> None:
 
 def _run(config, started: float) -> None:
     task = importlib.import_module(f"bt_jax.tasks.{choose('config.task', config.task, TASKS)}")
+    opening.look(WORKDIR.value, config.task)  # before a device is touched, which the process in the folder may hold
     if config.self_check:
         comparison.require(storage.user_cache() / "selfcheck")
     try:
@@ -60,8 +63,10 @@ def _run(config, started: float) -> None:
     except OSError as error:
         if not is_disk_full(error):
             raise
+        places = filter(storage.is_full, (WORKDIR.value, tempfile.gettempdir(), storage.user_cache()))
         cure = "Free some space and give the same command again: it goes on from the newest whole checkpoint."
-        raise UserError(f"The disk is full while writing to {WORKDIR.value}", cure) from error
+        where = error.filename or " and ".join(map(str, places)) or WORKDIR.value
+        raise UserError(f"The disk is full while writing to {where}", cure) from error
 
 
 def _compile_cache(folder: str) -> None:

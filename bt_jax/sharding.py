@@ -4,11 +4,13 @@ A batch stays one array for whoever computes with it, so the statistics of batch
 whole batch on any number of devices: jit inserts the all-reduce. Nothing else synchronises them.
 """
 
+import os
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bt_jax.messages import UserError
+from bt_jax.messages import UserError, line
 
 AXIS = "data"
 
@@ -27,9 +29,13 @@ def all_devices() -> list[jax.Device]:
     """The devices of all processes; UserError if JAX finds none."""
     try:
         return jax.devices()
-    except RuntimeError as error:  # JAX_PLATFORMS names a platform that is not there
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"JAX finds no device: {reason}", "Unset JAX_PLATFORMS or set JAX_PLATFORMS=cpu.") from None
+    except (RuntimeError, AssertionError) as error:  # what is asked for is not there; an AssertionError says nothing
+        names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
+        asked = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        raise UserError(
+            f"JAX finds no device{f' for {asked}' if asked else ''}: {line(error, 200)}",
+            f"Unset {' and '.join(names) or 'JAX_PLATFORMS'} or set JAX_PLATFORMS=cpu.",
+        ) from None
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

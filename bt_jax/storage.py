@@ -13,6 +13,7 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -169,9 +170,22 @@ def read(path: Path) -> bytes | None:
         return None
 
 
+def to_json(content: Any, *, indent: int | None = None) -> str:
+    """JSON as the standard has it: numbers that are not finite, for which it has no name, are null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path: Path, content: dict[str, Any], *, shared: bool = False) -> None:
     """Writes a file of JSON for people to read; see `write`."""
-    write(path, json.dumps(content, indent=2) + "\n", shared=shared)
+    write(path, to_json(content, indent=2) + "\n", shared=shared)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -204,6 +218,15 @@ def is_dir(path: Path) -> bool:
 def size(path: Path) -> int:
     """Bytes of a file."""
     return path.stat().length if in_bucket(path) else path.stat().st_size
+
+
+def is_full(path: str | os.PathLike) -> bool:
+    """Whether the disk on which a path lies, or would lie, has no room for a small file. A bucket has."""
+    if in_bucket(path):
+        return False
+    place = Path(path).expanduser().absolute()
+    there = next(each for each in (place, *place.parents) if each.exists())
+    return shutil.disk_usage(there).free < CHUNK
 
 
 def checksum(path: Path, *, sync: bool = False) -> str:

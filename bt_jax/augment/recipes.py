@@ -62,6 +62,9 @@ class Recipe:
     def __post_init__(self) -> None:
         _require(isinstance(self.size, int) and self.size > 0, "size", self.size, "a positive number of pixels")
         _require(len(self.mean) == len(self.std), "mean", self.mean, "as many numbers as std")
+        _require(all(map(math.isfinite, self.mean)), "mean", self.mean, "finite numbers")
+        good = all(math.isfinite(value) and value > 0 for value in self.std)
+        _require(good, "std", self.std, "finite numbers above 0")
 
 
 def imagenet(size: int = 224) -> Recipe:

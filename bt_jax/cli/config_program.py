@@ -13,8 +13,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bt_jax import storage
-from bt_jax.cli import terminal
+from bt_jax import messages, storage
+from bt_jax.cli import jax_settings
 from bt_jax.config.arguments import suggestions
 from bt_jax.messages import UserError, is_disk_full
 
@@ -35,19 +35,20 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
       doc: heads the help.
       default: the recipe if none is named.
     """
-    terminal.take_any_name()
     if any(argument.startswith("--help") for argument in argv or sys.argv):
         from bt_jax.config import keys
 
         sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{keys.describe()}\n"
     logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
     logging.get_absl_handler().addFilter(_is_told_by_nobody_else)
-    try:
-        sys.argv = _recipe_first(argv or sys.argv, default)  # ml_collections looks for overrides there
-        app.run(main, argv=sys.argv, flags_parser=_parse)
-    except UserError as error:
-        print(f"bt_jax: {error}", file=sys.stderr)
-        sys.exit(error.status)
+    with messages.lasting():
+        jax_settings.settle()
+        try:
+            sys.argv = _recipe_first(argv or sys.argv, default)  # ml_collections looks for overrides there
+            app.run(main, argv=sys.argv, flags_parser=_parse)
+        except UserError as error:
+            print(f"bt_jax: {error}", file=sys.stderr)
+            sys.exit(error.status)
 
 
 def _is_told_by_nobody_else(record: std_logging.LogRecord) -> bool:

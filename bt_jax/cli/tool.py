@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bt_jax.cli import terminal
+from bt_jax import messages
 from bt_jax.messages import UserError
 
 
@@ -31,10 +31,10 @@ def run(parser: Parser, command: Callable[[argparse.Namespace], None], arguments
     Returns:
       The exit status: 0, or 2 after a UserError, which is printed as one line on stderr.
     """
-    terminal.take_any_name()
-    try:
-        command(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"{parser.name}: {error}", file=sys.stderr)
-        return 2
+    with messages.lasting():
+        try:
+            command(parser.parse_args(arguments))
+        except UserError as error:
+            print(f"{parser.name}: {error}", file=sys.stderr)
+            return 2
     return 0

@@ -17,6 +17,8 @@ class EncoderData(Data):
 class EncoderViews(Section):
     """The images that the encoder sees."""
 
+    PATH = "views."
+
     size: int = key(0, "pixels; 0: as in the encoder's run folder, or 224")
     mean: tuple | None = key(None, "per channel, of pixels in [0, 1]. Default: the encoder's")
     std: tuple | None = key(None, "standard deviation per channel, as mean")

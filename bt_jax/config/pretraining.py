@@ -69,6 +69,8 @@ class Optim(Section):
 class Probe(Section):
     """The online probe: a linear classifier on detached features, trained alongside."""
 
+    PATH = "probe."
+
     lr: float = key(0.1, "per 256 images")
     momentum: float = key(0.9, "of its SGD")
     weight_decay: float = key(0.0, "on all its parameters")

@@ -7,11 +7,14 @@ batch_size / 256. A default of None is filled in later, as the help of its key s
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
+
+SEEDS = 2**32  # of a larger seed JAX silently takes the lower 32 bits
 
 
 def key(default: Any, help: str) -> Any:
@@ -40,11 +43,19 @@ class Section:
             path, value = self.PATH + name, getattr(self, name)
             if value <= 0:
                 raise UserError(f"config.{path}={value} must be positive", f"Set --config.{path} to a positive number.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, tuple) else [value]
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                path = self.PATH + field.name
+                raise UserError(f"config.{path}={value} is not finite", f"Set --config.{path} to a finite number.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Watch(Section):
     """The watchdog, which ends a run that makes no progress."""
+
+    PATH = "watch."
 
     stuck_seconds: float = key(3600.0, "exit with a diagnosis after this long without a training step; 0: never")
     silent_seconds: float = key(60.0, "exit if another process sends no heartbeat for this long")
@@ -53,6 +64,8 @@ class Watch(Section):
 @dataclasses.dataclass(frozen=True)
 class Data(Section):
     """The images."""
+
+    PATH = "data."
 
     name: str = key("patterns", '"patterns" (embedded) or the name of a TFDS data set')
     dir: str = key("", 'folder of TFDS data sets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets')
@@ -81,6 +94,8 @@ class Log(Section):
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Section):
     """Checkpoints."""
+
+    PATH = "checkpoint."
 
     every_epochs: float = key(10.0, "epochs between two checkpoints; 0: only at the end")
     keep_last: int = key(2, "number of newest checkpoints to keep")
@@ -121,3 +136,8 @@ class Run(Section):
     data: Data = dataclasses.field(default_factory=Data)
     log: Log = dataclasses.field(default_factory=Log)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(f"config.seed={self.seed} is no seed", f"Set --config.seed to one of 0 ... {SEEDS - 1}.")

@@ -24,10 +24,12 @@ Where all images of a shard have one size, up to --canvas pixels, Pillow decodes
 Exit status 0: all is written; 2: it is not, with one line on stderr; 130: stopped by Ctrl-C.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
-from bt_jax.cli import tool
+from bt_jax import messages
+from bt_jax.cli import jax_settings, tool
 from bt_jax.embed import shards
 from bt_jax.embed.record import CANVAS
 from bt_jax.weights import load
@@ -36,10 +38,15 @@ from bt_jax.weights import load
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     try:
-        return tool.run(parser(), shards.run, arguments)
+        return tool.run(parser(), _run, arguments)
     except KeyboardInterrupt:
-        print("embed: stopped; the same command resumes after the last whole shard", file=sys.stderr)
+        messages.put("embed: stopped; the same command resumes after the last whole shard", sys.stderr)
         return 130
+
+
+def _run(options: argparse.Namespace) -> None:
+    jax_settings.settle()
+    shards.run(options)
 
 
 def parser() -> tool.Parser:

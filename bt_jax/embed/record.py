@@ -12,7 +12,7 @@ from bt_jax import storage
 from bt_jax.data.sources.spans import Span
 from bt_jax.embed.shard_files import Explained
 from bt_jax.messages import UserError
-from bt_jax.run_folder import environment, opening
+from bt_jax.run_folder import environment, lock, opening
 from bt_jax.weights import load
 
 RESIZE, CANVAS = 256, 512  # beside load.SIZE, if no run says otherwise: the paper's evaluation, section 3.1
@@ -61,7 +61,8 @@ def open_out(
       What embed.json holds; splits that it had before are kept.
 
     Raises:
-      UserError: other settings, which are named; other images of a split; files of something else.
+      UserError: other settings, which are named; other images of a split; files of something else; another process
+        writes there.
     """
     file = out / "embed.json"
     settings |= {"encoder": str(load.place(encoder))}
@@ -70,6 +71,7 @@ def open_out(
     cure = "Give another --out, or the options of before to go on."
     with Explained(out):
         out.mkdir(parents=True, exist_ok=True)
+        lock.hold(out)
         if file.exists():
             old = _read(file)
             different = _differences(old, settings, splits)

@@ -24,8 +24,9 @@ from bt_jax.data.sources.spans import Span
 from bt_jax.embed.reading import Reading, Shard, Unreadable, batches_of, cut, file_names
 from bt_jax.embed.record import fingerprint, open_out, view_sizes
 from bt_jax.embed.shard_files import Explained, Npy, Parquet, Rows
-from bt_jax.evals import features
+from bt_jax.evals import features, finite
 from bt_jax.messages import UserError
+from bt_jax.run_folder import lock
 from bt_jax.selfcheck import comparison
 from bt_jax.weights import load
 
@@ -40,11 +41,15 @@ class Job(NamedTuple):
     dimension: int
 
 
+@lock.releasing
 def run(options: argparse.Namespace) -> None:
     """Embeds whatever is missing of the splits. UserError for anything the user can mend."""
     for name in ("shard", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)} is not positive", "Give at least 1")
+    out = storage.here(options.out)
+    lock.look(out)
+    mesh = sharding.make_mesh()
     store = {"npy": Npy, "parquet": Parquet}[options.format]()
     view = view_sizes(options)
     source, spans = _open_data(options)
@@ -59,10 +64,8 @@ def run(options: argparse.Namespace) -> None:
         "format": options.format,
         "shard": options.shard,
     } | view
-    out = storage.here(options.out)
     digests = {base: f"{source.kind} {source.digest(unmixed(source, base))}".strip() for base in spans}
     record = open_out(out, options.encoder, settings, spans, digests)
-    mesh = sharding.make_mesh()
     if not options.no_self_check:
         comparison.require(storage.user_cache() / "selfcheck")
     recipe = recipes.RECIPES["imagenet"](view["size"])  # of which the evaluation sees the normalisation alone
@@ -126,12 +129,14 @@ def _rows(job: Job, shard: Shard, batches: Iterable, ticks: Iterator) -> Rows:
             ids.append(batch["id"][keep].astype(np.int64))
             labels.append(batch["label"][keep])
         deque(islice(ticks, int(keep.sum())), maxlen=0)
+    found = np.concatenate(found)
+    finite.require(found, f"shard {shard.span.base}/{shard.stem}")
     ids, base = np.concatenate(ids), shard.span.base
     return Rows(
         ids,
         file_names(job.reading.source, base, ids),
         np.concatenate(labels) if job.reading.source.labelled(base) else None,
-        np.concatenate(found),
+        found,
     )
 
 

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from bt_jax import compilers, sharding
 from bt_jax.augment import recipes
-from bt_jax.evals import features
+from bt_jax.evals import features, finite
 from bt_jax.evals.base import cached_for_last_state
 from bt_jax.state import Nets, TrainState
 
@@ -34,10 +34,11 @@ class Accuracy:
     def logits(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
         """float32 (n, classes) and labels int32 (n,)."""
         variables = {name: state.network(name) for name in ("backbone", "classifier")}
-        logits, labels = features.extract(self._logits, variables, self._val(), self._mesh)
+        logits, labels = features.extract(self._logits, variables, self._val(), self._mesh, of="the held-out split")
         assert labels is not None  # the images of `val` have labels
         return logits, labels
 
+    @finite.or_nan("val/top1")
     def run(self, state: TrainState) -> dict[str, float]:
         """The numbers of `accuracies`, as "val/top1", "val/top5"."""
         return {f"val/{name}": value for name, value in accuracies(*self.logits(state)).items()}

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from bt_jax import augment, compilers, sharding
 from bt_jax.augment import recipes
+from bt_jax.evals import finite
 from bt_jax.evals.pictures import thumbnail
 from bt_jax.models import Net, Variables
 
@@ -48,15 +49,19 @@ def raw_pixels(recipe: recipes.Recipe, mesh: Mesh) -> Embed:
 
 
 def extract(
-    embed: Embed, variables: Variables, batches: Iterable[HostBatch], mesh: Mesh
+    embed: Embed, variables: Variables, batches: Iterable[HostBatch], mesh: Mesh, *, of: str = ""
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Runs `embed` over padded batches and drops the padding.
 
     Args:
       batches: {"image", "mask", optionally "label" and "size"}, numpy, the same on every process.
+      of: the split, for the message of an error.
 
     Returns:
       features float32 (n, d) and labels int32 (n,), or None without labels; on the host, the same on every process.
+
+    Raises:
+      NotFiniteError: some features are not finite.
     """
     features, labels = [], []
     for batch in batches:
@@ -65,7 +70,9 @@ def extract(
         features.append(np.asarray(embed(variables, inputs))[keep])
         if "label" in batch:
             labels.append(batch["label"][keep])
-    return np.concatenate(features), np.concatenate(labels) if labels else None
+    found = np.concatenate(features)
+    finite.require(found, of)
+    return found, np.concatenate(labels) if labels else None
 
 
 def gallery(

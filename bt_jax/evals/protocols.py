@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bt_jax import messages
-from bt_jax.evals import confidence, features, knn, probe, svm
+from bt_jax.evals import confidence, features, finite, knn, probe, svm
 from bt_jax.evals.base import cached_for_last_state
 from bt_jax.evals.features import Encoded
 from bt_jax.messages import UserError
@@ -29,20 +29,29 @@ class Frozen:
       embed: of `features.make_embed`.
       train, val: functions that start a pass over padded batches.
       num_classes: 0 where labels are not used.
-      check: whether every class of a held-out image must have a training image; not where those are a sample. It is
-        said otherwise.
+      names: of the two splits, for messages.
+      check: refuses held-out images of a class that no training image has, not only warns; not for samples of images.
     """
 
     def __init__(
-        self, embed: features.Embed, train: Batches, val: Batches, *, mesh: Mesh, num_classes: int, check: bool = False
+        self,
+        embed: features.Embed,
+        train: Batches,
+        val: Batches,
+        *,
+        mesh: Mesh,
+        num_classes: int,
+        names: Sequence[str] = ("the training split", "the held-out split"),
+        check: bool = False,
     ) -> None:
-        self.num_classes, self._check = num_classes, check
+        self.num_classes, self._names, self._check = num_classes, names, check
         self._embed, self._passes, self._mesh = embed, (train, val), mesh
         self._said = False
 
     def by(self, embed: features.Embed) -> "Frozen":
         """The same images by another embed function."""
-        other = Frozen(embed, *self._passes, mesh=self._mesh, num_classes=self.num_classes, check=self._check)
+        shared = {"mesh": self._mesh, "num_classes": self.num_classes, "names": self._names, "check": self._check}
+        other = Frozen(embed, *self._passes, **shared)
         other._said = self._said
         return other
 
@@ -51,9 +60,13 @@ class Frozen:
         """(features (m, d), labels (m,), held-out features (n, d), labels (n,)); None for labels where there are none.
 
         Raises:
+          NotFiniteError: some features are not finite.
           UserError: with `check`, held-out images of a class that no training image has.
         """
-        train, val = (features.extract(self._embed, state.encoder(), start(), self._mesh) for start in self._passes)
+        train, val = (
+            features.extract(self._embed, state.encoder(), start(), self._mesh, of=name)
+            for start, name in zip(self._passes, self._names, strict=True)
+        )
         found = (*train, *val)
         if self.num_classes:
             _, labels, _, held_out = _labelled(found)
@@ -61,7 +74,7 @@ class Frozen:
         return found
 
     def _compare(self, train: np.ndarray, val: np.ndarray) -> None:
-        """An error, or a line once, where held-out images are of classes that the training images lack."""
+        """Fails, or warns once, if the classes of some held-out images have no training image."""
         unknown = sorted(set(np.unique(val).tolist()) - set(np.unique(train).tolist()))
         if not unknown:
             return
@@ -108,6 +121,7 @@ class KNN:
         self._frozen, self._ks, self._temperatures = frozen, tuple(ks), tuple(temperatures)
         self.every_steps = every_steps
 
+    @finite.or_nan("val/knn_top1")
     def run(self, state: Encoded) -> dict[str, float]:
         """{"val/knn_top1"} and, for lists, "val/knn_top1_k20_t0.07" of every pair; fractions."""
         bank, labels, queries, wanted = self._frozen.labelled(state)
@@ -135,11 +149,14 @@ class OnlineProbe:
         self._frozen = frozen
         self.every_steps = every_steps
 
+    @finite.or_nan("val/online_top1")
     def run(self, state: TrainState) -> dict[str, float]:
         """{"val/online_top1"}, a fraction."""
         _, _, queries, wanted = self._frozen.labelled(state)
         head = jax.device_get(state.params["probe"])
-        return {"val/online_top1": float(((queries @ head["kernel"] + head["bias"]).argmax(axis=1) == wanted).mean())}
+        logits = queries @ head["kernel"] + head["bias"]
+        finite.require(logits, "the held-out split")
+        return {"val/online_top1": float((logits.argmax(axis=1) == wanted).mean())}
 
 
 class LinearProbe:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from bt_jax import augment, compilers, sharding
 from bt_jax.augment import recipes
+from bt_jax.evals import finite
 from bt_jax.evals.base import cached_for_last_state
 from bt_jax.evals.features import Batch, Encoded, HostBatch
 from bt_jax.models import Net, Variables
@@ -157,11 +158,19 @@ class Spectrum:
         self._batches, self._mesh, self._key, self._features = batches, mesh, key, net.feature_dim
         self.every_steps = every_steps
 
+    @finite.or_nan(*(f"val/{name}" for name in NAMES))
     def run(self, state: Encoded) -> dict[str, float]:
         """{"val/rank": …, …}, under the names of `summarise`."""
         return {f"val/{name}": value for name, value in self.of(state)[0].items()}
 
     @cached_for_last_state
     def of(self, state: Encoded) -> Summary:
-        """The numbers and the eigenvalues for a state's encoder."""
-        return measure(self._accumulate, self._key, state.encoder(), self._batches(), self._mesh, self._features)
+        """The numbers and the eigenvalues for a state's encoder.
+
+        Raises:
+          NotFiniteError: features are not finite.
+        """
+        found = measure(self._accumulate, self._key, state.encoder(), self._batches(), self._mesh, self._features)
+        if not np.isfinite(found[1]).all():
+            raise finite.NotFiniteError("The features from which the spectrum is computed are not finite")
+        return found

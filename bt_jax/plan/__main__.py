@@ -10,12 +10,11 @@ and interconnect would take at the chip's published rates, all of its links busy
 neighbours). No step is run and no data set is opened.
 """
 
-import json
 from typing import Any
 
-import jax
 from absl import flags
 
+from bt_jax import storage
 from bt_jax.cli import config_program
 from bt_jax.messages import UserError
 from bt_jax.plan import estimate
@@ -51,6 +50,8 @@ def main(argv: list[str]) -> None:
     """Prints the plan of --config for --topology."""
     if len(argv) > 1:
         raise UserError(f"Unknown argument {argv[1]!r}", "Options are written --name=value; see --help.")
+    import jax  # here: config_program comes first
+
     jax.config.update("jax_platforms", "cpu")  # where there is a TPU it is left alone
     name = TOPOLOGY.value
     if name is None:
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
         )
         return
     plan = estimate.make_plan(config_program.CONFIG.value, *estimate.topology_mesh(name))
-    print(json.dumps({"topology": name} | plan, indent=2) if AS_JSON.value else table(name, plan))
+    print(storage.to_json({"topology": name} | plan, indent=2) if AS_JSON.value else table(name, plan))
 
 
 if __name__ == "__main__":

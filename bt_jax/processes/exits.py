@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from bt_jax import messages
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination
 
@@ -96,8 +97,9 @@ def leave(status: int, *, why: str) -> None:
 
 def end(status: int) -> None:
     """Ends this process at once, without JAX's wait for the others."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, or its reader is gone
+            stream.flush()
     atexit.unregister(jax.distributed.shutdown)
     os._exit(status)
 
@@ -113,4 +115,4 @@ def ended() -> dict[int, dict[str, Any]]:
 def say_everywhere(text: str) -> None:
     """One line on stderr of this process, which names itself where there are several."""
     name = f"process {coordination.process()} on {socket.gethostname()}: " if coordination.several() else ""
-    print(f"bt_jax: {name}{text}", file=sys.stderr, flush=True)
+    messages.put(f"bt_jax: {name}{text}", sys.stderr)

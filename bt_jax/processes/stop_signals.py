@@ -1,7 +1,8 @@
-"""Signals that stop a run: Ctrl-C, SIGTERM, SIGUSR1, Google's notices. Several processes all stop at one step.
+"""Signals that stop a run: Ctrl-C, SIGTERM, SIGUSR1, SIGHUP, Google's notices. Several processes all stop at one step.
 
-launch/slurm.sbatch has Slurm send SIGUSR1 ahead of its time limit. The notices are those of Compute Engine's metadata
-server: a maintenance event that ends the machine, and the preemption of a spot machine.
+A terminal that is closed sends SIGHUP, which stays ignored under nohup. launch/slurm.sbatch has Slurm send SIGUSR1
+ahead of its time limit. The notices are those of Compute Engine's metadata server: a maintenance event that ends the
+machine, and the preemption of a spot machine.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import jax
 from bt_jax import messages
 from bt_jax.processes import coordination, exits
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 POLL_SECONDS, METADATA_SECONDS = 0.5, 5.0
 _NOTICES, _BOUNDARIES = "bt_jax/stop/notice", "bt_jax/stop/boundary"
 
@@ -44,6 +45,8 @@ class StopSignals:
         self._next, self._target, self._asked = first_step, None, False
         self._changed, self._done = threading.Condition(), threading.Event()
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread: somebody else's signals
@@ -96,8 +99,10 @@ class StopSignals:
         del frame
         self.signal = number
         before = self._before.get(number)
-        # A second one has its usual effect, also where a shell that started this in the background ignores Ctrl-C.
-        signal.signal(number, signal.SIG_DFL if before in (None, signal.SIG_IGN) else before)
+        # A second one has its usual effect, also where a shell that started this in the background ignores Ctrl-C. Of a
+        # terminal that is closed two come at once, from the kernel and from the shell.
+        again = signal.SIG_DFL if before in (None, signal.SIG_IGN) else before
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else again)
         self._say(signal.Signals(number).name)
 
     def _say(self, told: str) -> None:

@@ -8,7 +8,7 @@ Only `metrics.jsonl` must be there. A part whose input is missing or damaged is 
 
 import sys
 
-from bt_jax.cli import tool
+from bt_jax.cli import jax_settings, tool
 from bt_jax.report import write
 
 
@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = tool.Parser("report", "Writes report.html of a run again.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder; several are drawn side by side")
     parser.add_argument("--out", metavar="FILE", help="file to write (default: report.html in the first run folder)")
+    jax_settings.settle()
     return tool.run(parser, lambda options: print(write.report(*options.runs, out=options.out)), argv)
 
 

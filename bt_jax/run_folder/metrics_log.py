@@ -37,8 +37,7 @@ class RunLog:
         """One line {"step": …, name: value, …}. Values that are not finite are written as null."""
         if not self._writes:
             return
-        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(storage.to_json({"step": step} | values) + "\n")
         self._file.flush()
         if self._board:
             self._board.write(step, values)

@@ -11,22 +11,37 @@ from bt_jax import messages, storage
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
-from bt_jax.run_folder import environment, same_data, same_run
+from bt_jax.run_folder import checkpoint_paths, environment, lock, same_data, same_run
+
+
+def look(path: str, task: str) -> Path:
+    """The folder as an absolute path; makes nothing.
+
+    Raises:
+      UserError: another process holds it, or the task would write checkpoints that cannot be kept there.
+    """
+    folder = storage.absolute(storage.path(path))
+    if task != "evaluate":
+        checkpoint_paths.check(folder)
+    lock.look(folder)
+    return folder
 
 
 def open_folder(path: str, config: dict, images: same_data.Images | None = None) -> Path:
     """Makes the folder, or accepts one that holds the same run; writes config.json, data.json and environment.json.
+
+    This process holds the folder until `lock.release`.
 
     Args:
       config: of `config.arguments.to_dict`.
       images: of the run.
 
     Raises:
-      UserError: the folder cannot be made, or holds a run with another config or on other images: it names what
-        differs.
+      UserError: the folder cannot be made, is held by another process, or holds a run with another config or on other
+        images: the differences are named.
     """
     config = same_run.with_kept_paths(config)
-    folder = storage.absolute(storage.path(path))
+    folder = look(path, config.get("task", ""))
     try:
         storage.make(folder)
     except OSError as error:
@@ -36,6 +51,7 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None)
     if storage.in_bucket(folder):
         storage.look_at_bucket(folder)
     join.check_shared(folder)
+    lock.hold(folder)
     file = folder / "config.json"
     if file.exists():
         old = _read(file)

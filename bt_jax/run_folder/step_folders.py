@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 
 from bt_jax import messages, storage
 from bt_jax.messages import UserError
-from bt_jax.run_folder import manifest
+from bt_jax.run_folder import checkpoint_paths, manifest
 
 NONE = -1  # in place of a step
 
@@ -26,9 +26,10 @@ def step_folder(path: str | Path) -> Path:
     """RUN/checkpoints/STEP of a path as `load_encoder` takes it: the one that is named, or the newest that is whole.
 
     Raises:
-      UserError: there is none, or none whole.
+      UserError: there is none, or none whole, or Orbax cannot read such a path.
     """
     path = storage.absolute(storage.path(path))
+    checkpoint_paths.check(path, writes=False)
     parts = ("encoder", "model", "projector")
     if storage.is_dir(path / "encoder"):
         if fault := manifest.fault(path, parts):
@@ -93,8 +94,16 @@ def read_part(folder: Path) -> dict[str, Any] | None:
     return restore(folder, jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), stored), None)
 
 
+def _host_device() -> jax.Device:
+    """The CPU, or the first accelerator where JAX_PLATFORMS leaves the CPU out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def restore(folder: Path, shapes, sharding: jax.sharding.Sharding | None):
-    at = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    at = sharding or jax.sharding.SingleDeviceSharding(_host_device())
     target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes)
     with ocp.StandardCheckpointer() as checkpointer:
         variables = checkpointer.restore(folder, target)

@@ -12,8 +12,8 @@ Exit status 0: all numbers are right; 2: at least one is wrong.
 import sys
 import time
 
-from bt_jax import compilers
-from bt_jax.cli import tool
+from bt_jax import compilers, messages
+from bt_jax.cli import jax_settings, tool
 from bt_jax.messages import UserError
 from bt_jax.selfcheck import comparison
 from bt_jax.selfcheck.comparison import Result
@@ -31,11 +31,13 @@ def table(device, results: list[Result]) -> str:
     return "\n".join([head, *rows])
 
 
+@messages.lasting()
 def main(argv: list[str] | None = None) -> int:
     """Prints a table for every kind of device; returns the exit status."""
     started = time.perf_counter()
     try:
         tool.Parser("selfcheck", __doc__).parse_args(argv)
+        jax_settings.settle(keep="jax_enable_x64")  # which has numbers of its own
         devices = comparison.kinds()
     except UserError as error:
         print(f"bt_jax: {error}", file=sys.stderr)

@@ -18,12 +18,13 @@ from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
 from bt_jax.report import write
-from bt_jax.run_folder import metrics_log, opening
+from bt_jax.run_folder import lock, metrics_log, opening
 from bt_jax.tasks import from_encoder, open_run
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
 
 
+@lock.releasing
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
     """Runs `config.protocols`.
 
@@ -86,7 +87,10 @@ def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[
         train = feed.passes(data.train_split, evals.train_images)
         val = feed.passes(settings.data.val_split, evals.val_images)
         classes = source.num_classes if labelled else 0
-        frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=classes, check=not evals.train_images)
+        names = (settings.data.train_split, settings.data.val_split)
+        frozen = protocols.Frozen(
+            embed, train, val, mesh=mesh, num_classes=classes, names=names, check=not evals.train_images
+        )
     found: dict[str, Evaluator] = {}
     for name in settings.protocols:
         if name in ("knn", "linear") and not labelled:

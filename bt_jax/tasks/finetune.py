@@ -26,6 +26,7 @@ from bt_jax.evals.accuracy import Accuracy
 from bt_jax.messages import UserError
 from bt_jax.objectives import supervised
 from bt_jax.report import write
+from bt_jax.run_folder import lock
 from bt_jax.state import Nets, TrainState
 from bt_jax.tasks import from_encoder, open_run
 from bt_jax.tasks.from_encoder import Encoder
@@ -43,6 +44,7 @@ class Finetuning(NamedTuple):
     fresh: Callable[[], TrainState]
 
 
+@lock.releasing
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
     """Trains to the end of the schedule, from the newest checkpoint in `workdir` if there is one.
 

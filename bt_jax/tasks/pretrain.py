@@ -18,7 +18,7 @@ from bt_jax.data.batches import Feed
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.evals.base import Evaluator
 from bt_jax.report import write
-from bt_jax.run_folder import step_folders
+from bt_jax.run_folder import lock, step_folders
 from bt_jax.state import Nets, TrainState
 from bt_jax.tasks import open_run
 from bt_jax.train import build, initial_weights, loop
@@ -53,6 +53,7 @@ class Pretraining(NamedTuple):
     initial: initial_weights.InitialWeights | None
 
 
+@lock.releasing
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
     """Trains to the end of the schedule, from the newest checkpoint in `workdir` if there is one.
 
@@ -146,7 +147,7 @@ def _frozen(settings: Pretrain, data: open_run.Data, embed: features.Embed, mesh
         return None
     limits = (settings.evals.train_images, settings.evals.val_images)
     train, val = (data.feed.passes(split, limit) for split, limit in zip(splits, limits, strict=True))
-    return protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes)
+    return protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes, names=splits)
 
 
 def _with_labels(settings: Pretrain, feed: Feed, frozen: protocols.Frozen | None, every_steps: int) -> list[Evaluator]:

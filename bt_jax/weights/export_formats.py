@@ -4,7 +4,6 @@ FORMS has them by name, with what is needed to say of each: the suffix that its 
 lines that load it, for the model card.
 """
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bt_jax import models
+from bt_jax import models, storage
 from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.models.resnet import architecture
@@ -69,7 +68,7 @@ def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any
             if projector:
                 checkpointer.save(unfinished / "projector", projector)
         (unfinished / "model").mkdir()
-        (unfinished / "model" / "metadata").write_text(json.dumps(model))
+        (unfinished / "model" / "metadata").write_text(storage.to_json(model))
         manifest.write(unfinished)
         unfinished.rename(path)
     except BaseException:
@@ -79,7 +78,7 @@ def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any
 
 def write_safetensors(source: Source, path: Path) -> None:
     """torchvision's state dict; the metadata says how `load_encoder` builds the network."""
-    _save(source.state_dict(), path, {METADATA: json.dumps(source.model)})
+    _save(source.state_dict(), path, {METADATA: storage.to_json(source.model)})
 
 
 def write_torch(source: Source, path: Path) -> None:
@@ -200,7 +199,7 @@ def _save(arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | 
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(storage.to_json(content, indent=2) + "\n")
 
 
 FORMS = {

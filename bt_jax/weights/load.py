@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from bt_jax import models, storage
+from bt_jax.messages import UserError
 from bt_jax.run_folder import step_folders
 from bt_jax.weights import foreign_files
 
@@ -25,7 +28,7 @@ def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = N
       float32 (n, h, w, c), normalised as in training. variables: {"params", "batch_stats"}.
 
     Raises:
-      UserError: nothing there, not a checkpoint of bt_jax, or a damaged one.
+      UserError: nothing there, not a checkpoint of bt_jax, a damaged one, or weights that are not finite.
     """
     found = read(path, sharding=sharding)
     return models.build(**found.model["build"]), found.variables
@@ -41,13 +44,36 @@ def read(
       projector: read that as well, where there is one. Always as numpy arrays.
     """
     if foreign_files.is_foreign(path):
-        found = foreign_files.read(path)
+        found = finite(foreign_files.read(path), path)
         return found._replace(variables=jax.device_put(found.variables, sharding)) if sharding else found
     folder = step_folders.step_folder(path)
     model = step_folders.stored_model(folder)
     shapes = jax.eval_shape(models.build(**model["build"]).init, jax.random.key(0))
     head = step_folders.read_part(folder / "projector") if projector else None
-    return foreign_files.Weights(model, step_folders.restore(folder / "encoder", shapes, sharding), head)
+    variables = step_folders.restore(folder / "encoder", shapes, sharding)
+    return finite(foreign_files.Weights(model, variables, head), folder)
+
+
+def finite(weights: foreign_files.Weights, path: str | Path) -> foreign_files.Weights:
+    """The weights as they are.
+
+    Raises:
+      UserError: an array of the encoder or the projector holds NaN or infinity; `path` is where they were read from.
+    """
+    arrays = jax.tree_util.tree_leaves_with_path((weights.variables, weights.projector))
+    broken = [keys for keys, array in arrays if not _is_finite(array)]
+    if broken:
+        first = jax.tree_util.keystr(broken[0][1:], simple=True, separator="/")
+        raise UserError(
+            f"The weights of {path} are not finite: {len(broken)} of {len(arrays)} arrays hold NaN or infinity, such as"
+            f" {first}",
+            "Take an earlier checkpoint, or weights of a run that did not diverge.",
+        )
+    return weights
+
+
+def _is_finite(array) -> bool:
+    return bool((np if isinstance(array, np.ndarray) else jnp).isfinite(array).all())
 
 
 @storage.reached()

@@ -1,10 +1,10 @@
 """The model card that goes with every export: what the encoder is, how it is used, how it was trained and evaluated."""
 
 import datetime
-import json
 from pathlib import Path
 from typing import Any
 
+from bt_jax import storage
 from bt_jax.objectives import registry
 from bt_jax.run_folder import opening
 from bt_jax.weights.export_formats import FORMS, Source, is_plain
@@ -74,7 +74,7 @@ def _training(config: dict[str, Any], summary: dict[str, Any], step: str) -> lis
     figures = f"; frozen features, held-out images, one seed: {', '.join(shares)}" if shares else ""
     files = (("config.json", config), ("summary.json", summary))
     return [f"Step {step} of the run described below{figures}."] + [
-        f"<details><summary>{name}</summary>\n\n```json\n{json.dumps(content, indent=2)}\n```\n\n</details>"
+        f"<details><summary>{name}</summary>\n\n```json\n{storage.to_json(content, indent=2)}\n```\n\n</details>"
         for name, content in files
         if content
     ]

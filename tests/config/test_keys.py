@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bt_jax.augment import recipes
 from bt_jax.config import keys
 from bt_jax.configs import quickstart
 from bt_jax.data.sources.selection import MIXED
@@ -35,3 +36,30 @@ def test_numbers_that_must_be_positive(key, value):
     config.update_from_flattened_dict({key: float(value) if key == "total_epochs" else value})
     with pytest.raises(UserError, match=f"config.{key}={value}.* must be positive"):
         keys.read(config)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 2**64])
+def test_seeds_that_are_none(seed):
+    """JAX would take 2**32 for 0, and fail on what has more than 64 bits."""
+    config = keys.finetune()
+    config.seed = 2**32 - 1
+    keys.read(config)
+    config.seed = seed
+    with pytest.raises(UserError, match=f"config.seed={seed} is no seed"):
+        keys.read(config)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", ["optim.momentum", "optim.lr_weights", "watch.stuck_seconds"])
+def test_numbers_that_are_not_finite(key, value):
+    """They would make a run of NaN, and a config.json that is no JSON."""
+    config = keys.pretrain()
+    config.update_from_flattened_dict({key: float(value)})
+    with pytest.raises(UserError, match=f"config.{key}={value} is not finite"):
+        keys.read(config)
+
+
+@pytest.mark.parametrize("name, values", [("mean", (0.5, float("nan"), 0.5)), ("std", (0.5, 0.0, 0.5))])
+def test_pixels_have_a_finite_mean_and_a_deviation(name, values):
+    with pytest.raises(UserError, match=f"augmentation: {name} is"):
+        recipes.recipe_from_config({"name": "imagenet", name: values})

@@ -122,9 +122,10 @@ def test_a_manifest_that_is_none(run, content):
 
 
 def test_everything_is_on_the_disk_before_the_manifest(tmp_path, monkeypatch):
-    for part in ("encoder/d", "model"):
-        (tmp_path / part).mkdir(parents=True)
-        (tmp_path / part / "file").write_text(part)
+    names = {"encoder/d/file", "encoder/_METADATA", "encoder/manifest.ocdbt", "model/metadata"}
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
     synced, sync = [], os.fsync
 
     def spy(descriptor):
@@ -133,8 +134,8 @@ def test_everything_is_on_the_disk_before_the_manifest(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", spy)
     manifest.write(tmp_path)
-    before = {"encoder/d/file", "model/file", "encoder", "encoder/d", "model"}
-    assert set(synced[:-2]) == before and synced[-2:] == [".manifest.json.tmp", "."]
+    assert set(synced[:-2]) == names | {"encoder", "encoder/d", "model"}
+    assert synced[-2:] == [".manifest.json.tmp", "."]
 
 
 def test_a_save_cut_off_in_the_middle_does_not_count(run):

@@ -28,6 +28,23 @@ def read_lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def strict_json(folder: Path) -> set[str]:
+    """Names of the files of JSON in a folder and below it; fails where one holds NaN or Infinity, which are no JSON."""
+
+    def fail(name):
+        raise AssertionError(f"{name} in {file}")
+
+    found = set()
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        lines = [file.read_text()] if file.suffix == ".json" or file.name in ("metadata", "_METADATA") else []
+        if file.suffix == ".jsonl":
+            lines = file.read_text().splitlines()
+        for line in lines:
+            json.loads(line, parse_constant=fail)
+        found |= {file.name} if lines else set()
+    return found
+
+
 def without_speeds(folder: Path) -> list[dict]:
     """Every line of the run's metrics without what differs between two equal runs."""
     return [{name: value for name, value in line.items() if "perf/" not in name} for line in read_lines(folder)]

@@ -13,7 +13,7 @@ from bt_jax.run_folder import metrics_log
 from bt_jax.train import epochs, loop
 from tests.support.counted_run import State, lines, run
 
-STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def test_who_has_its_turn_when(tmp_path, monkeypatch):
@@ -119,6 +119,25 @@ def test_a_second_signal_has_its_usual_effect(harmless):
         assert stop.signal == signal.SIGINT and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     finally:
         stop.close()
+
+
+def test_a_closed_terminal_may_say_so_twice(harmless):
+    """The kernel and the shell both do; where nohup has it ignored the run does not stop."""
+    stop = StopSignals(0)
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP and not harmless
+    finally:
+        stop.close()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopSignals(0)
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.signal
+    finally:
+        stop.close()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_training_resumes_from_the_newest_checkpoint(monkeypatch):

@@ -1,0 +1,146 @@
+"""Printing: a reader that is gone, a full disk, or letters that a terminal lacks end nothing."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bt_jax import messages
+from bt_jax.cli import config_program, tool
+from bt_jax.messages import UserError
+from bt_jax.processes import exits
+from bt_jax.selfcheck import __main__ as selfcheck
+from tests.support.paths import ROOT
+
+
+class Failing(io.StringIO):
+    """Fails with an error number until it has `room`."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.room = number, False
+
+    def write(self, text):
+        if not self.room:
+            raise OSError(self.number, "x")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_a_program_goes_on_and_says_so_once(monkeypatch, number):
+    out, err = Failing(number), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with messages.lasting():
+        for _ in range(3):
+            print("a line", flush=True)
+            messages.say("a line")
+        out.room = True
+        print("later", flush=True)
+    assert (sys.stdout, sys.stderr) == (out, err)
+    assert err.getvalue().count("\n") == 1 and "nothing can be written to stdout ([Errno" in err.getvalue()
+    assert out.getvalue() == ("later\n" if number == errno.ENOSPC else "")  # there may be room again, but no reader
+
+
+def test_both_streams_may_be_gone(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Failing(errno.EPIPE))
+    monkeypatch.setattr(sys, "stderr", Failing(errno.EPIPE))
+    with messages.lasting():
+        print("a line", flush=True)
+        print("a line", file=sys.stderr, flush=True)
+        exits.say_everywhere("a line")
+
+
+@pytest.mark.parametrize("stream", [None, Failing(errno.EPIPE)])
+def test_a_line_of_the_library_ends_no_callers_program(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    messages.say("a line")
+    exits.say_everywhere("a line")
+
+
+def test_letters_that_a_terminal_lacks_are_spelled(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    with messages.lasting():
+        print("café \udce9", flush=True)
+    assert written.getvalue() == b"caf\\xe9 \\udce9\n"
+
+
+def test_a_line_of_a_signal_may_come_within_another_line(monkeypatch, tmp_path):
+    class Busy(io.StringIO):
+        def write(self, text):
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+
+        def fileno(self):
+            return file.fileno()
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", Busy())
+        with messages.lasting():
+            print("saving", flush=True)
+    assert (tmp_path / "out").read_text() == "saving\n"
+
+
+def test_every_command_prints_so(monkeypatch):
+    """They print, and end with their own status."""
+    monkeypatch.setattr(sys, "stderr", Failing(errno.EPIPE))
+    monkeypatch.setattr(sys, "stdout", Failing(errno.EPIPE))
+    parser = tool.Parser("prepare", "")
+    assert tool.run(parser, lambda _: print("a line", flush=True), []) == 0
+
+    def fail(*_, **__):
+        print("a line", flush=True)
+        raise UserError("x", "y", status=75)
+
+    assert tool.run(parser, fail, []) == 2
+    monkeypatch.setattr(config_program.app, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        config_program.run(fail, "", ["main"])
+    assert ended.value.code == 75
+    assert selfcheck.main(["--unknown"]) == 2
+
+
+SCRIPT = """
+import sys
+from bt_jax.cli import tool
+def command(_):
+    for _ in range(5):
+        print("a line")
+    with open(sys.argv[1], "w") as file:
+        file.write(str(file.fileno()))
+sys.exit(tool.run(tool.Parser("prepare", ""), command, []))
+"""
+
+
+def ended(tmp_path, how="", stdout=None):
+    """(status, stderr) of SCRIPT under a shell's redirections, and whether its file has a number of its own."""
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" "$2" {how}', sys.executable, SCRIPT, tmp_path / "file"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return done.returncode, done.stderr, int((tmp_path / "file").read_text()) > 2
+
+
+@pytest.mark.parametrize("how", [">&-", ">&- 2>&- <&-", ">/dev/full 2>&1"])
+def test_the_exit_status_without_a_terminal(tmp_path, how):
+    """No file gets the number of a closed stream."""
+    assert ended(tmp_path, how) == (0, "", True)
+
+
+def test_the_exit_status_of_a_program_whose_reader_is_gone(tmp_path):
+    """Also of what the interpreter writes at its end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    status, said, _ = ended(tmp_path, stdout=writer)
+    os.close(writer)
+    assert status == 0 and said.startswith("bt_jax: nothing can be written to stdout") and said.count("\n") == 1
+    status, said, _ = ended(tmp_path, ">/dev/full")
+    assert status == 0 and "No space left on device" in said and said.count("\n") == 1
