@@ -131,7 +131,13 @@ FAULTS = (
         "_step(line) < step",
         ("test_lines_after_the_checkpoint_are_dropped",),
     ),
-    Fault("log-nan", "RunLog.write", "v if math.isfinite(v) else None", "v", ("test_a_line_is_strict_json",)),
+    Fault(
+        "log-nan",
+        "_finite",
+        "None if isinstance(content, float) and not math.isfinite(content) else content",
+        "content",
+        ("test_a_line_is_strict_json",),
+    ),
     Fault(
         "log-tensorboard-names",
         "_Board.write",
