@@ -1,6 +1,7 @@
 """Opening the folder of a run: made, or accepted as the same run's; and what its files say."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def look(path: str, task: str) -> Path:
     return folder
 
 
-def open_folder(path: str, config: dict, images: same_data.Images | None = None) -> Path:
+def open_folder(path: str, config: dict, images: same_data.Images | None = None, *, free: Sequence[str] = ()) -> Path:
     """Makes the folder, or accepts one that holds the same run; writes config.json, data.json and environment.json.
 
     This process holds the folder until `lock.release`.
@@ -35,6 +36,7 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None)
     Args:
       config: of `config.arguments.to_dict`.
       images: of the run.
+      free: keys that may differ from those of the first start, besides `same_run.FREE_KEYS`.
 
     Raises:
       UserError: the folder cannot be made, is held by another process, or holds a run with another config or on other
@@ -55,7 +57,7 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None)
     file = folder / "config.json"
     if file.exists():
         old = _read(file)
-        different = same_run.differences(old, config)
+        different = same_run.differences(old, config, free)
         if different:
             raise UserError(
                 f"{folder} holds a run with another config ({'; '.join(different)})",

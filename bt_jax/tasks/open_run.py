@@ -78,7 +78,8 @@ def open_data(
 def open_schedule(settings: Run, data: Data) -> epochs.Plan:
     """Epochs as steps. Several processes compare them and their configs; UserError if they differ."""
     plan = epochs.make_plan(settings, data.feed.images)
-    opening.agree(settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch, **data.images.facts())
+    facts = data.images.facts() | {"reader of images": feeds.reader_of(settings.data)}
+    opening.agree(settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch, **facts)
     return plan
 
 
@@ -89,7 +90,9 @@ def open_folder(settings: Run, workdir: str, data: Data, about: str) -> Path:
       about: printed after the folder's name.
     """
     check_classes(settings, workdir, data.source)
-    folder = opening.open_folder(workdir, arguments.to_dict(settings), data.images)
+    config, reader = arguments.to_dict(settings), settings.data.reader
+    config["data"]["reader"] = feeds.reader_of(settings.data)  # recorded as it is, for the next start to compare
+    folder = opening.open_folder(workdir, config, data.images, free=() if reader == "auto" else ("data.reader",))
     data.broken.list_in(opening.own(folder, "broken.txt"))
     messages.say(f"{folder}: {about}")
     return folder

@@ -99,6 +99,7 @@ HELD = {
     "log.tensorboard": LOOP,
     "nonfinite_limit": "test_the_limit_of_steps_that_are_not_finite",
     "data.on_device": "test_a_key_of_streaming_arrives",
+    "data.reader": "test_the_reader_of_a_data_set",
     "data.canvas": "test_a_key_of_streaming_arrives",
     "data.shuffle_buffer": "test_a_key_of_streaming_arrives",
 }
