@@ -210,7 +210,10 @@ def test_evaluation_end_to_end(pretrained, tmp_path):
     linear = summary["linear"]
     assert 1 <= summary["spectrum"]["rank"] <= net.feature_dim
     assert 0 <= linear["linear_low"] <= linear["linear_top1"] <= linear["linear_high"] <= 1
-    assert runs.strict_json(folder) == {"config.json", "environment.json", "summary.json", "metrics.jsonl"}
+    assert runs.strict_json(folder) == {"config.json", "data.json", "environment.json"} | {
+        "summary.json",
+        "metrics.jsonl",
+    }
     line = runs.read_lines(folder)[0]
     assert line["val/knn_top1"] == summary["knn"]["knn_top1"] and (folder / "report.html").exists()
     page = (folder / "report.html").read_text()
