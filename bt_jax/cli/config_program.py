@@ -6,15 +6,17 @@ line on stderr.
 
 import logging as std_logging
 import os
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bt_jax import messages, storage
 from bt_jax.cli import jax_settings
-from bt_jax.messages import UserError, is_disk_full
+from bt_jax.messages import UserError, is_disk_full, line
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -35,6 +37,7 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
     logging.get_absl_handler().addFilter(_is_told_by_nobody_else)
     with messages.lasting():
         jax_settings.settle()
+        _make_recipes_importable()
         try:
             app.run(main, argv=argv, flags_parser=_parse)
         except UserError as error:
@@ -49,12 +52,27 @@ def _is_told_by_nobody_else(record: std_logging.LogRecord) -> bool:
     return error is None or not (is_disk_full(error) or storage.explained(error, ""))
 
 
+def _make_recipes_importable() -> None:
+    """A config file imports `configs` from any working folder, where bt_jax is a checkout, which has them beside it."""
+    checkout = str(Path(storage.__file__).resolve().parents[1])
+    if (Path(checkout) / "configs").is_dir() and checkout not in sys.path:
+        sys.path.append(checkout)  # last: what the working folder has under that name stays the first
+
+
 def _parse(argv: list[str]) -> list[str]:
     """absl's flags, with every mistake in one line."""
     try:
         rest = flags.FLAGS(argv)
     except UserError:
         raise
+    except ImportError as error:
+        told = line(error)
+        needs_recipes = re.search(r"\bconfigs\b", told)
+        cure = "Start in the repository of bt_jax, or set PYTHONPATH to it: the recipes are in its folder configs/."
+        raise UserError(
+            f"The config file imports what is not there: {told}",
+            cure if needs_recipes else "Install it, or set PYTHONPATH to the folder that has it.",
+        ) from None
     except (AttributeError, KeyError) as error:
         raise _unknown_key(argv, str(error)) from None
     except Exception as error:
