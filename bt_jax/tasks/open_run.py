@@ -45,6 +45,7 @@ def open_machine(config: ConfigDict) -> Mesh:
     check_devices(config, mesh)
     if config.task != "evaluate":  # whose batches have another size
         check_rate(config)
+        check_warmup(config)
         sharding.check_batch(config.batch_size, mesh)
     return mesh
 
@@ -99,6 +100,16 @@ def check_rate(config: ConfigDict) -> None:
         messages.say(
             f"WARNING: the learning rates are tuned for a batch of {config.tuned_batch_size}, not {config.batch_size}:"
             f" write --config=FILE.py:batch={config.batch_size} to take the config's rate for it"
+        )
+
+
+def check_warmup(config: ConfigDict) -> None:
+    """Warns where the rates rise until the end of the run."""
+    warmup, total = config.optim.get("warmup_epochs", 0.0), config.total_epochs + config.extend_epochs
+    if warmup and warmup >= total:
+        messages.say(
+            f"WARNING: optim.warmup_epochs={warmup:g}, and the run has {total:g} epochs: the learning rates rise until"
+            " its end and never fall; set --config.optim.warmup_epochs to less"
         )
 
 

@@ -13,7 +13,7 @@ from bt_jax.messages import UserError
 from bt_jax.run_folder import same_run
 from bt_jax.tasks import open_run, pretrain
 from bt_jax.train import build
-from configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
+from configs import linear, pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
 from tests.support.runs import read_lines
 
 pytestmark = pytest.mark.usefixtures("tiny_arch", "compiled_quickly", "one_device")
@@ -128,6 +128,20 @@ def test_batch_changed_behind_the_recipe_warns(capsys):
     config.batch_size = 512
     open_run.check_rate(config)
     assert "tuned for a batch of 2048, not 512" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "warmup, extended, warns", [(10.0, 0.0, True), (2.0, 0.0, True), (1.5, 0.0, False), (2.0, 0.5, False)]
+)
+def test_a_warmup_that_the_run_does_not_outlast_warns(capsys, warmup, extended, warns):
+    """Once, and in no task that has none."""
+    config = pretrain_imagenet_r50.get_config("epochs=2")
+    config.optim.warmup_epochs, config.extend_epochs = warmup, extended
+    open_run.check_warmup(config)
+    said = capsys.readouterr().out
+    assert said.count("\n") == warns and (f"optim.warmup_epochs={warmup:g}, and the run has 2 epochs" in said) == warns
+    open_run.check_warmup(linear.get_config())
+    assert not capsys.readouterr().out
 
 
 def test_views_are_set_key_by_key():

@@ -7,9 +7,9 @@ import pytest
 
 from bt_jax import sharding
 from bt_jax.data import device
+from bt_jax.data.sources.spans import Span
 from bt_jax.embed import shards
 from bt_jax.embed.reading import Shard
-from bt_jax.data.sources.spans import Span
 from bt_jax.evals import accuracy, features, finite, protocols, spectrum
 
 
