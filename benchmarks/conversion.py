@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.datasets import load_sample_image
 
 from bt_jax import convert, models
-from bt_jax.weights import export_formats, foreign_files, key_names, load
+from bt_jax.weights import export_formats, foreign_files, load, prefixes
 
 SIZE = 224
 STAGES = ("maxpool", "layer1", "layer2", "layer3", "layer4", "features")
@@ -121,7 +121,7 @@ def detectron2_road(source: export_formats.Source, folder: Path, images: np.ndar
     """detectron2 is not run: its arrays go back under torchvision's keys, and through our own reader."""
     export_formats.detectron2(source, folder / "encoder.pkl")
     arrays = pickle.loads((folder / "encoder.pkl").read_bytes())["model"]
-    variables = convert.from_torch(key_names.as_torchvision(arrays), arch=source.model["build"]["arch"])
+    variables = convert.from_torch(prefixes.find(arrays)[0].arrays, arch=source.model["build"]["arch"])
     return stages(source._replace(variables=variables), images), None
 
 

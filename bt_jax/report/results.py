@@ -64,6 +64,9 @@ def results_verdict(run: Run) -> tuple[str, str]:
         what += f" from {plural(round(many), 'image')}" if many else ""
     else:
         what = f"a {rows[0][0]}" if rows else ""
+    spectrum = run.summary.get("spectrum")
+    if isinstance(spectrum, dict) and "rank" in spectrum and number(spectrum["rank"]) is None:  # an earlier version's
+        return "bad", f"The features of {about} are not finite, so its accuracies say nothing."
     if not rows:
         return "warn", f"No accuracy of {about} has been written yet: summary.json holds none."
     name, value, interval = rows[0]

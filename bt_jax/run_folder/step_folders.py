@@ -1,6 +1,5 @@
 """The folder of one checkpoint, RUN/checkpoints/STEP: which there are, which are whole, and their parts."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def step_folder(path: str | Path) -> Path:
         )
     whole, damaged = newest_whole(root, steps, parts)
     for step, fault in damaged.items():
-        _say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}): taking {whole}")
+        messages.say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}): taking {whole}")
     return root / str(whole)
 
 
@@ -75,11 +74,6 @@ def newest_whole(root: Path, steps: list[int], parts: tuple[str, ...] | None = N
         f"No checkpoint in {root} is whole ({told})",
         "Put back a copy of one; to train anew, take another --workdir.",
     )
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    messages.say(text)
 
 
 def stored_model(folder: Path) -> dict[str, Any]:

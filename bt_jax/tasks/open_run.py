@@ -49,6 +49,7 @@ def open_machine(settings: Run) -> Mesh:
     check_devices(settings, mesh)
     if isinstance(settings, Pretrain):
         check_rate(settings)
+        check_warmup(settings)
     if settings.task != "evaluate":  # whose batches have another size
         sharding.check_batch(settings.batch_size, mesh)
     return mesh
@@ -129,6 +130,16 @@ def check_rate(settings: Pretrain) -> None:
             f"WARNING: the learning rates are tuned for a batch of {settings.tuned_batch_size},"
             f" not {settings.batch_size}: write --config=FILE.py:batch={settings.batch_size} to take the config's rate"
             " for it"
+        )
+
+
+def check_warmup(settings: Pretrain) -> None:
+    """Warns if the learning rates rise until the end of the run."""
+    warmup, total = settings.optim.warmup_epochs, settings.total_epochs + settings.extend_epochs
+    if warmup and warmup >= total:
+        messages.say(
+            f"WARNING: optim.warmup_epochs={warmup:g}, and the run has {total:g} epochs: the learning rates rise until"
+            " its end and never fall; set --config.optim.warmup_epochs to less"
         )
 
 

@@ -24,7 +24,7 @@ from bt_jax.report.confusion import cell
 from bt_jax.report.formats import duration, number, percent, plural, short
 from bt_jax.report.page import bar
 from bt_jax.report.plots import INK, thinned
-from bt_jax.report.results import accuracies
+from bt_jax.report.results import accuracies, results_verdict
 from bt_jax.report.runs import read_run
 from bt_jax.report.sections import summary_section
 from bt_jax.report.verdict import verdict
@@ -602,6 +602,17 @@ def test_intervals_stand_beside_their_protocol(run):
         ("top-1", 0.8, "77.0 % to 83.0 %"),
         ("top-5", 0.9, "–"),
     ]
+
+
+@pytest.mark.parametrize("rank", [float("nan"), None])
+def test_accuracies_of_features_that_are_not_finite_say_nothing(run, rank):
+    """Earlier versions evaluated such encoders: every protocol is at chance."""
+    found = read_run(run)
+    found.config, found.summary = {"task": "evaluate"}, {"knn": {"knn_top1": 0.1}, "spectrum": {"rank": 3.0}}
+    assert results_verdict(found)[0] == "good"
+    found.summary["spectrum"]["rank"] = rank
+    tone, said = results_verdict(found)
+    assert tone == "bad" and "are not finite" in said
 
 
 def test_right_is_blue_and_wrong_is_orange():
