@@ -42,6 +42,7 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
         from bt_jax.config import keys
 
         sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{keys.describe()}\n"
+    logging._warn_preinit_stderr = False  # "Logging before flag parsing goes to stderr": absl has no public switch
     logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
     logging.get_absl_handler().addFilter(_is_told_by_nobody_else)
     with messages.lasting():
