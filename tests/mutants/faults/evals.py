@@ -199,4 +199,32 @@ FAULTS = (
     Fault(
         "evaluate-labels", "_evaluators", "all(source.labelled(base) for base in bases)", "True", ("test_wrong_input",)
     ),
+    Fault(
+        "finite-features",
+        "extract",
+        "finite.require(found, of)",
+        "pass",
+        ("test_no_protocol_makes_a_result_of_them",),
+    ),
+    Fault(
+        "finite-while-training",
+        "or_nan",
+        "if not self.every_steps:",
+        "if True:",
+        ("test_while_something_trains_there_is_no_number_and_a_warning",),
+    ),
+    Fault(
+        "finite-spectrum",
+        "Spectrum.of",
+        "if not np.isfinite(self._found[1]).all():",
+        "if False:",
+        ("test_the_spectrum_is_none_of_theirs",),
+    ),
+    Fault(
+        "finite-shards",
+        "_rows",
+        'finite.require(found, f"shard {shard.span.base}/{shard.stem}")',
+        "pass",
+        ("test_no_shard_is_written_of_them",),
+    ),
 )

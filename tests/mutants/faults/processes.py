@@ -199,4 +199,25 @@ FAULTS = (
         "return False",
         ("test_a_full_disk_in_every_guise",),
     ),
+    Fault(
+        "jax-settings",
+        "settle",
+        "jax.config.update(name, value)",
+        "pass",
+        ("test_a_run_is_the_same_whatever_is_set",),
+    ),
+    Fault(
+        "jax-no-device",
+        "all_devices",
+        "(RuntimeError, AssertionError)",
+        "RuntimeError",
+        ("test_a_platform_that_is_not_there_is_one_line",),
+    ),
+    Fault(
+        "stop-terminal",
+        "Stop.__init__",
+        "if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:",
+        "if False:",
+        ("test_a_closed_terminal_may_say_so_twice",),
+    ),
 )
