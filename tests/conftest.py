@@ -157,7 +157,7 @@ def compiled_quickly():
 
 @pytest.fixture(scope="module")
 def tiny_arch():
-    """The name of an architecture of five convolutions, for `models.build`. It compiles five times faster than ResNet-18."""
+    """The name of an architecture with five convolutions, which compiles five times as fast as ResNet-18."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.ARCHITECTURES, "tiny", (OneConvolution, (1, 1, 1, 1)))
         yield "tiny"
