@@ -216,7 +216,7 @@ FAULTS = (
     Fault(
         "finite-spectrum",
         "Spectrum.of",
-        "if not np.isfinite(self._found[1]).all():",
+        "if not np.isfinite(found[1]).all():",
         "if False:",
         ("test_the_spectrum_is_none_of_theirs",),
     ),

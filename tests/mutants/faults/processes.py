@@ -215,7 +215,7 @@ FAULTS = (
     ),
     Fault(
         "stop-terminal",
-        "Stop.__init__",
+        "StopSignals.__init__",
         "if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:",
         "if False:",
         ("test_a_closed_terminal_may_say_so_twice",),
