@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     written.close()
     summary["seconds"] = round(time.monotonic() - started, 1)
     shown = _pictures(settings, data, evaluators, embed, encoder, mesh)
-    write.conclude(folder, summary, shown)
+    write.results(folder, summary, shown)
     return folder
 
 

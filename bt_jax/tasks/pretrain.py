@@ -72,7 +72,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     if prepared.initial and training.checkpoints.latest() is None:
         state = initial_weights.begin_with(prepared.initial, state)
     state = loop.train(training, loop.resume_or(training, state))
-    if int(state.step) == training.plan.total_steps and not write.concluded(training.folder, int(state.step)):
+    if int(state.step) == training.plan.total_steps and not write.has_results(training.folder, int(state.step)):
         _finish(prepared, state)
     training.checkpoints.close()
     return training.folder
@@ -204,7 +204,7 @@ def _finish(run: Pretraining, state: TrainState) -> None:
         arrays |= {"class_names": np.array(run.class_names, str)}
         messages.say(_table(summary))
     summary["seconds"] = round(time.monotonic() - run.training.started, 1)
-    write.conclude(folder, summary, arrays)
+    write.results(folder, summary, arrays)
     messages.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")
 
 

@@ -30,9 +30,9 @@ BEFORE, AFTER = State(name="before", step=0), State(name="after", step=40)
 
 @pytest.fixture
 def concluded(monkeypatch):
-    """What `write.conclude` is given."""
+    """What `write.results` is given."""
     found = {}
-    monkeypatch.setattr(write, "conclude", lambda folder, summary, shown: found.update(summary=summary, shown=shown))
+    monkeypatch.setattr(write, "results", lambda folder, summary, shown: found.update(summary=summary, shown=shown))
     return found
 
 
