@@ -86,7 +86,9 @@ def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[
         train = feed.passes(data.train_split, evals.train_images)
         val = feed.passes(settings.data.val_split, evals.val_images)
         classes = source.num_classes if labelled else 0
-        frozen = protocols.Frozen(embed, train, val, mesh=mesh, num_classes=classes, check=not evals.train_images)
+        frozen = protocols.FrozenFeatures(
+            embed, train, val, mesh=mesh, num_classes=classes, check=not evals.train_images
+        )
     found: dict[str, Evaluator] = {}
     for name in settings.protocols:
         if name in ("knn", "linear") and not labelled:
@@ -124,10 +126,10 @@ def _targets(source, splits: list[str]) -> list[np.ndarray]:
 
 def _pictures(settings: Evaluate, data, evaluators, embed, encoder, mesh) -> dict[str, np.ndarray]:
     passes = data.feed.passes(settings.data.val_split or data.train_split, pictures.MAP_IMAGES)
-    images = features.gallery(embed, encoder.encoder(), passes(), mesh)
-    shown = pictures.of_embedding(*images)
+    images = features.extract_with_thumbnails(embed, encoder.encoder(), passes(), mesh)
+    shown = pictures.map_and_neighbours(*images)
     if "spectrum" in evaluators:
-        _, shown["spectrum_trained"] = evaluators["spectrum"].of(encoder)
+        _, shown["spectrum_trained"] = evaluators["spectrum"].measure(encoder)
     if "linear" in evaluators:
         fitted, labels = evaluators["linear"].fit(encoder)
         shown |= pictures.confusion(labels, fitted.predicted, data.source.num_classes)

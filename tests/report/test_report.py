@@ -300,7 +300,7 @@ def test_confusion_in_numbers_and_words(run, few_curves):
     add_pictures(run)
     page = Page(write.report(run))
     assert "84.0 % of 25 images are classified correctly" in page.text
-    assert re.search(r"cat 70 30 dog & wolf 10 90 <b>ship 100 Percent of", page.text)  # rows true, columns predicted
+    assert re.search(r"cat 70 30 dog & wolf 10 90 <b>ship 100 The numbers", page.text)  # rows true, columns predicted
     assert "cat predicted as dog & wolf : 3 of 10 images dog & wolf predicted as cat : 1 of 10 images" in page.text
     add_pictures(run, confusion=np.diag([3, 4]), class_names=None)
     text = Page(write.report(run)).text
