@@ -91,7 +91,7 @@ HELD = {
     "task": PROGRAM,
     "watch.": PROGRAM,
     "compile_cache": PROGRAM,
-    "self_check": "test_the_program_checks_first_unless_asked_not_to",
+    "self_check": "test_the_program_begins_with_the_self_check_unless_it_is_switched_off",
     "platform": "test_accelerator_that_is_absent",
     "devices": "test_accelerator_that_is_absent",
     "stop_after_steps": LOOP,

@@ -145,9 +145,9 @@ FAULTS = (
     Fault(
         "plan-fits",
         "make_plan",
-        '"fits": bool(need["peak_bytes"] <= chip.memory)',
+        '"fits": bool(need["peak_bytes"] <= chip.memory_bytes)',
         '"fits": True',
-        ("test_what_does_not_fit_is_said",),
+        ("test_memory_that_does_not_fit_is_marked",),
     ),
     Fault(
         "metrics-spread",
