@@ -1,4 +1,4 @@
-"""Faults of augmentation, networks and where their arrays lie."""
+"""Faults of augmentation, of networks, and of the sharding of their arrays."""
 
 from ..fault import Fault
 
@@ -12,7 +12,7 @@ FAULTS = (
         "hue",
         "channel(3.0), channel(5.0), channel(1.0)",
         "channel(3.0), channel(1.0), channel(5.0)",
-        ("test_hue_turns_pure_colours",),
+        ("test_hue_rotates_pure_colours",),
     ),
     Fault(
         "augment-luma",
@@ -36,11 +36,11 @@ FAULTS = (
         ("test_blur_equals_pillow",),
     ),
     Fault(
-        "augment-one-draw",
+        "augment-one-key",
         "two_views.views",
         "_one_view(keys[1], swapped",
         "_one_view(keys[0], swapped",
-        ("test_flip_is_drawn_for_each_view",),
+        ("test_every_view_has_its_own_flip",),
     ),
     Fault(
         "augment-place-in-batch",
@@ -51,14 +51,14 @@ FAULTS = (
     ),
     Fault(
         "augment-ratio",
-        "_draw_crop",
+        "_sample_crop",
         "jnp.sqrt(area / ratio)",
         "jnp.sqrt(area * ratio)",
-        ("test_crops_are_distributed_as_torchvisions",),
+        ("test_crops_have_the_distribution_of_torchvision",),
     ),
     Fault(
-        "augment-grayscale-draw",
-        "draw",
+        "augment-grayscale-probability",
+        "sample_parameters",
         "grayscale=u[GRAYSCALE] < view.grayscale",
         "grayscale=u[GRAYSCALE] < view.flip",
         ("test_probabilities_and_strengths",),
@@ -75,7 +75,7 @@ FAULTS = (
         "imagenet",
         "View(blur=0.1, solarize=0.2)",
         "View(solarize=0.2)",
-        ("test_recipes_hold_the_published_numbers",),
+        ("test_recipes_have_the_published_numbers",),
     ),
     Fault("model-stride", "Bottleneck.__init__", "3, stride=stride, padding=1", "3, padding=1, stride=1", BACKBONE),
     Fault("model-pool", "ResNet.stages", "strides=(2, 2), padding=padding", 'strides=(2, 2), padding="SAME"', BACKBONE),
