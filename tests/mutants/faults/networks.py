@@ -2,7 +2,7 @@
 
 from ..fault import Fault
 
-BACKBONE = ("test_backbone_is_torchvisions_at_every_stage",)
+BACKBONE = ("test_backbone_equals_torchvision_at_every_stage",)
 
 FAULTS = (
     Fault("augment-bicubic", "_bicubic", "(1.5 * x - 2.5)", "(1.25 * x - 2.25)", ("test_kernels_at_known_distances",)),
@@ -79,7 +79,7 @@ FAULTS = (
     ),
     Fault("model-stride", "Bottleneck.__init__", "3, stride=stride, padding=1", "3, padding=1, stride=1", BACKBONE),
     Fault("model-pool", "ResNet.stages", "strides=(2, 2), padding=padding", 'strides=(2, 2), padding="SAME"', BACKBONE),
-    Fault("model-projector-init", "TORCH_LINEAR", "1 / 3", "1.0", ("test_init_is_torchs",)),
+    Fault("model-projector-init", "TORCH_LINEAR", "1 / 3", "1.0", ("test_init_equals_torch",)),
     Fault("model-stem-padding", "ResNet.__init__", "3, padding=stem_padding", "3, padding=1", ("test_spatial_sizes",)),
     Fault(
         "model-zero-init",
@@ -102,17 +102,17 @@ FAULTS = (
         "Net.stages",
         "module.stages(x, train=train",
         "module.stages(x, train=True",
-        ("test_backbone_is_torchvisions_at_every_stage",),
+        ("test_backbone_equals_torchvision_at_every_stage",),
     ),
     Fault(
-        "head-gather",
+        "projector-gather",
         "SplitProjector.apply.columns",
         "train=True, gather=gather",
         "train=True",
         ("test_devices_change_nothing",),
     ),
     Fault(
-        "head-widths",
+        "projector-widths",
         "SplitProjector.__init__",
         "if any(width % devices",
         "if all(width % devices",
@@ -120,8 +120,8 @@ FAULTS = (
     ),
     Fault(
         "sharding-layout",
-        "state_sharding.place",
-        'if head == "sharded" and "projector" in keys and leaf.ndim:',
+        "state_sharding.sharding_of",
+        'if projector == "sharded" and "projector" in keys and leaf.ndim:',
         "if False:",
         ("test_sharded_head_holds_no_whole_matrix",),
     ),
