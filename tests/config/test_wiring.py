@@ -91,7 +91,7 @@ HELD = {
     "task": PROGRAM,
     "watch.": PROGRAM,
     "compile_cache": PROGRAM,
-    "self_check": "test_the_program_checks_first_unless_asked_not_to",
+    "self_check": "test_the_program_begins_with_the_self_check_unless_it_is_switched_off",
     "platform": "test_accelerator_that_is_absent",
     "devices": "test_accelerator_that_is_absent",
     "stop_after_steps": LOOP,
@@ -166,8 +166,8 @@ def test_every_panel_is_of_a_metric_that_is_written(prepared):
     progress = Progress(first_step=0, total_steps=1, batch_size=1, steps_per_epoch=1)
     written = {*prepared.metrics, *progress.measure(1), "val/knn_top1", "val/online_top1"}
     written |= {f"val/{name}" for name in spectrum.NAMES}
-    groups = (panels.LOSS, panels.QUALITY, panels.LABEL_FREE, panels.MACHINERY)
-    groups += panels.own_panels(BarlowTwins.metrics)
+    groups = (panels.LOSS, panels.ACCURACY, panels.LABEL_FREE, panels.OPTIMIZATION)
+    groups += panels.method_panels(BarlowTwins.metrics)
     assert {name for group in groups for panel in group for name, _ in panel.curves} <= written
 
 

@@ -40,7 +40,7 @@ def test_what_is_odd_is_said_before_anything_is_read(capsys):
     [
         ({"batch_size": 0}, "must be positive"),
         ({"devices": 3}, "config.devices=3, but there are 8"),
-        ({"batch_size": 12}, "does not divide by 8 devices"),
+        ({"batch_size": 12}, "is not divisible by 8 devices"),
     ],
 )
 def test_what_no_run_can_have_is_refused(values, said):

@@ -316,7 +316,7 @@ def test_another_config_in_the_folder(finished):
 
 
 def test_batch_that_does_not_divide(tmp_path, eight_devices):
-    refused("batch of 12 does not divide by 8 devices. Set --config.batch_size=16", tmp_path / "run", batch_size=12)
+    refused("batch of 12 is not divisible by 8 devices. Set --config.batch_size=16", tmp_path / "run", batch_size=12)
     assert not (tmp_path / "run").exists()  # refused before anything is written
 
 

@@ -161,14 +161,14 @@ FAULTS = (
     Fault("folder-own-file", "own", "jax.process_count() > 1", "False", ("test_every_process_has_its_own_list",)),
     Fault(
         "report-concluded",
-        "concluded",
-        'found.get("steps") == step and',
+        "has_results",
+        'summary.get("steps") == step and',
         "",
         ("test_an_old_report_does_not_conclude_a_longer_run",),
     ),
     Fault(
         "report-order",
-        "conclude",
+        "results",
         "(folder / PAGE).unlink(missing_ok=True)",
         "pass",
         ("test_an_old_report_does_not_conclude_a_longer_run",),

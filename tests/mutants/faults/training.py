@@ -101,7 +101,7 @@ FAULTS = (
         "initial_state",
         "0.01 * jax.random.normal(probe_key",
         "jax.random.normal(probe_key",
-        ("test_the_probe_begins_small",),
+        ("test_the_probe_starts_small",),
     ),
     Fault(
         "optim-order",
