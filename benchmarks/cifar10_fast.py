@@ -5,9 +5,9 @@
     python -m benchmarks.cifar10_fast --npz=cifar10.npz --workdir=runs/fast --stages=online --seeds=1
 
 The benchmark has three stages. `search` trains every candidate recipe for the same short time on 45,000 training images
-and evaluates it by 200-NN and by the online probe on the other 5,000. `knn` and `online` train the candidate that is
-best by 200-NN or by the probe for the whole time on all training images, once per seed. They evaluate on the test
-images once, after the last step.
+and evaluates it by 200-NN and by the online probe on the other 5,000. `knn` takes the best candidate by 200-NN, and
+`online` the best by the probe. Both train for the whole time on all training images, once per seed, and evaluate on the
+test images once, after the last step.
 
 Time is wall time of the process, with imports, compilation and the last evaluation. A short trial run measures the
 speed, which gives the number of epochs. Each run is `bt_jax.main` with configs/pretrain_cifar10_r18.py.

@@ -4,9 +4,9 @@
 
 The input is a photograph: the central 224 x 224 pixels of scikit-learn's `china.jpg`. The encoder runs in JAX, and as a
 torchvision, timm and transformers model in PyTorch, in float32 on the CPU. For each stage of the network, the table has
-the largest difference, relative to the largest value of the stage. Then each program saves the weights again, and the
-bytes that bt_jax reads must be the same. Weights and running statistics are random, or those of a trained encoder. The
-benchmark skips programs that are not installed.
+the largest difference, relative to the largest value of the stage. Then each program saves the weights again, and
+bt_jax must read the original bytes from its file. Weights and running statistics are random, or those of a trained
+encoder. The benchmark skips programs that are not installed.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python -m benchmarks.loss                                                         # a small grid
     python -m benchmarks.loss --n=256,1024,4096 --d=2048,8192,32768,65536 --torch     # on a GPU
 
-All run on one device, in float32. "plain" is the formula as written, with automatic differentiation, which stores c (d,
-d) and its gradient. Programs that need more scratch memory than --limit-gb do not run; the table has their memory.
-Times are medians of alternating runs in one process. On a CPU, only their ratios are meaningful.
+All programs run on one device, in float32. "plain" is the formula as written, with automatic differentiation, which
+stores the matrix c and its gradient. A program that needs more scratch memory than --limit-gb does not run; the table
+has its memory. Times are medians of alternating runs in one process. On a CPU, only their ratios are meaningful.
 """
 
 import argparse

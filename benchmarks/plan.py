@@ -1,4 +1,4 @@
-"""Estimates the needs of training on TPU slices: the table of docs/devices.md, and the growth with the embedding.
+"""Estimates the needs of training on TPU slices, for docs/devices.md, and their growth with the embedding width.
 
     python -m benchmarks.plan slices      # ImageNet, ResNet-50, batch 2048, two forms; takes half an hour
     python -m benchmarks.plan growth      # only projector and loss, D = 2,048 ... 65,536; takes a few minutes

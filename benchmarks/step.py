@@ -9,8 +9,8 @@ it times three programs: the views alone, the step on ready views ("model"), and
 times single steps and prints the median, the tenth and the ninetieth percentile. The pairs per second come from steps
 in a row without waiting between them.
 
---against=torch   also times the same step in plain PyTorch (`torch_step.py`, without views), eager and compiled, in
-turns --profile=DIR     writes a trace and prints the ten slowest operations with their share of the measured bandwidth
+--against=torch   also times the step in plain PyTorch (`torch_step.py`, without views), eager and compiled, in turns
+--profile=DIR     writes a trace and prints the ten slowest operations with their share of the measured bandwidth
 --largest         prints the largest batch that fits the device, from the compiler's counts of two smaller batches
 --out=FILE        writes all results as JSON
 """
@@ -38,7 +38,7 @@ from bt_jax.train import build, epochs
 
 STEPS = flags.DEFINE_integer("steps", 30, "Number of timed steps per program.")
 WARMUP = flags.DEFINE_integer("warmup", 5, "Number of steps before these.")
-ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of turns of ours and PyTorch's steps.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of turns of our step and PyTorch's.")
 AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Also time the step of another program.")
 PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace.")
 LARGEST = flags.DEFINE_bool("largest", False, "Print the largest batch that fits the device.")
@@ -227,7 +227,7 @@ def timed(run: Callable, batch: int, wait: Callable = jax.block_until_ready) -> 
 
 
 def against_torch(options, runs: dict[str, Callable]) -> dict[str, dict]:
-    """Median milliseconds per step of ours and PyTorch's step, which take turns, and their ratio."""
+    """Median milliseconds of our step and of PyTorch's, which take turns, and the ratio of the two."""
     try:
         import torch
 

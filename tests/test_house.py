@@ -1,6 +1,6 @@
 """Layout rules, checked in the sources: imports, packages, random keys, config keys, lengths, versions.
 
-Lists of exceptions may only shrink: an entry without a reason fails its test.
+Lists of exceptions may only shrink: an entry that is not needed fails its test.
 """
 
 import ast
@@ -25,7 +25,7 @@ from tests.support.paths import ROOT
 
 FILES = sorted((ROOT / "bt_jax").rglob("*.py"))
 
-DYNAMIC = ("import_module", "__import__", "run_module")  # imports with an argument from run time
+DYNAMIC = ("import_module", "__import__", "run_module")  # calls that import a module by a computed name
 TENSORFLOW = ("bt_jax/data/",)  # the folders that may import it
 TORCH = ("bt_jax/weights/",)
 LIGHT = ("bt_jax", "bt_jax.prepare", "bt_jax.config", "bt_jax.augment.recipes")  # modules that load no framework
@@ -36,7 +36,7 @@ KEY_LATER = {
     ("bt_jax/evals/spectrum.py", "accumulate"),
     ("bt_jax/evals/spectrum.py", "measure"),
 }
-LONGEST = 400  # lines of a file
+LONGEST = 400  # most lines of a file
 
 
 def name_of(path: Path) -> str:
@@ -65,7 +65,7 @@ def imported(name: str) -> frozenset[str]:
             assert not node.level, f"{name}: a relative import, which no check here follows"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(DYNAMIC):
-            # The argument comes from the strings of the file at run time. "__main__" only belongs to `__name__`.
+            # The program computes the module's name from strings in the file, but not from "__main__".
             constants = {part.value for part in ast.walk(tree(name)) if isinstance(part, ast.Constant)}
             strings = {value for value in constants if isinstance(value, str)} - {"__main__"}
             inner = {f"{text}{name}" for text in strings if text.startswith("bt_jax.") for name in strings}

@@ -134,7 +134,7 @@ def test_preemption_during_creation(tpu_vm):
     script = [[" create ", 1, "ERROR: the node was preempted", "PREEMPTED"]]
     status, output, _ = tpu_vm("create", *SLICE, "--spot", script=script)
     assert status == 2 and "PREEMPTED" in output
-    status, output, calls = tpu_vm("create", *SLICE, "--spot", state="PREEMPTED")  # run the same command again
+    status, output, calls = tpu_vm("create", *SLICE, "--spot", state="PREEMPTED")  # the same command again
     assert status == 0 and verbs(calls) == ["delete", "create"] and "--spot" in calls[-2]
 
 
@@ -154,7 +154,8 @@ def test_the_run_continues_after_a_lost_connection(tpu_vm):
     status, output, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
     assert status == 0 and "Lost the connection" in output
     starts = [call for call in calls if "bt_jax.main" in call]
-    assert ["rm -f run.status" in start for start in starts] == [True, False]  # the second only if a host was restarted
+    # The second command does not remove the exit status, so it starts nothing after an exit.
+    assert ["rm -f run.status" in start for start in starts] == [True, False]
 
 
 def test_the_run_resumes_after_a_preemption(tpu_vm):
@@ -409,7 +410,7 @@ def test_gke_manifest_describes_one_slice(manifest):
 
 
 def test_gke_manifest_is_a_jobset(manifest):
-    """The models of the JobSet project's API description read it. They drop unknown keys, and no key is dropped."""
+    """The classes of JobSet's API description drop unknown keys. They must drop no key of the manifest."""
     module = "kubeflow_trainer_api.models.jobset_v1alpha2_job_set"
     models = pytest.importorskip(module, reason="pip install kubeflow-trainer-api, which holds JobSet's schema")
     read = json.loads(models.JobsetV1alpha2JobSet.from_dict(manifest).to_json())

@@ -3,10 +3,10 @@
     python -m tests.drills.elastic [--only=CHANGE]
 
 All devices are simulated CPU devices. A small run stops after the first of its two epochs. It resumes on the same
-devices, and a copy resumes with the same global batch on others: fewer, more, two processes of four. The drill prints
-two relative differences between the two: that of the first loss after the change, and the largest of all training
-metrics. A small first difference proves that the order of the data is the same: other images would change the loss by
-per cents.
+devices, and a copy resumes with the same global batch on others: fewer, more, two processes of four. The drill compares
+the training metrics of the two. It prints the relative difference of the first loss after the change, and the largest
+relative difference of all metrics. If the first loss is the same, the order of the data is the same, because other
+images would change the loss by per cents.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Five training steps that must give the same numbers on any devices; `tests/train/test_step.py` compares them.
 
-    python -m tests.support.invariance ADDRESS PROCESS OUT.npz [views] [HEAD/FORM ...]
+    python -m tests.support.invariance ADDRESS PROCESS OUT.npz [views] [SHARDING/FORM ...]
 
 runs the steps as one of two processes with four devices each.
 """

@@ -2,9 +2,9 @@
 
     python -m tests.support.scenes FOLDER SCENE ...
 
-All scenes run at the same time. Their processes are forks of this process, so that they import nothing again. Process 0
-of a scene writes its output to FOLDER/SCENE/0.out and 0.err. The last line of 0.out is its result, in JSON. The file
-0.status has its exit status. Process 1 writes 1.out, 1.err and 1.status.
+All scenes run at the same time. Their processes are forks of this process and share its imports. Process 0 of a scene
+writes its output to FOLDER/SCENE/0.out and 0.err. The last line of 0.out is its result, in JSON. The file 0.status has
+its exit status. Process 1 writes 1.out, 1.err and 1.status.
 """
 
 import contextlib

@@ -30,7 +30,7 @@ class Squares(Source):
 
 
 class Mean(models.Net):
-    """A network that is quick to trace: a linear layer on three numbers, for images the mean of their pixels."""
+    """A network that is quick to trace: a linear layer on the mean pixel of an image, or on three features."""
 
     def __init__(self):
         super().__init__("mean", {"dtype": "float32", "widths": [8]}, 8, None, None)
@@ -51,7 +51,7 @@ class Calls:
         self.of, self._patch = {}, patch
 
     def watch(self, where, name, result=None):
-        """Replaces the function `name` of a module by one that records the calls and then calls it, or `result`."""
+        """Records the calls of the function `name` of a module. If `result` is given, it replaces the function."""
         function, calls = getattr(where, name), self.of.setdefault(name, [])
         signature = inspect.signature(function)
 
