@@ -57,7 +57,7 @@ def make_update(
     seed: int = 0,
     rates: dict[str, optax.Schedule] | None = None,
     mesh: Mesh | None = None,
-    head: str = "replicated",
+    projector: str = "replicated",
     trained: optimizer.Parts | None = None,
 ) -> Update:
     """Builds update(state, views, batch) -> (state, metrics).
@@ -69,7 +69,7 @@ def make_update(
       seed: of what a method draws.
       rates: name -> schedule, among the metrics.
       mesh: over whose devices the batch is split.
-      head: `config.model.projector_sharding`; "sharded" splits the projector over the mesh as well. The state then has
+      projector: `config.model.projector_sharding`; "sharded" splits the projector over the mesh as well. The state then has
         the shardings of `sharding.state_sharding`.
       trained: network -> its parts that are trained, the only ones that are differentiated; None: all networks.
 
@@ -81,7 +81,7 @@ def make_update(
       ValueError: a sharded projector without a mesh.
     """
     networks: dict[str, Any] = {"backbone": nets.backbone, **nets.heads}
-    split = ("projector",) if head == "sharded" else ()
+    split = ("projector",) if projector == "sharded" else ()
     for name in split:
         if mesh is None:
             raise ValueError("A sharded projector needs a mesh to be split over")

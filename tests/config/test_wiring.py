@@ -60,7 +60,7 @@ PRETRAIN = {
     "model.projector_bias": (True, lambda seen: seen.one("build_projector", "bias")),
     "model.projector_sharding": (
         "sharded",
-        lambda seen: {seen.one(name, "head") for name in ("make_update", "state_sharding")},
+        lambda seen: {seen.one(name, "projector") for name in ("make_update", "state_sharding")},
         {"sharded"},
     ),
     "objective.two_passes": (False, lambda seen: seen.forward_rows, False),

@@ -38,7 +38,7 @@ def embed(variables, batch):
 
 @pytest.fixture
 def frozen():
-    return lambda train, val: protocols.Frozen(
+    return lambda train, val: protocols.FrozenFeatures(
         embed, passes(9, train), passes(5, val), mesh=sharding.make_mesh(), num_classes=3, names=("train", "test[:5]")
     )
 
@@ -51,7 +51,7 @@ def test_no_protocol_makes_a_result_of_them(frozen):
             protocols.LinearProbe(frozen(*broken)),
             protocols.SVM(frozen(*broken), *targets),
             protocols.OnlineProbe(frozen(*broken)),
-            protocols.KNN(frozen(*broken).by(embed), ks=(1,)),
+            protocols.KNN(frozen(*broken).with_embed(embed), ks=(1,)),
         ):
             with pytest.raises(finite.NotFiniteError, match=f"The features of {said}.* are not finite. Take"):
                 protocol.run(Alone())

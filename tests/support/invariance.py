@@ -76,7 +76,7 @@ def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
     original = barlow_twins.barlow_twins
     barlow_twins.barlow_twins = loss or original
     try:
-        update = train_step.make_update(objective, networks, tx, mesh=mesh, head=head)
+        update = train_step.make_update(objective, networks, tx, mesh=mesh, projector=head)
         step = train_step.make_step(update, RECIPE, seed=0)
         step = jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)))
         rng, losses = np.random.default_rng(0), []

@@ -30,7 +30,7 @@ def test_another_training_split_leaves_the_config_as_it_is(monkeypatch, tmp_path
 
 
 def test_what_is_odd_is_said_before_anything_is_read(capsys):
-    open_run.open_machine(changed(tiny(), **{"optim.warmup_epochs": 9.0, "tuned_batch_size": 512}))
+    open_run.open_machine(keys.read(changed(tiny(), **{"optim.warmup_epochs": 9.0, "tuned_batch_size": 512})))
     said = capsys.readouterr().out
     assert "optim.warmup_epochs=9, and the run has 2 epochs" in said and "tuned for a batch of 512" in said
 
