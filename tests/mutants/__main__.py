@@ -1,10 +1,10 @@
-"""Plants faults one at a time in a copy of the tree and runs the tests that should notice.
+"""Plants faults, one at a time, in a copy of the tree, and runs the tests that must fail.
 
-    python -m tests.mutants                   # all faults: 20 to 30 minutes of one core
-    python -m tests.mutants NAME ...          # these, or all of a subject: "loss" takes loss-sign, loss-eps, ...
-    python -m tests.mutants --list            # what is planted where, and which files have no fault
+    python -m tests.mutants                   # all faults: 20 to 30 minutes on one core
+    python -m tests.mutants NAME ...          # some faults, or all of a subject: "loss" is loss-sign, loss-eps, ...
+    python -m tests.mutants --list            # prints the place of every fault, and the files without a fault
 
-Exit status 0: every fault was noticed; 1: one was not, or is stale, or its tests fail without it.
+Exit status 0: tests noticed every fault. 1: a fault was not noticed, is stale, or its tests fail without it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ NOTICED = "noticed"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
+    """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="a fault, or a subject")
     parser.add_argument("--list", action="store_true", help="print the faults and run nothing")
@@ -57,13 +57,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def asked(name: str, names: list[str]) -> bool:
-    """Whether a fault is named, or its subject."""
+    """Whether one of the names is that of a fault, or of its subject."""
     return any(f"{name}-".startswith(f"{each}-") for each in names)
 
 
 def surroundings(cache: Path) -> dict[str, str]:
-    """The environment of the tests: one cache of compiled programs for all runs, data that lies beside the tree. What
-    is set already stays."""
+    """The environment of the tests: one cache of compiled programs for all runs, and the data beside the tree.
+
+    Variables that are set already are not changed.
+    """
     shared = ROOT.parent / "shared"
     data = {"BT_JAX_FIXTURES": shared / "fixtures", "TFDS_DATA_DIR": shared / "tfds"}
     wanted = {name: str(path) for name, path in data.items() if path.is_dir()}
@@ -73,13 +75,13 @@ def surroundings(cache: Path) -> dict[str, str]:
 
 
 def sound(faults: list[Fault], tree: Path, environment: dict[str, str]) -> bool:
-    """Whether all tests pass without a fault: one that fails anyway notices nothing."""
+    """Whether all tests pass without a fault. A test that fails anyway would notice every fault."""
     wanted = set()
     for fault in faults:
         try:
             wanted |= set(nodes(fault, tree))
         except StaleError:
-            continue  # which its own run reports
+            continue  # `outcome` reports it
     began = time.monotonic()
     try:
         done = pytest(sorted(wanted), tree, environment, seconds=SECONDS * 10)
@@ -95,7 +97,7 @@ def sound(faults: list[Fault], tree: Path, environment: dict[str, str]) -> bool:
 
 
 def outcome(fault: Fault, tree: Path, environment: dict[str, str]) -> str:
-    """Plants the fault, runs its tests and takes it out again."""
+    """Plants a fault, runs its tests and removes it again; returns its result, such as NOTICED."""
     try:
         path, changed = planted(fault, tree)
         wanted = nodes(fault, tree)
@@ -119,7 +121,7 @@ def outcome(fault: Fault, tree: Path, environment: dict[str, str]) -> str:
 
 
 def pytest(arguments: list[str], tree: Path, environment: dict[str, str], *, seconds: float):
-    """Runs tests of the tree; ends what they have started, too, where they take longer than they may."""
+    """Runs tests of the tree. If they exceed `seconds`, it kills them and the processes that they have started."""
     running = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
         cwd=tree,
@@ -139,7 +141,7 @@ def pytest(arguments: list[str], tree: Path, environment: dict[str, str], *, sec
 
 
 def show(faults: list[Fault]) -> int:
-    """Prints the faults by file, and the files without one."""
+    """Prints the faults by file, and the files without a fault."""
     by_file: dict[str, list[Fault]] = {
         path.relative_to(ROOT).as_posix(): [] for path in sorted((ROOT / CODE[0]).rglob("*.py")) if path.stat().st_size
     }
@@ -158,7 +160,7 @@ def show(faults: list[Fault]) -> int:
 
 
 def table(results: list[tuple[Fault, str, float]]) -> str:
-    """How many of each outcome, and the names of those that were not noticed."""
+    """The number of faults for each result, and the names of those that were not noticed."""
     counts = {result: sum(each == result for _, each, _ in results) for result in {each for _, each, _ in results}}
     lines = ["", f"{len(results)} faults, {sum(seconds for *_, seconds in results):.0f} s"]
     lines += [f"  {count:4} {result}" for result, count in sorted(counts.items())]

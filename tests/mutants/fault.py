@@ -1,4 +1,4 @@
-"""A fault: where it is planted, and which tests should notice. Both are found by name, so that files may move."""
+"""A fault: the code that it changes, and the tests that must fail. Both are identified by name: files may move."""
 
 import ast
 import functools
@@ -11,7 +11,7 @@ TESTS = "tests"
 
 
 class StaleError(Exception):
-    """The code or the tests have changed, so that a fault or a test of it is not found."""
+    """The code of a fault, or one of its tests, does not exist."""
 
 
 class Fault(NamedTuple):
@@ -20,9 +20,9 @@ class Fault(NamedTuple):
     Attributes:
       name: short and unique.
       where: qualified name of a function, method or class of `CODE`, or of a variable of a module.
-      old: text within it, found exactly once over all definitions of that name. White space may differ.
-      new: the text in its place.
-      tests: names of the test functions that should notice, "test_x" or "test_x[case]"; at least one of them must fail.
+      old: text in that definition. It must occur exactly once in all definitions of that name; white space may differ.
+      new: the text that replaces it.
+      tests: names of test functions, "test_x" or "test_x[case]"; at least one of them must fail.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Fault(NamedTuple):
 
 
 def planted(fault: Fault, root: Path) -> tuple[Path, str]:
-    """The file to change below `root`, and its text with the fault.
+    """The file below `root` that the fault changes, and its text with the fault.
 
     Raises:
-      StaleError: the place is not there, or there are several.
+      StaleError: the text of the fault does not occur exactly once, or its change gives invalid Python.
     """
     pattern = re.compile(r"\s+".join(map(re.escape, fault.old.split())))
     found = []
@@ -49,7 +49,7 @@ def planted(fault: Fault, root: Path) -> tuple[Path, str]:
     path, match, start, stop = found[0]
     text = _read(path)[0]
     changed = text[: match.start()] + fault.new + text[match.end() :]
-    try:  # the definition alone, as that is quicker; white space that it is indented by stands before a block
+    try:  # to parse the definition alone, which is faster; an indented definition needs a block around it
         ast.parse(("if True:\n" if text[start].isspace() else "") + changed[start : stop + len(changed) - len(text)])
     except SyntaxError as error:
         raise StaleError(f"{fault.name}: with it, {path.name} is not Python: {error}") from None
@@ -57,7 +57,7 @@ def planted(fault: Fault, root: Path) -> tuple[Path, str]:
 
 
 def nodes(fault: Fault, root: Path) -> list[str]:
-    """Its tests as pytest takes them, "tests/test_x.py::test_y".
+    """The tests of a fault as arguments of pytest, such as "tests/test_x.py::test_y".
 
     Raises:
       StaleError: there is no test of that name.
@@ -79,7 +79,7 @@ def _files(root: Path, folders: tuple[str, ...]) -> list[Path]:
 
 @functools.cache
 def _read(path: Path) -> tuple[str, dict[str, list[tuple[int, int]]]]:
-    """A file's text, and the places of its definitions: {qualified name: [(start, stop)]}, in characters."""
+    """The text of a file, and the ranges of its definitions, {qualified name: [(start, stop)]}, in characters."""
     text = path.read_text()
     lines = [0]
     for line in text.splitlines(keepends=True):
