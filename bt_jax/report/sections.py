@@ -28,7 +28,7 @@ FILES = {
 def header_section(runs: list[Run]) -> str:
     """The kind and the name of the run, the verdict, warnings and the main figures."""
     run = runs[0]
-    kind, pretraining = KINDS.get(task(run)), f"{registry.of_run(run.config).title} pretraining".strip()
+    kind, pretraining = KINDS.get(task(run)), f"{registry.method_of_run(run.config).title} pretraining".strip()
     (tone, first), *others = [results_verdict(run)] if kind else verdict(run)
     notes = "".join(f'<p class="note {t}">{esc(text)}</p>' for t, text in others)
     against = " compared with " + ", ".join(esc(other.name) for other in runs[1:]) if len(runs) > 1 else ""

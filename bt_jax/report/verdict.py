@@ -115,7 +115,7 @@ def non_finite_warning(run: Run) -> str:
 def curve_warnings(run: Run) -> list[tuple[str, str]]:
     """Warnings about the last metrics of the method, a loss that did not fall, and an unfinished run."""
     warnings = []
-    for name, metric in registry.of_run(run.config).metrics.items():
+    for name, metric in registry.method_of_run(run.config).metrics.items():
         value = run.last(f"train/{name}")
         if metric.warning and value is not None and value < metric.warning[0]:
             warnings.append(("warn", metric.warning[1].format(value)))

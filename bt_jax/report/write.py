@@ -110,7 +110,7 @@ def _finetuning(runs: list[Run]) -> list[str]:
 def _pretraining(runs: list[Run]) -> list[str]:
     first = runs[0]
     terms, others = method_panels(
-        {name: metric for run in runs for name, metric in registry.of_run(run.config).metrics.items()}
+        {name: metric for run in runs for name, metric in registry.method_of_run(run.config).metrics.items()}
     )
     return [
         header_section(runs),

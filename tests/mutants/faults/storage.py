@@ -1,4 +1,4 @@
-"""Faults of what is written: checkpoints, manifests, the log, run folders, embeddings."""
+"""Faults of written files: checkpoints, manifests, the log, run folders, embeddings."""
 
 from ..fault import Fault
 

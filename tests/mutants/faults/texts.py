@@ -1,4 +1,4 @@
-"""Faults of what a person reads."""
+"""Faults of messages."""
 
 from ..fault import Fault
 

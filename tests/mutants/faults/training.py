@@ -73,7 +73,7 @@ FAULTS = (
         "initial_state",
         "optimizer.unit_columns(p) if p.ndim == 2 else p",
         "p",
-        ("test_its_prototypes_are_frozen_for_an_epoch_and_keep_length_one",),
+        ("test_its_prototypes_are_frozen_for_an_epoch_and_have_length_one",),
     ),
     Fault(
         "step-bad-count",
@@ -94,7 +94,7 @@ FAULTS = (
         "apply_gradient",
         'for name, grad in grads.items() if name != "probe"',
         "for name, grad in grads.items()",
-        ("test_norm_of_the_gradient_is_without_the_probes",),
+        ("test_the_gradient_norm_excludes_the_probe",),
     ),
     Fault(
         "state-probe-scale",
