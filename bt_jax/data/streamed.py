@@ -1,4 +1,4 @@
-"""A data set that is streamed: tf.data decodes it on the host, see `pipeline`, while the devices train."""
+"""A streamed data set: tf.data decodes it on the host (see `pipeline`) while the devices train."""
 
 import collections
 from collections.abc import Callable, Iterator
@@ -12,15 +12,15 @@ from bt_jax.config.sections import Run
 from bt_jax.data.batches import Batches, Step
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.state import TrainState
 
 
 class StreamedFeed:
-    """Images that are decoded as they are needed."""
+    """A feed that decodes images when they are needed."""
 
     def __init__(
-        self, settings: Run, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str
+        self, settings: Run, source: Source, mesh: Mesh, broken: UnreadableImages, channels: int, train_split: str
     ) -> None:
         self._settings, self._source, self._mesh, self._split = settings, source, mesh, train_split
         self._decoding = {"canvas": settings.data.canvas, "channels": channels, "broken": broken}
@@ -46,7 +46,7 @@ class StreamedFeed:
         return StreamedBatches(made, self._mesh, step, state, labelled=self._labelled)
 
     def window(self, at_step: int) -> int:
-        """See `Feed`: to the next line of the log."""
+        """See `Feed`. The window reaches to the next line of the log."""
         every = self._settings.log.every_steps
         return every - at_step % every
 
@@ -67,9 +67,9 @@ class StreamedFeed:
 
 
 class StreamedBatches(Batches):
-    """One step a dispatch, on batches that a thread makes ahead."""
+    """One step per dispatch, on batches that a thread prepares ahead."""
 
-    AHEAD = 2  # steps that may be queued on the device: each holds its batch
+    AHEAD = 2  # steps that may be queued on the device; each occupies memory for its batch
 
     def __init__(self, made: Iterator, mesh: Mesh, step: Step, state: TrainState, *, labelled: bool) -> None:
         super().__init__(int(state.step))
@@ -80,7 +80,7 @@ class StreamedBatches(Batches):
 
     @property
     def wait_seconds(self) -> float:
-        """Time spent waiting for a batch."""
+        """Time spent waiting for batches."""
         return self._ahead.wait_seconds
 
     def dispatch(self, state: TrainState, most: int) -> tuple[TrainState, dict[str, jax.Array], int]:
@@ -95,5 +95,5 @@ class StreamedBatches(Batches):
         return state, metrics, 1
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stops the thread."""
         self._ahead.close()

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from bt_jax.data.sources.base import evenly
+from bt_jax.data.sources.base import evenly_spaced
 from bt_jax.shapes import Float, Int, UInt8
 
 ROWS = 512  # of a correlation matrix at a time: (8192, 8192) float32 is 268 MB, and no copy of it is made
@@ -85,7 +85,7 @@ def embedding_map(
       {"map_xy": float32 (m, 2) in [0, 1], "map_images": uint8 (m, s, s, 3)}, with labels also
       {"map_labels": int32 (m,)}. Equal input gives equal bytes.
     """
-    keep = evenly(len(features), limit)
+    keep = evenly_spaced(len(features), limit)
     xy = _flattened(_unit(np.asarray(features)[keep]), seed)
     reach = np.ptp(xy, axis=0)
     # Features that are all one point, a collapsed encoder's, make one heap in the middle.
@@ -133,7 +133,7 @@ def neighbours(
     """
     if len(features) < 2:
         return {}
-    unit, chosen = _unit(features), evenly(len(features), queries)
+    unit, chosen = _unit(features), evenly_spaced(len(features), queries)
     similarity = unit[chosen] @ unit.T
     similarity[np.arange(len(chosen)), chosen] = -np.inf
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(unit) - 1)]

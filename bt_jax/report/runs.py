@@ -45,7 +45,7 @@ class Run:
 
 
 def read_run(folder) -> Run:
-    path = storage.path(folder)
+    path = storage.parse_path(folder)
     if not storage.is_dir(path):
         raise UserError(f"No run folder {path}", "Name the folder that was given as --workdir")
     if not (path / "metrics.jsonl").is_file():

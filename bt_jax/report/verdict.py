@@ -105,8 +105,8 @@ def non_finite(run: Run) -> str:
         f" {steps[0]:,.0f}"
         for metric, steps in lost.items()
     ]
-    cure = " Lower the learning rate or lengthen the warm-up." if "train/loss" in lost else ""
-    return f"{'; '.join(parts)}.{cure}"
+    fix = " Lower the learning rate or lengthen the warm-up." if "train/loss" in lost else ""
+    return f"{'; '.join(parts)}.{fix}"
 
 
 def hints(run: Run) -> list[tuple[str, str]]:

@@ -110,7 +110,7 @@ def work() -> None:
 
     join.JOIN_SECONDS = 30
     if fault in ("stuck", "raise"):
-        report = watchdog.at
+        report = watchdog.report_progress
 
         def at(step, phase, *more, **options):
             report(step, phase, *more, **options)
@@ -119,7 +119,7 @@ def work() -> None:
                     raise ValueError("planted")
                 time.sleep(3600)
 
-        watchdog.at = at
+        watchdog.report_progress = at
     if fault == "slow":
         ahead = prefetch._run_ahead
 

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from bt_jax.data.pipeline import train_batches
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.decode import decode
 from tests.support.drawn_images import Listed, encode
 
@@ -29,7 +29,7 @@ def check(*, files: int, seed: int) -> dict[str, int]:
     encoded = [damage(rng, data) if bad else data for data, bad in zip(whole, damaged, strict=True)]
     source = Listed([(data, int(bad)) for data, bad in zip(encoded, damaged, strict=True)], name="fuzz")
     said: list[str] = []
-    broken = Broken(source, limit=1, say=said.append)
+    broken = UnreadableImages(source, limit=1, say=said.append)
     batches = train_batches(source, "train", batch_size=BATCH, canvas=CANVAS, seed=seed, broken=broken)
     seen, black = [], []
     for _ in range(files // BATCH):

@@ -31,9 +31,9 @@ def refusal(call, *arguments, **options) -> str:
 
 def talk(folder: Path) -> dict:
     me = coordination.process()
-    found = {"gathered": coordination.gather([me, "x"], what="a test")}
-    found["agreed"] = refusal(join.agree, {"rate": 0.1, "images": 7})
-    found["disagreed"] = refusal(join.agree, {"rate": 0.1 + me, "images": 7, **({"extra": 1} if me else {})})
+    found = {"gathered": coordination.gather([me, "x"], barrier="a test")}
+    found["agreed"] = refusal(join.check_identical, {"rate": 0.1, "images": 7})
+    found["disagreed"] = refusal(join.check_identical, {"rate": 0.1 + me, "images": 7, **({"extra": 1} if me else {})})
     found["shared"] = refusal(join.check_shared, folder)
     join.SEEN_SECONDS = 1
     apart = folder / str(me)
@@ -53,7 +53,7 @@ def talk(folder: Path) -> dict:
     stop.close()
     found |= {"stopped_at": at, "windows": len(windows), "signal": int(stop.signal)}
     if me == 0:
-        found["absent"] = refusal(coordination.gather, 0, what="dinner", seconds=1)
+        found["absent"] = refusal(coordination.gather, 0, barrier="dinner", seconds=1)
         time.sleep(1)
     else:
         time.sleep(2)  # does not come
@@ -75,7 +75,7 @@ def late(folder: Path) -> dict:
 def silent(folder: Path) -> dict:
     """The process that the folder is named after stops; nobody is there to wake it."""
     watchdog.begin(stuck_seconds=0, silent_seconds=3)
-    coordination.gather(None, what="a test")
+    coordination.gather(None, barrier="a test")
     time.sleep(2)
     if coordination.process() == int(folder.name):
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -86,10 +86,10 @@ def silent(folder: Path) -> dict:
 def mistake(folder: Path) -> dict:
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
-    with exits.leaving():
+    with exits.failures_end_all():
         if coordination.process() == 1:
             raise UserError("There is no folder /x", "Name another.")
-        coordination.gather(None, what="a test", seconds=60)
+        coordination.gather(None, barrier="a test", seconds=60)
     return {}
 
 
@@ -97,7 +97,7 @@ def broken(folder: Path) -> dict:
     """Process 0 sees a broken collective before it hears that process 1 made a mistake."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
-    with exits.leaving():
+    with exits.failures_end_all():
         if coordination.process() == 0:
             raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
         time.sleep(1)
@@ -109,7 +109,7 @@ def unequal(folder: Path) -> dict:
     """Process 1 is through long before process 0."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=4)
-    coordination.gather(None, what="a test")
+    coordination.gather(None, barrier="a test")
     time.sleep(9 if coordination.process() == 0 else 1)
     watchdog.end()
     return {}
@@ -120,7 +120,7 @@ def told_to_stop(folder: Path) -> dict:
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
     try:
-        with exits.leaving():
+        with exits.failures_end_all():
             raise Stopped(143)
     finally:
         watchdog.end()
