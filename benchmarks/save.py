@@ -53,7 +53,7 @@ def main(argv) -> None:
             size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
             print(f"{part.name:10} {size / 1e6:10.1f} MB")
         started = time.perf_counter()
-        assert not manifest.fault(newest)
+        assert not manifest.find_damage(newest)
         print(f"checked in {time.perf_counter() - started:.2f} s")
         started = time.perf_counter()
         jax.block_until_ready(checkpoints.restore(state, TIMES))

@@ -88,8 +88,8 @@ def run(options: argparse.Namespace) -> None:
                 folder.rmdir()
         if not isinstance(error, _unwritable()):
             raise
-        cure = "Free some space, or give another --out."
-        raise UserError(f"{out} cannot be written: {_reason(error)}", cure) from error
+        fix = "Free some space, or give another --out."
+        raise UserError(f"{out} cannot be written: {_reason(error)}", fix) from error
     shutil.rmtree(made, ignore_errors=True)
     also = "" if source.projector is None or options.to != "checkpoint" else " and its projector"
     card_path = beside or out / "README.md"
@@ -104,7 +104,7 @@ def _named(out: str, suffix: str, suffixes: set[str]) -> Path:
     if path.suffix in suffixes - {suffix, ""}:
         takes = f"a name that ends in {suffix}" if suffix else "a folder"
         raise UserError(f"--out={out} ends in {path.suffix}, but this form is {takes}", "Give another --out or --to.")
-    path = storage.here(out)
+    path = storage.local_path(out)
     return path if path.suffix == suffix or not suffix else path.with_name(path.name + suffix)
 
 
@@ -131,7 +131,7 @@ def _source(options: argparse.Namespace):
     if foreign_files.is_foreign(place):
         found = load.finite(foreign_files.read(place, arch=options.arch or ""), place)
         return Source(*found, options.size or load.SIZE), place
-    config = opening.of_step(place, "config.json")
+    config = opening.read_run_json(place, "config.json")
     size = options.size or load.evaluation_size(config)[0] or load.SIZE
     return Source(*load.read(place, projector=True), size), place
 

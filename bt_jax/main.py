@@ -45,35 +45,39 @@ def main(argv: list[str], task: str = "") -> None:
     join.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, silent_seconds=config.watch.silent_seconds)
     watchdog.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)
     try:
-        with exits.leaving():
+        with exits.failures_end_all():
             _run(config, started)
-            coordination.gather(None, what="the end")  # process 0 writes the report; nobody leaves before it is through
+            coordination.gather(
+                None, barrier="the end"
+            )  # process 0 writes the report; nobody leaves before it is through
     finally:
         watchdog.end()
 
 
 def _run(config, started: float) -> None:
     task = importlib.import_module(f"bt_jax.tasks.{choose('config.task', config.task, TASKS)}")
-    opening.look(WORKDIR.value, config.task)  # before a device is touched, which the process in the folder may hold
+    opening.check_folder(
+        WORKDIR.value, config.task
+    )  # before a device is touched, which the process in the folder may hold
     if config.self_check:
         comparison.require(storage.user_cache() / "selfcheck")
     try:
-        with storage.reached():
+        with storage.bucket_errors_as_user_errors():
             task.run(config, WORKDIR.value, started=started)
     except OSError as error:
         if not is_disk_full(error):
             raise
         places = filter(storage.is_full, (WORKDIR.value, tempfile.gettempdir(), storage.user_cache()))
-        cure = "Free some space and give the same command again: it goes on from the newest whole checkpoint."
+        fix = "Free some space and give the same command again: it goes on from the newest whole checkpoint."
         where = error.filename or " and ".join(map(str, places)) or WORKDIR.value
-        raise UserError(f"The disk is full while writing to {where}", cure) from error
+        raise UserError(f"The disk is full while writing to {where}", fix) from error
 
 
 def _compile_cache(folder: str) -> None:
     """Keeps compiled programs, so that a restart does not wait for the compiler again."""
     import jax
 
-    folder = storage.kept(storage.user_cache() / "xla" if folder == "auto" else folder)
+    folder = storage.absolute_text(storage.user_cache() / "xla" if folder == "auto" else folder)
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)

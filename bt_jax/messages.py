@@ -13,19 +13,19 @@ TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): nothing is wrong with th
 
 
 class UserError(Exception):
-    """One line with the cause and the cure. `main` prints it without a traceback and exits with `status`.
+    """One line with the cause and the fix. `main` prints it without a traceback and exits with `status`.
 
     Args:
       cause: what is wrong, naming the value that was given.
-      cure: what to do about it, starting with a verb.
+      fix: what to do about it, starting with a verb.
       status: 2, or another where a launcher is to do something else than to give up.
     """
 
-    def __init__(self, cause: str, cure: str, *, status: int = 2):
+    def __init__(self, cause: str, fix: str, *, status: int = 2):
         # Names that a person gave may hold line breaks.
-        super().__init__(" ".join((f"{cause}. {cure}" if cure else cause).split()))
+        super().__init__(" ".join((f"{cause}. {fix}" if fix else cause).split()))
         self.cause = cause
-        self.cure = cure
+        self.fix = fix
         self.status = status
 
 

@@ -21,7 +21,7 @@ from bt_jax import storage
 from bt_jax.cli import tool
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.broken import allowed, enough
-from bt_jax.data.sources.checking import Looked, look
+from bt_jax.data.sources.checking import CheckedImage, check_images
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.data.sources.selection import with_mixed
@@ -46,18 +46,18 @@ def run(options: argparse.Namespace) -> None:
             print(f"unreadable: {source.where(source.span(split).base, image.id)}: {image.reason}")
     _refuse(options, source, unreadable)
     if options.npz:
-        path = storage.here(options.npz)
+        path = storage.local_path(options.npz)
         write_npz(source, path, splits)
         print(f"wrote {storage.printable(path)}: {path.stat().st_size / 1e6:.1f} MB")
     if options.shards:
         from bt_jax.data.tfrecord_shards import write_shards  # imported here: it needs TensorFlow
 
-        data_dir, name = os.path.split(storage.here(options.shards))
+        data_dir, name = os.path.split(storage.local_path(options.shards))
         print(f"wrote {storage.printable(write_shards(source, data_dir, name, splits))}")
         print(f"train with --config.data.name={name} --config.data.dir={storage.printable(data_dir)}")
 
 
-def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, list[Looked]]) -> None:
+def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, list[CheckedImage]]) -> None:
     """UserError where too many images are unreadable to write the others, or any if nothing is to be written."""
     writes, total = bool(options.npz or options.shards), sum(map(len, unreadable.values()))
     for split, images in unreadable.items():
@@ -105,11 +105,11 @@ def parser() -> tool.Parser:
     return parser
 
 
-def check(source: Source, split: str) -> list[Looked]:
+def check(source: Source, split: str) -> list[CheckedImage]:
     """Decodes a split, prints one line about it, and returns its unreadable images."""
     span = source.span(split)
     count, unreadable, sizes, labels = span.stop - span.start, [], Counter(), Counter()
-    for image in progress(look(source, span), f"checking {split}", count):
+    for image in progress(check_images(source, span), f"checking {split}", count):
         if image.size:
             sizes[image.size] += 1
         else:

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 else:
     AnyPath = os.PathLike
 CHUNK = 1 << 22  # bytes read at a time
-SECONDS = 30.0  # between two copies of what grows: an object takes one write a second, and each writes it anew
+COPY_INTERVAL_SECONDS = (
+    30.0  # between two copies of what grows: an object takes one write a second, and each writes it anew
+)
 
 # Whoever reaches a bucket first, TFDS perhaps, makes the one file system that epath has in a process.
 if importlib.util.find_spec("gcsfs"):
@@ -49,7 +51,7 @@ if importlib.util.find_spec("gcsfs"):
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
-def path(text: str | os.PathLike) -> Path:
+def parse_path(text: str | os.PathLike) -> Path:
     """A path of this machine with `~` expanded, or of a bucket.
 
     Raises:
@@ -82,7 +84,7 @@ def absolute(path: Path) -> Path:
     return path if in_bucket(path) else path.absolute()
 
 
-def here(text: str | os.PathLike) -> Path:
+def local_path(text: str | os.PathLike) -> Path:
     """An absolute path of this machine; UserError for an address."""
     if in_bucket(text):
         raise UserError(f"{text} is not on this machine", "Name a path here, and copy it from or to where you want it.")
@@ -98,10 +100,10 @@ def _expanded(text: str | os.PathLike) -> Path:
         raise UserError(cause, "Write the path out, or ./~NAME.") from None
 
 
-def kept(text: str | os.PathLike) -> str:
+def absolute_text(text: str | os.PathLike) -> str:
     """A path as a run folder keeps it: absolute, so that it is found from another working folder. "" and an address of
     a bucket stay."""
-    return os.fspath(text) if not text or in_bucket(text) else os.fspath(here(text))
+    return os.fspath(text) if not text or in_bucket(text) else os.fspath(local_path(text))
 
 
 def printable(name: str | os.PathLike) -> str:
@@ -253,7 +255,7 @@ def make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def look_at_bucket(folder: Path) -> None:
+def check_bucket_access(folder: Path) -> None:
     """Raises UserError where this account cannot look at the bucket itself, as Orbax does whenever it deletes."""
     from google.api_core import exceptions
     from google.cloud import storage
@@ -322,33 +324,33 @@ def move(folder: Path, to: Path) -> None:
     bucket.rm(os.fspath(folder), recursive=True)
 
 
-class Growing:
+class AppendFolder:
     """A folder with files that are appended to. Those of a bucket grow in a folder of this machine and are copied.
 
     Attributes:
-      here: the folder to write to.
+      local: the folder to write to.
     """
 
     def __init__(self, folder: Path, names: tuple[str, ...]):
         """`names`: files that are to be gone on with, where they are there."""
         self._folder, self._copies = folder, in_bucket(folder)
-        self.here = Path(tempfile.mkdtemp(prefix="bt_jax-")) if self._copies else folder
+        self.local = Path(tempfile.mkdtemp(prefix="bt_jax-")) if self._copies else folder
         if not self._copies:
             return
         for name in names:
             if (content := read(folder / name)) is not None:
-                (self.here / name).write_bytes(content)
+                (self.local / name).write_bytes(content)
         self._copied: dict[str, tuple[int, int]] = {}
         self._thread, self._copying = ThreadPoolExecutor(1, "bucket"), Future()
         self._copying.set_result(None)
-        self._next = time.monotonic() + SECONDS
+        self._next = time.monotonic() + COPY_INTERVAL_SECONDS
 
-    def grown(self) -> None:
-        """Copies in the background what has changed, where the last time is SECONDS ago."""
+    def copy_if_due(self) -> None:
+        """Copies in the background what has changed, where the last time is COPY_INTERVAL_SECONDS ago."""
         if self._copies and self._copying.done() and time.monotonic() > self._next:
             if error := self._copying.exception():
                 self._warn(error)
-            self._copying, self._next = self._thread.submit(self._copy), time.monotonic() + SECONDS
+            self._copying, self._next = self._thread.submit(self._copy), time.monotonic() + COPY_INTERVAL_SECONDS
 
     def sync(self) -> None:
         """Returns when everything that was written is in the bucket."""
@@ -360,18 +362,18 @@ class Growing:
         if self._copies:
             try:
                 self.sync()
-                shutil.rmtree(self.here, ignore_errors=True)
+                shutil.rmtree(self.local, ignore_errors=True)
             except Exception as error:  # gcsfs has no class for its errors
                 self._warn(error)
-                print(f"They are in {self.here}", file=sys.stderr)
+                print(f"They are in {self.local}", file=sys.stderr)
             self._thread.shutdown()
 
     def _warn(self, error: BaseException) -> None:
         print(f"WARNING: the newest lines could not be written to {self._folder}: {line(error)}", file=sys.stderr)
 
     def _copy(self) -> None:
-        for name in files_below(self.here):
-            path = self.here / name
+        for name in files_below(self.local):
+            path = self.local / name
             now = (path.stat().st_size, path.stat().st_mtime_ns)
             if self._copied.get(name) != now:
                 (self._folder / name).write_bytes(path.read_bytes())
@@ -382,17 +384,17 @@ class Growing:
 
 
 @contextlib.contextmanager
-def reached() -> Iterator[None]:
+def bucket_errors_as_user_errors() -> Iterator[None]:
     """Turns the errors of a bucket that could not be reached into one line; also a decorator."""
     try:
         yield
     except Exception as error:
-        if found := explained(error, "The bucket cannot be reached"):
+        if found := as_user_error(error, "The bucket cannot be reached"):
             raise found from error
         raise
 
 
-def explained(error: BaseException, what: str) -> UserError | None:
+def as_user_error(error: BaseException, what: str) -> UserError | None:
     """Of an error that came from a bucket, or the way to it, what to do about it; of others None."""
     # By class they are everybody's, OSError and such; TensorStore's are ValueErrors.
     frames = traceback.walk_tb(error.__traceback__)
@@ -405,9 +407,9 @@ def explained(error: BaseException, what: str) -> UserError | None:
     told = f"{type(error).__name__} {error}"
     refused = any(word in told for word in ("Credentials", "Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED"))
     refused = refused or getattr(error, "code", None) in (401, 403)
-    cure = "Give this account the right to it, or log in: gcloud auth application-default login."
+    fix = "Give this account the right to it, or log in: gcloud auth application-default login."
     return UserError(
         f"{what}: {line(error)}",
-        cure if refused else "Give the same command again once the network is back.",
+        fix if refused else "Give the same command again once the network is back.",
         status=2 if refused else TRY_AGAIN,
     )

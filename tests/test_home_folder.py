@@ -30,13 +30,15 @@ def home(tmp_path, monkeypatch):
 
 
 def test_of_storage(home, tmp_path, monkeypatch):
-    assert storage.path("~/x") == storage.here("~/x") == home / "x" and storage.kept("~/x/") == str(home / "x")
-    assert storage.kept("") == "" and storage.kept("gs://bucket/~/x") == "gs://bucket/~/x"
-    assert storage.kept("x") == str(tmp_path / "work" / "x")
+    assert storage.parse_path("~/x") == storage.local_path("~/x") == home / "x" and storage.absolute_text(
+        "~/x/"
+    ) == str(home / "x")
+    assert storage.absolute_text("") == "" and storage.absolute_text("gs://bucket/~/x") == "gs://bucket/~/x"
+    assert storage.absolute_text("x") == str(tmp_path / "work" / "x")
     assert storage.user_cache() == home / ".cache" / "bt_jax"
     monkeypatch.setenv("XDG_CACHE_HOME", "~/c")
     assert storage.user_cache() == home / "c" / "bt_jax"
-    for function in (storage.path, storage.here, storage.kept):
+    for function in (storage.parse_path, storage.local_path, storage.absolute_text):
         with pytest.raises(UserError, match="~nobody_of_this_name/x begins with the name of no user"):
             function("~nobody_of_this_name/x")
 

@@ -51,7 +51,7 @@ def test_both_streams_may_be_gone(monkeypatch):
     with messages.lasting():
         print("a line", flush=True)
         print("a line", file=sys.stderr, flush=True)
-        exits.say_everywhere("a line")
+        exits.print_on_every_process("a line")
 
 
 @pytest.mark.parametrize("stream", [None, Failing(errno.EPIPE)])
@@ -59,7 +59,7 @@ def test_a_line_of_the_library_ends_no_callers_program(monkeypatch, stream):
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
     messages.say("a line")
-    exits.say_everywhere("a line")
+    exits.print_on_every_process("a line")
 
 
 def test_letters_that_a_terminal_lacks_are_spelled(monkeypatch):

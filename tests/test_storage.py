@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import bt_jax
 from bt_jax import convert, sharding, storage
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.run_folder import manifest, metrics_log, opening, step_folders
 from tests.support import damage, runs
@@ -25,14 +25,14 @@ from tests.support.paths import ROOT
 def folder(bucket):
     """A folder of the bucket, which is empty before."""
     bucket.objects.clear()
-    return storage.path("gs://bucket/runs/mine")
+    return storage.parse_path("gs://bucket/runs/mine")
 
 
 @pytest.fixture(scope="module")
 def written(bucket):
     """Objects of a run with checkpoints of steps 1 and 2, and their states."""
     bucket.objects.clear()
-    states = damage.write_run(storage.path("gs://bucket/runs/mine"))
+    states = damage.write_run(storage.parse_path("gs://bucket/runs/mine"))
     return dict(bucket.objects), states
 
 
@@ -65,18 +65,18 @@ def largest(bucket, prefix):
 @pytest.mark.parametrize("text", ["gs://bucket", "gs://bucket/", "gs:///runs", "s3://bucket/runs", "http://host/runs"])
 def test_other_addresses_are_refused(text):
     with pytest.raises(UserError, match="is neither a path nor gs://BUCKET/FOLDER"):
-        storage.path(text)
+        storage.parse_path(text)
 
 
 @pytest.mark.parametrize("mark", "#?*[ ")
 def test_marks_that_mean_something_else_are_refused(mark):
     """Orbax would cut the address at some of them, and gcsfs delete by the others as by patterns."""
     with pytest.raises(UserError, match="in it. Name the folder with letters"):
-        storage.path(f"gs://bucket/runs/a{mark}b")
+        storage.parse_path(f"gs://bucket/runs/a{mark}b")
 
 
 def test_an_address_that_pathlib_has_had_in_its_hands(folder):
-    assert storage.path(Path("gs://bucket/runs/mine")) == folder and str(folder) == "gs://bucket/runs/mine"
+    assert storage.parse_path(Path("gs://bucket/runs/mine")) == folder and str(folder) == "gs://bucket/runs/mine"
 
 
 def test_everybody_in_a_process_has_one_file_system_without_memory():
@@ -93,7 +93,7 @@ def test_without_gcsfs_it_says_so(monkeypatch):
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
     storage._file_system.cache_clear()
     with pytest.raises(UserError, match=r"gcsfs, which is not installed. Run pip install -e '.\[gcs\]'"):
-        storage.path("gs://bucket/runs")
+        storage.parse_path("gs://bucket/runs")
 
 
 @pytest.mark.parametrize("where", ["local", "bucket"])
@@ -132,12 +132,12 @@ def test_a_bucket_that_refuses_is_told_in_one_line(folder, bucket, monkeypatch, 
     monkeypatch.setattr(bucket, "refuses", answer)
     with pytest.raises(UserError, match="The bucket cannot be reached: ") as told:
         bt_jax.load_encoder(folder)
-    assert told.value.status == status and ("gcloud auth" in told.value.cure) == (status == 2)
+    assert told.value.status == status and ("gcloud auth" in told.value.fix) == (status == 2)
 
 
 def test_no_such_bucket():
     with pytest.raises(UserError, match="There is no bucket for gs://other/runs/a"):
-        storage.write(storage.path("gs://other/runs/a"), "")
+        storage.write(storage.parse_path("gs://other/runs/a"), "")
     with pytest.raises(UserError, match="There is no bucket other"):
         opening.open_folder("gs://other/runs/a", {"seed": 0})
 
@@ -151,9 +151,9 @@ def test_rights_that_orbax_will_need_are_asked_for_before_training(folder, bucke
 
 def test_an_outage_is_not_damage(folder, bucket, monkeypatch, states):
     monkeypatch.setattr(bucket, "refuses", 403)
-    for look in (step_folders.begun, manifest.fault, storage.is_dir, storage.read, reopened):
+    for look in (step_folders.has_checkpoints, manifest.find_damage, storage.is_dir, storage.read, reopened):
         with pytest.raises(OSError, match="Forbidden"):
-            look(folder / "checkpoints/2" if look is manifest.fault else folder)
+            look(folder / "checkpoints/2" if look is manifest.find_damage else folder)
 
 
 def test_the_program_says_it_in_one_line(bucket, monkeypatch):
@@ -273,7 +273,7 @@ def test_lines_are_in_the_bucket_when_they_must_be(folder, bucket):
     assert bucket.objects == before  # what has not grown is not written again
     written.write(2, {"train/loss": 1.0})
     written.close()
-    assert lines(folder) == [1, 2] and not written._folder.here.exists()
+    assert lines(folder) == [1, 2] and not written._folder.local.exists()
     again = metrics_log.RunLog(folder, first_step=1)
     again.write(3, {"train/loss": 1.0})
     again.close()
@@ -283,7 +283,7 @@ def test_lines_are_in_the_bucket_when_they_must_be(folder, bucket):
 
 def test_they_are_copied_while_it_trains(folder, bucket, monkeypatch, capsys):
     """Not at every line, as an object takes one write a second; an outage is told of and costs nothing."""
-    monkeypatch.setattr(storage, "SECONDS", 0.0)
+    monkeypatch.setattr(storage, "COPY_INTERVAL_SECONDS", 0.0)
     written = metrics_log.RunLog(folder, first_step=0, tensorboard=False)
     written.write(1, {"train/loss": 1.0})
     written._folder._copying.result()
@@ -298,7 +298,7 @@ def test_they_are_copied_while_it_trains(folder, bucket, monkeypatch, capsys):
     monkeypatch.setattr(bucket, "refuses", 403)
     written.write(4, {"train/loss": 1.0})
     written.close()  # no error: another may be on its way out
-    said, kept = capsys.readouterr().err, written._folder.here
+    said, kept = capsys.readouterr().err, written._folder.local
     assert "WARNING: the newest lines could not" in said and f"They are in {kept}" in said
     assert (kept / "metrics.jsonl").read_text().count("\n") == 4
     shutil.rmtree(kept)
@@ -312,10 +312,10 @@ def test_broken_images_are_listed_there(folder, bucket, monkeypatch):
     class Span:
         base, start, stop = "train", 0, 10
 
-    monkeypatch.setattr(storage, "SECONDS", 0.5)
-    broken = Broken(Photographs(), limit=0.5, say=lambda line: None)
+    monkeypatch.setattr(storage, "COPY_INTERVAL_SECONDS", 0.5)
+    broken = UnreadableImages(Photographs(), limit=0.5, say=lambda line: None)
     broken.add(Span, 3, "cut off")
-    broken.list_in(folder / "broken.txt")
+    broken.write_to(folder / "broken.txt")
     broken.add(Span, 4, "cut off")
     broken.add(Span, 5, "cut off")
     assert (folder / "broken.txt").read_text().count("\n") == 1  # not at every image

@@ -60,7 +60,7 @@ def _is_told_by_nobody_else(record: std_logging.LogRecord) -> bool:
     """A full disk and a bucket out of reach are told of in one line by whoever waits for the save; Orbax's threads log
     their tracebacks as well."""
     error = record.exc_info[1] if record.exc_info else None
-    return error is None or not (is_disk_full(error) or storage.explained(error, ""))
+    return error is None or not (is_disk_full(error) or storage.as_user_error(error, ""))
 
 
 def _recipe_first(argv: list[str], default: str) -> list[str]:

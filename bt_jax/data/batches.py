@@ -1,6 +1,6 @@
-"""The images of a run as the training loop sees them: a `Feed`, whose `Batches` take the training steps.
+"""The interface of the training loop to its images: a `Feed`, whose `Batches` take the training steps.
 
-`device.ResidentFeed` and `streamed.StreamedFeed` are the two kinds; the loop need not know which one it has.
+`device.ResidentFeed` and `streamed.StreamedFeed` are the two kinds. The loop uses either in the same way.
 """
 
 import time
@@ -16,15 +16,15 @@ from bt_jax.processes.watchdog import Phase
 from bt_jax.state import TrainState
 
 Step = Callable  # step(state, batch) -> (state, metrics), not yet jitted
-SECONDS_TO_STOP = 5  # of training after a signal; a preempted machine is gone after 30
+SECONDS_TO_STOP = 5  # of training after a signal; a preempted machine stops after 30
 
 
 class Advance(NamedTuple):
     """The result of `Batches.advance`.
 
     Attributes:
-      steps: how many were taken.
-      metrics: of the steps, on the device: name -> scalar or (steps,), a dict for each dispatch.
+      steps: number of steps taken.
+      metrics: of the steps, on the device: one dict per dispatch, name -> scalar or (steps,).
     """
 
     state: TrainState
@@ -33,7 +33,7 @@ class Advance(NamedTuple):
 
 
 class Batches:
-    """Takes training steps on batch after batch, from the state's step on; a context manager.
+    """Takes training steps on successive batches, from the state's step on; a context manager.
 
     Attributes:
       wait_seconds: time spent waiting for data.
@@ -51,38 +51,38 @@ class Batches:
         self.close()
 
     def close(self) -> None:
-        """Ends what reads ahead."""
+        """Stops reading ahead."""
 
     def advance(
         self, state: TrainState, steps: int, stop: StopSignals, dispatched: Callable[[int], None] = lambda step: None
     ) -> Advance:
-        """Takes steps; stops early if a stop signal comes and the rest would last more than SECONDS_TO_STOP.
+        """Takes steps. After a stop signal it stops early if the rest would last more than SECONDS_TO_STOP.
 
-        With several processes it takes all of them: the others take the same steps.
+        In a multi-process run it always takes all steps, because the other processes take the same ones.
 
         Args:
-          steps: the number of steps, at least 1; they do not cross the end of an epoch.
-          dispatched: called with the step that is reached, after each dispatch.
+          steps: number of steps, at least 1; they do not cross the end of an epoch.
+          dispatched: called after each dispatch with the number of the last step.
         """
         left, metrics = steps, []
         while left and not (metrics and stop.immediate and self._estimate(left) > SECONDS_TO_STOP):
             began = time.monotonic()
-            with jax.transfer_guard_host_to_device("disallow"):  # only the batch is put there, on purpose
+            with jax.transfer_guard_host_to_device("disallow"):  # nothing but the batch, which is put explicitly
                 state, new, taken = self.dispatch(state, left)
-            if metrics or self._timed:  # the first dispatch has the compiler's time in it
+            if metrics or self._timed:  # the time of the first dispatch includes compilation
                 self._seconds, self._timed = self._seconds + time.monotonic() - began, self._timed + taken
             metrics.append(new)
             left, self._at = left - taken, self._at + taken
-            watchdog.at(self._at, Phase.TRAINING)
+            watchdog.report_progress(self._at, Phase.TRAINING)
             dispatched(self._at)
         return Advance(state, steps - left, metrics)
 
     def _estimate(self, steps: int) -> float:
-        """The expected seconds of a number of steps, by those timed so far; 0 if there are none."""
+        """Expected duration of a number of steps in seconds, from the steps timed so far; 0 if there are none."""
         return steps * self._seconds / max(self._timed, 1)
 
     def dispatch(self, state: TrainState, most: int) -> tuple[TrainState, dict[str, jax.Array], int]:
-        """Gives the device up to `most` steps; returns the state, their metrics and their number."""
+        """Dispatches up to `most` steps to the device; returns the state, their metrics and their number."""
         raise NotImplementedError
 
 
@@ -90,27 +90,27 @@ class Feed(Protocol):
     """The images of a run.
 
     Attributes:
-      images: how many training images there are.
+      images: number of training images.
     """
 
     images: int
 
     def batches(self, step: Step, state: TrainState) -> Batches:
-        """Batches from the state's step on."""
+        """Returns the batches from the state's step on."""
         ...
 
     def window(self, at_step: int) -> int:
-        """Steps from `at_step` to the next one at which the loop should read metrics."""
+        """Number of steps from `at_step` to the next step at which the loop should read metrics."""
         ...
 
     def sample(self, n: int) -> dict[str, np.ndarray]:
-        """A batch of n training images, evenly spaced."""
+        """Returns a batch of n evenly spaced training images."""
         ...
 
     def passes(self, split: str, limit: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-        """A function that starts a pass over a split for evaluation: padded batches with a "mask".
+        """Returns a function that starts a pass over a split for evaluation: padded batches with a "mask".
 
         Args:
-          limit: number of images; 0: all.
+          limit: number of images; 0: all of them.
         """
         ...

@@ -1,4 +1,4 @@
-"""A data set that lives whole on the device: order, gather, views and several training steps in one dispatch."""
+"""A data set that is kept whole on the device. One dispatch shuffles, gathers, makes views and takes several steps."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -11,8 +11,8 @@ from bt_jax import compilers, randomness, sharding
 from bt_jax.config.sections import Run
 from bt_jax.data.batches import Batches, Step
 from bt_jax.data.order import epoch_order
-from bt_jax.data.sources.base import Source, evenly
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.base import Source, evenly_spaced
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.state import TrainState
 
 
@@ -20,7 +20,7 @@ class ResidentFeed:
     """A data set whose arrays are kept on the devices as uint8."""
 
     def __init__(
-        self, settings: Run, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str
+        self, settings: Run, source: Source, mesh: Mesh, broken: UnreadableImages, channels: int, train_split: str
     ) -> None:
         self._settings, self._source, self._mesh, self._split = settings, source, mesh, train_split
         self._arrays = functools.cache(lambda split: source.arrays(split, broken, channels=channels))
@@ -32,30 +32,30 @@ class ResidentFeed:
         """See `Feed`."""
         data = put_arrays(*self._arrays(self._split), self._mesh)
         first_id = self._source.span(self._split).start
-        # Inside a loop XLA's CPU backend runs convolutions four times slower, so there a dispatch is one step.
+        # XLA's CPU backend runs convolutions four times slower inside a loop, so on a CPU a dispatch is one step.
         size = 1 if jax.default_backend() == "cpu" else self._size
         return ResidentBatches(self._settings, self._mesh, step, state, data, first_id=first_id, size=size)
 
     def window(self, at_step: int) -> int:
-        """See `Feed`: to the end of a dispatch, none of which crosses an epoch."""
+        """See `Feed`. The window reaches to the end of a dispatch; no dispatch crosses the end of an epoch."""
         within = at_step % self._steps_per_epoch
         return min(self._size - within % self._size, self._steps_per_epoch - within)
 
     def sample(self, n: int) -> dict[str, np.ndarray]:
         """See `Feed`."""
-        keep = evenly(self.images, n)
+        keep = evenly_spaced(self.images, n)
         return {"image": self._arrays(self._split).images[keep], "id": keep.astype(np.int32)}
 
     def passes(self, split: str, limit: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
         """See `Feed`."""
-        keep = evenly(len(self._arrays(split).images), limit)
+        keep = evenly_spaced(len(self._arrays(split).images), limit)
         chosen = [None if a is None else a[keep] for a in self._arrays(split)]
         batch_size = sharding.round_up(self._settings.evals.batch_size, self._mesh)
         return lambda: eval_batches(*chosen, batch_size=batch_size)
 
 
 class ResidentBatches(Batches):
-    """Dispatches of up to `size` steps, which draw their batches on the device."""
+    """Dispatches of up to `size` steps, which select their batches on the device."""
 
     def __init__(
         self, settings: Run, mesh: Mesh, step: Step, state: TrainState, data: dict, *, first_id: int, size: int
@@ -65,12 +65,12 @@ class ResidentBatches(Batches):
         self._data, self._size, self._steps_per_epoch = data, size, max(images // settings.batch_size, 1)
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
         self._run = make_dispatch(step, batch_size=settings.batch_size, mesh=mesh, first_id=first_id, layout=layout)
-        # Made where it is used: a key cannot be put onto the devices of other processes.
+        # The devices make the key, because a process cannot put it onto the devices of other processes.
         make_key = compilers.jit(
             lambda: randomness.stream(settings.seed, randomness.ORDER), out_shardings=sharding.replicated(mesh)
         )
         self._key = make_key()
-        # By the step on the device: a number from the host would be a transfer.
+        # The epoch comes from the step on the device: a number from the host would be a transfer.
         self._order_of = compilers.jit(lambda key, step: epoch_order(key, step // self._steps_per_epoch, images))
         self._epoch, self._order = -1, None
 
@@ -85,7 +85,7 @@ class ResidentBatches(Batches):
 
 
 def put_arrays(images: np.ndarray, labels: np.ndarray | None, mesh: Mesh) -> dict[str, jax.Array]:
-    """{"image": uint8 (n, h, w, c), "label": int32 (n,)} with a copy on every device; no "label" without labels."""
+    """{"image": uint8 (n, h, w, c), "label": int32 (n,)} with a copy on every device; no "label" if labels is None."""
     data = {"image": images} | ({} if labels is None else {"label": labels.astype(np.int32)})
     return sharding.put_replicated(data, mesh)
 
@@ -93,15 +93,15 @@ def put_arrays(images: np.ndarray, labels: np.ndarray | None, mesh: Mesh) -> dic
 def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh, first_id: int = 0, layout=None) -> Callable:
     """Builds run(state, data, order, *, steps) -> (state, metrics): `steps` training steps within one epoch.
 
-    An epoch is n // batch_size steps; the rest of the permutation is left out, as in the reference (drop_last).
+    An epoch is n // batch_size steps. The rest of the permutation is dropped, as in the reference (drop_last).
 
     Args:
-      first_id: id of the first image, where the data is a cut of a larger split.
+      first_id: id of the first image, if the data is a slice of a larger split.
       layout: shardings of the state, a pytree of its structure; None: a copy on every device.
 
     Returns:
-      run, jitted, its state donated. order: of `epoch_order` for the state's epoch. metrics: every value of the step,
-      stacked to (steps,).
+      run, jitted, which donates its state. order: `epoch_order` of the state's epoch. metrics: every metric of the
+      steps, stacked to (steps,).
     """
 
     def run(state, data, order, *, steps: int):
@@ -125,10 +125,10 @@ def make_dispatch(step: Callable, *, batch_size: int, mesh: Mesh, first_id: int 
 
 
 def dispatch_size(steps_per_epoch: int, limit: int) -> int:
-    """Steps a dispatch: at most `limit`, chosen so that an epoch is made of equal dispatches where that costs little.
+    """Number of steps per dispatch: at most `limit`, with equal dispatches in an epoch if that costs little.
 
-    Every size is a program to compile. The largest divisor of the epoch is taken unless it is under half the limit;
-    then the epoch is cut into equal parts but for the last.
+    Every size is a program to compile. The size is the largest divisor of the epoch, unless that is under half the
+    limit. In that case all dispatches of an epoch but the last have one size.
     """
     limit = min(limit, steps_per_epoch)
     divisor = max(size for size in range(1, limit + 1) if steps_per_epoch % size == 0)
@@ -137,14 +137,14 @@ def dispatch_size(steps_per_epoch: int, limit: int) -> int:
 
 
 def eval_batches(images: np.ndarray, labels: np.ndarray | None, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """All images in order, {"image", "label", "mask"}; the last batch is padded and its padding masked out."""
+    """Yields all images in order, {"image", "label", "mask"}; the last batch is padded, with mask False."""
     for start in range(0, len(images), batch_size):
         rows = {"image": images[start : start + batch_size]}
         if labels is not None:
             rows["label"] = labels[start : start + batch_size].astype(np.int32)
         count = len(rows["image"])
         padded = {name: _pad(values, batch_size) for name, values in rows.items()}
-        readable = padded["label"] >= 0 if labels is not None else True  # those that were not have no label
+        readable = padded["label"] >= 0 if labels is not None else True  # unreadable images have no label
         yield padded | {"mask": (np.arange(batch_size) < count) & readable}
 
 

@@ -1,4 +1,4 @@
-"""Opens the images of a config."""
+"""Opens the data set of a config and makes its feed."""
 
 import importlib.util
 
@@ -9,14 +9,14 @@ from bt_jax.config.sections import Data, Run
 from bt_jax.data.batches import Feed
 from bt_jax.data.device import ResidentFeed
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.data.sources.selection import with_mixed
 from bt_jax.data.streamed import StreamedFeed
 
 
-def open_data(options: Data) -> tuple[Source, Broken]:
-    """The data set of `config.data`, and the record of its unreadable images."""
+def open_data(options: Data) -> tuple[Source, UnreadableImages]:
+    """Opens the data set of `config.data`; returns it and the record of its unreadable images."""
     source = open_source(
         options.name or None,
         data_dir=options.dir or None,
@@ -25,7 +25,7 @@ def open_data(options: Data) -> tuple[Source, Broken]:
         say=messages.say,
     )
     source = with_mixed(source, [*options.train_split.split("+"), options.val_split])
-    return source, Broken(source, limit=options.broken_limit, say=messages.say)
+    return source, UnreadableImages(source, limit=options.broken_limit, say=messages.say)
 
 
 def reader_of(options: Data) -> str:
@@ -38,12 +38,14 @@ def reader_of(options: Data) -> str:
     return "tensorflow" if named or importlib.util.find_spec("tensorflow") else "pillow"
 
 
-def make_feed(settings: Run, source: Source, mesh: Mesh, broken: Broken, channels: int, train_split: str = "") -> Feed:
-    """On the device or streamed, as the config says.
+def make_feed(
+    settings: Run, source: Source, mesh: Mesh, broken: UnreadableImages, channels: int, train_split: str = ""
+) -> Feed:
+    """Makes a feed from the device or from a stream, according to `config.data.on_device`.
 
     Args:
       broken: records the unreadable images.
-      train_split: of `source`; the config's by default.
+      train_split: a split of `source`; by default `config.data.train_split`.
     """
     train_split = train_split or settings.data.train_split
     if settings.data.on_device:

@@ -18,7 +18,7 @@ from PIL import Image
 from bt_jax.data.readers import Ordered, Permuted
 from bt_jax.data.sources import decode
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import UserError
 
 Batch = dict[str, np.ndarray]
@@ -35,7 +35,7 @@ def train_batches(
     shuffle_buffer: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    broken: Broken | None = None,
+    broken: UnreadableImages | None = None,
     channels: int = 3,
 ) -> Iterator[Batch]:
     """Endless batches of this process, from step `start_step` on; see `pipeline.train_batches`.
@@ -54,7 +54,7 @@ def train_batches(
     rows = slice(share * process_index, share * (process_index + 1))
     records = Permuted(source, span, batch_size, rows, seed)
     steps = itertools.count(start_step)
-    for batch in _decoded(records, steps, canvas, channels, broken or Broken(source)):
+    for batch in _decoded(records, steps, canvas, channels, broken or UnreadableImages(source)):
         del batch["broken"]
         yield batch
 
@@ -65,7 +65,7 @@ def eval_batches(
     *,
     batch_size: int,
     canvas: int,
-    broken: Broken | None = None,
+    broken: UnreadableImages | None = None,
     channels: int = 3,
     limit: int = 0,
 ) -> Iterator[Batch]:
@@ -73,7 +73,7 @@ def eval_batches(
     span = source.span(split)
     _require_random_access(source, span.base)
     records = Ordered(source, span, batch_size, limit)
-    for batch in _decoded(records, iter(range(records.steps)), canvas, channels, broken or Broken(source)):
+    for batch in _decoded(records, iter(range(records.steps)), canvas, channels, broken or UnreadableImages(source)):
         missing = batch_size - len(batch["id"])
         batch["mask"] = ~batch.pop("broken")
         # An image of no pixels would become NaN in the crop, so padding has the size 1.
@@ -92,7 +92,9 @@ def _require_random_access(source: Source, base: str) -> None:
         )
 
 
-def _decoded(records: Permuted, steps: Iterator[int], canvas: int, channels: int, broken: Broken) -> Iterator[Batch]:
+def _decoded(
+    records: Permuted, steps: Iterator[int], canvas: int, channels: int, broken: UnreadableImages
+) -> Iterator[Batch]:
     """Batches with "broken", bool (b,): images that cannot be read, in whose place is one black pixel."""
     with ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(decode.cores()) as pool:
         ahead = disk.submit(_read, records, steps)  # the next batch is read while this one is decoded
@@ -106,7 +108,7 @@ def _read(records: Permuted, steps: Iterator[int]):
     return None if step is None else records.read(step)
 
 
-def _canvases(records, images, labels, ids, pool, canvas: int, channels: int, broken: Broken) -> Batch:
+def _canvases(records, images, labels, ids, pool, canvas: int, channels: int, broken: UnreadableImages) -> Batch:
     batch = {
         "image": np.zeros((len(ids), canvas, canvas, channels), np.uint8),
         "size": np.ones((len(ids), 2), np.int32),

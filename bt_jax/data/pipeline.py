@@ -1,18 +1,16 @@
 """Streaming input for data sets of large images: tf.data decodes on the host into a fixed canvas.
 
-An image is decoded once, into the top left of a zero canvas, with its height and width beside it; both views are
-cropped out of it on the device, which does all the rest. Nothing is saved in a checkpoint: the position in the stream
-is the step number, and which images a global batch holds depends on (seed, step) alone - not on how many processes read
-it, and not on where reading began.
+Each image is decoded once, into the top left of a zero canvas, together with its height and width. The device crops
+both views out of the canvas and does all other work. Checkpoints hold no position in the stream: it is the step number.
+The images of a global batch depend on (seed, step) alone, not on the number of processes or on the step of a resume.
 
 Two kinds of shuffle:
-- A true permutation of the split, another one in every epoch. Records are read in any order, by an index of the
-  TFRecord files that is made at the start; each process reads its own rows only. For local files and cache files: the
-  default.
-- A window: files in an order drawn for the epoch, 16 read at once, through a buffer of `shuffle_buffer` records. For
-  storage that reads well only in sequence (gs://, spinning disks). Each process then reads every record, though it
-  decodes its own rows only; records more than a window apart in that sequence do not mix. Resuming within an epoch
-  reads up to it.
+- A true permutation of the split, a new one in every epoch. An index of the TFRecord files, made at the start, allows
+  reading in any order, and each process reads its own rows only. This is the default for local files and cache files.
+- A window: the files come in a random order, 16 at once, through a buffer of `shuffle_buffer` records. It is for
+  storage that is fast only in sequence (gs://, spinning disks). Each process reads every record but decodes its own
+  rows only. Records that are more than a window apart in that sequence do not mix. A resume within an epoch first
+  reads the records before its step.
 """
 
 import atexit
@@ -26,7 +24,7 @@ from bt_jax.data import tf_decode
 from bt_jax.data.readers import WINDOW, Ordered, Permuted, Windowed
 from bt_jax.data.sources import decode
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.decode import cores
 from bt_jax.data.sources.tfds import tensorflow
 from bt_jax.messages import UserError
@@ -43,57 +41,60 @@ def train_batches(
     shuffle_buffer: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    broken: Broken | None = None,
+    broken: UnreadableImages | None = None,
     channels: int = 3,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of this process, from step `start_step` on, exactly as an uninterrupted run would see them.
+    """Yields endless batches of this process from step `start_step` on, equal to those of an uninterrupted run.
 
     Args:
-      batch_size: images in a global batch. An epoch is floor(n / batch_size) full batches; the rest of that epoch's
-        order is left out, another rest in each epoch.
+      batch_size: images in a global batch. An epoch is floor(n / batch_size) full batches. The images after the last
+        full batch are left out; they are other images in each epoch.
       canvas: side of the canvas in pixels. An image with a longer side is shrunk to fit, a smaller one is not enlarged.
-      shuffle_buffer: None: a permutation where the source allows it, else a window of WINDOW; 0: a permutation; more: a
-        window of so many records (a cache file is permuted all the same).
-      broken: is told of images that cannot be read, in whose place one black pixel arrives, without a label; by default
-        the first one is an error.
+      shuffle_buffer: number of records in the window; 0: a permutation; None: a permutation if the source allows it,
+        otherwise a window of WINDOW. A cache file is always permuted.
+      broken: records unreadable images. Such an image becomes one black pixel without a label. By default the first one
+        is an error.
       channels: 3 or 1, of the decoded images.
       process_index, process_count: this process takes rows [index * b, (index + 1) * b) of each global batch.
 
     Yields:
-      {"image": uint8 (b, canvas, canvas, 3), "size": int32 (b, 2) height and width, "label": int32 (b,), -1 where there
-      is none, "id": int32 (b,)} with b = batch_size // process_count.
+      {"image": uint8 (b, canvas, canvas, 3), "size": int32 (b, 2) height and width, "label": int32 (b,), -1 without a
+      label, "id": int32 (b,)} with b = batch_size // process_count.
 
     Raises:
-      UserError: at once for arguments that do not fit, later for a record that cannot be read, naming its id.
+      UserError: at once for arguments that do not fit; later, with its id, for a record that cannot be read.
     """
     span = source.span(split)
     count = span.stop - span.start
     if canvas < 1 or batch_size < 1 or start_step < 0 or not 0 <= process_index < process_count:
         raise UserError(
-            f"canvas {canvas}, batch size {batch_size}, start step {start_step}, "
+            f"These arguments do not fit: canvas {canvas}, batch size {batch_size}, start step {start_step}, "
             f"process {process_index} of {process_count}",
-            "Sizes are positive, a step is not negative, and a process is one of those counted",
+            "Give positive sizes, a step from 0 on, and a process from 0 to process_count - 1.",
         )
     if batch_size % process_count:
-        raise UserError(f"batch size {batch_size} does not divide by {process_count} processes", "Choose a multiple")
+        raise UserError(
+            f"The batch size {batch_size} does not divide by {process_count} processes", "Choose a multiple."
+        )
     if batch_size > count:
         raise UserError(
-            f"batch size {batch_size} is more than the {count} images of {source.name}, split {split!r}",
-            "Choose a smaller one",
+            f"The batch size {batch_size} is more than the {count} images of {source.name}, split {split!r}",
+            "Choose a smaller one.",
         )
     rows = slice(*(batch_size // process_count * i for i in (process_index, process_index + 1)))
     if shuffle_buffer is None:
         shuffle_buffer = 0 if source.random_access(span.base) else WINDOW
     if shuffle_buffer == 0 and not source.random_access(span.base):
         raise UserError(
-            f"{source.name} cannot be read in any order where it lies", "Set shuffle_buffer, for example 8192"
+            f"{source.name} cannot be read in random order from its storage", "Set shuffle_buffer, for example 8192."
         )
     if shuffle_buffer and hasattr(source, "files"):
         records = Windowed(source, span, batch_size, rows, seed, shuffle_buffer)
     else:
         records = Permuted(source, span, batch_size, rows, seed)
     return (
-        _without(batch, "broken") for batch in _decoded(records, start_step, canvas, channels, broken or Broken(source))
+        _without(batch, "broken")
+        for batch in _decoded(records, start_step, canvas, channels, broken or UnreadableImages(source))
     )
 
 
@@ -103,21 +104,24 @@ def eval_batches(
     *,
     batch_size: int,
     canvas: int,
-    broken: Broken | None = None,
+    broken: UnreadableImages | None = None,
     channels: int = 3,
     limit: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The split once, in order: as `train_batches` with "mask" bool (b,), False where the last batch is filled up, and
-    for images that cannot be read.
+    """Yields the split once, in order: the batches of `train_batches` with "mask" bool (b,).
+
+    The mask is False for the padding of the last batch and for unreadable images.
 
     Args:
-      limit: so many images, evenly spaced, because a folder's lie class by class; the first ones of storage that reads
-        well only in sequence. 0: all.
+      limit: number of images; 0: all of them. They are evenly spaced, because a folder is sorted by class. From storage
+        that is fast only in sequence they are the first ones.
     """
     if batch_size < 1 or canvas < 1:
-        raise UserError(f"batch size {batch_size}, canvas {canvas}", "Both must be positive")
+        raise UserError(
+            f"Batch size {batch_size} and canvas {canvas} are not both positive", "Give at least 1 for each."
+        )
     records = Ordered(source, source.span(split), batch_size, limit)
-    batches = _decoded(records, 0, canvas, channels, broken or Broken(source))
+    batches = _decoded(records, 0, canvas, channels, broken or UnreadableImages(source))
     return (_fill(batch, batch_size) for batch in batches)
 
 
@@ -128,7 +132,7 @@ def _without(batch: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
 def _fill(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
     batch = _without(batch, "broken") | {"mask": ~batch["broken"]}
     missing = rows - len(batch["id"])
-    # An image of no pixels would be one of NaN after the crop.
+    # The crop of an image without pixels would be NaN.
     fill = {"size": 1}
     return {
         key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1), constant_values=fill.get(key, 0))
@@ -136,22 +140,24 @@ def _fill(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def _decoded(records, start: int, canvas: int, channels: int, broken: Broken) -> Iterator[dict[str, np.ndarray]]:
-    """Decodes in parallel and in order. Batches have "broken", bool (b,): images that are one black pixel instead."""
+def _decoded(
+    records, start: int, canvas: int, channels: int, broken: UnreadableImages
+) -> Iterator[dict[str, np.ndarray]]:
+    """Decodes in parallel and in order. Batches have "broken", bool (b,): True for images replaced by a black pixel."""
     tf = tensorflow()
 
     def black():
         return tf.zeros([1, 1, channels], tf.uint8), tf.ones([2], tf.int32)
 
     def decode(record):
-        """An empty record is black: there was nothing to read, or it is known not to decode."""
+        """Decodes a record. An empty one becomes black: it could not be read, or is known to be undecodable."""
         empty = tf.equal(record["image"], "")
         image, size = tf.cond(empty, black, lambda: tf_decode.fit(record["image"], canvas, channels))
         number, label = tf.cast(record["id"], tf.int32), tf.where(empty, -1, record["label"])
         return {"image": image, "size": size, "label": label, "id": number, "broken": empty}
 
     def decode_or_black(record):
-        """A data set of one: the image, or where decoding fails what comes next, the black one."""
+        """A data set of one element: the image, or the black image if decoding fails."""
         image = tf.data.Dataset.from_tensors(record).map(tf_decode.plain(decode)).ignore_errors()
         empty = tf.data.Dataset.from_tensors(record | {"image": ""}).map(tf_decode.plain(decode))
         return image.concatenate(empty).take(1)
@@ -160,8 +166,11 @@ def _decoded(records, start: int, canvas: int, channels: int, broken: Broken) ->
     shapes = {"image": [canvas, canvas, channels], "size": [2], "label": [], "id": [], "broken": []}
 
     def canvases(batch):
-        """A data set of one batch. To look after each image by itself costs 0.15 ms an image, so it comes second, where
-        one fails; the next epoch knows which."""
+        """A data set of one batch.
+
+        Error handling per image costs 0.15 ms an image, so it is used only after an image of the batch has failed. The
+        next epoch skips that image.
+        """
         known = tf.numpy_function(lambda ids: broken.known(records.span, ids), [batch["id"]], tf.bool)
         batch |= {"image": tf.where(tf_decode.shaped(known, [None]), "", batch["image"])}
         encoded = tf.data.Dataset.from_tensor_slices(batch)
@@ -169,9 +178,10 @@ def _decoded(records, start: int, canvas: int, channels: int, broken: Broken) ->
         one_by_one = encoded.interleave(
             tf_decode.plain(decode_or_black), cycle_length=threads, num_parallel_calls=threads
         )
-        # The batch is the canvas: padding each image first would write every pixel once more (0.3 of 1.7 ms an image).
+        # Images are padded straight into the batch: padding each one first would write every pixel twice (0.3 of 1.7 ms
+        # an image).
         at_once, one_by_one = (images.padded_batch(rows, shapes) for images in (at_once, one_by_one))
-        # After an error comes a batch of what is left.
+        # After an error, ignore_errors() continues with a shorter batch of the remaining images: drop it.
         whole = at_once.ignore_errors().filter(
             tf_decode.plain(lambda found: tf.size(found["id"]) == tf.size(batch["id"]))
         )
@@ -179,7 +189,7 @@ def _decoded(records, start: int, canvas: int, channels: int, broken: Broken) ->
 
     options = tf.data.Options()
     options.deterministic = True
-    options.autotune.enabled = False  # it would widen buffers of whole canvases until the memory is full
+    options.autotune.enabled = False  # it would enlarge buffers of canvases until memory is full
     batches = records.from_step(start).interleave(tf_decode.plain(canvases), cycle_length=2, num_parallel_calls=2)
     batches = batches.prefetch(1).with_options(options).as_numpy_iterator()  # tensor.numpy() would copy the canvases
     found = _named(batches, records, canvas, channels, broken)
@@ -187,8 +197,8 @@ def _decoded(records, start: int, canvas: int, channels: int, broken: Broken) ->
     return found
 
 
-def _named(batches, records, canvas: int, channels: int, broken: Broken):
-    """Passes batches on; tells of what is broken in them."""
+def _named(batches, records, canvas: int, channels: int, broken: UnreadableImages):
+    """Yields batches and records their unreadable images."""
     import tensorflow as tf
 
     while True:
@@ -209,15 +219,17 @@ _UNTIL_EXIT = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Ends whatever is still being read. tf.data would do it while Python shuts down, and wait for ever for threads of
-    its own that wait for Python."""
+    """Closes all streams that are still open.
+
+    tf.data would close them while Python shuts down, and wait for ever for its own threads, which wait for Python.
+    """
     for batches in list(_UNTIL_EXIT):
-        with contextlib.suppress(ValueError):  # a thread is in it, which keeps it until the process is gone
+        with contextlib.suppress(ValueError):  # a thread is running it, and keeps it until the process exits
             batches.close()
 
 
 def _why(records, number: int, canvas: int, channels: int) -> object:
-    """What is wrong with an image: it is read and decoded once more, by itself."""
+    """Why an image is unreadable: reads and decodes it alone to get the error."""
     try:
         ((data, _),) = records.source.encoded(f"{records.span.base}[{number}:{number + 1}]")
     except UserError as error:
@@ -229,7 +241,7 @@ def _why(records, number: int, canvas: int, channels: int) -> object:
         return by_pillow
     try:
         tf_decode.fit(data, canvas, channels)
-    except Exception as error:  # TensorFlow's, or through it Pillow's, as they come
+    except Exception as error:  # an error of TensorFlow, or of Pillow inside TensorFlow
         reason = str(getattr(error, "message", error))
         return reason.partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
-    return "its file is damaged before it"
+    return "its file is damaged before this record"

@@ -1,4 +1,4 @@
-"""Running ahead: batches are made and put on the device by a thread, while the step before them computes."""
+"""Prefetching: a thread makes batches and puts them on the device while the previous step computes."""
 
 import queue
 import threading
@@ -10,24 +10,25 @@ from bt_jax.messages import UserError
 
 
 class Prefetch:
-    """Iterator over `put(batch)`, made on a background thread at most `depth` batches ahead of the consumer.
+    """Iterator over `put(batch)`. A background thread makes it, at most `depth` batches ahead of the consumer.
 
-    An exception of the iterator or of `put` is raised to the consumer, at its place in the order. Closes the iterator.
+    The consumer gets an exception of the iterator or of `put` in the place of that batch. The thread closes the
+    iterator.
 
     Args:
       put: moves a batch to the device; called on the background thread, in order.
 
     Attributes:
-      wait_seconds: time the consumer has spent waiting for batches, the input's share of a slow step.
+      wait_seconds: time that the consumer has spent waiting for batches, the input's share of a slow step.
     """
 
     def __init__(self, iterator: Iterable, put: Callable, depth: int = 2):
         if depth < 1:
-            raise UserError(f"prefetch depth {depth}", "Choose at least 1")
+            raise UserError(f"The prefetch depth {depth} is not positive", "Choose at least 1.")
         self.wait_seconds = 0.0
         self._items = queue.SimpleQueue()
         self._slots, self._stopped = threading.Semaphore(depth), threading.Event()
-        # The thread holds no reference to this object, so that forgetting it ends the thread as close() does.
+        # The thread has no reference to this object, so garbage collection of the object stops the thread.
         arguments = (iter(iterator), put, self._items, self._slots, self._stopped)
         self._thread = threading.Thread(target=_run_ahead, args=arguments, name="prefetch", daemon=True)
         self._finalizer = weakref.finalize(self, _stop, self._slots, self._stopped)
@@ -49,7 +50,7 @@ class Prefetch:
         return item
 
     def close(self):
-        """Stops the thread and waits for it: for the batch it is making, no longer."""
+        """Stops the thread; waits until it has finished its current batch."""
         self._finalizer()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -68,7 +69,7 @@ def _run_ahead(iterator, put, items, slots, stopped):
             if stopped.is_set():
                 return
             items.put((put(next(iterator)), None))
-    except BaseException as error:  # StopIteration too: it ends the consumer's loop
+    except BaseException as error:  # includes StopIteration, which ends the consumer's loop
         items.put((None, error))
     finally:
         if hasattr(iterator, "close"):

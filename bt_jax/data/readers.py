@@ -1,7 +1,7 @@
-"""What yields encoded records in the order of training: a permutation where storage allows, else a window.
+"""Readers of encoded records in training order: a permutation if the storage allows it, otherwise a window.
 
-`from_step(step)` of each class is a tf.data of encoded batches {"image": (b,) string, "label": (b,) int32, "id": (b,)
-int64} from that step on: whatever is skipped is skipped before it is decoded.
+`from_step(step)` of each class returns a tf.data of encoded batches {"image": (b,) string, "label": (b,) int32, "id":
+(b,) int64} from that step on. Earlier records are skipped before they are decoded.
 """
 
 import threading
@@ -10,7 +10,7 @@ import numpy as np
 
 from bt_jax.data import tf_decode
 from bt_jax.data.order import permutation
-from bt_jax.data.sources.base import Source, evenly
+from bt_jax.data.sources.base import Source, evenly_spaced
 from bt_jax.data.sources.spans import Span
 from bt_jax.messages import UserError
 
@@ -18,7 +18,7 @@ WINDOW = 8192  # records: about 0.9 GB of ImageNet JPEGs
 
 
 class Permuted:
-    """Batch k of an epoch is the k-th piece of a permutation of the split."""
+    """Reads batch k of an epoch as the k-th piece of a permutation of the split."""
 
     def __init__(self, source: Source, span: Span, batch_size: int, rows: slice, seed: int):
         self.source, self.span, self.batch_size = source, span, batch_size
@@ -31,7 +31,7 @@ class Permuted:
         import tensorflow as tf
 
         steps = tf.data.Dataset.range(start, stop)
-        # Two at a time: one waits for the disk while the other is unpacked.
+        # Two batches at a time: one waits for the disk while the other is unpacked.
         return steps.map(tf_decode.plain(self._fetch), num_parallel_calls=2, deterministic=True)
 
     def _fetch(self, step):
@@ -55,7 +55,7 @@ class Permuted:
             images, labels, ids = self.read(int(step))
             images = [b"" if isinstance(image, UserError) else image for image in images]
         except Exception as error:
-            self.failure = error  # tf.data would turn it into an error of its own
+            self.failure = error  # tf.data replaces it by an error of its own
             raise
         return np.array(images, object), labels, ids
 
@@ -70,11 +70,11 @@ class Permuted:
 
 
 class Ordered(Permuted):
-    """Every record once, or `limit` of them, in the order of ids; the last batch is shorter."""
+    """Reads every record once, or `limit` of them, in the order of ids; the last batch is shorter."""
 
     def __init__(self, source: Source, span: Span, batch_size: int, limit: int = 0):
         super().__init__(source, span, batch_size, slice(0, batch_size), seed=0)
-        self._ids = span.start + evenly(span.stop - span.start, limit)
+        self._ids = span.start + evenly_spaced(span.stop - span.start, limit)
         self.steps = -(-len(self._ids) // batch_size)
 
     def from_step(self, start):
@@ -88,7 +88,7 @@ class Ordered(Permuted):
 
 
 class Windowed:
-    """Files in an order drawn for the epoch, read in sequence, through a shuffle buffer."""
+    """Reads the files of an epoch in a random order, each in sequence, through a shuffle buffer."""
 
     failure = None
 
@@ -106,7 +106,8 @@ class Windowed:
 
         epoch, skip = divmod(start, self.steps_per_epoch)
         epochs = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max)
-        # The batch is formed of all records and cut afterwards, so that it is the same on any number of processes.
+        # Each process forms the global batch and then takes its rows, so that the batch is the same for any number of
+        # processes.
         return epochs.flat_map(tf_decode.plain(self._epoch)).skip(skip).map(tf_decode.plain(self._own_rows))
 
     def _epoch(self, epoch):
@@ -115,8 +116,8 @@ class Windowed:
         count = len(self.files)
 
         def one_file(path, first, end):
-            # A file that is cut or damaged ends early, and one that cannot be opened at once: empty records stand for
-            # those that it lacks. It is looked at just before, because ignore_errors() would try to open it for ever.
+            # Empty records replace those that a truncated, damaged or missing file lacks. The filter opens the file
+            # first, because ignore_errors() would try to open it for ever.
             there = tf.data.Dataset.from_tensors(path).filter(
                 tf_decode.plain(lambda path: tf_decode.shaped(tf.numpy_function(_can_be_opened, [path], tf.bool), []))
             )

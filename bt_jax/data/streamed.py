@@ -13,19 +13,19 @@ from bt_jax.config.sections import Run
 from bt_jax.data.batches import Batches, Step
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.state import TrainState
 
 
 class StreamedFeed:
-    """Images that are decoded as they are needed."""
+    """A feed that decodes images when they are needed."""
 
     def __init__(
         self,
         settings: Run,
         source: Source,
         mesh: Mesh,
-        broken: Broken,
+        broken: UnreadableImages,
         channels: int,
         train_split: str,
         *,
@@ -56,7 +56,7 @@ class StreamedFeed:
         return StreamedBatches(made, self._mesh, step, state, labelled=self._labelled)
 
     def window(self, at_step: int) -> int:
-        """See `Feed`: to the next line of the log."""
+        """See `Feed`. The window reaches to the next line of the log."""
         every = self._settings.log.every_steps
         return every - at_step % every
 
@@ -75,9 +75,9 @@ class StreamedFeed:
 
 
 class StreamedBatches(Batches):
-    """One step a dispatch, on batches that a thread makes ahead."""
+    """One step per dispatch, on batches that a thread prepares ahead."""
 
-    AHEAD = 2  # steps that may be queued on the device: each holds its batch
+    AHEAD = 2  # steps that may be queued on the device; each occupies memory for its batch
 
     def __init__(self, made: Iterator, mesh: Mesh, step: Step, state: TrainState, *, labelled: bool) -> None:
         super().__init__(int(state.step))
@@ -88,7 +88,7 @@ class StreamedBatches(Batches):
 
     @property
     def wait_seconds(self) -> float:
-        """Time spent waiting for a batch."""
+        """Time spent waiting for batches."""
         return self._ahead.wait_seconds
 
     def dispatch(self, state: TrainState, most: int) -> tuple[TrainState, dict[str, jax.Array], int]:
@@ -103,5 +103,5 @@ class StreamedBatches(Batches):
         return state, metrics, 1
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stops the thread."""
         self._ahead.close()

@@ -1,15 +1,15 @@
-"""Decoding within tf.data: JPEG and PNG by TensorFlow, all else by Pillow, onto a canvas.
+"""Decoding within tf.data: JPEG and PNG by TensorFlow, all other formats by Pillow, onto a canvas.
 
-The array path decodes everything by Pillow (`sources.decode`). What one of the two reads, the other reads, to the same
-pixels; only CMYK, and JPEG that are shrunk while they are decoded, differ by rounding.
+The array path decodes everything by Pillow (`sources.decode`). Both paths read the same formats to the same pixels.
+Only CMYK images and JPEGs that are shrunk during decoding differ, by rounding.
 """
 
 import numpy as np
 
 from bt_jax.data.sources import decode
 
-# TensorFlow decodes a JPEG of less than 2^29 values (core/lib/jpeg/jpeg_mem.cc), with up to 4 a pixel, and some more
-# where a side that is decoded at 1/8 is rounded up.
+# TensorFlow decodes a JPEG of less than 2^29 values (core/lib/jpeg/jpeg_mem.cc). A pixel has up to 4 values, and
+# decoding at 1/8 rounds the sides up.
 JPEG_PIXELS = (1 << 27) - (1 << 20)
 
 
@@ -34,8 +34,10 @@ def fit(data, canvas: int, channels: int = 3):
 
 
 def _decode_jpeg(data, canvas: int, channels: int):
-    """Image and its full size. Decodes at 1/2, 1/4 or 1/8 of the size (fewer coefficients, so faster) where that still
-    covers the canvas; grayscale and CMYK become RGB."""
+    """The image and its full size. Grayscale and CMYK become RGB.
+
+    Decodes at 1/2, 1/4 or 1/8 of the size if that still covers the canvas: fewer coefficients take less time.
+    """
     import tensorflow as tf
 
     size = tf.io.extract_jpeg_shape(data)[:2]
@@ -44,7 +46,7 @@ def _decode_jpeg(data, canvas: int, channels: int):
     decoded = pixels // tf.gather(tf.constant([1, 4, 16, 64], tf.int64), index)
 
     def decoder(ratio):
-        # The accurate transform costs nothing measurable, and gives Pillow's pixels to the bit.
+        # The accurate transform gives exactly Pillow's pixels, at no measurable cost.
         return lambda: tf.io.decode_jpeg(data, channels=channels, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
     image = tf.cond(
@@ -58,7 +60,7 @@ def _decode_jpeg(data, canvas: int, channels: int):
 def _decode_png(data, channels: int):
     import tensorflow as tf
 
-    # Colour to one channel by Pillow's weights, as on the array path; TensorFlow's decoder has others.
+    # Pillow converts colour to one channel, as on the array path: TensorFlow's decoder has other weights.
     image = tf.io.decode_png(data, channels=3) if channels == 3 else _pillow(data, channels)
     return shaped(image, [None, None, channels]), tf.shape(image)[:2]
 
@@ -71,16 +73,16 @@ def _decode_other(data, channels: int):
 
 
 def _pillow(data, channels: int):
-    """Whatever else Pillow reads: WebP, TIFF, GIF, BMP, PPM ..."""
+    """Decodes the other formats that Pillow reads: WebP, TIFF, GIF, BMP, PPM ..."""
     import tensorflow as tf
 
     def pixels(data):
-        # Outside a graph it is an array of no dimensions.
+        # Outside a graph, data is an array without dimensions.
         image = decode.try_decode(data.item() if isinstance(data, np.ndarray) else data, channels)
         return np.zeros((0, 0, channels), np.uint8) if isinstance(image, Exception) else image
 
     image = tf.numpy_function(pixels, [data], tf.uint8, stateful=False)
-    # Raised here: TensorFlow prints the traceback of an exception in Python.
+    # An assertion of TensorFlow, because TensorFlow prints the traceback of a Python exception.
     with tf.control_dependencies([tf.debugging.assert_greater(tf.size(image), 0, "Pillow cannot read it")]):
         return shaped(tf.identity(image), [None, None, channels])
 
@@ -88,17 +90,17 @@ def _pillow(data, channels: int):
 def _shrink(image, size):
     import tensorflow as tf
 
-    # Means over areas: no aliasing, and 1 ms an image where the antialiased bicubic of TensorFlow takes 6.
+    # The area method does not alias and takes 1 ms an image; TensorFlow's antialiased bicubic takes 6.
     return tf.cast(tf.round(tf.image.resize(image, size, method="area")), tf.uint8)
 
 
 def plain(function):
-    """Traced as it stands. AutoGraph finds nothing to rewrite here, and failing, prints the environment."""
+    """Turns AutoGraph off for a function: there is nothing to rewrite, and its failures print the environment."""
     import tensorflow as tf
 
     return tf.autograph.experimental.do_not_convert(function)
 
 
 def shaped(tensor, shape):
-    tensor.set_shape(shape)  # the graph cannot know it: a Python function or a decoder made it
+    tensor.set_shape(shape)  # unknown to the graph, because a Python function or a decoder made the tensor
     return tensor

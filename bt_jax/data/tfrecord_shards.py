@@ -1,4 +1,4 @@
-"""TFRecord shards in TFDS form: for storage that reads well only in sequence, such as gs:// and network disks."""
+"""TFRecord shards in TFDS form, for storage that is fast only in sequence, such as gs:// and network disks."""
 
 import os
 import re
@@ -12,33 +12,33 @@ from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.tfds import tensorflow, tensorflow_datasets
 from bt_jax.messages import UserError
 
-RECORDS = 1024  # a shard: about 110 MB of ImageNet JPEGs; TFDS aims at 150 MB
+RECORDS = 1024  # in a shard: about 110 MB of ImageNet JPEGs; TFDS aims at 150 MB
 VERSION = "1.0.0"
 
 
 def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits: Sequence[str]) -> Path:
-    """Writes whole splits, encoded as they are, as a data set of a TFDS folder; it appears whole or not at all.
+    """Writes whole splits as a data set of a TFDS folder, without re-encoding; it appears complete or not at all.
 
     The records are in a random order, a function of the split's size alone, so that reading shards in sequence mixes
-    the classes of a folder that is sorted by class. An image that cannot be read keeps its place, and cannot be read
-    from the shards either.
+    the classes of a folder that is sorted by class. An unreadable image keeps its position and is unreadable in the
+    shards too.
 
     Returns:
       DATA_DIR/NAME/1.0.0.
 
     Raises:
-      UserError: no TensorFlow, a data set of that name, a folder that cannot be written.
+      UserError: TensorFlow is not installed, the data set exists already, or the folder cannot be written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "patterns":
-        raise UserError(f"{name!r} is no name for a data set", "Use small letters, digits and _, e.g. my_images.")
+        raise UserError(f"{name!r} is not a data set name", "Use small letters, digits and _, e.g. my_images.")
     tf, tfds = tensorflow(), tensorflow_datasets()
-    final = storage.here(data_dir) / name / VERSION
+    final = storage.local_path(data_dir) / name / VERSION
     if final.exists():
         raise UserError(f"{final} exists already", "Choose another name, or delete it.")
     partial = final.with_name(f".{VERSION}.{os.getpid()}.tmp")
     labels = tfds.features.ClassLabel(names=source.class_names or [str(i) for i in range(source.num_classes)])
     features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image()} | ({"label": labels} if source.agree(splits) else {})
+        {"image": tfds.features.Image()} | ({"label": labels} if source.all_or_none_labelled(splits) else {})
     )
     try:
         partial.mkdir(parents=True)
@@ -58,17 +58,21 @@ def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits:
         partial.rename(final)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise UserError(f"cannot write {final}: {reason}", "Choose a folder with room that you may write to") from None
+        raise UserError(
+            f"Cannot write {final}: {reason}", "Choose a writable folder on a disk with free space."
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
 def _write_split(tf, source: Source, split: str, folder: Path, name: str) -> list[int]:
-    """Records in each shard."""
-    if split not in source.splits or not re.fullmatch(r"\w+", split):  # shards are mixed by themselves
+    """Writes a split; returns the number of records of each shard."""
+    if split not in source.splits or not re.fullmatch(r"\w+", split):  # no S.mixed: shards are shuffled anyway
         whole = [name for name in sorted(source.splits) if re.fullmatch(r"\w+", name)]
-        raise UserError(f"{split!r} is no split of {source.name} to write", f"Name whole splits: {', '.join(whole)}")
+        raise UserError(
+            f"{source.name} has no whole split {split!r} to write", f"Name whole splits: {', '.join(whole)}."
+        )
     count = source.splits[split]
     order, labelled = permutation(count, 0, 0), source.labelled(split)
     shards = [order[first : first + RECORDS] for first in range(0, count, RECORDS)]

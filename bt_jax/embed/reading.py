@@ -15,10 +15,10 @@ from PIL import Image
 
 from bt_jax import storage
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.decode import cores, try_decode
 from bt_jax.data.sources.spans import Span
-from bt_jax.embed.shard_files import Explained
+from bt_jax.embed.shard_files import WriteErrors
 from bt_jax.messages import UserError
 
 
@@ -48,7 +48,7 @@ def file_names(source: Source, base: str, ids: Iterable[int]) -> list[str]:
     return [source.file(base, int(number)) for number in ids]
 
 
-class Unreadable(Broken):
+class ImagesWithoutRow(UnreadableImages):
     """Images without a row. Counted over the whole of what is embedded of a split, not of the shard that is read.
 
     Args:
@@ -104,7 +104,7 @@ class Unreadable(Broken):
             for number, (name, reason) in sorted(found.items())
         ]
         if lines:
-            with Explained(self._file):
+            with WriteErrors(self._file):
                 storage.write(self._file, "".join(lines).encode("utf-8", "surrogateescape"))
         else:
             self._file.unlink(missing_ok=True)
@@ -114,7 +114,7 @@ class Reading(NamedTuple):
     """How images are read: batches of `batch_size`, decoded to 3 or 1 channels, larger ones onto a canvas."""
 
     source: Source
-    unreadable: Unreadable
+    unreadable: ImagesWithoutRow
     batch_size: int
     canvas: int
     channels: int

@@ -10,7 +10,7 @@ import numpy as np
 
 from bt_jax import storage
 from bt_jax.data.sources.spans import Span
-from bt_jax.embed.shard_files import Explained
+from bt_jax.embed.shard_files import WriteErrors
 from bt_jax.messages import UserError
 from bt_jax.run_folder import environment, lock, opening
 from bt_jax.weights import load
@@ -23,7 +23,7 @@ def view_sizes(options: argparse.Namespace) -> dict[str, int]:
 
     `resize` keeps its proportion to a `size` that is given alone; 0 means `size`.
     """
-    config = opening.of_step(load.place(options.encoder), "config.json")
+    config = opening.read_run_json(load.place(options.encoder), "config.json")
     size, resize = load.evaluation_size(config)
     if not size:
         size, resize = load.SIZE, RESIZE
@@ -68,15 +68,15 @@ def open_out(
     settings |= {"encoder": str(load.place(encoder))}
     splits = {base: {"start": span.start, "stop": span.stop} for base, span in spans.items()}
     splits = {base: split | {"images": digests[base]} for base, split in splits.items()}
-    cure = "Give another --out, or the options of before to go on."
-    with Explained(out):
+    fix = "Give another --out, or the options of before to go on."
+    with WriteErrors(out):
         out.mkdir(parents=True, exist_ok=True)
         lock.hold(out)
         if file.exists():
             old = _read(file)
             different = _differences(old, settings, splits)
             if different:
-                raise UserError(f"{out} was begun with other options ({'; '.join(different)})", cure)
+                raise UserError(f"{out} was begun with other options ({'; '.join(different)})", fix)
             splits = old["splits"] | {base: old["splits"].get(base, {}) | span for base, span in splits.items()}
         elif any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out} is not empty and holds no embed.json", "Give another --out.")

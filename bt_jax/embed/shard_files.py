@@ -95,7 +95,7 @@ class Parquet:
         return folder / f"embeddings-{stem}.parquet"
 
 
-class Explained:
+class WriteErrors:
     """Turns what the disk says while something is written into one line."""
 
     def __init__(self, what: Path):
@@ -107,5 +107,5 @@ class Explained:
     def __exit__(self, kind, error, traceback):
         if isinstance(error, OSError):
             reason = "the disk is full" if is_disk_full(error) else error.strerror or str(error)
-            cure = "Choose a folder with room that you may write to; the same command goes on."
-            raise UserError(f"Cannot write {self._what}: {reason}", cure) from None
+            fix = "Choose a folder with room that you may write to; the same command goes on."
+            raise UserError(f"Cannot write {self._what}: {reason}", fix) from None

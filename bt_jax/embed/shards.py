@@ -21,9 +21,9 @@ from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.data.sources.selection import unmixed, with_mixed
 from bt_jax.data.sources.spans import Span
-from bt_jax.embed.reading import Reading, Shard, Unreadable, batches_of, cut, file_names
+from bt_jax.embed.reading import ImagesWithoutRow, Reading, Shard, batches_of, cut, file_names
 from bt_jax.embed.record import fingerprint, open_out, view_sizes
-from bt_jax.embed.shard_files import Explained, Npy, Parquet, Rows
+from bt_jax.embed.shard_files import Npy, Parquet, Rows, WriteErrors
 from bt_jax.evals import features, finite
 from bt_jax.messages import UserError
 from bt_jax.run_folder import lock
@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> None:
     for name in ("shard", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)} is not positive", "Give at least 1")
-    out = storage.here(options.out)
-    lock.look(out)
+    out = storage.local_path(options.out)
+    lock.check_free(out)
     mesh = sharding.make_mesh()
     store = {"npy": Npy, "parquet": Parquet}[options.format]()
     view = view_sizes(options)
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     recipe = recipes.RECIPES["imagenet"](view["size"])  # of which the evaluation sees the normalisation alone
     recipe = dataclasses.replace(recipe, mean=tuple(model["mean"]), std=tuple(model["std"]))
     embed = features.make_embed(net, recipe, mesh, resize=view["resize"])
-    unreadable = Unreadable(source, spans, limit=options.broken_limit, file=out / "broken.txt")
+    unreadable = ImagesWithoutRow(source, spans, limit=options.broken_limit, file=out / "broken.txt")
     batch_size = sharding.round_up(options.batch_size, mesh)
     reading = Reading(source, unreadable, batch_size, view["canvas"], len(model["mean"]))
     job = Job(reading, mesh, partial(embed, sharding.put_replicated(variables, mesh)), store, net.feature_dim)
@@ -99,7 +99,7 @@ def embed_split(job: Job, folder: Path, shards: list[Shard]) -> None:
         for shard, batches in groupby(ahead, key=lambda item: item[0]):
             rows = _rows(job, shard, batches, ticks)
             job.reading.unreadable.write()  # before the shard: a row that is in neither means that the shard is damaged
-            with Explained(folder):
+            with WriteErrors(folder):
                 job.store.write(folder, shard.stem, rows)
     deque(ticks, maxlen=0)
     unreadable, there = len(job.reading.unreadable.reasons[base]), len(shards) - len(missing)
@@ -172,4 +172,4 @@ def _open_data(options: argparse.Namespace) -> tuple[Source, dict[str, Span]]:
 
 def _data_name(options: argparse.Namespace, source: Source) -> str:
     path = options.folder or options.npz_in
-    return storage.kept(path) if path else source.name
+    return storage.absolute_text(path) if path else source.name

@@ -9,7 +9,7 @@ import numpy as np
 
 from bt_jax import augment, compilers, storage
 from bt_jax.augment import recipes
-from bt_jax.data.sources.base import evenly
+from bt_jax.data.sources.base import evenly_spaced
 from bt_jax.objectives import barlow_twins
 from bt_jax.shapes import Float
 from bt_jax.state import Nets, TrainState
@@ -62,7 +62,7 @@ class CrossCorrelation:
     def matrix(self, state: TrainState, limit: int = MAX_ROWS) -> np.ndarray:
         """c of at most `limit` evenly spaced dimensions, float32 (m, m)."""
         z1, z2 = self._embeddings(state, self._key, self._batch)
-        keep = evenly(z1.shape[1], limit)
+        keep = evenly_spaced(z1.shape[1], limit)
         return np.asarray(jnp.asarray(barlow_twins.cross_correlation(z1[:, keep], z2[:, keep]), jnp.float32))
 
     def history(self) -> dict[str, np.ndarray]:
@@ -80,5 +80,5 @@ def _array(file: storage.AnyPath) -> np.ndarray:
 
 def for_heat_map(c: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "m m"]:
     """At most HEAT_MAP_ROWS evenly spaced rows and columns of a (d, d) matrix."""
-    rows = evenly(len(c), HEAT_MAP_ROWS)
+    rows = evenly_spaced(len(c), HEAT_MAP_ROWS)
     return c[np.ix_(rows, rows)]

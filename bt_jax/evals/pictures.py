@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from bt_jax.data.sources.base import evenly
+from bt_jax.data.sources.base import evenly_spaced
 from bt_jax.shapes import Float, Int, UInt8
 
 ROWS = 512  # of a correlation matrix at a time: a copy of (8192, 8192) float32 would take 268 MB
@@ -87,7 +87,7 @@ def embedding_map(
       {"map_xy": float32 (m, 2) in [0, 1], "map_images": uint8 (m, s, s, 3)}, with labels also
       {"map_labels": int32 (m,)}. Equal input gives equal bytes.
     """
-    chosen = evenly(len(features), limit)
+    chosen = evenly_spaced(len(features), limit)
     xy = _project_to_plane(_unit_rows(np.asarray(features)[chosen]), seed)
     reach = np.ptp(xy, axis=0)
     # The features of a collapsed encoder are all one point. Their images are placed in the middle.
@@ -137,7 +137,7 @@ def neighbours(
     """
     if len(features) < 2:
         return {}
-    unit, chosen = _unit_rows(features), evenly(len(features), queries)
+    unit, chosen = _unit_rows(features), evenly_spaced(len(features), queries)
     similarity = unit[chosen] @ unit.T
     similarity[np.arange(len(chosen)), chosen] = -np.inf
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(unit) - 1)]

@@ -16,7 +16,7 @@ WAIT_SECONDS = 1800  # per barrier: a process may list a million files; the watc
 _gathered = 0  # how often this process has gathered; part of the keys, so that each is used once
 
 
-def several() -> bool:
+def is_multi_process() -> bool:
     """Whether this process is one of several."""
     return processes() > 1
 
@@ -48,19 +48,19 @@ def _joined():
     return distributed.global_state
 
 
-def gather(value: Any, *, what: str, seconds: float | None = None) -> list[Any]:
+def gather(value: Any, *, barrier: str, seconds: float | None = None) -> list[Any]:
     """The value of every process, in their order; all processes must call it equally often.
 
     Args:
       value: JSON-able.
-      what: the name of the barrier for the message about a missing process, such as "the comparison of configs".
+      barrier: the name of the barrier for the message about a missing process, such as "the comparison of configs".
       seconds: to wait; WAIT_SECONDS by default.
 
     Raises:
       UserError: (status 75) a process has not come within `seconds`; it is named.
     """
     global _gathered
-    if not several():
+    if not is_multi_process():
         return [value]
     _gathered += 1
     seconds = WAIT_SECONDS if seconds is None else seconds
@@ -77,7 +77,7 @@ def gather(value: Any, *, what: str, seconds: float | None = None) -> list[Any]:
             here = {int(name.rpartition("/")[2]) for name, _ in store().key_value_dir_get(f"{key}/")}
             absent = ", ".join(str(i) for i in range(processes()) if i not in here)
             raise UserError(
-                f"Process {absent} of {processes()} did not come to {what} within {seconds:g} s",
+                f"Process {absent} of {processes()} did not come to {barrier} within {seconds:g} s",
                 "Read its own output, and start all processes again: the run resumes.",
                 status=TRY_AGAIN,
             ) from None

@@ -24,23 +24,25 @@ TELL_SECONDS = 5  # for the others to read why a process ends
 
 
 @contextlib.contextmanager
-def leaving() -> Iterator[None]:
-    """Whatever is raised inside and is not an agreed stop ends this process of several by `leave`."""
+def failures_end_all() -> Iterator[None]:
+    """Whatever is raised inside and is not an agreed stop ends this process of several by `fail_all_processes`."""
     try:
         yield
     except SystemExit:
         raise
     except UserError as error:
-        if coordination.several():
-            say_everywhere(str(error))
-            leave(error.status, why=str(error))
+        if coordination.is_multi_process():
+            print_on_every_process(str(error))
+            fail_all_processes(error.status, why=str(error))
         raise
     except BaseException as error:
-        if coordination.several() and _is_of_a_collective(error):
-            _leave_with_who_broke_it(error)
-        if coordination.several():
+        if coordination.is_multi_process() and _is_of_a_collective(error):
+            _fail_with_the_first_cause(error)
+        if coordination.is_multi_process():
             traceback.print_exc()
-            leave(130 if isinstance(error, KeyboardInterrupt) else 1, why=f"{type(error).__name__}: {error}")
+            fail_all_processes(
+                130 if isinstance(error, KeyboardInterrupt) else 1, why=f"{type(error).__name__}: {error}"
+            )
         raise
 
 
@@ -53,22 +55,22 @@ def _is_of_a_collective(error: BaseException) -> bool:
     return isinstance(error, ValueError | RuntimeError) and bool(re.search(r"(Gloo|NCCL)\b.* failed", text))
 
 
-def _leave_with_who_broke_it(error: BaseException) -> None:
+def _fail_with_the_first_cause(error: BaseException) -> None:
     """With the status of the process that has ended, if it tells within a moment why it did."""
     deadline = time.monotonic() + CAUSE_SECONDS
     with contextlib.suppress(Exception):  # the store is gone, too
         while time.monotonic() < deadline:
-            for other, told in ended().items():
+            for other, told in exit_notices().items():
                 why = f"process {other} on {told['host']} has ended: {told['why']}"
-                say_everywhere(f"{why}. {ends_with(told['status'])}")
-                leave(told["status"], why=why)
+                print_on_every_process(f"{why}. {exit_sentence(told['status'])}")
+                fail_all_processes(told["status"], why=why)
             time.sleep(0.1)
     why = f"what all processes do together has failed, most likely because one has ended ({_short(error)})"
-    say_everywhere(f"{why}. {ends_with(TRY_AGAIN)}")
-    leave(TRY_AGAIN, why=why)
+    print_on_every_process(f"{why}. {exit_sentence(TRY_AGAIN)}")
+    fail_all_processes(TRY_AGAIN, why=why)
 
 
-def ends_with(status: int) -> str:
+def exit_sentence(status: int) -> str:
     """The last sentence of a process that is ended."""
     return f"This process ends with status {status}" + ("; the same command goes on" if status == TRY_AGAIN else "")
 
@@ -77,7 +79,7 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def leave(status: int, *, why: str) -> None:
+def fail_all_processes(status: int, *, why: str) -> None:
     """Ends a process that failed: tells the others, who end as well within seconds (`watchdog`), and does not return.
 
     Without it JAX would, at its exit, wait for the others for minutes."""
@@ -92,10 +94,10 @@ def leave(status: int, *, why: str) -> None:
     telling.join(TELL_SECONDS)  # of a process 0 that was stopped nobody gets an answer
     if coordination.process() == 0:  # the store goes with it: the others must have read
         time.sleep(TELL_SECONDS)
-    end(status)
+    exit_now(status)
 
 
-def end(status: int) -> None:
+def exit_now(status: int) -> None:
     """Ends this process at once, without JAX's wait for the others."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # closed, or its reader is gone
@@ -104,15 +106,15 @@ def end(status: int) -> None:
     os._exit(status)
 
 
-def ended() -> dict[int, dict[str, Any]]:
-    """{process: {"status", "host", "why"}} of those that have left by `leave`."""
+def exit_notices() -> dict[int, dict[str, Any]]:
+    """{process: {"status", "host", "why"}} of those that have left by `fail_all_processes`."""
     return {
         int(key.rpartition("/")[2]): json.loads(value)
         for key, value in coordination.store().key_value_dir_get("bt_jax/ended/")
     }
 
 
-def say_everywhere(text: str) -> None:
+def print_on_every_process(text: str) -> None:
     """One line on stderr of this process, which names itself where there are several."""
-    name = f"process {coordination.process()} on {socket.gethostname()}: " if coordination.several() else ""
+    name = f"process {coordination.process()} on {socket.gethostname()}: " if coordination.is_multi_process() else ""
     messages.put(f"bt_jax: {name}{text}", sys.stderr)

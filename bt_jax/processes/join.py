@@ -46,7 +46,9 @@ def start(address: str | None, number: int | None, own: int | None, *, silent_se
         status=TRY_AGAIN,
     )
     # JAX would abort, with a stack.
-    waiting = threading.Timer(JOIN_SECONDS, lambda: (exits.say_everywhere(str(absent)), exits.end(TRY_AGAIN)))
+    waiting = threading.Timer(
+        JOIN_SECONDS, lambda: (exits.print_on_every_process(str(absent)), exits.exit_now(TRY_AGAIN))
+    )
     waiting.daemon = True
     waiting.start()
     try:
@@ -74,7 +76,7 @@ def _the_only_gpu() -> list[int] | None:
     return [0] if "SLURM_LOCALID" in os.environ and visible and "," not in visible else None
 
 
-def agree(own: dict[str, Any]) -> None:
+def check_identical(own: dict[str, Any]) -> None:
     """Compares values that must be equal on all processes with those of process 0, before the first step.
 
     Args:
@@ -83,11 +85,11 @@ def agree(own: dict[str, Any]) -> None:
     Raises:
       UserError: on every process, with the process, its host, and the names that differ.
     """
-    if not coordination.several():
+    if not coordination.is_multi_process():
         return
     own = own | {"devices of a process": jax.local_device_count(), "kind of device": jax.devices()[0].device_kind}
     gathered = coordination.gather(
-        [socket.gethostname(), {key: repr(value) for key, value in own.items()}], what="the comparison"
+        [socket.gethostname(), {key: repr(value) for key, value in own.items()}], barrier="the comparison"
     )
     hosts = sorted({host for host, _ in gathered})
     messages.say(f"{len(gathered)} processes on {len(hosts)} hosts: {', '.join(hosts[:8])}{', ...' * (len(hosts) > 8)}")
@@ -109,10 +111,10 @@ def agree(own: dict[str, Any]) -> None:
 
 def check_shared(folder: Path) -> None:
     """Raises UserError on every process unless all of them see what process 0 writes to the folder."""
-    if not coordination.several():
+    if not coordination.is_multi_process():
         return
     places = coordination.gather(
-        os.fspath(folder) if storage.in_bucket(folder) else "a local folder", what="the run folder"
+        os.fspath(folder) if storage.in_bucket(folder) else "a local folder", barrier="the run folder"
     )
     if len(set(places)) > 1:
         other = next(i for i, place in enumerate(places) if place != places[0])
@@ -122,14 +124,14 @@ def check_shared(folder: Path) -> None:
         )
     if storage.in_bucket(folder):
         return
-    name = f".together-{coordination.gather(secrets.token_hex(8), what='the check of the run folder')[0]}"
+    name = f".together-{coordination.gather(secrets.token_hex(8), barrier='the check of the run folder')[0]}"
     if coordination.process() == 0:
         (folder / name).touch()
-    coordination.gather(None, what="the check of the run folder")
+    coordination.gather(None, barrier="the check of the run folder")
     deadline = time.monotonic() + SEEN_SECONDS
     while not (seen := _is_listed(folder, name)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    everywhere = coordination.gather([seen, socket.gethostname()], what="the check of the run folder")
+    everywhere = coordination.gather([seen, socket.gethostname()], barrier="the check of the run folder")
     if coordination.process() == 0:
         (folder / name).unlink(missing_ok=True)
     unaware = [f"process {i} on {host}" for i, (seen, host) in enumerate(everywhere) if not seen]

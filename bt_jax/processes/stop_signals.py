@@ -53,7 +53,7 @@ class StopSignals:
                 break
         google = bool(os.environ.get("GCE_METADATA_HOST")) or jax.default_backend() == "tpu"
         self._thread = threading.Thread(target=self._listen, args=(google,), name="stopping", daemon=True)
-        if google or coordination.several():
+        if google or coordination.is_multi_process():
             self._thread.start()
 
     def __enter__(self) -> Self:
@@ -65,11 +65,11 @@ class StopSignals:
     @property
     def immediate(self) -> bool:
         """True if a signal came and no other process has to agree: work in progress can be abandoned."""
-        return bool(self.signal) and not coordination.several()
+        return bool(self.signal) and not coordination.is_multi_process()
 
     def requested_before(self, at: int, until: int) -> bool:
         """Whether to stop at step `at`, rather than take the window of steps up to `until`."""
-        if not coordination.several():
+        if not coordination.is_multi_process():
             return bool(self.signal)
         with self._changed:
             while self._asked and self._target is None:
@@ -81,7 +81,7 @@ class StopSignals:
     def requested_anywhere(self) -> bool:
         """Whether a signal came to any process. Every process must call this once, after its last window: a signal in
         that window came too late to stop before it."""
-        self.signal = max(coordination.gather(int(self.signal), what="the end of training"))
+        self.signal = max(coordination.gather(int(self.signal), barrier="the end of training"))
         return bool(self.signal)
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._thread.is_alive():
-            if coordination.several():
+            if coordination.is_multi_process():
                 with contextlib.suppress(Exception):  # no other process is left
                     _publish(_BOUNDARIES, self._next)
             self._done.set()
@@ -107,7 +107,7 @@ class StopSignals:
 
     def _say(self, told: str) -> None:
         text = f"{told}: saving within a few steps"
-        exits.say_everywhere(text) if coordination.several() else messages.say(text)
+        exits.print_on_every_process(text) if coordination.is_multi_process() else messages.say(text)
 
     def _listen(self, google: bool) -> None:
         asked_google = 0.0
@@ -117,11 +117,11 @@ class StopSignals:
                 if told := _google():
                     self.signal = signal.SIGTERM
                     self._say(told)
-            if coordination.several():
+            if coordination.is_multi_process():
                 with contextlib.suppress(Exception):  # process 0 is gone: `watchdog` ends this one
-                    self._agree()
+                    self._negotiate_stop_step()
 
-    def _agree(self) -> None:
+    def _negotiate_stop_step(self) -> None:
         """One look at what the others have told; fixes the step where all stop, once all have."""
         if self._target is not None:
             return

@@ -37,16 +37,16 @@ def begin(*, stuck_seconds: float, silent_seconds: float) -> None:
     """Starts watching.
 
     Args:
-      stuck_seconds: time without progress (`at`) of any process, after which this one ends; 0: never. It does not
-        count while a process evaluates, for which no limit is known.
-      silent_seconds: time without a heartbeat of another process, after which that one counts as gone.
+      stuck_seconds: this process ends after this time without progress (`report_progress`) of any process; 0: never.
+        The limit does not apply while a process evaluates, because evaluations have no known limit.
+      silent_seconds: another process counts as dead after this time without a heartbeat from it.
     """
     global _watch
     _watch = Watch(stuck_seconds, silent_seconds)
 
 
-def at(step: int, phase: Phase, detail: str = "", *, waited: float | None = None) -> None:
-    """Notes progress.
+def report_progress(step: int, phase: Phase, detail: str = "", *, waited: float | None = None) -> None:
+    """Records progress.
 
     Args:
       step: steps that the device was given so far.
@@ -54,7 +54,7 @@ def at(step: int, phase: Phase, detail: str = "", *, waited: float | None = None
       waited: share of the time since the last report that was spent waiting for data.
     """
     if _watch:
-        _watch.at(step, phase, detail, waited)
+        _watch.report_progress(step, phase, detail, waited)
 
 
 def slowest_line() -> str:
@@ -84,12 +84,14 @@ class Watch:
         self._beat = {"host": socket.gethostname(), "step": -1, "phase": Phase.STARTING, "detail": "", "waited": 0.0}
         self._received: dict[int, tuple[dict, float]] = {}  # of the others: the last beat, and when it last changed
         self._done = threading.Event()
-        jobs = {"watch": self._check} | ({"heartbeats": self._exchange_heartbeats} if coordination.several() else {})
+        jobs = {"watch": self._check} | (
+            {"heartbeats": self._exchange_heartbeats} if coordination.is_multi_process() else {}
+        )
         self._threads = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
         for thread in self._threads:
             thread.start()
 
-    def at(self, step: int, phase: Phase, detail: str, waited: float | None) -> None:
+    def report_progress(self, step: int, phase: Phase, detail: str, waited: float | None) -> None:
         self._progress = time.monotonic()
         self._beat |= {"step": step, "phase": phase, "detail": detail}
         self._beat |= {} if waited is None else {"waited": round(waited, 3)}
@@ -120,7 +122,7 @@ class Watch:
         store.key_value_set(f"{_BEATS}/{coordination.process()}", beat, allow_overwrite=True)
         if last:
             return
-        for process, told in exits.ended().items():
+        for process, told in exits.exit_notices().items():
             if process != coordination.process():
                 why = f": {told['why']}" if told["why"] else ""
                 self._end(told["status"], f"process {process} on {told['host']} has ended{why}")
@@ -137,7 +139,7 @@ class Watch:
 
     def _check(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
-            if coordination.several():
+            if coordination.is_multi_process():
                 self._end_if_silent()
             idle = time.monotonic() - self._progress
             # The limit is that of the slowest process: the others wait for it to finish compiling.
@@ -179,10 +181,10 @@ class Watch:
         self._end(TRY_AGAIN, why)
 
     def _end(self, status: int, why: str) -> None:
-        exits.say_everywhere(f"{why}. {exits.ends_with(status)}")
-        if coordination.several():
-            exits.leave(status, why=why)
-        exits.end(status)
+        exits.print_on_every_process(f"{why}. {exits.exit_sentence(status)}")
+        if coordination.is_multi_process():
+            exits.fail_all_processes(status, why=why)
+        exits.exit_now(status)
 
 
 def _doing(beat: dict) -> str:

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from bt_jax.data.sources.base import evenly
+from bt_jax.data.sources.base import evenly_spaced
 from bt_jax.report.formats import number
 from bt_jax.report.images import heat_map
 from bt_jax.report.page import figure, section, swatch, table
@@ -75,11 +75,11 @@ def strip_over_time(run: Run) -> str:
     if run.pictures.keys().isdisjoint(("c_steps", "c_over_time")):
         return ""
     steps, maps = run.pictures["c_steps"], run.pictures["c_over_time"]
-    rows = evenly(maps.shape[1], MAP_ROWS)
+    rows = evenly_spaced(maps.shape[1], MAP_ROWS)
     cells = "".join(
         f'<figure><img class="map" src="{heat_map(maps[i][np.ix_(rows, rows)].astype(np.float32))}"'
         f' alt="c at step {steps[i]}"><figcaption>step {steps[i]:,}</figcaption></figure>'
-        for i in evenly(len(maps), MAX_MAPS)
+        for i in evenly_spaced(len(maps), MAX_MAPS)
     )
     caption = (
         "The diagonal brightens within the first epochs. The colours off the diagonal grow at first, then fade slowly."

@@ -56,7 +56,7 @@ def read_run(folder) -> Run:
     Raises:
       UserError: there is no folder, or it has no metrics.jsonl.
     """
-    path = storage.path(folder)
+    path = storage.parse_path(folder)
     if not storage.is_dir(path):
         raise UserError(f"There is no run folder {path}", "Name the --workdir of a run.")
     if not (path / "metrics.jsonl").is_file():

@@ -30,7 +30,7 @@ from bt_jax.report.sections import (
 PAGE = "report.html"
 
 
-@storage.reached()
+@storage.bucket_errors_as_user_errors()
 def report(run_dir, *others, out=None) -> Path:
     """Writes the report of a run and returns its path.
 
@@ -46,7 +46,7 @@ def report(run_dir, *others, out=None) -> Path:
     if len({run.name for run in runs}) < len(runs):  # a/run and b/run
         for run in runs:
             run.name = str(run.path)
-    target = storage.path(out) if out else runs[0].path / PAGE
+    target = storage.parse_path(out) if out else runs[0].path / PAGE
     text = page(runs)
     try:
         storage.write(target, text)

@@ -25,7 +25,7 @@ def check(folder: Path, *, writes: bool = True) -> None:
     Raises:
       UserError: the path has a character, or a name, that Orbax or TensorStore takes for something else.
     """
-    if not storage.in_bucket(folder) and (fault := _fault(os.fspath(folder), WRITTEN if writes else READ)):
+    if not storage.in_bucket(folder) and (fault := _path_problem(os.fspath(folder), WRITTEN if writes else READ)):
         shown = os.fspath(folder).encode("utf-8", "backslashreplace").decode()[:300]
         raise UserError(
             f"No checkpoint can be {'kept in' if writes else 'read from'} {shown}: {fault}",
@@ -33,7 +33,7 @@ def check(folder: Path, *, writes: bool = True) -> None:
         )
 
 
-def _fault(text: str, patterns: str) -> str:
+def _path_problem(text: str, patterns: str) -> str:
     try:
         length = len(text.encode())
     except UnicodeEncodeError:

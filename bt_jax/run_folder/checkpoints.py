@@ -37,10 +37,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, model: dict[str, Any], keep_last: int = 2, keep_every: int = 0):
-        self._folder = storage.absolute(storage.path(folder)) / "checkpoints"
+        self._folder = storage.absolute(storage.parse_path(folder)) / "checkpoints"
         self._model = model
         self._saving = NONE
-        _set_damaged_aside(self._folder)
+        _quarantine_damaged(self._folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
             keep_period=keep_every or None,
@@ -59,7 +59,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        with _Explained(f"checkpoint {step}", self._folder):
+        with _WriteErrors(f"checkpoint {step}", self._folder):
             self._manager.wait_until_finished()
             self._saving = step
             self._manager.save(step, args=ocp.args.Composite(**items, model=ocp.args.JsonSave(self._model)))
@@ -81,7 +81,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises if a save failed."""
-        with _Explained("checkpoint", self._folder):
+        with _WriteErrors("checkpoint", self._folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class Checkpoints:
             manifest.write(max(names, key=lambda path: path.stat().st_mtime))
 
 
-def _commit(folder: Path) -> None:
+def _mark_committed(folder: Path) -> None:
     """Says so to Orbax, which deletes what is not committed: in a bucket by an object, in the folder and in its parts.
 
     What was interrupted right before that has none, and what was copied from a disk may have none.
@@ -113,14 +113,14 @@ def _commit(folder: Path) -> None:
         storage.write(folder / COMMITTED, "")
 
 
-def _set_damaged_aside(root: Path) -> None:
+def _quarantine_damaged(root: Path) -> None:
     """On the first process, which all others wait for."""
     error, steps = None, step_folders.steps_in(root)
     if not steps and jax.process_count() == 1:
         return
     if jax.process_index() == 0:
         try:
-            whole, damaged = step_folders.newest_whole(root, steps) if steps else (NONE, {})
+            whole, damaged = step_folders.newest_intact(root, steps) if steps else (NONE, {})
             for step, fault in damaged.items():
                 aside = _free_name(root.parent / "damaged" / str(step))
                 storage.move(root / str(step), aside)
@@ -129,7 +129,7 @@ def _set_damaged_aside(root: Path) -> None:
                 )
             if storage.in_bucket(root):
                 for step in set(steps) - set(damaged):
-                    _commit(root / str(step))
+                    _mark_committed(root / str(step))
         except UserError as found:
             error = found
     failed = error is not None
@@ -176,7 +176,7 @@ def _from_items(items, like: TrainState) -> TrainState:
     )
 
 
-class _Explained:
+class _WriteErrors:
     """Turns a full disk, or a bucket out of reach, which come to us in several guises, into one line."""
 
     def __init__(self, what: str, folder: Path):
@@ -191,5 +191,5 @@ class _Explained:
                 f"The disk is full while writing {self._what}",
                 "Free some space and give the same command again: earlier checkpoints are whole.",
             ) from error
-        if error is not None and (found := storage.explained(error, f"{self._what} cannot be written")):
+        if error is not None and (found := storage.as_user_error(error, f"{self._what} cannot be written")):
             raise found from error

@@ -26,13 +26,13 @@ from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination, exits
 
 NAME = ".lock"
-TRIES, PAUSE_SECONDS = 5, 0.1  # a lock that lasts for a moment is that of another start's `look`
+TRIES, PAUSE_SECONDS = 5, 0.1  # a lock that lasts for a moment is that of another start's `check_free`
 BEAT_SECONDS, WATCH_SECONDS, SETTLE_SECONDS = 5.0, 20.0, 1.0
 
 _held: dict[str, "_Kernel | _Beats"] = {}  # by folder, of this process
 
 
-def look(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     """Refuses a folder that another process holds, before anything is read or made; says nothing of a bucket's."""
     path = folder / NAME
     if coordination.process() or storage.in_bucket(folder) or os.fspath(folder) in _held or not path.is_file():
@@ -89,8 +89,8 @@ class _Kernel:
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            cure = "Give a folder that you may write to."
-            raise UserError(f"Nothing can be written to {path.parent}: {error.strerror}", cure) from None
+            fix = "Give a folder that you may write to."
+            raise UserError(f"Nothing can be written to {path.parent}: {error.strerror}", fix) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not (path.exists() and os.path.samestat(os.fstat(self._descriptor), path.stat())):
@@ -168,10 +168,10 @@ class _Beats:
 
 def _give_way(path: Path) -> None:
     why = f"{_taken(path).cause}, as this process was silent for more than {WATCH_SECONDS:g} s"
-    exits.say_everywhere(f"{why}. {exits.ends_with(TRY_AGAIN)}")
-    if coordination.several():
-        exits.leave(TRY_AGAIN, why=why)
-    exits.end(TRY_AGAIN)
+    exits.print_on_every_process(f"{why}. {exits.exit_sentence(TRY_AGAIN)}")
+    if coordination.is_multi_process():
+        exits.fail_all_processes(TRY_AGAIN, why=why)
+    exits.exit_now(TRY_AGAIN)
 
 
 def _described(**more) -> bytes:

@@ -42,7 +42,7 @@ def write(folder: Path) -> None:
     storage.sync(folder)
 
 
-def fault(folder: Path, parts: tuple[str, ...] | None = None) -> str:
+def find_damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
     """What is wrong with a checkpoint, naming the file, or "" where every byte is as it was written.
 
     Args:

@@ -26,12 +26,12 @@ class RunLog:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        self._folder = storage.Growing(folder, (NAME,))
-        path = self._folder.here / NAME
+        self._folder = storage.AppendFolder(folder, (NAME,))
+        path = self._folder.local / NAME
         if path.exists():
             _drop_after(path, first_step)
         self._file = path.open("a")
-        self._board = _Board(self._folder.here / "tensorboard", first_step + 1) if tensorboard else None
+        self._board = _Board(self._folder.local / "tensorboard", first_step + 1) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line {"step": …, name: value, …}. Values that are not finite are written as null."""
@@ -41,7 +41,7 @@ class RunLog:
         self._file.flush()
         if self._board:
             self._board.write(step, values)
-        self._folder.grown()
+        self._folder.copy_if_due()
 
     def sync(self) -> None:
         """Returns when all lines are on the disk, or in the bucket."""

@@ -15,16 +15,16 @@ from bt_jax.processes import coordination, join
 from bt_jax.run_folder import checkpoint_paths, environment, lock, same_data, same_run
 
 
-def look(path: str, task: str) -> Path:
+def check_folder(path: str, task: str) -> Path:
     """The folder as an absolute path; makes nothing.
 
     Raises:
       UserError: another process holds it, or the task would write checkpoints that cannot be kept there.
     """
-    folder = storage.absolute(storage.path(path))
+    folder = storage.absolute(storage.parse_path(path))
     if task != "evaluate":
         checkpoint_paths.check(folder)
-    lock.look(folder)
+    lock.check_free(folder)
     return folder
 
 
@@ -42,8 +42,8 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None,
       UserError: the folder cannot be made, is held by another process, or holds a run with another config or on other
         images: the differences are named.
     """
-    config = same_run.with_kept_paths(config)
-    folder = look(path, config.get("task", ""))
+    config = same_run.with_absolute_paths(config)
+    folder = check_folder(path, config.get("task", ""))
     try:
         storage.make(folder)
     except OSError as error:
@@ -51,7 +51,7 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None,
             f"The work folder {folder} cannot be made: {error.strerror}", "Give another --workdir."
         ) from None
     if storage.in_bucket(folder):
-        storage.look_at_bucket(folder)
+        storage.check_bucket_access(folder)
     join.check_shared(folder)
     lock.hold(folder)
     file = folder / "config.json"
@@ -64,8 +64,8 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None,
                 "Give another --workdir, or the config of that run to go on with it.",
             )
         _say_longer(old, config)
-    data = same_data.check(folder, images, begun=file.exists()) if images else None
-    coordination.gather(None, what="the look at the run folder")  # all have read before it is written
+    data = same_data.check(folder, images, started_before=file.exists()) if images else None
+    coordination.gather(None, barrier="the look at the run folder")  # all have read before it is written
     if jax.process_index() == 0:
         if data:  # first: a run with a config and without it is one of bt_jax 0.1.0
             storage.write_json(folder / same_data.NAME, data)
@@ -74,15 +74,18 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None,
     return folder
 
 
-def agree(config: ConfigDict, **facts: Any) -> None:
-    """Several processes: compares config, versions and `facts` with process 0's; raises UserError, see `join.agree`.
+def check_same_run(config: ConfigDict, **facts: Any) -> None:
+    """In a multi-process run, compares config, versions and `facts` with those of process 0.
 
-    Where the data and the compiled programs lie may differ: every host can have its own copy.
+    Paths of data and compiled programs may differ: every host can have its own copy.
+
+    Raises:
+      UserError: they differ, see `join.check_identical`.
     """
-    if coordination.several():
+    if coordination.is_multi_process():
         flat = arguments.flatten(arguments.to_dict(config))
         own = {f"config.{key}": value for key, value in flat.items() if key not in same_run.PER_HOST_KEYS}
-        join.agree(
+        join.check_identical(
             own
             | facts
             | environment.versions()
@@ -103,13 +106,13 @@ def _say_longer(old: dict, new: dict) -> None:
         )
 
 
-def own(folder: Path, name: str) -> Path:
+def per_process_file(folder: Path, name: str) -> Path:
     """A file of this process's own: "broken.txt", or of several processes "broken-3.txt"."""
     stem, dot, suffix = name.partition(".")
     return folder / (f"{stem}-{jax.process_index()}{dot}{suffix}" if jax.process_count() > 1 else name)
 
 
-def of_step(step_folder: Path, name: str) -> dict:
+def read_run_json(step_folder: Path, name: str) -> dict:
     """RUN/name, a JSON file, for RUN/checkpoints/STEP; {} for a checkpoint that is in no run, or a file of weights."""
     if step_folder.parent.name != "checkpoints":
         return {}
@@ -120,11 +123,11 @@ def of_step(step_folder: Path, name: str) -> dict:
 
 
 def _read(file: Path) -> dict:
-    cure = "Delete it if the folder is yours to use, or give another --workdir."
+    fix = "Delete it if the folder is yours to use, or give another --workdir."
     try:
         found = storage.read_json(file)
     except ValueError:
-        raise UserError(f"{file} is damaged", cure) from None
+        raise UserError(f"{file} is damaged", fix) from None
     if found is None:
-        raise UserError(f"{file} cannot be read", cure)
+        raise UserError(f"{file} cannot be read", fix)
     return found

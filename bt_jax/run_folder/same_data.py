@@ -23,7 +23,7 @@ class Images(NamedTuple):
 
     Attributes:
       now: {"classes": their names, or how many where they have none, "splits": {split: {"images": how many, "digests":
-        {kind of data set: digest}}}}, as `data.sources.identity.of` gives it.
+        {kind of data set: digest}}}}, as `data.sources.identity.describe` gives it.
       as_in_0_1_0: () -> the same, as that version understood the data set.
     """
 
@@ -41,11 +41,11 @@ class Images(NamedTuple):
         return facts
 
 
-def check(folder: Path, images: Images, *, begun: bool) -> dict[str, Any]:
+def check(folder: Path, images: Images, *, started_before: bool) -> dict[str, Any]:
     """Compares the images with those of the run's first start.
 
     Args:
-      begun: whether the run has been started before. One without data.json was begun by bt_jax 0.1.0.
+      started_before: whether the run has been started before. One without data.json was begun by bt_jax 0.1.0.
 
     Returns:
       What data.json is to hold.
@@ -53,11 +53,11 @@ def check(folder: Path, images: Images, *, begun: bool) -> dict[str, Any]:
     Raises:
       UserError: they differ, or the file is damaged.
     """
-    cure = "Bring back the images of that run to resume it, or give another --workdir."
+    fix = "Bring back the images of that run to resume it, or give another --workdir."
     try:
         before = storage.read_json(folder / NAME)
         if before is None:
-            if begun and (different := differences(images.as_in_0_1_0(), images.now)):
+            if started_before and (different := differences(images.as_in_0_1_0(), images.now)):
                 raise UserError(
                     f"bt_jax 0.1.0, which began the run in {storage.printable(folder)}, took other files for images or"
                     f" splits ({'; '.join(different)})",
@@ -66,7 +66,7 @@ def check(folder: Path, images: Images, *, begun: bool) -> dict[str, Any]:
             return images.now
         different = differences(before, images.now)
         if different:
-            raise UserError(f"{storage.printable(folder)} holds a run on other images ({'; '.join(different)})", cure)
+            raise UserError(f"{storage.printable(folder)} holds a run on other images ({'; '.join(different)})", fix)
         splits = {**before["splits"]}
         for split, about in images.now["splits"].items():
             known = splits.get(split, about)

@@ -23,10 +23,10 @@ ADDED_KEYS = {"objective.name": "barlow_twins"}
 PER_HOST_KEYS = (*PLACES, "compile_cache")  # may differ between the hosts of one run
 
 
-def with_kept_paths(config: dict) -> dict:
+def with_absolute_paths(config: dict) -> dict:
     """The config with absolute paths to its images, so that its encoder's data are found from another folder."""
     data, names = config.get("data", {}), [key.partition(".")[2] for key in PLACES]
-    kept = {name: storage.kept(data[name]) for name in names if data.get(name)}
+    kept = {name: storage.absolute_text(data[name]) for name in names if data.get(name)}
     return config | {"data": data | kept} if kept else config
 
 

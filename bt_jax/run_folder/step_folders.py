@@ -16,9 +16,9 @@ NONE = -1  # in place of a step
 COMMITTED = "commit_success.txt"  # Orbax's name (orbax/checkpoint/_src/path/atomicity.py), only in buckets
 
 
-def begun(run: str | Path) -> bool:
+def has_checkpoints(run: str | Path) -> bool:
     """Whether a run folder has any checkpoint, whole or not."""
-    return bool(steps_in(storage.path(run) / "checkpoints"))
+    return bool(steps_in(storage.parse_path(run) / "checkpoints"))
 
 
 def step_folder(path: str | Path) -> Path:
@@ -27,11 +27,11 @@ def step_folder(path: str | Path) -> Path:
     Raises:
       UserError: there is none, or none whole, or Orbax cannot read such a path.
     """
-    path = storage.absolute(storage.path(path))
+    path = storage.absolute(storage.parse_path(path))
     checkpoint_paths.check(path, writes=False)
     parts = ("encoder", "model", "projector")
     if storage.is_dir(path / "encoder"):
-        if fault := manifest.fault(path, parts):
+        if fault := manifest.find_damage(path, parts):
             raise UserError(f"The checkpoint {path} is damaged: {fault}", "Name an earlier one, or the run folder.")
         return path
     root = path / "checkpoints" if storage.is_dir(path / "checkpoints") else path
@@ -42,7 +42,7 @@ def step_folder(path: str | Path) -> Path:
         raise UserError(
             f"No checkpoint of bt_jax in {path}", "Name a run folder or one of its checkpoints/STEP folders."
         )
-    whole, damaged = newest_whole(root, steps, parts)
+    whole, damaged = newest_intact(root, steps, parts)
     for step, fault in damaged.items():
         messages.say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}): taking {whole}")
     return root / str(whole)
@@ -61,11 +61,11 @@ def _is_finished(folder: Path) -> bool:
     return not storage.in_bucket(folder) or any((folder / name).exists() for name in (manifest.NAME, COMMITTED))
 
 
-def newest_whole(root: Path, steps: list[int], parts: tuple[str, ...] | None = None) -> tuple[int, dict[int, str]]:
+def newest_intact(root: Path, steps: list[int], parts: tuple[str, ...] | None = None) -> tuple[int, dict[int, str]]:
     """The first of the steps that is whole, and {step: what is wrong} of those before it."""
     damaged: dict[int, str] = {}
     for step in steps:
-        fault = manifest.fault(root / str(step), parts)
+        fault = manifest.find_damage(root / str(step), parts)
         if not fault:
             return step, damaged
         damaged[step] = fault

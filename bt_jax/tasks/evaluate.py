@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     encoder = from_encoder.open_encoder(settings)
     data = open_run.open_data(settings, mesh, len(encoder.mean), partial(_joined, settings.data.train_split))
     source, feed = data.source, data.feed
-    opening.agree(settings, images=feed.images, **data.images.facts())
+    opening.check_same_run(settings, images=feed.images, **data.images.facts())
     recipe = from_encoder.view_recipe(settings.views, encoder)
     embed = features.make_embed(encoder.net, recipe, mesh, resize=settings.evals.resize)
     evaluators = _evaluators(settings, data, embed, encoder, recipe, mesh)
@@ -55,7 +55,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
     for name, evaluator in evaluators.items():
         began = time.monotonic()
-        watchdog.at(0, watchdog.Phase.EVALUATING, name)
+        watchdog.report_progress(0, watchdog.Phase.EVALUATING, name)
         values = evaluator.run(encoder)
         summary["seconds_each"][name] = round(time.monotonic() - began, 1)
         summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}
@@ -73,7 +73,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
 
 def _joined(train_split: str, source: Source) -> tuple[Source, str]:
     """A data set in which "train+validation" is one split, and its name there."""
-    return (selection.joined(source, train_split), "joined") if "+" in train_split else (source, train_split)
+    return (selection.concatenated(source, train_split), "joined") if "+" in train_split else (source, train_split)
 
 
 def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[str, Evaluator]:

@@ -111,7 +111,9 @@ def _labelled_share(settings: Finetune, source: Source) -> tuple[Source, str]:
             )
     if settings.data.fraction == 1:
         return source, settings.data.train_split
-    return selection.share(source, settings.data.train_split, settings.data.fraction, seed=settings.seed), "share"
+    return selection.class_balanced_fraction(
+        source, settings.data.train_split, settings.data.fraction, seed=settings.seed
+    ), "share"
 
 
 def trained_parts(train: str, parts: list[str]) -> dict[str, tuple[str, ...]]:

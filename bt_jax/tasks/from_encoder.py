@@ -57,7 +57,7 @@ def complete(config: ConfigDict) -> ConfigDict:
       UserError: no data set is named, and the encoder is not in a run folder.
     """
     config = ConfigDict(config.to_dict())
-    run = _run_config(storage.path(config.encoder))
+    run = _run_config(storage.parse_path(config.encoder))
     if not (config.data.name or config.data.folder or config.data.npz):
         if run is None:
             raise UserError(

@@ -16,7 +16,7 @@ from bt_jax.config.sections import Checkpoint, Run
 from bt_jax.data import batches, feeds
 from bt_jax.data.sources import class_check, identity
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import UserError
 from bt_jax.run_folder import opening, same_data, step_folders
 from bt_jax.run_folder.checkpoints import Checkpoints
@@ -33,7 +33,7 @@ class Data(NamedTuple):
     """
 
     source: Source
-    broken: Broken
+    broken: UnreadableImages
     feed: batches.Feed
     train_split: str
     images: same_data.Images
@@ -70,7 +70,7 @@ def open_data(
     """
     source, broken = feeds.open_data(settings.data)
     whole, splits = source, [settings.data.train_split, settings.data.val_split]
-    images = same_data.Images(identity.of(whole, splits), lambda: identity.of(whole.as_in_0_1_0(), splits))
+    images = same_data.Images(identity.describe(whole, splits), lambda: identity.describe(whole.as_in_0_1_0(), splits))
     source, train_split = select(source) if select else (source, settings.data.train_split)
     feed = feeds.make_feed(settings, source, mesh, broken, channels, train_split)
     return Data(source, broken, feed, train_split, images)
@@ -80,7 +80,7 @@ def open_schedule(settings: Run, data: Data) -> epochs.Plan:
     """Epochs as steps. Several processes compare them and their configs; UserError if they differ."""
     plan = epochs.make_plan(settings, data.feed.images)
     facts = data.images.facts() | {"reader of images": feeds.reader_of(settings.data)}
-    opening.agree(settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch, **facts)
+    opening.check_same_run(settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch, **facts)
     return plan
 
 
@@ -92,9 +92,9 @@ def open_folder(settings: Run, workdir: str, data: Data, about: str) -> Path:
     """
     check_classes(settings, workdir, data.source)
     config, reader = arguments.to_dict(settings), settings.data.reader
-    config["data"]["reader"] = feeds.reader_of(settings.data)  # recorded as it is, for the next start to compare
+    config["data"]["reader"] = feeds.reader_of(settings.data)  # the next start compares it
     folder = opening.open_folder(workdir, config, data.images, free=() if reader == "auto" else ("data.reader",))
-    data.broken.list_in(opening.own(folder, "broken.txt"))
+    data.broken.write_to(opening.per_process_file(folder, "broken.txt"))
     messages.say(f"{folder}: {about}")
     return folder
 
@@ -111,8 +111,8 @@ def check_classes(settings: Run, workdir: str, source: Source) -> None:
     unlike = class_check.compare(source, *splits, read=settings.data.on_device)
     if unlike is None:
         return
-    if unlike.cure and _measures_classes(settings) and not step_folders.begun(workdir):
-        raise UserError(unlike.cause, unlike.cure)
+    if unlike.fix and _measures_classes(settings) and not step_folders.has_checkpoints(workdir):
+        raise UserError(unlike.cause, unlike.fix)
     messages.say(f"WARNING: {unlike.cause}")
 
 

@@ -102,7 +102,7 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         key=randomness.stream(settings.seed, randomness.MONITOR),
         every_steps=every_steps if settings.evals.spectrum_images else 0,
     )
-    begun = step_folders.begun(workdir)
+    begun = step_folders.has_checkpoints(workdir)
     initial = initial_weights.read(settings.init_from, built.nets) if settings.init_from and not begun else None
     sample = feed.sample(PICTURE_IMAGES)
     devices = jax.devices()

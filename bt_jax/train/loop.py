@@ -31,7 +31,7 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
     owed = _owed_evaluation(run, milestones, step)
     if step >= milestones.last and not owed:
         messages.say(f"nothing to train: step {step} of {milestones.last} is reached; see {run.folder}")
-        watchdog.at(step, Phase.EVALUATING, "at the end")
+        watchdog.report_progress(step, Phase.EVALUATING, "at the end")
         return state
     with (
         StopSignals(step) as stop,
@@ -58,7 +58,7 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
     if stopped:
         messages.say(f"stopped at step {step} of {milestones.last}, saved; run the same command to resume")
         raise Stopped(128 + stop.signal)
-    watchdog.at(step, Phase.EVALUATING, "at the end")
+    watchdog.report_progress(step, Phase.EVALUATING, "at the end")
     return state
 
 
@@ -69,5 +69,5 @@ def _milestones(run: TrainingRun) -> Milestones:
 
 def _owed_evaluation(run: TrainingRun, milestones: Milestones, step: int) -> bool:
     """Whether an earlier start saved this step and ended before it was evaluated; every process must ask."""
-    done = coordination.gather(metrics_log.evaluated(run.folder, step), what="the start of training")[0]
+    done = coordination.gather(metrics_log.evaluated(run.folder, step), barrier="the start of training")[0]
     return step > 0 and bool(milestones.due(step)) and not done

@@ -60,7 +60,7 @@ class Recorder:
     def __exit__(self, *_) -> None:
         """Closes the log, then waits for the last checkpoint."""
         self._log.close()
-        watchdog.at(self._step, Phase.SAVING)
+        watchdog.report_progress(self._step, Phase.SAVING)
         self._run.checkpoints.wait()
 
     def dispatched(self, step: int) -> None:
@@ -119,7 +119,7 @@ class Recorder:
         """
         values: dict[str, float] = {}
         for each in evaluators:
-            watchdog.at(step, Phase.EVALUATING, type(each).__name__)
+            watchdog.report_progress(step, Phase.EVALUATING, type(each).__name__)
             values |= each.run(state)
             if stop.immediate:
                 return
@@ -129,7 +129,7 @@ class Recorder:
 
     def _write(self, step: int, metrics: Window, waited: float, state: TrainState) -> None:
         values = _means(metrics) | self._progress.measure(step, waited=waited)
-        watchdog.at(self._step, Phase.TRAINING, waited=values["perf/data_wait"])
+        watchdog.report_progress(self._step, Phase.TRAINING, waited=values["perf/data_wait"])
         self._log.write(step, values)
         messages.say(self._progress.line(step, values) + watchdog.slowest_line())
         self._last_line = time.monotonic()

@@ -39,8 +39,8 @@ class Weights(NamedTuple):
 def is_foreign(path: str | Path) -> bool:
     """Whether the path is a file of weights, or a folder with one, and not a checkpoint of ours."""
     try:
-        with storage.reached():
-            path = storage.path(path)
+        with storage.bucket_errors_as_user_errors():
+            path = storage.parse_path(path)
             return path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
     except (OSError, RuntimeError) as error:  # a name too long, the home of nobody
         raise UserError(f"{str(path)[:80]} is no path: {line(error, 160)}", "Name a file or a folder.") from None
@@ -57,7 +57,7 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
     Raises:
       UserError: the file is damaged, wants to execute code, or does not hold a ResNet of torchvision's shapes.
     """
-    path = folder = storage.path(path)
+    path = folder = storage.parse_path(path)
     if storage.in_bucket(path):
         raise UserError(f"{path} is in a bucket, from which only checkpoints are read", "Copy it to this machine.")
     if path.is_dir():
@@ -68,7 +68,7 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
         arch = found.arch
         variables = state_dicts.from_torch(found.arrays, arch=arch)
     except UserError as error:
-        raise UserError(f"{path}: {error.cause}", error.cure) from None
+        raise UserError(f"{path}: {error.cause}", error.fix) from None
     if found.prefix:
         messages.say_once(f"{path}: taking the {arch} behind {found.prefix}")
     build = state_dicts.build_options(variables, arch)

@@ -34,7 +34,7 @@ def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = N
     return models.build(**found.model["build"]), found.variables
 
 
-@storage.reached()
+@storage.bucket_errors_as_user_errors()
 def read(
     path: str | Path, *, projector: bool = False, sharding: jax.sharding.Sharding | None = None
 ) -> foreign_files.Weights:
@@ -76,7 +76,7 @@ def _is_finite(array) -> bool:
     return bool((np if isinstance(array, np.ndarray) else jnp).isfinite(array).all())
 
 
-@storage.reached()
+@storage.bucket_errors_as_user_errors()
 def load_projector(path: str | Path) -> dict[str, Any] | None:
     """{"params", "batch_stats"} of numpy arrays of a checkpoint's projector, or None where it has none.
 
@@ -89,7 +89,7 @@ def load_projector(path: str | Path) -> dict[str, Any] | None:
     )
 
 
-@storage.reached()
+@storage.bucket_errors_as_user_errors()
 def read_model(path: str | Path) -> dict[str, Any]:
     """What stands beside the weights of an encoder: {"build": arguments of `models.build`, "mean", "std": per channel,
     of pixels in [0, 1]}, plain JSON types. Paths and errors as for `load_encoder`."""
@@ -114,7 +114,9 @@ def evaluation_size(config: dict[str, Any]) -> tuple[int, int]:
     return (size, resize) if size > 0 else (0, 0)
 
 
-@storage.reached()
+@storage.bucket_errors_as_user_errors()
 def place(path: str | Path) -> Path:
     """Where the weights lie that `load_encoder` takes: a file, or a `step_folder`."""
-    return storage.absolute(storage.path(path)) if foreign_files.is_foreign(path) else step_folders.step_folder(path)
+    return (
+        storage.absolute(storage.parse_path(path)) if foreign_files.is_foreign(path) else step_folders.step_folder(path)
+    )

@@ -87,7 +87,7 @@ def _numbers(values) -> str:
 def _run(where: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Config and summary of the pretraining run that RUN/checkpoints/STEP is of; the summary only where it was measured
     at that step. Empty where there is none."""
-    config, summary = (opening.of_step(where, name) for name in ("config.json", "summary.json"))
+    config, summary = (opening.read_run_json(where, name) for name in ("config.json", "summary.json"))
     if config.get("task") != "pretrain":
         return {}, {}
     return config, summary if str(summary.get("steps")) == where.name else {}

@@ -36,12 +36,12 @@ def from_torch(state_dict: Mapping[str, Any], *, arch: str) -> dict[str, Any]:
       UserError: keys are missing or left over, or the shapes are not those of this architecture at any width.
     """
     own, fits = _own(state_dict), fitting(state_dict)
-    cure = "Pass the model's own state dict, with torchvision's keys."
+    fix = "Pass the model's own state dict, with torchvision's keys."
     if fits:
-        cure = f"Pass arch={fits!r}, or --arch={fits} to bt_jax.convert."
-    variables = _read(own, _backbone_table(arch), f"a {arch}", cure)
+        fix = f"Pass arch={fits!r}, or --arch={fits} to bt_jax.convert."
+    variables = _read(own, _backbone_table(arch), f"a {arch}", fix)
     if variables["params"]["conv1"]["kernel"].ndim != 4:
-        raise UserError(f"conv1.weight has the shape {np.shape(own['conv1.weight'])}, not (out, in, h, w)", cure)
+        raise UserError(f"conv1.weight has the shape {np.shape(own['conv1.weight'])}, not (out, in, h, w)", fix)
     _check_shapes(variables, arch)
     return variables
 
@@ -157,12 +157,12 @@ def _differences(state_dict: Mapping[str, Any], table: Mapping[str, Path | None]
     return missing, [key for key in state_dict if key not in table]
 
 
-def _read(state_dict: Mapping[str, Any], table: Mapping[str, Path | None], what: str, cure: str) -> dict[str, Any]:
+def _read(state_dict: Mapping[str, Any], table: Mapping[str, Path | None], what: str, fix: str) -> dict[str, Any]:
     missing, unexpected = _differences(state_dict, table)
     if missing or unexpected:
         faults = ((missing, "lacks"), (unexpected, "also has"))
         fault = " and ".join(f"{verb} {some(keys)}" for keys, verb in faults if keys)
-        raise UserError(f"The state dict is not that of {what}: it {fault}", cure)
+        raise UserError(f"The state dict is not that of {what}: it {fault}", fix)
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for key, path in table.items():
         if path:

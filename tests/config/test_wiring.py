@@ -41,7 +41,7 @@ PRETRAIN = {
     "data.dir": ("/d", lambda seen: seen.one("open_source", "data_dir")),
     "data.folder": ("/f", lambda seen: seen.one("open_source", "folder")),
     "data.npz": ("/n", lambda seen: seen.one("open_source", "npz")),
-    "data.broken_limit": (0.25, lambda seen: seen.one("Broken", "limit")),
+    "data.broken_limit": (0.25, lambda seen: seen.one("UnreadableImages", "limit")),
     "data.train_split": ("learn[4:44]", lambda seen: seen.all("passes", "split")[0]),
     "data.val_split": ("look[2:]", lambda seen: seen.all("passes", "split")[1:], ["look[2:]"] * 2),
     "log.every_steps": (3, lambda seen: seen.feed.window(0)),
@@ -98,10 +98,10 @@ HELD = {
     "checkpoint.every_epochs": LOOP,
     "log.tensorboard": LOOP,
     "nonfinite_limit": "test_the_limit_of_steps_that_are_not_finite",
-    "data.on_device": "test_a_key_of_streaming_arrives",
+    "data.on_device": "test_a_streaming_key_reaches_the_pipeline",
     "data.reader": "test_the_reader_of_a_data_set",
-    "data.canvas": "test_a_key_of_streaming_arrives",
-    "data.shuffle_buffer": "test_a_key_of_streaming_arrives",
+    "data.canvas": "test_a_streaming_key_reaches_the_pipeline",
+    "data.shuffle_buffer": "test_a_streaming_key_reaches_the_pipeline",
 }
 HELD_PRETRAIN = HELD | {
     "tuned_batch_size": "test_batch_changed_behind_the_recipe_warns",
@@ -192,7 +192,7 @@ def test_the_dtype_reaches_both_networks(dtype):
 def test_processes_compare_images_and_steps(prepared, tuned):
     """What would tear processes apart in the middle of an epoch."""
     for seen in (prepared, tuned):
-        (call,) = seen.of["agree"]
+        (call,) = seen.of["check_same_run"]
         facts = {"images": 40, "steps_per_epoch": 5, "images of learn": 48, "images of look": 26}
         assert call["facts"].items() >= facts.items() and call["facts"]["classes"].startswith("10 (")
 
@@ -204,7 +204,7 @@ FROZEN = {
     "data.dir": ("/d", lambda seen: seen.one("open_source", "data_dir")),
     "data.folder": ("/f", lambda seen: seen.one("open_source", "folder")),
     "data.npz": ("/n", lambda seen: seen.one("open_source", "npz")),
-    "data.broken_limit": (0.25, lambda seen: seen.one("Broken", "limit")),
+    "data.broken_limit": (0.25, lambda seen: seen.one("UnreadableImages", "limit")),
     "views.size": (12, lambda seen: seen.one("make_embed", "recipe").size),
     "evals.resize": (14, lambda seen: seen.one("make_embed", "resize")),
     "evals.batch_size": (17, lambda seen: set(seen.all("eval_batches", "batch_size")), {24}),

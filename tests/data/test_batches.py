@@ -1,4 +1,4 @@
-"""Feeds: on the device or streamed, batches have the ids, labels and pixels of the whole split."""
+"""Feeds: batches on the device and streamed batches have the ids, labels and pixels of the whole split."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from tests.support.wiring import Calls, Squares
 
 
 def streaming(monkeypatch, source, **values):
-    """A feed of images that are streamed by a stand-in, and the arguments of `pipeline`."""
+    """A streamed feed with a fake `pipeline`, and the arguments that the fake received."""
     calls = Calls(monkeypatch)
 
     def as_streamed(*_, **__):
@@ -61,7 +61,7 @@ def show(state, batch):
     return SimpleState(state.step + 1), {name: values for name, values in batch.items()}
 
 
-def test_a_key_of_streaming_arrives(monkeypatch):
+def test_a_streaming_key_reaches_the_pipeline(monkeypatch):
     values = {"data.on_device": False, "data.canvas": 24, "data.shuffle_buffer": 99, "log.every_steps": 3}
     calls, feed = streaming(monkeypatch, Squares(), **values)
     assert len(steps_of(feed, show, 2, at=6)) == 2
@@ -77,7 +77,7 @@ def test_a_key_of_streaming_arrives(monkeypatch):
 
 
 def test_a_stream_without_labels_gives_none(monkeypatch):
-    """The labels of a stream without any are all -1, and the probe is not to learn from them."""
+    """An unlabelled stream has labels of -1, which the probe must not learn from."""
     source = Squares()
     for labelled in (True, False):
         monkeypatch.setattr(source, "labelled", lambda base, labelled=labelled: labelled, raising=False)
@@ -87,8 +87,8 @@ def test_a_stream_without_labels_gives_none(monkeypatch):
 
 
 def test_feeds_give_ids_and_labels_of_the_whole_split(monkeypatch):
-    """Two epochs of a cut split on the device: every image at most once in each, in an order of its own, with the id,
-    label and pixels that it has in the whole split; begun in the middle, the rest is the same."""
+    """Two epochs of a slice on the device. Each epoch has its own order, no image twice, and every image has the id,
+    label and pixels of the whole split. A start in the middle gives the same remaining batches."""
     calls = Calls(monkeypatch)
     calls.watch(randomness, "stream")
     config = changed(keys.pretrain(), **{"batch_size": 8, "seed": 7, "data.train_split": "learn[5:45]"})
@@ -111,15 +111,15 @@ def test_feeds_give_ids_and_labels_of_the_whole_split(monkeypatch):
     "seconds, alone, taken",
     [(2.0, True, 4), (0.1, True, 10), (2.0, False, 10)],
 )
-def test_a_signal_ends_a_long_window(monkeypatch, seconds, alone, taken):
-    """Within a step if the rest would last more than 5 s; not if another process takes the same window."""
+def test_a_signal_stops_a_long_window(monkeypatch, seconds, alone, taken):
+    """It stops after one step if the rest would last more than 5 s, but not in a multi-process run."""
     now = SimpleNamespace(seconds=0.0)
     stop = SimpleNamespace(immediate=False)
     monkeypatch.setattr(batches_lib, "time", SimpleNamespace(monotonic=lambda: now.seconds))
 
     class Slow(batches_lib.Batches):
         def dispatch(self, state, most):
-            now.seconds += 300 if state == 0 else seconds  # the first one compiles
+            now.seconds += 300 if state == 0 else seconds  # the first step compiles
             stop.immediate = alone and state >= 3
             return state + 1, {}, 1
 

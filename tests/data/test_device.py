@@ -1,4 +1,4 @@
-"""Several steps in one dispatch: what an accelerator runs is the same as one step at a time."""
+"""Several steps in one dispatch, as on an accelerator, equal single steps."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Seen(NamedTuple):
 
 
 def _step(state, batch):
-    """A stand-in for training that remembers the order and the content of its batches."""
+    """A fake training step that records the order and the content of its batches."""
     seen = jnp.sum(batch["image"].astype(jnp.int32).sum((1, 2, 3)) * (1 + jnp.arange(16)))
     return Seen(state.step + 1, 3 * state.sum + seen), {"ids": batch["id"], "label": batch["label"]}
 

@@ -7,7 +7,7 @@ import pytest
 
 from bt_jax.data import pillow_stream, pipeline
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import UserError
 from tests.support.drawn_images import Listed, encode
 
@@ -30,7 +30,7 @@ def both(function, source, *arguments, count, **options):
     """The first batches of each reader, and the lines about damaged images."""
     results = []
     for reader in (pipeline, pillow_stream):
-        broken = Broken(source, limit=1.0, say=lambda line: None)
+        broken = UnreadableImages(source, limit=1.0, say=lambda line: None)
         made = getattr(reader, function)(source, *arguments, broken=broken, **options)
         results.append((list(itertools.islice(made, count)), broken.lines))
         made.close()
@@ -53,7 +53,12 @@ def test_training_batches_are_those_of_tf_data(images, channels):
 
 
 def test_processes_share_a_batch(images):
-    options = {"batch_size": 4, "canvas": 32, "seed": 0, "broken": Broken(images, limit=1.0, say=lambda line: None)}
+    options = {
+        "batch_size": 4,
+        "canvas": 32,
+        "seed": 0,
+        "broken": UnreadableImages(images, limit=1.0, say=lambda line: None),
+    }
     whole = next(pillow_stream.train_batches(images, "train", **options))
     parts = [
         next(pillow_stream.train_batches(images, "train", process_index=index, process_count=2, **options))

@@ -1,4 +1,4 @@
-"""Streaming: the order is a function of (seed, step) on any number of processes, and no pixel goes astray."""
+"""Streaming: the order is a function of (seed, step) on any number of processes, and every pixel arrives."""
 
 import io
 import itertools
@@ -13,7 +13,7 @@ from bt_jax.data.order import permutation
 from bt_jax.data.pipeline import eval_batches, train_batches
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources import broken, decode
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
@@ -25,7 +25,7 @@ COUNT, CANVAS = 22, 16
 
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
-    """Image i is filled with grey level 10 * i, of another size each."""
+    """Image i has grey level 10 * i and its own size."""
     return [np.full((3 + i % 12, 5 + i % 9, 3), 10 * i, np.uint8) for i in range(COUNT)]
 
 
@@ -74,8 +74,8 @@ def test_epochs_are_different_permutations(source):
     assert sorted(epochs[0]) != sorted(epochs[1]), "another rest is left out"
 
 
-def test_permutation_is_what_it_has_always_been():
-    """Frozen: a change here silently changes the order of every run that is resumed."""
+def test_permutation_is_frozen():
+    """A change would silently alter the order of every resumed run."""
     assert list(permutation(8, 0, 0)) == [0, 2, 1, 5, 4, 3, 6, 7]
     assert list(permutation(8, 7, 3)) == [2, 5, 7, 3, 0, 6, 4, 1]
     counts = np.zeros((5, 5))
@@ -105,7 +105,7 @@ def test_skipped_records_are_not_read(images):
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_global_batch(source, processes):
+def test_processes_split_the_global_batch(source, processes):
     alone = take(8, source, "train")
     parts = [take(8, source, "train", process_index=i, process_count=processes) for i in range(processes)]
     for step, batch in enumerate(alone):
@@ -123,7 +123,9 @@ def test_eval_sees_each_image_once_in_order(source, images):
     mask = np.concatenate([b["mask"] for b in batches])
     assert mask.dtype == bool and list(mask) == [True] * 22 + [False] * 2
     assert list(np.concatenate([b["id"] for b in batches])[mask]) == list(range(22))
-    assert not batches[-1]["image"][6:].any() and (batches[-1]["size"][6:] == 1).all()  # of 0 pixels: NaN after a crop
+    assert (
+        not batches[-1]["image"][6:].any() and (batches[-1]["size"][6:] == 1).all()
+    )  # an image of 0 pixels would be NaN after a crop
     assert batches[-1]["image"][5, 0, 0, 0] == 210
     (exact,) = eval_batches(source, "train[:8]", batch_size=8, canvas=CANVAS)
     assert exact["mask"].all()
@@ -138,7 +140,7 @@ def test_unlabelled_images_have_label_minus_one(images):
 
 
 def one(data: bytes, canvas: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """What the stream makes of one encoded image: (the image without its padding, its size)."""
+    """Streams one encoded image; returns (the image without its padding, its size)."""
     batch = next(eval_batches(Listed([(data, 0)]), "train", batch_size=1, canvas=canvas))
     h, w = batch["size"][0]
     assert not batch["image"][0, h:].any() and not batch["image"][0, :, w:].any()
@@ -146,13 +148,13 @@ def one(data: bytes, canvas: int) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def ramp(h: int, w: int) -> np.ndarray:
-    """A smooth image, for which every good way to shrink gives nearly the same."""
+    """A smooth image, which all good ways to shrink turn into nearly the same pixels."""
     y, x = np.mgrid[:h, :w]
     return np.stack([200 * x / w, 200 * y / h, 100 + 50 * np.sin(x / w * 6)], -1).astype(np.uint8) + 20
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
-def test_jpeg_pixels_are_those_of_the_array_path(mode):
+def test_jpeg_pixels_equal_those_of_the_array_path(mode):
     data = encode(ramp(40, 56), "JPEG", mode)
     image, size = one(data, 64)
     assert size == (40, 56)
@@ -178,7 +180,7 @@ def test_larger_images_are_shrunk_to_fit(h, w, size, kind):
     assert found == size
     expected = np.asarray(Image.fromarray(decode.decode(data)).resize(size[::-1], Image.Resampling.BOX), int)
     error = np.abs(image.astype(int) - expected)
-    # A JPEG decoded at 1/8 has its sides rounded up to 8 pixels, which moves the rest by less than a final pixel.
+    # Decoding at 1/8 rounds the sides up to 8 pixels, which moves the picture by less than one final pixel.
     pixel = 200 / min(size) if kind == "JPEG" else 0
     assert error.mean() < 1.5 + 0.1 * pixel and error.max() <= 4 + 0.75 * pixel, (error.mean(), error.max())
 
@@ -191,18 +193,18 @@ def test_shrinking_does_not_alias():
         assert np.abs(image.astype(int) - 127).mean() < 30, kind  # taking every nth pixel gives 127
 
 
-# What can be wrong ---------------------------------------------------------------------------------------------------
+# Damage ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "empty", "header"])
-def test_a_broken_image_is_named(images, damage):
+def test_an_unreadable_image_is_named(images, damage):
     pytest.importorskip("tensorflow")
     records = [(encode(im, "JPEG"), 0) for im in images]
     whole = records[17][0]
     records[17] = ({"cut": whole[:-30], "text": b"not an image", "empty": b"", "header": whole[:8]}[damage], 0)
     batches = train_batches(Listed(records), "train", batch_size=4, canvas=CANVAS, seed=3)
     order = list(permutation(COUNT, 3, 0))
-    good = list(itertools.islice(batches, order.index(17) // 4))  # those before it arrive
+    good = list(itertools.islice(batches, order.index(17) // 4))  # the batches before it arrive
     assert [i for b in good for i in b["id"]] == order[: len(good) * 4]
     with pytest.raises(UserError, match="listed, split 'train', id 17: the image cannot be read") as caught:
         next(batches)
@@ -210,7 +212,7 @@ def test_a_broken_image_is_named(images, damage):
 
 
 class Vanishing(Listed):
-    """Images 5 and 9 are gone."""
+    """Images 5 and 9 cannot be read."""
 
     def read(self, base, ids):
         if {5, 9} & {int(i) for i in ids}:
@@ -223,7 +225,7 @@ def test_an_unreadable_file_is_named(images):
         take(4, Vanishing([(encode(im), 0) for im in images]), "train")
 
 
-def test_an_error_of_the_program_surfaces_as_it_is(images):
+def test_an_error_of_the_program_is_raised_unchanged(images):
     class Wrong(Listed):
         def read(self, base, ids):
             raise ZeroDivisionError("a mistake of ours")
@@ -246,7 +248,7 @@ def of_every_format() -> list[bytes]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_format_gives_the_pixels_of_the_array_path(channels):
+def test_every_format_has_the_pixels_of_the_array_path(channels):
     pytest.importorskip("tensorflow")
     encoded = of_every_format()
     batches = eval_batches(
@@ -256,11 +258,11 @@ def test_every_format_gives_the_pixels_of_the_array_path(channels):
     assert batch["mask"].all() and batch["image"].shape[-1] == channels
     for image, data in zip(batch["image"], encoded, strict=True):
         np.testing.assert_array_equal(image[:12, :12], decode.decode(data, channels))
-    assert decode.decode(encoded[-1], channels).std() > 30  # 16 bits are brought to 8, not cut off at 255
+    assert decode.decode(encoded[-1], channels).std() > 30  # 16 bits are scaled to 8, not clipped at 255
 
 
-def test_images_of_no_and_of_enormous_size():
-    """One pixel, and 108 million of them as JPEG, decoded at an eighth of its size."""
+def test_images_of_tiny_and_enormous_size():
+    """One pixel, and a JPEG of 108 million pixels, decoded at an eighth of its size."""
     pytest.importorskip("tensorflow")
     huge = np.zeros((9000, 12000, 3), np.uint8)
     huge[:, 6000:] = 200
@@ -270,14 +272,14 @@ def test_images_of_no_and_of_enormous_size():
     np.testing.assert_allclose(batch["image"][1, :48, [10, 50], 0], [[0] * 48, [200] * 48], atol=3)
 
 
-def test_training_goes_on_past_broken_images(images, tmp_path):
-    """Black pixels without a label stand in for them; each is named once; everything else is where it would be."""
+def test_training_continues_past_unreadable_images(images, tmp_path):
+    """A black pixel without a label replaces each; each is named once; all other images keep their place."""
     records = [(encode(im, "JPEG"), i % 4) for i, im in enumerate(images)]
     whole = take(11, Listed(records), "train")
     damaged = list(records)
     damaged[17], damaged[3] = (records[17][0][:-30], 1), (b"", 1)
     source, said = Vanishing(damaged), []
-    broken = Broken(source, limit=0.2, say=said.append)
+    broken = UnreadableImages(source, limit=0.2, say=said.append)
     batches = take(11, source, "train", broken=broken)
     for found, wanted in zip(batches, whole, strict=True):
         bad = np.isin(wanted["id"], [3, 5, 9, 17])
@@ -287,35 +289,35 @@ def test_training_goes_on_past_broken_images(images, tmp_path):
         np.testing.assert_array_equal(found["image"], np.where(bad[:, None, None, None], 0, wanted["image"]))
         assert found.keys() == wanted.keys()
     assert len(said) == 4 and sum("id 17" in line for line in said) == 1, said  # two epochs, one line
-    broken.list_in(tmp_path / "broken.txt")
+    broken.write_to(tmp_path / "broken.txt")
     assert len((tmp_path / "broken.txt").read_text().splitlines()) == 4
     with pytest.raises(UserError, match=r"4 of the 22 images of listed, split 'train', cannot be read, listed above"):
-        take(11, source, "train", broken=Broken(source, limit=0, say=said.append))
+        take(11, source, "train", broken=UnreadableImages(source, limit=0, say=said.append))
 
 
 def test_a_limit_counts_within_the_slice(images, monkeypatch):
     monkeypatch.setattr(broken, "FEW", 0)
     source = Vanishing([(encode(im), 0) for im in images])  # 2 of 22 are 0.09, 2 of 10 are 0.2
-    take(6, source, "train", broken=Broken(source, limit=0.15, say=list))
+    take(6, source, "train", broken=UnreadableImages(source, limit=0.15, say=list))
     with pytest.raises(UserError, match="2 of the 10 images"):
-        take(6, source, "train[:10]", broken=Broken(source, limit=0.15, say=list))
+        take(6, source, "train[:10]", broken=UnreadableImages(source, limit=0.15, say=list))
 
 
-def test_a_broken_image_is_not_decoded_in_every_epoch(images, monkeypatch):
+def test_an_unreadable_image_is_not_decoded_in_every_epoch(images, monkeypatch):
     records = [(encode(im, "WEBP"), 0) for im in images]
     records[4] = (records[4][0][:-30], 0)
     decoded, decoder = [], decode.try_decode
     monkeypatch.setattr(decode, "try_decode", lambda *args: decoded.append(args[0]) or decoder(*args))
     source = Listed(records)
-    batches = take(30, source, "train", broken=Broken(source, limit=0.1, say=list))
-    assert sum(4 in batch["id"] for batch in batches) >= 4  # of six epochs, each of which leaves two images out
-    # With its batch and alone, perhaps once more for the batches that were under way, and to say why; else 9 or more.
+    batches = take(30, source, "train", broken=UnreadableImages(source, limit=0.1, say=list))
+    assert sum(4 in batch["id"] for batch in batches) >= 4  # of six epochs, each of which drops two images
+    # With its batch, alone, for the reason, and perhaps once more with batches under way; otherwise 9 or more times.
     assert decoded.count(records[4][0]) <= 5
 
 
-def test_evaluation_leaves_broken_images_out(images):
+def test_evaluation_leaves_unreadable_images_out(images):
     source = Vanishing([(encode(im), 0) for im in images])
-    batches = list(eval_batches(source, "train", batch_size=8, canvas=CANVAS, broken=Broken(source, limit=1)))
+    batches = list(eval_batches(source, "train", batch_size=8, canvas=CANVAS, broken=UnreadableImages(source, limit=1)))
     mask, ids = (np.concatenate([batch[name] for batch in batches]) for name in ("mask", "id"))
     assert sorted(ids[mask]) == [i for i in range(COUNT) if i not in (5, 9)]
 
@@ -339,7 +341,7 @@ def test_wrong_arguments_fail_at_once(source, wrong):
 # Prefetching ---------------------------------------------------------------------------------------------------------
 
 
-def test_prefetch_keeps_order_and_runs_no_further_than_depth():
+def test_prefetch_keeps_order_and_depth():
     made = []
 
     def numbers():
@@ -397,12 +399,12 @@ def test_prefetch_closes():
     closed.clear()
     batches = Prefetch(endless(), lambda i: i)
     thread = batches._thread
-    del batches  # forgotten, as by an exception in the loop
+    del batches  # unreferenced, as after an exception in the loop
     thread.join(10)
     assert closed.is_set() and not thread.is_alive()
 
 
-def test_prefetch_counts_the_wait():
+def test_prefetch_measures_the_wait():
     def slow():
         for i in range(3):
             time.sleep(0.05)
@@ -427,7 +429,7 @@ def imagenet(tfds_dir):
 
 
 def write_tfds(folder, images: list[bytes]):
-    """A TFDS data set "many" of 20 files of 5 images, image i with label i."""
+    """A TFDS data set "many": 20 files of 5 images; image i has label i."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -500,14 +502,14 @@ def test_damage_is_named_in_a_window_too(squares, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     source = write_tfds(tmp_path, squares[:61] + [squares[61][:40]] + squares[62:])
     with pytest.raises(UserError, match="many, split 'train', id 61: the image cannot be read"):
-        window(9, source)  # an epoch leaves out 4 of 100, and with this seed not this one
+        window(9, source)  # an epoch drops 4 of 100 images; with this seed not this one
 
 
 @pytest.mark.parametrize("buffer", [0, 30])
-def test_a_missing_file_loses_its_records_alone(squares, tmp_path, buffer):
+def test_a_missing_file_loses_only_its_records(squares, tmp_path, buffer):
     source, said = write_tfds(tmp_path, squares), []
     (tmp_path / "many" / "1.0.0" / "many-train.tfrecord-00007-of-00020").unlink()
-    batches = window(8, source, shuffle_buffer=buffer, broken=Broken(source, limit=0.05, say=said.append))
+    batches = window(8, source, shuffle_buffer=buffer, broken=UnreadableImages(source, limit=0.05, say=said.append))
     for batch in batches:
         gone = (batch["id"] >= 35) & (batch["id"] < 40)
         np.testing.assert_array_equal(batch["label"], np.where(gone, -1, batch["id"]))
@@ -522,21 +524,21 @@ def test_both_shuffles_of_a_window_change_with_the_epoch(squares, tmp_path):
         half = len(epochs) // 2
         return [np.concatenate([b["id"] for b in part]).tolist() for part in (epochs[:half], epochs[half:])]
 
-    files = order("train", batch_size=50, shuffle_buffer=1)  # a buffer of one moves nothing
+    files = order("train", batch_size=50, shuffle_buffer=1)  # a buffer of one record does not shuffle
     assert files[0] != files[1] and sorted(files[0]) == sorted(files[1])
     within = order("train[:5]", batch_size=2, shuffle_buffer=5)  # one file
     assert within[0] != within[1]
 
 
-def test_a_cut_file_loses_its_last_record_alone(squares, tmp_path):
-    """In a window and in a permutation: the other records come as they would, and the one that is gone is named."""
+def test_a_truncated_file_loses_only_its_last_record(squares, tmp_path):
+    """In a window and in a permutation: the other records arrive unchanged, and the lost one is named."""
     source = write_tfds(tmp_path, squares)
     wanted = {buffer: window(17, source, shuffle_buffer=buffer) for buffer in (0, 30)}
     file = tmp_path / "many" / "1.0.0" / "many-train.tfrecord-00007-of-00020"
     file.write_bytes(file.read_bytes()[:-10])
     for buffer in (0, 30):
         said, source = [], open_source("many", data_dir=tmp_path)
-        found = window(17, source, shuffle_buffer=buffer, broken=Broken(source, limit=0.02, say=said.append))
+        found = window(17, source, shuffle_buffer=buffer, broken=UnreadableImages(source, limit=0.02, say=said.append))
         assert len(said) == 1 and "id 39" in said[0] and "ends before" in said[0], said
         for a, b in zip(found, wanted[buffer], strict=True):
             np.testing.assert_array_equal(a["id"], b["id"])

@@ -114,7 +114,7 @@ def run_process() -> None:
 
     join.JOIN_SECONDS = 30
     if fault in ("stuck", "raise"):
-        report = watchdog.at
+        report = watchdog.report_progress
 
         def at(step, phase, *more, **options):
             report(step, phase, *more, **options)
@@ -123,7 +123,7 @@ def run_process() -> None:
                     raise ValueError("planted")
                 time.sleep(3600)
 
-        watchdog.at = at
+        watchdog.report_progress = at
     if fault == "slow":
         run_ahead = prefetch._run_ahead
 

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from bt_jax.data.pipeline import train_batches
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.decode import decode
 from tests.support.drawn_images import Listed, encode
 
@@ -28,7 +28,7 @@ def check(*, files: int, seed: int) -> dict[str, int]:
     damaged = rng.random(files) < 0.5
     encoded = [damage(rng, data) if bad else data for data, bad in zip(intact, damaged, strict=True)]
     source = Listed([(data, int(bad)) for data, bad in zip(encoded, damaged, strict=True)], name="fuzz")
-    broken = Broken(source, limit=1, say=lambda message: None)
+    broken = UnreadableImages(source, limit=1, say=lambda message: None)
     batches = train_batches(source, "train", batch_size=BATCH, canvas=CANVAS, seed=seed, broken=broken)
     seen, black = [], []
     for _ in range(files // BATCH):

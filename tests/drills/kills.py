@@ -85,7 +85,7 @@ class Run:
     ):
         self.scratch, self.name, self._server, self.short, self.config = scratch, name, server, short, config
         self.log = scratch / f"{name}-0.log"
-        self.workdir = storage.path(f"gs://bucket/{name}") if server else scratch / name
+        self.workdir = storage.parse_path(f"gs://bucket/{name}") if server else scratch / name
 
     def steps(self) -> int:
         """The number of steps in the log so far."""

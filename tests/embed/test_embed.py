@@ -389,7 +389,7 @@ def test_parquet(encoder, npz, images, wanted, tmp_path):
     assert pq.read_table(out / "train").equals(table)
 
 
-def test_names_that_are_no_utf8(encoder, tmp_path):
+def test_file_names_that_are_not_utf8(encoder, tmp_path):
     pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 

@@ -52,7 +52,7 @@ def png(image):
 
 def test_images_without_a_label_have_minus_one(tmp_path):
     source, span = Drawn(), spans.Span("train", 4, 15)
-    unreadable = reading.Unreadable(source, {"train": span}, limit=0.5, file=tmp_path / "broken.txt")
+    unreadable = reading.ImagesWithoutRow(source, {"train": span}, limit=0.5, file=tmp_path / "broken.txt")
     given = reading.Reading(source, unreadable, 8, 64, 3)
     batches = list(reading.array_batches(given, span, (4, 4)))
     mask, label, ids = (np.concatenate([batch[name] for batch in batches]) for name in ("mask", "label", "id"))
@@ -66,7 +66,7 @@ def test_the_limit_of_embed_counts_over_the_split(tmp_path, monkeypatch):
     """One of the twenty is a tenth of its shard."""
     monkeypatch.setattr(broken, "FEW", 0)
     source, whole = Drawn(), spans.Span("train", 0, 20)
-    unreadable = reading.Unreadable(source, {"train": whole}, limit=0.05, file=tmp_path / "broken.txt")
+    unreadable = reading.ImagesWithoutRow(source, {"train": whole}, limit=0.05, file=tmp_path / "broken.txt")
     unreadable.add(spans.Span("train", 0, 10), 7, "damaged")
     with pytest.raises(UserError, match="2 of the 20 images .* listed in .*broken.txt.* --broken_limit=0.1"):
         unreadable.add(spans.Span("train", 0, 10), 8, "damaged")

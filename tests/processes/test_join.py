@@ -116,8 +116,8 @@ def test_an_agreed_stop_keeps_its_status(played):
 
 
 def test_alone_nothing_is_asked(tmp_path):
-    assert coordination.gather(3, what="nothing") == [3] and not coordination.several()
-    join.agree({"rate": 0.1})
+    assert coordination.gather(3, barrier="nothing") == [3] and not coordination.is_multi_process()
+    join.check_identical({"rate": 0.1})
     join.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="--processes and --process not given"):
@@ -128,7 +128,7 @@ def test_a_standstill_ends_the_process_with_its_stacks():
     script = (
         "import time; from bt_jax.processes import watchdog\nwatchdog.START_SECONDS, watchdog.BEAT_SECONDS = 0, 0.1\n"
         "watchdog.begin(stuck_seconds=1, silent_seconds=9)\n"
-        "for step in range(4): watchdog.at(step, watchdog.Phase.TRAINING); time.sleep(0.3)\n"
+        "for step in range(4): watchdog.report_progress(step, watchdog.Phase.TRAINING); time.sleep(0.3)\n"
         "def here_it_hangs(): time.sleep(60)\nhere_it_hangs()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -187,9 +187,9 @@ def test_while_another_gets_on_nobody_is_stuck(monkeypatch):
             return [(f"{folder}1", json.dumps(self.other))] if "beat" in folder else []
 
     clock, store = Clock(monkeypatch), Store()
-    for name, value in {"several": True, "process": 0, "processes": 2, "store": store}.items():
+    for name, value in {"is_multi_process": True, "process": 0, "processes": 2, "store": store}.items():
         monkeypatch.setattr(coordination, name, lambda value=value: value)
-    monkeypatch.setattr(exits, "ended", lambda: {})
+    monkeypatch.setattr(exits, "exit_notices", lambda: {})
     seen = watchdog.Watch(stuck_seconds=6, silent_seconds=99)
     seen.at(3, Phase.TRAINING, "", None)
     for step in range(4, 8):

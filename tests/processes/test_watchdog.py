@@ -22,7 +22,7 @@ def watching(monkeypatch, beats, *, own=0, idle=0.0, stuck=0.0, silent=9.0, hear
     seen._progress, ended = now - idle, []
     looks = iter([False, True])
     seen._done = SimpleNamespace(wait=lambda seconds: next(looks))
-    values = {"several": len(beats) > 1, "process": own, "processes": len(beats)}
+    values = {"is_multi_process": len(beats) > 1, "process": own, "processes": len(beats)}
     for name, value in values.items():
         monkeypatch.setattr(coordination, name, lambda value=value: value)
     monkeypatch.setattr(watchdog.Watch, "_end", lambda self, status, why: ended.append((status, why)))
@@ -85,18 +85,18 @@ def test_all_stop_at_the_furthest_boundary(monkeypatch):
         def key_value_dir_get(self, folder):
             return [item for item in kept.items() if item[0].startswith(folder)]
 
-    for name, value in {"several": True, "process": 0, "processes": 2, "store": Store()}.items():
+    for name, value in {"is_multi_process": True, "process": 0, "processes": 2, "store": Store()}.items():
         monkeypatch.setattr(coordination, name, lambda value=value: value)
-    monkeypatch.setattr(exits, "say_everywhere", lambda text: None)
+    monkeypatch.setattr(exits, "print_on_every_process", lambda text: None)
     monkeypatch.setattr(StopSignals, "_listen", lambda self, google: None)
     stop = StopSignals(0)
     try:
         assert not stop.requested_before(0, 3)
         os.kill(os.getpid(), signal.SIGUSR1)
-        stop._agree()
+        stop._negotiate_stop_step()
         assert kept == {"bt_jax/stop/notice/0": str(int(signal.SIGUSR1))} and not stop.immediate
         kept["bt_jax/stop/boundary/1"] = "12"
-        stop._agree()
+        stop._negotiate_stop_step()
         assert kept["bt_jax/stop/boundary/0"] == "3"
         assert [stop.requested_before(at, at + 3) for at in (3, 6, 9, 12)] == [False, False, False, True]
     finally:
@@ -117,9 +117,9 @@ def test_a_failing_process_leaves_with_its_status(monkeypatch, error, status):
     left = []
     monkeypatch.setattr(exits, "leave", lambda status, why: left.append((status, why)))
     for several in (False, True):
-        monkeypatch.setattr(coordination, "several", lambda several=several: several)
-        monkeypatch.setattr(exits, "say_everywhere", lambda text: None)
-        with pytest.raises(type(error)), exits.leaving():
+        monkeypatch.setattr(coordination, "is_multi_process", lambda several=several: several)
+        monkeypatch.setattr(exits, "print_on_every_process", lambda text: None)
+        with pytest.raises(type(error)), exits.failures_end_all():
             raise error
     ((found, why),) = left
     assert found == status and str(error) in why

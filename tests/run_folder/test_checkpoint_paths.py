@@ -62,8 +62,8 @@ def test_every_command_that_writes_checkpoints_refuses_before_it_makes_anything(
         with pytest.raises(UserError, match="No checkpoint can be kept in"):
             opening.open_folder("a/x[1]", config)
         with pytest.raises(UserError, match="No checkpoint can be kept in"):
-            opening.look("x*", task)
-    assert opening.look("x[1]", "evaluate") == tmp_path / "x[1]"  # which writes none
+            opening.check_folder("x*", task)
+    assert opening.check_folder("x[1]", "evaluate") == tmp_path / "x[1]"  # which writes none
     assert convert.main(["absent.pth", "--to=checkpoint", "--out=x[1]"]) == 2
     assert "No checkpoint can be kept in" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

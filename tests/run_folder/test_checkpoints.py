@@ -105,7 +105,7 @@ def test_formats_of_other_versions_say_so(run, content, said):
     path.unlink()
     if content is not None:
         path.write_text(json.dumps(content))
-    assert manifest.fault(newest(run[0])).startswith(said)
+    assert manifest.find_damage(newest(run[0])).startswith(said)
     with pytest.raises(UserError, match=said):
         bt_jax.load_encoder(newest(run[0]))
 
@@ -118,7 +118,7 @@ def test_formats_of_other_versions_say_so(run, content, said):
 )
 def test_a_manifest_that_is_none(run, content):
     (newest(run[0]) / manifest.NAME).write_text(content)
-    assert manifest.fault(newest(run[0])) == "manifest.json is damaged"
+    assert manifest.find_damage(newest(run[0])) == "manifest.json is damaged"
 
 
 def test_everything_is_on_the_disk_before_the_manifest(tmp_path, monkeypatch):

@@ -46,7 +46,10 @@ def without_locks(monkeypatch, number=errno.ENOLCK):
 def test_a_second_start_is_told_who_holds_the_folder(tmp_path):
     folder = tmp_path / "run"
     with held_by_another(folder):
-        for start in (lambda: opening.look(str(folder), "evaluate"), lambda: opening.open_folder(str(folder), CONFIG)):
+        for start in (
+            lambda: opening.check_folder(str(folder), "evaluate"),
+            lambda: opening.open_folder(str(folder), CONFIG),
+        ):
             with pytest.raises(UserError, match="run is in use: process 4711 on another-host writes to it") as caught:
                 start()
             assert caught.value.status == 2
@@ -89,7 +92,7 @@ def test_a_file_that_its_holder_has_just_deleted_is_no_lock(tmp_path, monkeypatc
 def test_of_several_processes_the_first_holds_it(tmp_path, monkeypatch):
     monkeypatch.setattr(coordination, "process", lambda: 1)
     with held_by_another(tmp_path):
-        lock.look(tmp_path)
+        lock.check_free(tmp_path)
         lock.hold(tmp_path)
 
 
@@ -141,7 +144,7 @@ def test_a_process_whose_folder_was_taken_ends(tmp_path, monkeypatch, capsys):
     without_locks(monkeypatch)
     lock.hold(tmp_path)
     beats, ended = lock._held[str(tmp_path)], []
-    monkeypatch.setattr(exits, "end", ended.append)
+    monkeypatch.setattr(exits, "exit_now", ended.append)
     beats._renew_once(1)
     assert json.loads((tmp_path / lock.NAME).read_text())["beat"] == 1 and not ended
     (tmp_path / lock.NAME).write_text(json.dumps(OTHER | {"token": "another"}))
@@ -156,6 +159,6 @@ def test_a_bucket_has_it_as_an_object(bucket):
     folder = opening.open_folder("gs://bucket/runs/held", CONFIG)
     content, _ = bucket.objects[f"runs/held/{lock.NAME}"]
     assert {"host", "process", "token", "beat"} == json.loads(content).keys()
-    opening.look(str(folder), "pretrain")
+    opening.check_folder(str(folder), "pretrain")
     lock.release()
     assert f"runs/held/{lock.NAME}" not in bucket.objects

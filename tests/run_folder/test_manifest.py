@@ -21,14 +21,14 @@ def test_every_kind_of_damage_is_said_as_what_it_is(tmp_path):
     file = tmp_path / "encoder" / "arrays"
     file.write_bytes(b"0123456789")
     manifest.write(tmp_path)
-    assert manifest.fault(tmp_path) == ""
+    assert manifest.find_damage(tmp_path) == ""
     file.write_bytes(b"012345678")
-    assert manifest.fault(tmp_path) == "encoder/arrays has 9 bytes instead of 10"
-    assert manifest.fault(tmp_path, ("model",)) == ""
+    assert manifest.find_damage(tmp_path) == "encoder/arrays has 9 bytes instead of 10"
+    assert manifest.find_damage(tmp_path, ("model",)) == ""
     file.write_bytes(b"0123456780")
-    assert manifest.fault(tmp_path) == "encoder/arrays has other bytes than were written"
+    assert manifest.find_damage(tmp_path) == "encoder/arrays has other bytes than were written"
     file.unlink()
-    assert manifest.fault(tmp_path) == "encoder/arrays is missing"
+    assert manifest.find_damage(tmp_path) == "encoder/arrays is missing"
 
 
 def test_every_part_of_a_state_comes_back():
@@ -48,10 +48,10 @@ def test_a_checkpoint_that_lacks_what_opens_it_is_not_whole(tmp_path, name):
     parts(tmp_path, ("encoder", "train"))
     manifest.write(tmp_path)
     noted = (tmp_path / manifest.NAME).read_text()
-    assert manifest.fault(tmp_path) == "" and f'"{name}"' in noted
+    assert manifest.find_damage(tmp_path) == "" and f'"{name}"' in noted
     (tmp_path / manifest.NAME).write_text(noted.replace(f'"{name}"', f'"{name}.other"'))
-    assert manifest.fault(tmp_path) == f"{name} is missing, and was when it was written"
-    assert (manifest.fault(tmp_path, ("projector",)) == "") and (tmp_path / name).exists()
+    assert manifest.find_damage(tmp_path) == f"{name} is missing, and was when it was written"
+    assert (manifest.find_damage(tmp_path, ("projector",)) == "") and (tmp_path / name).exists()
     (tmp_path / name).rename(tmp_path / f"{name}.other")
     (tmp_path / manifest.NAME).unlink()
     with pytest.raises(UserError, match=f"nobody can read: it lacks {name}"):

@@ -119,12 +119,12 @@ def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
 
 def test_processes_compare_config_versions_and_facts(monkeypatch):
     compared = []
-    monkeypatch.setattr(join, "agree", compared.append)
+    monkeypatch.setattr(join, "check_identical", compared.append)
     config = keys.pretrain()
-    opening.agree(config, images=7, steps_per_epoch=3)
+    opening.check_same_run(config, images=7, steps_per_epoch=3)
     assert compared == []  # alone
-    monkeypatch.setattr(coordination, "several", lambda: True)
-    opening.agree(config, images=7, steps_per_epoch=3)
+    monkeypatch.setattr(coordination, "is_multi_process", lambda: True)
+    opening.check_same_run(config, images=7, steps_per_epoch=3)
     (own,) = compared
     assert (own["images"], own["steps_per_epoch"], own["jax"]) == (7, 3, jax.__version__)
     assert own["python"] == platform.python_version() and own["bt_jax"]
@@ -135,10 +135,10 @@ def test_processes_compare_config_versions_and_facts(monkeypatch):
 
 
 def test_every_process_has_its_own_list(tmp_path, monkeypatch):
-    assert opening.own(tmp_path, "broken.txt") == tmp_path / "broken.txt"
+    assert opening.per_process_file(tmp_path, "broken.txt") == tmp_path / "broken.txt"
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(jax, "process_index", lambda: 3)
-    assert opening.own(tmp_path, "broken.txt") == tmp_path / "broken-3.txt"
+    assert opening.per_process_file(tmp_path, "broken.txt") == tmp_path / "broken-3.txt"
 
 
 def test_a_small_file_is_on_the_disk_before_its_name(tmp_path, monkeypatch):

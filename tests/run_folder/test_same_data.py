@@ -12,7 +12,7 @@ from bt_jax.data.sources import identity
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.npz import NpzSource, write_npz
 from bt_jax.data.sources.open_source import open_source
-from bt_jax.data.sources.selection import joined, with_mixed
+from bt_jax.data.sources.selection import concatenated, with_mixed
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
 from bt_jax.run_folder import opening, same_data, same_run
@@ -24,7 +24,7 @@ SPLITS = ("train[:90%]", "val")
 
 
 def images(source, splits=SPLITS) -> same_data.Images:
-    return same_data.Images(identity.of(source, splits), lambda: identity.of(source.as_in_0_1_0(), splits))
+    return same_data.Images(identity.describe(source, splits), lambda: identity.describe(source.as_in_0_1_0(), splits))
 
 
 def start(run, source, **values):
@@ -169,12 +169,14 @@ def test_version_of_a_tfds_data_set(tmp_path):
 
 def test_splits_made_of_others_keep_those(pets):
     source = FolderSource(pets)
-    whole = identity.of(source, ["train", "val"])
-    assert identity.of(source, ["train[:10%]", "val[1:]"]) == whole == identity.of(source, ["train+val", ""])
+    whole = identity.describe(source, ["train", "val"])
+    assert (
+        identity.describe(source, ["train[:10%]", "val[1:]"]) == whole == identity.describe(source, ["train+val", ""])
+    )
     mixed = with_mixed(source, ["train.mixed[:3]"])
-    assert identity.of(mixed, ["train.mixed[:3]", "val"]) == whole
-    assert identity.of(joined(source, "train+val"), ["train+val"]) == whole
-    assert identity.of(mixed.as_in_0_1_0(), ["train.mixed", "val"]) == whole
+    assert identity.describe(mixed, ["train.mixed[:3]", "val"]) == whole
+    assert identity.describe(concatenated(source, "train+val"), ["train+val"]) == whole
+    assert identity.describe(mixed.as_in_0_1_0(), ["train.mixed", "val"]) == whole
 
 
 def test_a_run_of_0_1_0_gets_it_if_it_has_the_same_images(pets, tmp_path):
@@ -226,13 +228,13 @@ def test_a_start_that_is_killed_leaves_no_run_of_0_1_0(pets, tmp_path, monkeypat
 def test_processes_compare_their_images(pets, monkeypatch):
     """By what they are, not by where they lie."""
     compared = []
-    monkeypatch.setattr(coordination, "several", lambda: True)
-    monkeypatch.setattr(join, "agree", compared.append)
+    monkeypatch.setattr(coordination, "is_multi_process", lambda: True)
+    monkeypatch.setattr(join, "check_identical", compared.append)
     config = keys.pretrain()
-    opening.agree(config, **images(FolderSource(pets)).facts())
+    opening.check_same_run(config, **images(FolderSource(pets)).facts())
     pets = pets.rename(pets.with_name("other"))
-    opening.agree(changed(config, **{"data.folder": str(pets)}), **images(FolderSource(pets)).facts())
+    opening.check_same_run(changed(config, **{"data.folder": str(pets)}), **images(FolderSource(pets)).facts())
     (pets / "train/a/0.png").rename(pets / "train/a/x.png")
-    opening.agree(config, **images(FolderSource(pets)).facts())
+    opening.check_same_run(config, **images(FolderSource(pets)).facts())
     assert compared[0] == compared[1] and compared[0]["images of train"] == 10
     assert {key for key in compared[0] if compared[0][key] != compared[2][key]} == {"file names of train"}

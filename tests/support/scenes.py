@@ -33,9 +33,11 @@ def error_of(call, *arguments, **options) -> str:
 def talk(folder: Path) -> dict:
     """Gathers, compares and stops; returns the results."""
     me = coordination.process()
-    result = {"gathered": coordination.gather([me, "x"], what="a test")}
-    result["agreed"] = error_of(join.agree, {"rate": 0.1, "images": 7})
-    result["disagreed"] = error_of(join.agree, {"rate": 0.1 + me, "images": 7, **({"extra": 1} if me else {})})
+    result = {"gathered": coordination.gather([me, "x"], barrier="a test")}
+    result["agreed"] = error_of(join.check_identical, {"rate": 0.1, "images": 7})
+    result["disagreed"] = error_of(
+        join.check_identical, {"rate": 0.1 + me, "images": 7, **({"extra": 1} if me else {})}
+    )
     result["shared"] = error_of(join.check_shared, folder)
     join.SEEN_SECONDS = 1
     apart = folder / str(me)
@@ -55,7 +57,7 @@ def talk(folder: Path) -> dict:
     stop.close()
     result |= {"stopped_at": at, "windows": len(windows), "signal": int(stop.signal)}
     if me == 0:
-        result["absent"] = error_of(coordination.gather, 0, what="dinner", seconds=1)
+        result["absent"] = error_of(coordination.gather, 0, barrier="dinner", seconds=1)
         time.sleep(1)
     else:
         time.sleep(2)  # process 1 misses the last `gather`
@@ -77,7 +79,7 @@ def late(folder: Path) -> dict:
 def silent(folder: Path) -> dict:
     """The process in the folder's name receives SIGSTOP and never continues."""
     watchdog.begin(stuck_seconds=0, silent_seconds=3)
-    coordination.gather(None, what="a test")
+    coordination.gather(None, barrier="a test")
     time.sleep(2)
     if coordination.process() == int(folder.name):
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -89,10 +91,10 @@ def mistake(folder: Path) -> dict:
     """Process 1 raises a UserError while process 0 waits for it."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
-    with exits.leaving():
+    with exits.failures_end_all():
         if coordination.process() == 1:
             raise UserError("There is no folder /x", "Name another.")
-        coordination.gather(None, what="a test", seconds=60)
+        coordination.gather(None, barrier="a test", seconds=60)
     return {}
 
 
@@ -100,7 +102,7 @@ def broken(folder: Path) -> dict:
     """The collective of process 0 fails before the UserError of process 1 reaches process 0."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
-    with exits.leaving():
+    with exits.failures_end_all():
         if coordination.process() == 0:
             raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
         time.sleep(1)
@@ -112,7 +114,7 @@ def unequal(folder: Path) -> dict:
     """Process 1 finishes long before process 0."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=4)
-    coordination.gather(None, what="a test")
+    coordination.gather(None, barrier="a test")
     time.sleep(9 if coordination.process() == 0 else 1)
     watchdog.end()
     return {}
@@ -123,7 +125,7 @@ def stop_together(folder: Path) -> dict:
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
     try:
-        with exits.leaving():
+        with exits.failures_end_all():
             raise Stopped(143)
     finally:
         watchdog.end()

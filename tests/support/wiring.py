@@ -85,12 +85,12 @@ def watched(patch):
     """Records the calls that open data and make evaluators; the data are images in memory."""
     calls = Calls(patch)
     calls.watch(feeds, "open_source", lambda *_, **__: Squares())
-    calls.watch(feeds, "Broken")
+    calls.watch(feeds, "UnreadableImages")
     calls.watch(device, "eval_batches")
     calls.watch(features, "make_embed")
     calls.watch(protocols, "KNN")
     calls.watch(randomness, "stream")
-    calls.watch(opening, "agree", lambda *_, **__: None)
+    calls.watch(opening, "check_same_run", lambda *_, **__: None)
     original = feeds.make_feed
 
     def make_feed(*arguments):

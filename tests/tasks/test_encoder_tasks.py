@@ -177,22 +177,22 @@ def test_share_is_of_each_class_the_same():
     labels = np.repeat([0, 1, 2], [100, 50, 3])
     pixel = encode(np.zeros((2, 2, 3), np.uint8))
     source = Listed([(pixel, int(label)) for label in labels])
-    part = selection.share(source, "train", 0.1, seed=1)
+    part = selection.class_balanced_fraction(source, "train", 0.1, seed=1)
     drawn = part.labels("share")
     assert np.bincount(drawn).tolist() == [10, 5, 1] and part.splits == {"train": 153, "share": 16}
     assert (drawn == np.sort(drawn)).all()  # in the order of ids
-    again, other = (selection.share(source, "train", 0.1, seed=seed)._ids for seed in (1, 2))
+    again, other = (selection.class_balanced_fraction(source, "train", 0.1, seed=seed)._ids for seed in (1, 2))
     np.testing.assert_array_equal(again, part._ids)
     assert not np.array_equal(other, part._ids)
-    assert part._ids.max() < 153 and selection.share(source, "train[100:]", 0.5)._ids.min() >= 100
+    assert part._ids.max() < 153 and selection.class_balanced_fraction(source, "train[100:]", 0.5)._ids.min() >= 100
     for wrong in (0.0, 1.5):
         with pytest.raises(UserError, match="share of"):
-            selection.share(source, "train", wrong)
+            selection.class_balanced_fraction(source, "train", wrong)
 
 
 def test_joined_splits_are_one_after_the_other():
     source = open_source("patterns")
-    both = selection.joined(source, "train[:3]+test[5:7]")
+    both = selection.concatenated(source, "train[:3]+test[5:7]")
     wanted = source.read("train", range(3)) + source.read("test", [5, 6])
     assert list(both.encoded("joined")) == wanted and both.read("train", [9]) == source.read("train", [9])
     assert both.where("joined", 4) == source.where("test", 6)

@@ -121,7 +121,7 @@ def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
     save, told = checkpoints.Checkpoints.save, {}
 
     def spy(self, state):
-        told[int(state.step)] = read_lines(storage.path("gs://bucket/run"))[-1]["step"]
+        told[int(state.step)] = read_lines(storage.parse_path("gs://bucket/run"))[-1]["step"]
         save(self, state)
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", spy)

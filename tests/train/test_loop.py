@@ -65,7 +65,7 @@ def test_the_limit_of_steps_that_are_not_finite(tmp_path, monkeypatch, limit):
     assert f"save {last}" in events and lines(tmp_path)[-1]["step"] == last and f"sync {last}" in events
     (error,) = [event for event in events if isinstance(event, UserError)]
     assert f"{limit} steps in a row before step {last} (learning rates: weights 0.25)" in str(error)
-    assert "--config.optim.lr_weights" in error.cure
+    assert "--config.optim.lr_weights" in error.fix
     windows = tmp_path / "windows"
     windows.mkdir()
     values = {"checkpoint.every_epochs": 0.0, "nonfinite_limit": 4}

@@ -500,7 +500,7 @@ def test_the_size_of_the_images_is_the_evaluated_one(tmp_path):
     step = tmp_path / "checkpoints" / "8"
 
     def found():
-        return load.evaluation_size(opening.of_step(step, "config.json"))
+        return load.evaluation_size(opening.read_run_json(step, "config.json"))
 
     assert found() == (0, 0)
     for evals, views, wanted in (

@@ -1,1 +1,1 @@
-"""Where images come from: one file for each kind of data set."""
+"""Sources of images: one module for each kind of data set."""

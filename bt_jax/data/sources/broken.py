@@ -1,4 +1,4 @@
-"""Images that cannot be read: named, counted, and too many of them an error."""
+"""Unreadable images: each is named and counted, and too many of them are an error."""
 
 import contextlib
 import math
@@ -10,18 +10,18 @@ from typing import Protocol
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.data.sources.checking import Images, look, reason
+from bt_jax.data.sources.checking import Images, check_images, reason
 from bt_jax.data.sources.spans import Span
 from bt_jax.messages import UserError
 
-FEW = 10  # unreadable images that are allowed whatever the share
+FEW = 10  # unreadable images that are allowed for any share
 
 
 def allowed(limit: float, count: int) -> int:
-    """How many of `count` images may be unreadable.
+    """The number of images that may be unreadable, of `count`.
 
     Args:
-      limit: their share. A few are allowed whatever it is, but not all of the images; 0: none, 1: all.
+      limit: the allowed share; 0: none, 1: all. With any other share FEW are allowed, but never all images.
     """
     if limit <= 0 or limit >= 1:
         return count if limit >= 1 else 0
@@ -29,35 +29,35 @@ def allowed(limit: float, count: int) -> int:
 
 
 def enough(unreadable: int, count: int) -> float:
-    """The least share, of few digits, with which `unreadable` of `count` images are allowed."""
+    """The smallest share, rounded up to few digits, that allows `unreadable` of `count` images."""
     digits = max(2, math.ceil(math.log10(count)))
     return min(math.ceil(unreadable / count * 10**digits - 1e-9) / 10**digits, 1.0)
 
 
 class Owner(Images, Protocol):
-    """What is asked of the data set whose images they are, see `base.Source`."""
+    """The part of `base.Source` that `UnreadableImages` needs."""
 
     name: str
 
     def where(self, base: str, number: int) -> str: ...
 
 
-class Broken:
-    """Images that cannot be read: each is named once, and too many of them end the run.
+class UnreadableImages:
+    """A record of unreadable images: each is named once, and too many of them end the run.
 
     Args:
-      source: theirs.
+      source: the data set.
       limit: share of the images of a split, or of the slice in use, that may be unreadable, see `allowed`; None: the
-        first one is an error, and the others are not looked for.
+        first one is an error, without a search for others.
       say: prints a line.
 
     Attributes:
-      lines: list of str, one for each image found so far.
+      lines: list of str, one for each unreadable image so far.
     """
 
     NAMED = 20  # on the terminal; the file names all
     OPTION = "--config.data.broken_limit"
-    INSTEAD = "a black one stands in for it"
+    INSTEAD = "a black image replaces it"
 
     def __init__(self, source: Owner, *, limit: float | None = None, say: Callable[[str], None] = print):
         self._source, self._limit, self._say = source, limit, say
@@ -66,23 +66,29 @@ class Broken:
         self._file: Path | None = None
         self._later: threading.Timer | None = None
 
-    def list_in(self, file: Path) -> None:
-        """From now on all of them stand in this file, a line each, also those found before."""
+    def write_to(self, file: Path) -> None:
+        """Lists all unreadable images in this file, one per line: those so far and those to come."""
         self._file, self._later = file, None
         if self.lines:
             storage.write(file, "".join(f"{line}\n" for line in self.lines))
 
     def known(self, span: Span, ids: np.ndarray) -> np.ndarray:
-        """bool, shaped as `ids`: those that have been added."""
+        """bool, shaped as `ids`: True for ids that are recorded already."""
         return np.isin(ids, list(self._found.get(span.base, ())))
 
     def add(self, span: Span, number: int, error: object) -> None:
-        """Notes one image of a span. UserError past the limit, which names all of the span that are unreadable."""
+        """Records one image of a span.
+
+        Raises:
+          UserError: the limit is exceeded. All unreadable images of the span are listed first.
+        """
         if self.known(span, np.array([number])).all():
             return
         line, whole = self._note(span, number, reason(error)), self._whole(span)
         if self._limit is None:
-            raise UserError(line, "Restore it from its origin; `python -m bt_jax.prepare` lists every unreadable image")
+            raise UserError(
+                line, "Restore it from its origin. `python -m bt_jax.prepare` lists every unreadable image."
+            )
         unreadable = self._count(whole)
         if unreadable > allowed(self._limit, whole.stop - whole.start):
             raise self._refusal(whole)
@@ -91,7 +97,7 @@ class Broken:
             self._warn(f"WARNING: {line}; {self.INSTEAD}{rest}")
 
     def _whole(self, span: Span) -> Span:
-        """The images of which a share may be unreadable."""
+        """The images to which the limit applies."""
         return span
 
     def _count(self, whole: Span) -> int:
@@ -101,13 +107,13 @@ class Broken:
         self._say(line)
 
     def _note(self, span: Span, number: int, why: str) -> str:
-        """Keeps an image that is not known yet, and writes it to the file; returns its line."""
+        """Records a new unreadable image and writes it to the file; returns its line."""
         self._found.setdefault(span.base, set()).add(number)
         line = f"{self._source.where(span.base, number)}: the image cannot be read ({why})"
         self.lines.append(line)
         if self._file and storage.in_bucket(self._file):
-            if self._later is None:  # an object takes one write a second, and each writes all of it
-                self._later = threading.Timer(storage.SECONDS, self.list_in, [self._file])
+            if self._later is None:  # an object takes one write a second, and each write replaces all of it
+                self._later = threading.Timer(storage.COPY_INTERVAL_SECONDS, self.write_to, [self._file])
                 self._later.daemon = True
                 self._later.start()
         elif self._file:
@@ -116,11 +122,11 @@ class Broken:
         return line
 
     def _refusal(self, whole: Span) -> UserError:
-        """The error that ends the run. It looks at every image of the span first, so that one repair suffices."""
+        """The error that ends the run. It checks every image of the span first, so that one repair suffices."""
         count = whole.stop - whole.start
-        self._say(f"Too many images of split {whole.base!r} cannot be read: looking at all {count}")
-        with contextlib.suppress(UserError):  # a file of records that ends early: those before it are counted
-            for image in look(self._source, whole):
+        self._say(f"Too many images of split {whole.base!r} cannot be read: checking all {count}")
+        with contextlib.suppress(UserError):  # a truncated file of records: the records before the cut are counted
+            for image in check_images(self._source, whole):
                 if image.reason and not self.known(whole, np.array([image.id])):
                     self._note(whole, image.id, image.reason)
         unreadable, option = self._count(whole), f"{self.OPTION}={enough(self._count(whole), count)}"
@@ -131,9 +137,9 @@ class Broken:
         )
 
     def _list_all(self) -> str:
-        """Lists every one that is known; returns where."""
+        """Lists all unreadable images; returns the place of the list."""
         if self._file:
-            self.list_in(self._file)
+            self.write_to(self._file)
             return f"in {storage.printable(self._file)}"
         for line in self.lines:
             self._say(f"unreadable: {line}")

@@ -1,4 +1,4 @@
-"""Looking at every image of a split: its size, its label, or why it cannot be read."""
+"""Checks every image of a split: its size and label, or the reason why it is unreadable."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +10,13 @@ from bt_jax.data.sources.spans import Span
 
 
 class Images(Protocol):
-    """What is asked of a data set, see `base.Source`."""
+    """The part of `base.Source` that `check_images` needs."""
 
     def encoded(self, split: str) -> Iterable[tuple[bytes | Exception, int | None]]: ...
 
 
-class Looked(NamedTuple):
-    """One image: (width, height) and "", or None and the reason why it cannot be read."""
+class CheckedImage(NamedTuple):
+    """One image: size (width, height) and reason "", or size None and the reason why it is unreadable."""
 
     id: int
     size: tuple[int, int] | None
@@ -24,23 +24,25 @@ class Looked(NamedTuple):
     label: int | None
 
 
-def look(source: Images, span: Span) -> Iterator[Looked]:
+def check_images(source: Images, span: Span) -> Iterator[CheckedImage]:
     """Decodes the images of a span, in the order of their ids."""
     records, number = iter(source.encoded(f"{span.base}[{span.start}:{span.stop}]")), span.start
     with ThreadPoolExecutor(cores()) as pool:
         while chunk := list(islice(records, 256)):
-            for (size, reason), (_, label) in zip(pool.map(_look, [data for data, _ in chunk]), chunk, strict=True):
-                yield Looked(number, size, reason, label)
+            for (size, reason), (_, label) in zip(
+                pool.map(_check_image, [data for data, _ in chunk]), chunk, strict=True
+            ):
+                yield CheckedImage(number, size, reason, label)
                 number += 1
 
 
-def _look(data: bytes | Exception) -> tuple[tuple[int, int] | None, str]:
-    found = try_decode(data)  # only its size is kept: 256 images are not in memory at once
-    return (None, reason(found)) if isinstance(found, Exception) else (found.shape[1::-1], "")
+def _check_image(data: bytes | Exception) -> tuple[tuple[int, int] | None, str]:
+    image = try_decode(data)  # dropped here, so that 256 images are never in memory at once
+    return (None, reason(image)) if isinstance(image, Exception) else (image.shape[1::-1], "")
 
 
 def reason(error: object) -> str:
-    """Why an image cannot be read, in a few words on one line."""
+    """The reason why an image is unreadable, in a few words on one line."""
     text = str(getattr(error, "cause", error)).partition("\n")[0].split("<_io")[0]
     text = " ".join(text.split()) or type(error).__name__
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Whether training and held-out images are of the same classes: no classifier knows a class that it has never seen."""
+"""Checks that training and held-out images have the same classes: no classifier predicts a class it never saw."""
 
 from typing import NamedTuple
 
@@ -11,21 +11,24 @@ NAMED = 8  # classes that a line names
 
 
 class Unlike(NamedTuple):
-    """How two splits differ, and a cure where both are cut from one; else "", as other splits may be meant to."""
+    """The difference of the classes of two splits, and a fix.
+
+    The fix is "" unless both are slices of one split: different splits may have different classes on purpose.
+    """
 
     cause: str
-    cure: str
+    fix: str
 
 
 def compare(source: Source, train: str, val: str, *, read: bool = False) -> Unlike | None:
-    """Compares the classes of two splits, whole or cut. None if they have the same, or it is not known.
+    """Compares the classes of two splits or slices. None if the classes are equal or unknown.
 
-    Classes of the training images that the held-out ones lack count only where both are cut from one split.
+    Training classes that the held-out images lack are reported only if both are slices of one split.
 
     Args:
-      train: several joined by "+", or one.
+      train: one split, or several joined by "+".
       val: "": there are no held-out images.
-      read: whether records may be read for their labels, where both are cut from one split.
+      read: True: read records for their labels if both are slices of one split.
     """
     if not val:
         return None
@@ -33,7 +36,7 @@ def compare(source: Source, train: str, val: str, *, read: bool = False) -> Unli
     held_out = source.span(val)
     one = unmixed(source, held_out.base) in {unmixed(source, part.base) for part in parts}
     labels = [_labels(source, span, read and one) for span in (*parts, held_out)]
-    if any(each is None for each in labels):
+    if any(part is None for part in labels):
         return None
     trained, (classes, counts) = np.unique(np.concatenate(labels[:-1])), np.unique(labels[-1], return_counts=True)
     unknown = ~np.isin(classes, trained)
@@ -41,7 +44,7 @@ def compare(source: Source, train: str, val: str, *, read: bool = False) -> Unli
         names, number = _names(source, classes[unknown]), counts[unknown].sum()
         images = f"1 image of {val} is" if number == 1 else f"{number} images of {val} are"
         cause = f"{images} of classes that no image of {train} has: {names}"
-        return Unlike(cause, _cure(train, val) if one else "")
+        return Unlike(cause, _fix(train, val) if one else "")
     missing = trained[~np.isin(trained, classes)]
     if one and len(missing):
         names = _names(source, missing)
@@ -50,7 +53,7 @@ def compare(source: Source, train: str, val: str, *, read: bool = False) -> Unli
 
 
 def _labels(source: Source, span, read: bool) -> np.ndarray | None:
-    """The labels of a span's images, without those of unreadable ones; None where there are none, or none at hand."""
+    """The labels of the readable images of a span; None if there are none, or if reading them is not allowed."""
     if not source.labelled(span.base):
         return None
     labels = source.labels_at_hand(span.base)
@@ -62,8 +65,8 @@ def _labels(source: Source, span, read: bool) -> np.ndarray | None:
     return labels[labels >= 0]
 
 
-def _cure(train: str, val: str) -> str:
-    """What to name instead: the same cuts, with a part of every class."""
+def _fix(train: str, val: str) -> str:
+    """The advice to name the same slices with a part of every class."""
     if MIXED in train + val:
         return "Make the slices larger, or hold out a split of its own."
     mixed = [split.replace("[", f"{MIXED}[", 1) if "[" in split else split + MIXED for split in (train, val)]

@@ -1,9 +1,9 @@
-"""What the folders below a folder of images mean: splits, or classes.
+"""The meaning of the folders below a folder of images: splits or classes.
 
-One rule: top folders with the names of splits (SPLIT, in any capitals) are splits if no other folder lies beside them,
-or if one to train on and one that is held out are among them. All others are classes: a class may be called "train".
-Single folders above splits do not count. A line with the number of images says which folders were renamed, left out or
-taken as labels, and where the splits lie.
+One rule: top folders with names of splits (SPLIT, in any case) are splits if no other folder is beside them, or if a
+training and a held-out split are among them. All other top folders are classes: a class may be called "train". Single
+folders above the splits are ignored. The notes name, with numbers of images, the folders of the splits and the folders
+that were renamed, left out or taken as labels.
 """
 
 import re
@@ -15,7 +15,7 @@ from bt_jax.data.sources.folder_listing import in_order
 from bt_jax.storage import printable
 
 TRAINING, HELD_OUT = "train|training", "val|valid|validation|test|testing|dev|eval|evaluation|holdout"
-# With a number or a word behind it: "train2017", "test_set".
+# A number or a word may follow: "train2017", "test_set".
 SPLIT = re.compile(
     rf"(?:(?P<train>{TRAINING})|(?P<held>{HELD_OUT})|unlabell?ed|extra)(?:[-_]?(?:set|images|data|\d+))?", re.I
 )
@@ -23,11 +23,11 @@ NAMED = 8  # folders that a line names
 
 
 class Layout(NamedTuple):
-    """What the images below a folder are.
+    """The splits of a folder of images.
 
     Attributes:
-      splits: {split: (its folder, "" for the root, and the paths below that)}.
-      lines: for the person whose images they are.
+      splits: {split: (its folder, "" for the root, and the paths below it)}.
+      lines: notes for the user.
     """
 
     splits: dict[str, tuple[str, list[str]]]
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
 
 def arrange(files: list[str]) -> Layout:
-    """The splits of a folder with these images, relative paths in order; one split "train" if it has none."""
+    """Finds the splits of a folder from the sorted relative paths of its images; one split "train" if it has none."""
     above, within = _without_single_folders(files)
     tops = _tops(within)
     named = _named(tops)
@@ -48,13 +48,13 @@ def arrange(files: list[str]) -> Layout:
 
 
 def classes(paths: Iterable[str]) -> set[str]:
-    """The top folders of a split's paths, or none where an image lies in no folder."""
+    """The top folders of a split's paths; empty if any image is outside a folder."""
     tops = {path.partition("/")[0] if "/" in path else "" for path in paths}
     return set() if "" in tops else tops
 
 
 def arrange_as_0_1_0(files: list[str]) -> dict[str, tuple[str, list[str]]]:
-    """`Layout.splits` as bt_jax 0.1.0 had them, for its runs."""
+    """`Layout.splits` by the rule of bt_jax 0.1.0, to resume its runs."""
     suffixes = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
     files = [path for path in files if path.lower().endswith(suffixes)]
     tops = _tops(files)
@@ -63,7 +63,7 @@ def arrange_as_0_1_0(files: list[str]) -> dict[str, tuple[str, list[str]]]:
 
 
 def _tops(files: list[str]) -> Counter:
-    """How many images lie below each top folder."""
+    """The number of images below each top folder."""
     return Counter(path.partition("/")[0] for path in files if "/" in path)
 
 
@@ -72,9 +72,10 @@ def _below(files: list[str], folder: str) -> list[str]:
 
 
 def _without_single_folders(files: list[str]) -> tuple[str, list[str]]:
-    """The single folders above the splits, as "outer/inner", and the paths below them; ("", files) without any.
+    """The single folders above the splits, as "outer/inner", and the paths below them; ("", files) if there are none.
 
-    Where single folders lie in one another, the splits are the first several folders, else the first with their name.
+    In a chain of single folders the splits are at the first level with several folders. If that level has no splits,
+    they are the first single folder with the name of a split.
     """
     alone, within, first = [], files, None
     while len(tops := _tops(within)) == 1 and tops.total() == len(within):
@@ -89,15 +90,15 @@ def _without_single_folders(files: list[str]) -> tuple[str, list[str]]:
 
 
 def _named(tops: Iterable[str]) -> dict[str, str]:
-    """{top folder: name of its split}, in the order of the names; {} where they are classes."""
-    found = {top: match for top in tops if (match := SPLIT.fullmatch(top))}
-    train, held = (any(match[kind] for match in found.values()) for kind in ("train", "held"))
-    others = any(top not in found for top in tops)
+    """{top folder: name of its split}, in the order of the names; {} if the top folders are classes."""
+    matches = {top: match for top in tops if (match := SPLIT.fullmatch(top))}
+    train, held = (any(match[kind] for match in matches.values()) for kind in ("train", "held"))
+    others = any(top not in matches for top in tops)
     if not (train or held) or others and not (train and held):
         return {}
-    names = {top: top.lower().replace("-", "_") for top in found}  # as TFDS takes them
+    names = {top: top.lower().replace("-", "_") for top in matches}  # valid names in TFDS
     times = Counter(names.values())
-    # "Train" beside "train" keeps its capital.
+    # "Train" beside "train" keeps its capital letter.
     named = {top: name if times[name] == 1 else top for top, name in names.items()}
     return dict(sorted(named.items(), key=lambda item: item[1]))
 
@@ -121,7 +122,7 @@ def _about_splits(above: str, named: dict[str, str], tops: Counter, count: int) 
 
 
 def _about_labels(files: list[str]) -> list[str]:
-    """What is said of a folder without splits."""
+    """Notes about a folder without splits."""
     tops = _tops(files)
     if not tops or tops.total() < len(files):
         return _about_loose("train", files)
@@ -129,14 +130,14 @@ def _about_labels(files: list[str]) -> list[str]:
     if len(names) == 1:
         inner = len(classes(_below(files, names[0])))
         hint = f"; name that folder to take its {inner} sub-folders as labels" if inner > 1 else ""
-        return [f"no labels: all images lie in one folder, {printable(names[0])}{hint}"]
+        return [f"no labels: all images are in one folder, {printable(names[0])}{hint}"]
     line = f"taking {len(names)} top folders as labels: {', '.join([*map(printable, names[:NAMED]), *_more(names)])}"
     splits = [name for name in names if SPLIT.fullmatch(name)]
     others = [name for name in names if name not in splits]
     if splits and others:
-        beside = f"{printable(others[0])} " + (f"and {len(others) - 1} more lie" if len(others) > 1 else "lies")
-        verb = "it is no split" if len(splits) == 1 else "they are no splits"
-        line += f"; {', '.join(map(printable, splits))} among them: {verb}, as {beside} beside"
+        beside = f"{printable(others[0])} " + (f"and {len(others) - 1} more are" if len(others) > 1 else "is")
+        verb = "it is not a split" if len(splits) == 1 else "they are not splits"
+        line += f"; {', '.join(map(printable, splits))} among them: {verb}, because {beside} beside"
     return [line]
 
 
@@ -145,7 +146,7 @@ def _about_loose(split: str, paths: list[str]) -> list[str]:
     if not loose or len(loose) == len(paths):
         return []
     return [
-        f"WARNING: {len(loose)} of {len(paths)} images of {split} lie in no sub-folder ({printable(loose[0])} ...), so"
+        f"WARNING: {len(loose)} of {len(paths)} images of {split} are in no sub-folder ({printable(loose[0])} ...), so"
         " sub-folders are not taken as labels"
     ]
 

@@ -1,7 +1,7 @@
-"""The list of the images below a folder, made once and kept in the user's cache folder.
+"""The list of the images below a folder, made once and cached in the user's cache folder.
 
-It is kept with what the file system says of every folder: while none has changed, opening a million files again costs
-one `stat` a folder.
+The cache also holds the `stat` of every folder. While no folder has changed, opening a million files again costs one
+`stat` per folder.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from bt_jax.data.sources import formats
 from bt_jax.messages import UserError
 
 CACHE_FORMAT = 2
-SETTLED = 2_000_000_000  # ns that every folder must have been left alone before its listing is kept
+SETTLED = 2_000_000_000  # ns without a change of any folder before the listing is cached
 
 
 class Listing(NamedTuple):
-    """What lies below a folder.
+    """The images and folders below a folder.
 
     Attributes:
-      folders: relative paths, "" the root itself.
+      folders: relative paths, "" for the root.
       marks: int64 (len(folders), 5), of `_marks`.
-      files: relative paths of images, in the order of `in_order`.
-      skipped: how many files were left out, by `formats.kind`, and images and folders that are hidden.
-      unreadable: sub-folders that cannot be listed, with the reason.
+      files: relative paths of images, sorted by `in_order`.
+      skipped: {kind: number of files left out}, by `formats.kind`; also counts hidden images and folders.
+      unreadable: messages about sub-folders that cannot be listed.
     """
 
     folders: list[str]
@@ -45,15 +45,15 @@ class Listing(NamedTuple):
 
 
 def listed(root: Path, cache: str | os.PathLike | None = None) -> Listing:
-    """From the cache where no folder has changed since, else from the disk.
+    """Lists a folder: from the cache if no folder has changed, otherwise from the disk.
 
-    A sub-folder that cannot be read is left out, and looked into again by every call until it can be.
+    An unreadable sub-folder is left out. Every call tries it again until it becomes readable.
 
     Args:
-      cache: where the list is kept; None: $XDG_CACHE_HOME/bt_jax/folders. An unwritable one is done without.
+      cache: folder of the cached list; None: $XDG_CACHE_HOME/bt_jax/folders. An unwritable cache is ignored.
 
     Raises:
-      UserError: the root itself cannot be read.
+      UserError: the root cannot be read.
     """
     folder = Path(cache) if cache else storage.user_cache() / "folders"
     file = folder / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:24]}.npz"
@@ -67,37 +67,39 @@ def listed(root: Path, cache: str | os.PathLike | None = None) -> Listing:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Sorted as UTF-8 decodes them, in every locale: an image keeps its id on another machine."""
+    """Sorts names by their UTF-8 characters in every locale, so that an image has the same id on every machine."""
     if sys.getfilesystemencoding() == "utf-8":
         return sorted(names)
     return sorted(names, key=lambda name: os.fsencode(name).decode("utf-8", "surrogateescape"))
 
 
 def _walk(root: Path) -> tuple[Listing, bool]:
-    """The listing, and whether it may be kept. Folders level by level, 16 at a time: on a network disk it is
-    the waiting that costs."""
+    """The listing, and whether it may be cached.
+
+    Lists folders level by level, 16 at a time, because on a network disk most of the time is waiting.
+    """
     folders, marks, files, skipped, unreadable, level = [], [], [], Counter(), [], [""]
     with ThreadPoolExecutor(16) as pool:
         while level:
             folders += level
-            marks.append(_marks(root, level))  # before they are listed: what comes later shows
+            marks.append(_marks(root, level))  # before the listing, so that a later change shows in the marks
             deeper = []
-            for folder, found in zip(level, pool.map(lambda folder: _try_scan(root, folder), level), strict=True):
-                if isinstance(found, OSError):
-                    cause = f"Cannot list {storage.printable(root / folder)}: {found.strerror}"
+            for folder, result in zip(level, pool.map(lambda folder: _try_scan(root, folder), level), strict=True):
+                if isinstance(result, OSError):
+                    cause = f"Cannot list {storage.printable(root / folder)}: {result.strerror}"
                     if not folder:
                         raise UserError(cause, "Make it readable.")
                     unreadable.append(cause)
                     continue
-                files += found[0]
-                deeper += found[1]
-                skipped += found[2]
+                files += result[0]
+                deeper += result[1]
+                skipped += result[2]
             level = sorted(deeper)
             if sys.stderr.isatty():
                 where = storage.printable(root)
                 print(f"\rlisting {where}: {len(files)} images", end="" if level else "\n", file=sys.stderr, flush=True)
     marks = np.concatenate(marks)
-    # A folder that has just changed may change again within the same tick of its clock.
+    # A folder that has just changed may change again within the same tick of the clock.
     settled = not unreadable and marks[:, :2].max() < time.time_ns() - SETTLED
     return Listing(folders, marks, in_order(files), dict(skipped), unreadable), settled
 
@@ -110,7 +112,7 @@ def _try_scan(root: Path, folder: str) -> tuple[list[str], list[str], Counter] |
 
 
 def _scan(root: Path, folder: str) -> tuple[list[str], list[str], Counter]:
-    """Relative paths of the images and of the folders in one folder, and what is left out, as `Listing.skipped`."""
+    """Relative paths of the images and of the folders in one folder, and its part of `Listing.skipped`."""
     prefix, images, below, skipped = f"{folder}/" if folder else "", [], [], Counter()
     known = formats.suffixes()
     with os.scandir(root / folder) as entries:
@@ -132,34 +134,36 @@ def _scan(root: Path, folder: str) -> tuple[list[str], list[str], Counter]:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that is locked: reading it says so
+    except OSError:  # a link to itself or into a locked folder: reading the image will report it
         return False
 
 
 def _leads_back(root: Path, folder: str, link: str) -> bool:
-    """Whether a link in a folder points to one that is being listed above it, and so would be listed for ever."""
+    """True if a symlink points to one of its own parents, which would be listed for ever."""
     above = [root / folder, *(root / folder).parents][: len(Path(folder).parts) + 1]
     return os.path.realpath(link) in {os.path.realpath(path) for path in above}
 
 
 def _marks(root: Path, folders: list[str]) -> np.ndarray:
-    """int64 (n, 5): by which a change of a folder is noticed, also if its time of modification was set back: times of
-    modification and of change in ns, inode, links to it, size; -1 for a folder that is gone."""
+    """int64 (n, 5): modification and change times in ns, inode, number of links, size; -1 for a missing folder.
+
+    They show a change of a folder even if its modification time was set back.
+    """
 
     def marks(folder):
         try:
-            found = os.stat(root / folder)
+            stat = os.stat(root / folder)
         except OSError:
             return (-1,) * 5
-        inode = found.st_ino % 2**63
-        return found.st_mtime_ns, found.st_ctime_ns, inode, found.st_nlink, found.st_size
+        inode = stat.st_ino % 2**63
+        return stat.st_mtime_ns, stat.st_ctime_ns, inode, stat.st_nlink, stat.st_size
 
     with ThreadPoolExecutor(16) as pool:
         return np.array(list(pool.map(marks, folders)), np.int64).reshape(-1, 5)
 
 
 def _read_cache(file: Path) -> Listing | None:
-    """None where there is none, or it is damaged, of another version, or made with other decoders."""
+    """The cached listing; None if it is missing, damaged, of another version, or made with other decoders."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             if int(stored["format"]) != CACHE_FORMAT or str(stored["suffixes"]) != _known_suffixes():
@@ -167,7 +171,7 @@ def _read_cache(file: Path) -> Listing | None:
             folders, files = (os.fsdecode(stored[name].tobytes()).split("\0") for name in ("folders", "files"))
             skipped = dict(zip(stored["kinds"].tolist(), stored["counts"].tolist(), strict=True))
             return Listing(folders, stored["marks"], [path for path in files if path], skipped, [])
-    except Exception:  # whatever NumPy, zipfile or the decoder raise on a damaged file
+    except Exception:  # NumPy, zipfile and the decoder raise many types on a damaged file
         return None
 
 
@@ -181,7 +185,7 @@ def _write_cache(file: Path, listing: Listing) -> None:
         "kinds": np.array(list(listing.skipped), "U"),
         "counts": np.array(list(listing.skipped.values()), np.int64),
     }
-    with contextlib.suppress(OSError):  # listed again the next time
+    with contextlib.suppress(OSError):  # the next start lists the folder again
         file.parent.mkdir(parents=True, exist_ok=True)
         storage.write(file, partial(np.savez_compressed, **arrays), shared=True)
 

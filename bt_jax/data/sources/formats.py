@@ -1,4 +1,4 @@
-"""Which files are images, by their suffixes: those that the installed Pillow decodes."""
+"""The suffixes of image files: those of the formats that the installed Pillow decodes."""
 
 import functools
 import importlib
@@ -7,15 +7,15 @@ from collections import Counter
 
 from PIL import Image, features
 
-# Formats that Pillow opens and cannot decode by itself, or whose pixels have no range of their own (FITS).
+# Formats that Pillow opens but cannot decode without help, or whose pixels have no defined range (FITS).
 NO_PIXELS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-# Pillow registers these even if it was built without their library.
+# Pillow registers these formats even if it was built without their library.
 LIBRARIES = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "MPO": "jpg", "WEBP": "webp"}
-# Files of these are as a rule something else: maps of depth (floating point), point clouds.
+# Files with these suffixes are usually not images: depth maps (floating point), point clouds.
 OTHER_USES = {".pfm", ".pcd"}
-# Packages that teach Pillow more formats, and the function that does it; None: the import does.
+# Packages that add formats to Pillow, and the function that registers them; None: the import registers them.
 PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
-# What a person takes for an image, beside `suffixes`.
+# Suffixes of images that Pillow may be unable to decode.
 IMAGE_LIKE = {
     *(".avif", ".webp", ".heic", ".heif", ".hif", ".jxl", ".jxr", ".wdp", ".jp2", ".exr", ".hdr", ".svg", ".dcm"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"),
@@ -34,39 +34,39 @@ def suffixes() -> frozenset[str]:
     readable = {
         name
         for name in (*Image.OPEN, "MPO")
-        if name not in NO_PIXELS and features.check(LIBRARIES.get(name, "pil"))  # "pil" is always there
+        if name not in NO_PIXELS and features.check(LIBRARIES.get(name, "pil"))  # "pil" is always available
     }
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable) - OTHER_USES
 
 
 @functools.cache
 def add_plugins() -> None:
-    """Lets Pillow decode what the installed ones of PLUGINS decode."""
+    """Registers the installed PLUGINS in Pillow."""
     for package, function in PLUGINS.items():
         try:
             module = importlib.import_module(package)
             if function:
                 getattr(module, function)()
-        except Exception:  # not installed, or for another Pillow: its files are left out and counted
+        except Exception:  # not installed, or for another version of Pillow: its files are left out and counted
             continue
 
 
 def kind(suffix: str) -> str:
-    """What the files of a suffix that is no image's are counted under."""
+    """The name under which files with a non-image suffix are counted."""
     if not suffix:
         return NO_SUFFIX
     return suffix if re.fullmatch(r"\.[a-z][a-z0-9_~-]{0,7}", suffix) else ODD_SUFFIX
 
 
 def left_out(skipped: dict[str, int]) -> str:
-    """The files that are no images here, by `kind`, in a line; "" without any."""
+    """One line about the files that were left out, by `kind`; "" if there are none."""
     alike = Counter({name: count for name, count in skipped.items() if name in IMAGE_LIKE})
     hidden = skipped.get(HIDDEN, 0)
     others = Counter(skipped) - alike - Counter({HIDDEN: hidden})
     parts = []
     if alike:
-        cure = ", pip install pillow-heif" if alike.keys() & {".heic", ".heif", ".hif"} else ""
-        parts.append(f"{_number(alike, 'image')} that the installed Pillow cannot decode ({_listed(alike)}{cure})")
+        fix = ", pip install pillow-heif" if alike.keys() & {".heic", ".heif", ".hif"} else ""
+        parts.append(f"{_number(alike, 'image')} that the installed Pillow cannot decode ({_listed(alike)}{fix})")
     if others:
         parts.append(f"{_number(others, 'file')} of other kinds ({_listed(others)})")
     if hidden:

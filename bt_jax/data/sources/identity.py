@@ -1,4 +1,4 @@
-"""What a run keeps of the images that it began with: counts, classes and digests, which its next start compares."""
+"""The record of a run's images: counts, classes and digests, which the next start compares."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,15 +7,15 @@ from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.selection import unmixed
 
 
-def of(source: Source, splits: Iterable[str]) -> dict[str, Any]:
-    """Counts, classes and digests of the splits that are used, as JSON.
+def describe(source: Source, splits: Iterable[str]) -> dict[str, Any]:
+    """Counts, classes and digests of the splits in use, as JSON.
 
     Args:
-      splits: of the source, whole or cut; several joined by "+". Those that it lacks are left out.
+      splits: splits or slices of the source; "+" joins several. Splits that the source lacks are left out.
 
     Returns:
-      {"classes": their names, or their number where they have none, "splits": {whole split: {"images": its number of
-      images, "digests": {the source's kind: `Source.digest`}}}}.
+      {"classes": names of the classes, or their number if they have none, "splits": {whole split: {"images": number of
+      its images, "digests": {the source's kind: `Source.digest`}}}}.
     """
     bases = [part.partition("[")[0].strip() for split in splits for part in split.split("+")]
     whole = dict.fromkeys(unmixed(source, base) for base in bases)

@@ -1,11 +1,11 @@
-"""A folder of images as it lies on the disk: labelled by sub-folder, or not labelled at all.
+"""A data set that is a folder of image files: labelled by sub-folder, or not labelled at all.
 
     ROOT/train/CLASS/*.jpg, ROOT/val/CLASS/*.jpg     splits "train" and "val" with classes, as torchvision's ImageFolder
     ROOT/train/*.png                                 a split without labels
     ROOT/CLASS/*.jpg  or  ROOT/*.png                 one split, "train"
 
-`folder_layout` has the rule of what is a split, `formats` of what is an image, `folder_listing` the list of files.
-A split has labels where all of its images lie in sub-folders.
+`folder_layout` finds the splits, `formats` decides which files are images, and `folder_listing` lists the files.
+A split has labels if all of its images are in sub-folders.
 """
 
 import copy
@@ -22,20 +22,20 @@ from bt_jax.messages import UserError
 
 
 class FolderSource(Source):
-    """Images below a folder; the id of an image is its place in the sorted list of its split.
+    """The images below a folder; the id of an image is its position in the sorted list of its split.
 
     Args:
       root: the folder.
-      cache: where the list is kept, see `folder_listing.listed`.
+      cache: folder of the cached list, see `folder_listing.listed`.
 
     Raises:
-      UserError: no such folder, one that cannot be read, no image.
+      UserError: the folder is missing or unreadable, or holds no image.
     """
 
     kind = "folder"
 
     def __init__(self, root: str | os.PathLike, *, cache: str | os.PathLike | None = None):
-        self.root = storage.here(root)
+        self.root = storage.local_path(root)
         self.name = storage.printable(self.root.name)
         if not self.root.is_dir():
             raise UserError(
@@ -47,7 +47,7 @@ class FolderSource(Source):
             why = f"; {left_out.removeprefix('WARNING: ')}" if left_out else ""
             raise UserError(
                 f"There is no image below {storage.printable(self.root)}{why}",
-                "It needs files that Pillow decodes, such as .jpg, .png and .webp, in any capitals.",
+                "Name a folder with files that Pillow decodes, such as .jpg, .png and .webp, in any case.",
             )
         layout = folder_layout.arrange(self._listing.files)
         lines = [f"WARNING: {line}; its images are left out" for line in self._listing.unreadable] + layout.lines
@@ -58,7 +58,7 @@ class FolderSource(Source):
         self._files = by_split
         self.splits = {split: len(paths) for split, (_, paths) in by_split.items()}
         classes = {split: folder_layout.classes(paths) for split, (_, paths) in by_split.items()}
-        names = folder_listing.in_order({name for found in classes.values() for name in found})
+        names = folder_listing.in_order({name for of_split in classes.values() for name in of_split})
         names = names if len(names) > 1 else []
         self.class_names, self.num_classes = [storage.printable(name) for name in names], len(names)
         numbers = {name: number for number, name in enumerate(names)}
@@ -78,16 +78,16 @@ class FolderSource(Source):
         return self.labels(base)
 
     def digest(self, base):
-        """Of the list of files, in order, below the split's folder."""
+        """A hash of the sorted list of files below the split's folder."""
         return hashlib.sha256(os.fsencode("\0".join(self._files[base][1]))).hexdigest()[:16]
 
     def as_in_0_1_0(self):
-        found = copy.copy(self)
-        found._take(folder_layout.arrange_as_0_1_0(self._listing.files))
-        return found
+        source = copy.copy(self)
+        source._take(folder_layout.arrange_as_0_1_0(self._listing.files))
+        return source
 
     def path(self, base: str, number: int) -> Path:
-        """The file of an id."""
+        """The file of an image."""
         prefix, paths = self._files[base]
         return self.root / prefix / paths[number]
 
@@ -103,7 +103,7 @@ class FolderSource(Source):
 
 
 def _about(name: str, line: str) -> str:
-    """The line with the name of the folder before it, and a "WARNING: " before that."""
+    """The line with the name of the folder before it; a "WARNING: " stays in front."""
     warning = "WARNING: " if line.startswith("WARNING: ") else ""
     return f"{warning}{name}: {line.removeprefix(warning)}"
 

@@ -1,4 +1,4 @@
-"""Cache files: whole splits, encoded as they were, in one .npz file that needs no TensorFlow."""
+"""Cache files: whole splits of encoded images in one .npz file, which needs no TensorFlow."""
 
 import os
 import struct
@@ -19,19 +19,19 @@ NPZ_FORMAT = 1
 class NpzSource(Source):
     """A cache file written by `write_npz`.
 
-    For each split S it holds the arrays `S/bytes` uint8 (all encoded images, end to end), `S/offsets` int64 (n + 1,)
-    and `S/labels` int32 (n,) unless unlabelled; besides `name`, `class_names`, `format`. No pickled
-    objects, so that opening a stranger's file runs none of its code. Held in memory whole. A label of -1 is that of a
-    record that was lost.
+    For each split S the file holds the arrays `S/bytes` uint8 (all encoded images, concatenated), `S/offsets` int64
+    (n + 1,) and, if labelled, `S/labels` int32 (n,); also `name`, `class_names` and `format`. It has no pickled
+    objects, so opening a stranger's file runs none of its code. All of it is kept in memory. The label of a lost
+    record is -1.
     """
 
     kind = "npz"
 
     def __init__(self, path: str | os.PathLike):
-        path = storage.here(path)
+        path = storage.local_path(path)
         if not path.is_file():
             raise UserError(
-                f"there is no cache file {path}", f"Write it: python -m bt_jax.prepare --data=NAME --npz={path}"
+                f"There is no cache file {path}", f"Run python -m bt_jax.prepare --data=NAME --npz={path} to write it."
             )
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -49,7 +49,8 @@ class NpzSource(Source):
         ) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"{path} is not a whole cache file of bt_jax ({reason})", "Write it again with python -m bt_jax.prepare"
+                f"{path} is not an intact cache file of bt_jax ({reason})",
+                "Write it again with python -m bt_jax.prepare.",
             ) from None
         self.splits = {split: len(offsets) - 1 for split, (_, offsets, _) in self._data.items()}
         labelled = [labels for _, _, labels in self._data.values() if labels is not None and len(labels)]
@@ -75,13 +76,13 @@ class NpzSource(Source):
             or offsets.ndim != 1
             or not len(offsets)
         ):
-            raise ValueError(f"{split}/bytes or {split}/offsets has another form")
+            raise ValueError(f"{split}/bytes or {split}/offsets has another dtype or shape")
         if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
             raise ValueError(f"{split}/offsets does not fit {split}/bytes")
         if labels is not None and (
             labels.dtype != np.int32 or labels.shape != (len(offsets) - 1,) or (labels < -1).any()
         ):
-            raise ValueError(f"{split}/labels has another form")
+            raise ValueError(f"{split}/labels has another dtype, shape or range")
         return memoryview(data), offsets, labels
 
     def labelled(self, base):
@@ -95,14 +96,14 @@ class NpzSource(Source):
         return self.labels_at_hand(base)
 
     def digest(self, base):
-        """CRC-32C of images, offsets and labels: another program may have written the file around them."""
-        found = []
+        """CRC-32C of images, offsets and labels alone: other programs may write the rest of the file differently."""
+        checksums = []
         for part in filter(lambda part: part is not None, self._data[base]):
             checksum, octets = google_crc32c.Checksum(), np.frombuffer(part, np.uint8)
             for first in range(0, len(octets), storage.CHUNK):
                 checksum.update(octets[first : first + storage.CHUNK].tobytes())
-            found.append(checksum.hexdigest().decode())
-        return "-".join(found)
+            checksums.append(checksum.hexdigest().decode())
+        return "-".join(checksums)
 
     def read(self, base, ids):
         data, offsets, labels = self._data[base]
@@ -113,13 +114,13 @@ class NpzSource(Source):
 
 
 def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) -> None:
-    """Writes whole splits of `source` as a cache file, encoded as they are; the file appears whole or not at all.
+    """Writes whole splits of `source` as a cache file, without re-encoding; it appears complete or not at all.
 
-    An image that cannot be read keeps its place, and cannot be read from the cache file either.
+    An unreadable image keeps its position and is unreadable in the cache file too.
 
     Raises:
-      UserError: a split is unknown or cut (its ids would no longer be positions in the whole), or the file cannot be
-      written.
+      UserError: a split is unknown or a slice (its ids would not be positions in the whole split), or the file cannot
+        be written.
     """
     contents = {
         "format": np.int64(NPZ_FORMAT),
@@ -129,21 +130,21 @@ def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) ->
     for split in splits:
         if split not in source.splits:
             raise UserError(
-                f"{source.name} has no split {split!r}", f"Name whole splits: {', '.join(sorted(source.splits))}"
+                f"{source.name} has no split {split!r}", f"Name whole splits: {', '.join(sorted(source.splits))}."
             )
         encoded, labels = [], []
         for data, label in progress(source.encoded(split), f"reading {split}", source.splits[split]):
-            encoded.append(b"" if isinstance(data, UserError) else data)  # ids after it stay
+            encoded.append(b"" if isinstance(data, UserError) else data)  # later images keep their ids
             labels.append(-1 if label is None else label)
         contents[f"{split}/bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
         contents[f"{split}/offsets"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         if source.labelled(split):
             contents[f"{split}/labels"] = np.array(labels, np.int32)
-    path = storage.here(path)
+    path = storage.local_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write(path, partial(np.savez, **contents), shared=True)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror}", "Choose a folder with room that you may write to"
+            f"Cannot write {path}: {error.strerror}", "Choose a writable folder on a disk with free space."
         ) from None

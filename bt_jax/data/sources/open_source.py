@@ -1,6 +1,6 @@
-"""Opening a data set: the embedded one, one of TFDS by its name, a folder, or a cache file.
+"""Opens a data set: the embedded one, a TFDS data set by its name, a folder, or a cache file.
 
-What a data set offers is in `base`. Nothing here ever downloads. TensorFlow is imported only for a TFDS data set.
+`base` has the interface of a data set. Nothing is downloaded. TensorFlow is imported only for a TFDS data set.
 """
 
 import os
@@ -22,18 +22,18 @@ def open_source(
     folder: str | os.PathLike | None = None,
     say: Callable[[str], None] = print,
 ) -> Source:
-    """Opens a data set for reading; reads no image yet. Prints its notes.
+    """Opens a data set and prints its notes; reads no image.
 
     Args:
       name: "patterns" (embedded in the package), or a TFDS name: "cifar10", "cifar10:3.0.2", "imagenet2012". With `npz`
-        it may be None; otherwise it must be the name that the file carries.
-      data_dir: folder of TFDS data sets; $TFDS_DATA_DIR, else ~/tensorflow_datasets, where None.
+        it must be None or the name in the file.
+      data_dir: folder of TFDS data sets; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets if that is not set.
       npz: a cache file of `python -m bt_jax.prepare`; needs no TensorFlow.
-      folder: a folder of images, see `image_folder.FolderSource`; the name is then not looked at.
+      folder: a folder of images, see `image_folder.FolderSource`; the name is then ignored.
       say: prints a line.
 
     Raises:
-      UserError: unknown name, missing folder, damaged file.
+      UserError: the name is unknown, the folder is missing, or the file is damaged.
     """
     source = _open(name, data_dir, npz, folder)
     for note in source.notes:
@@ -48,9 +48,9 @@ def _open(name, data_dir, npz, folder) -> Source:
         source = NpzSource(npz)
         if name is not None and name.split(":")[0] != source.name.split(":")[0]:
             raise UserError(
-                f"{npz} holds {source.name!r}, not {name!r}", "Name the file of that data set, or drop the name"
+                f"{npz} holds {source.name!r}, not {name!r}", "Name the file of that data set, or drop the name."
             )
         return source
     if not name:
-        raise UserError("no data set is named", 'Give a name ("patterns", "cifar10", "imagenet2012") or a cache file')
+        raise UserError("No data set is named", 'Give a name ("patterns", "cifar10", "imagenet2012") or a cache file.')
     return PatternsSource() if name == "patterns" else TfdsSource(name, data_dir)

@@ -1,9 +1,9 @@
-"""The embedded data set: ten families of patterns, drawn by the package, so that a first run needs no download.
+"""The embedded data set: ten families of patterns that the package draws, so that a first run needs no download.
 
-Within a family, spacing, tilt, place, the two colours and which of them is the brighter, shading and noise are random.
-The pixels of two images of one family then have little in common; what they share is how the pattern repeats. That is
-what two crops of one image share too, and hence what Barlow Twins learns. Images are a function of (split, index)
-alone, the same on every machine.
+Within a family, spacing, tilt, position, the two colours, their brightness, shading and noise are random. So the pixels
+of two images of one family have little in common: they share only the way in which the pattern repeats. Two crops of
+one image share the same property, which Barlow Twins therefore learns. Images are a function of (split, index) alone,
+the same on every machine.
 """
 
 import functools
@@ -22,7 +22,7 @@ COUNTS = {"train": 10_000, "test": 2_000}
 
 @functools.cache
 def load(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The images of "train" or "test": uint8 (n, 32, 32, 3) and labels int32 (n,), drawn once, not to be written to."""
+    """The images of "train" or "test": uint8 (n, 32, 32, 3) and labels int32 (n,), drawn once and read-only."""
     count = COUNTS[split]
     labels = np.arange(count, dtype=np.int32) % len(CLASSES)
     images = [
@@ -36,7 +36,7 @@ def load(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _image(family: str, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (32, 32, 3): the pattern mixes two colours, then shade and noise."""
+    """uint8 (32, 32, 3): the pattern mixes two colours; shade and noise are added."""
     mix = _PATTERNS[family](*_plane(rng), rng)[..., None]
     colours = _two_colours(rng)
     image = mix * colours[0] + (1 - mix) * colours[1]
@@ -46,7 +46,7 @@ def _image(family: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _plane(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates x, y of every pixel, (32, 32) each, in periods of the pattern: tilted and moved at random."""
+    """Coordinates x and y of every pixel, (32, 32) each, in periods of the pattern, with random tilt and shift."""
     angle, period = rng.uniform(-0.7, 0.7), rng.uniform(6, 10)
     rows, columns = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     x = (np.cos(angle) * columns + np.sin(angle) * rows) / period + rng.uniform(-2, 2)
@@ -94,7 +94,7 @@ _PATTERNS = {
 
 
 class PatternsSource(Source):
-    """The data set inside the package: no file, no network."""
+    """The data set inside the package, which needs neither a file nor a network."""
 
     def __init__(self):
         self.name = "patterns"

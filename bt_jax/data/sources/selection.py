@@ -1,4 +1,4 @@
-"""Splits made of others: a share of a split, of each class the same; several splits as one; or one in another order."""
+"""Derived splits: a class-balanced fraction of one split, several splits as one, or a split in mixed class order."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,11 +9,11 @@ from bt_jax.messages import UserError
 
 
 class Selection(Source):
-    """All splits of a source, and one more.
+    """All splits of a source, and one new split that is made of them.
 
     Args:
-      name: of the new split.
-      parts: (split of the source, ids in it), one after the other.
+      name: name of the new split.
+      parts: its images in order, as (split of the source, ids in it).
     """
 
     def __init__(self, source: Source, name: str, parts: Sequence[tuple[str, np.ndarray]]):
@@ -42,8 +42,8 @@ class Selection(Source):
             return self._source.labels(base)
         labels = np.empty(len(self._ids), np.int32)
         for number, part in enumerate(self._parts):
-            mine = self._part == number
-            labels[mine] = self._source.labels(part)[self._ids[mine]]
+            rows = self._part == number
+            labels[rows] = self._source.labels(part)[self._ids[rows]]
         return labels
 
     def labels_at_hand(self, base):
@@ -54,17 +54,17 @@ class Selection(Source):
     def targets(self, base):
         if base != self._split:
             return self._source.targets(base)
-        found = {part: self._source.targets(part) for part in set(self._parts)}
-        if any(targets is None for targets in found.values()):
+        by_part = {part: self._source.targets(part) for part in set(self._parts)}
+        if any(targets is None for targets in by_part.values()):
             return None
         pairs = zip(self._part, self._ids, strict=True)
-        return np.stack([found[self._parts[part]][number] for part, number in pairs])
+        return np.stack([by_part[self._parts[part]][number] for part, number in pairs])
 
     def digest(self, base):
         return self._source.digest(base) if base != self._split else ""
 
     def as_in_0_1_0(self):
-        """Without the split that is made of others."""
+        """The original source, without the new split."""
         return self._source.as_in_0_1_0()
 
     def where(self, base, number):
@@ -82,10 +82,11 @@ MIXED = ".mixed"
 
 
 def with_mixed(source: Source, splits: Iterable[str]) -> Source:
-    """The source with the split "S.mixed" wherever `splits` name it, as in "train.mixed[:90%]".
+    """The source with the split "S.mixed" for each S that `splits` name so, as in "train.mixed[:90%]".
 
-    It holds the images of S in an order of its own, and ids are positions in that: classes take turns by their shares,
-    and each class keeps its order. So a cut holds the same part of every class. Without labels the order is that of S.
+    "S.mixed" holds the images of S in another order, and its ids are positions in that order. Classes alternate in
+    proportion to their sizes, and each class keeps its order, so a slice holds the same part of every class. Without
+    labels the order is that of S.
     """
     for split in splits:
         name = split.partition("[")[0].strip()
@@ -96,14 +97,13 @@ def with_mixed(source: Source, splits: Iterable[str]) -> Source:
 
 
 def unmixed(source: Source, base: str) -> str:
-    """The split of which a mixed one is made; any other split itself."""
+    """The split S of "S.mixed"; any other split is returned unchanged."""
     inner = base.removesuffix(MIXED)
     return inner if inner in source.splits else base
 
 
 def mixed_order(labels: np.ndarray) -> np.ndarray:
-    """int64 (n,): positions by how far each image is within its class, from 0 to 1; at the same place the first comes
-    first."""
+    """int64 (n,): positions sorted by the relative rank of each image in its class, from 0 to 1; ties keep order."""
     _, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
     by_class = np.argsort(numbers, kind="stable")
     rank = np.empty(len(labels), np.int64)
@@ -111,23 +111,29 @@ def mixed_order(labels: np.ndarray) -> np.ndarray:
     return np.argsort((rank + 0.5) / counts[numbers], kind="stable")
 
 
-def joined(source: Source, splits: str, name: str = "joined") -> Selection:
-    """Splits such as "train+validation[:50%]" one after the other."""
+def concatenated(source: Source, splits: str, name: str = "joined") -> Selection:
+    """Joins splits such as "train+validation[:50%]" in their order to one."""
     spans = [source.span(split) for split in splits.split("+")]
     return Selection(source, name, [(span.base, np.arange(span.start, span.stop)) for span in spans])
 
 
-def share(source: Source, split: str, fraction: float, *, seed: int = 0, name: str = "share") -> Selection:
-    """A share of a split, which may be cut: of each class's images so many, at least one, drawn by the seed.
+def class_balanced_fraction(
+    source: Source, split: str, fraction: float, *, seed: int = 0, name: str = "share"
+) -> Selection:
+    """The same fraction of the images of each class of a split or slice, at least one, chosen at random by the seed.
 
     Raises:
-      UserError: a split without labels, a fraction outside (0, 1].
+      UserError: the split has no labels, or the fraction is outside (0, 1].
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"A share of {fraction:g} of the training images", "Give more than 0 and at most 1.")
+        raise UserError(
+            f"The fraction {fraction:g} of the training images is not possible", "Give more than 0 and at most 1."
+        )
     span = source.span(split)
     if not source.labelled(span.base):
-        raise UserError(f"{source.name}, split {split!r}, carries no labels to draw by", "Use all of it.")
+        raise UserError(
+            f"{source.name}, split {split!r}, has no labels, so no equal fraction of each class", "Use all of it."
+        )
     labels, rng = source.labels(span.base)[span.start : span.stop], np.random.default_rng(seed)
     chosen = []
     for label in np.unique(labels[labels >= 0]):

@@ -1,4 +1,4 @@
-"""Splits: their names, and which images of a data set they hold."""
+"""Splits: their names and their ranges of images."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from bt_jax.messages import UserError
 
 
 class Arrays(NamedTuple):
-    """A whole split in memory: images uint8 (n, h, w, c); labels int32 (n,), or None where there are none."""
+    """A whole split in memory: images uint8 (n, h, w, c); labels int32 (n,), or None if it has none."""
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -23,10 +23,10 @@ class Span(NamedTuple):
 
 
 def boundary(text: str, count: int) -> int:
-    """One end of a slice, as a position in [0, count]; percents round as TFDS rounds them."""
+    """One end of a slice, as a position in [0, count]; percentages are rounded as in TFDS."""
     number = int(text.rstrip("%"))
     if text.endswith("%"):
         if abs(number) > 100:
-            raise UserError(f"{text} is more than all of a split", "Use percents from -100% to 100%")
+            raise UserError(f"{text} is more than all of a split", "Use percentages from -100% to 100%.")
         number = round(number * count / 100)
     return min(max(number + count if text.startswith("-") else number, 0), count)

@@ -1,6 +1,6 @@
-"""Data sets that TFDS has prepared: read from their files in sequence, or in any order by an index of their records.
+"""Data sets that TFDS has prepared, read from their files in sequence, or in any order by an index of the records.
 
-TensorFlow is imported when a data set is opened, not with this module. Nothing here ever downloads.
+TensorFlow is imported when a data set is opened, not with this module. Nothing is downloaded.
 """
 
 import contextlib
@@ -20,8 +20,10 @@ from bt_jax.messages import UserError
 
 
 class TfdsSource(Source):
-    """A data set that TFDS has prepared in a folder. Read from its files alone: neither the network nor the code that
-    made it is needed, so `cifar10` and a data set of one's own (`tfds new`) are the same thing here.
+    """A data set that TFDS has prepared in a folder.
+
+    Its files are enough: reading needs neither the network nor the code that made it. So `cifar10` and a user's own
+    data set (`tfds new`) are read in the same way.
     """
 
     kind = "tfds"
@@ -35,10 +37,10 @@ class TfdsSource(Source):
             info = self._builder.info
             self._files = {split: [str(f) for f in info.splits[split].filepaths] for split in info.splits}
             self._shards = {split: list(info.splits[split].shard_lengths) for split in info.splits}
-        except Exception as error:  # json, protobuf, key and file errors, as the version of TFDS has it
+        except Exception as error:  # json, protobuf, key and file errors, depending on the version of TFDS
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"{folder} is not a whole TFDS data set ({reason})", "Prepare it again with `tfds build`"
+                f"{folder} is not a complete TFDS data set ({reason})", "Prepare it again with `tfds build`."
             ) from None
         self.splits = {split: sum(lengths) for split, lengths in self._shards.items()}
         self._image, self._label = _feature_keys(tfds, info, name)
@@ -48,8 +50,8 @@ class TfdsSource(Source):
             self.num_classes, self.class_names = classes.num_classes, classes.names
         if info.file_format.value != "tfrecord":
             raise UserError(
-                f"{folder} is stored as {info.file_format.value}, and only tfrecord is read here",
-                "Prepare it again with `tfds build --file_format=tfrecord`",
+                f"{folder} is stored as {info.file_format.value}, but bt_jax reads tfrecord only",
+                "Prepare it again with `tfds build --file_format=tfrecord`.",
             )
         self._version = f"{info.name}:{info.version}"
         self._sizes = {split: int(info.splits[split].num_bytes or 0) for split in info.splits}
@@ -57,7 +59,7 @@ class TfdsSource(Source):
         self._index = {}
 
     def tf_dataset(self, split: str):
-        """tf.data of {"image": encoded bytes, "label": int32, -1 where there is none, "id": int64}, by ids."""
+        """tf.data of {"image": encoded bytes, "label": int32, -1 without a label, "id": int64}, in the order of ids."""
         import tensorflow_datasets as tfds
 
         tf, span = self._tf, self.span(split)
@@ -65,7 +67,7 @@ class TfdsSource(Source):
             split=f"{span.base}[{span.start}:{span.stop}]",
             shuffle_files=False,
             decoders={self._image: tfds.decode.SkipDecoding()},
-            # One file at a time: interleaved files would put the records out of order, and an id is a position.
+            # One file at a time: interleaving would change the order of records, and an id is a position.
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
 
@@ -93,23 +95,23 @@ class TfdsSource(Source):
         reason = str(error.message).partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
         return UserError(
             f"{self.name}, split {split!r}, is damaged after id {number} ({reason})",
-            "Prepare it again with `tfds build`",
+            "Prepare it again with `tfds build`.",
         )
 
-    def _check_count(self, split: str, found: int, wanted: int) -> None:
-        if found != wanted:
+    def _check_count(self, split: str, count: int, expected: int) -> None:
+        if count != expected:
             raise UserError(
-                f"{self.name}, split {split!r}, holds {found} records where its description counts {wanted}",
-                "Prepare it again with `tfds build`",
+                f"{self.name}, split {split!r}, holds {count} records, but its description counts {expected}",
+                "Prepare it again with `tfds build`.",
             )
 
     def files(self, base: str) -> list[tuple[str, int]]:
-        """(path, id of the first record) of each TFRecord file of a split that holds any."""
+        """(path, id of the first record) of each non-empty TFRecord file of a split."""
         firsts = np.cumsum([0, *self._shards[base]])
         return [(f, int(i)) for f, i, n in zip(self._files[base], firsts, self._shards[base], strict=False) if n]
 
     def digest(self, base):
-        """The version, and what its description says of the files of a split."""
+        """The version, and a hash of the description of a split's files."""
         files = hashlib.sha256(repr((self._shards[base], self._sizes[base])).encode()).hexdigest()
         return f"{self._version}-{files[:16]}"
 
@@ -130,11 +132,11 @@ class TfdsSource(Source):
         return np.array(rows, np.int8)
 
     def _parse_targets(self, record: bytes, base: str, number: int) -> np.ndarray:
-        """One serialized tf.train.Example -> int8 (num_classes,), see `targets`; the image in it stays encoded."""
+        """One serialized tf.train.Example -> int8 (num_classes,), see `targets`; does not decode the image."""
         row = np.full(self.num_classes, -1, np.int8)
         try:
             features = self._tf.train.Example.FromString(record).features.feature
-            if self._image not in features:  # a record may leave out an empty list of classes, but not its image
+            if self._image not in features:  # a record may lack an empty list of classes, but not its image
                 raise KeyError(self._image)
             for key, value in self._targets.items():
                 classes = np.array(features[key].int64_list.value, np.int64)
@@ -142,11 +144,11 @@ class TfdsSource(Source):
                     raise IndexError(f"class {classes.min()}")
                 row[classes] = value
             return row
-        except Exception as error:  # DecodeError of whichever protobuf is installed, or one of these
+        except Exception as error:  # DecodeError of the installed protobuf, or one of the errors above
             raise self._damaged_record(base, number, error) from None
 
     def _in_sequence(self, base: str) -> Iterator[bytes]:
-        """The serialized records of a split, in the order of ids, by TensorFlow, which reads gs:// too."""
+        """The serialized records of a split in the order of ids, read by TensorFlow, which also reads gs://."""
         read = 0
         try:
             for path, _ in self.files(base):
@@ -161,11 +163,11 @@ class TfdsSource(Source):
         return [self._parse(record, base, i) for i, record in zip(ids, records, strict=True)]
 
     def _records(self, base: str, ids: Iterable[int]) -> Iterator[bytes]:
-        """The serialized records of these ids, in the order asked, by the index."""
+        """The serialized records of these ids, in the given order, by the index."""
         if base not in self._index:
             try:
                 self._index[base] = _index_records(self, base)
-            except UserError as error:  # kept: making the index again would fail again, for every record
+            except UserError as error:  # stored, because making the index would fail again for every record
                 self._index[base] = error
         if isinstance(self._index[base], UserError):
             raise self._index[base]
@@ -178,21 +180,19 @@ class TfdsSource(Source):
             features = self._tf.train.Example.FromString(record).features.feature
             label = int(features[self._label].int64_list.value[0]) if self._label else -1
             return features[self._image].bytes_list.value[0], None if label < 0 else label
-        except Exception as error:  # DecodeError of whichever protobuf is installed, IndexError for a missing feature
+        except Exception as error:  # DecodeError of the installed protobuf, IndexError for a missing feature
             raise self._damaged_record(base, number, error) from None
 
     def _damaged_record(self, base: str, number: int, error: Exception) -> UserError:
         return UserError(
             f"{self.name}, split {base!r}, id {number}: the record is damaged ({type(error).__name__})",
-            "Prepare it again with `tfds build`",
+            "Prepare it again with `tfds build`.",
         )
 
     def parse_in_graph(self, records):
-        """Serialized tf.train.Examples (b,) -> (encoded images (b,) string, labels (b,) int32, -1 where there is
-        none).
-        """
+        """Serialized tf.train.Examples (b,) -> (encoded images (b,) string, labels (b,) int32, -1 without a label)."""
         tf = self._tf
-        # A record that is missing is an empty one, and has no image to decode.
+        # A missing record is an empty one, which has no image to decode.
         wanted = {self._image: tf.io.FixedLenFeature([], tf.string, default_value="")}
         if self._label:
             wanted[self._label] = tf.io.FixedLenFeature([], tf.int64, default_value=-1)
@@ -203,40 +203,40 @@ class TfdsSource(Source):
 
 
 def tensorflow():
-    """Imports TensorFlow for reading: silent, and on the host alone, so that it takes no memory of an accelerator."""
+    """Imports TensorFlow for reading: without messages, and on the host alone to keep accelerator memory free."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # nothing here computes, and it announces itself on stderr
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused for reading, and it prints a message on stderr
     try:
         import tensorflow as tf
     except ImportError as error:
         raise UserError(
             f"TensorFlow cannot be imported ({error})",
-            "Install it (pip install tensorflow tensorflow-datasets), or use a cache file",
+            "Install it (pip install tensorflow tensorflow-datasets), or use a cache file.",
         ) from None
     for kind in ("GPU", "TPU"):
-        with contextlib.suppress(RuntimeError, ValueError):  # too late if the caller has used TensorFlow before
+        with contextlib.suppress(RuntimeError, ValueError):  # too late if the caller has already used TensorFlow
             tf.config.set_visible_devices([], kind)
     return tf
 
 
 def tensorflow_datasets():
-    """Imports TFDS, or says how to get it."""
+    """Imports TFDS; UserError with the install command if that fails."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
-            f"tensorflow_datasets cannot be imported ({error})",
-            "Install it (pip install tensorflow-datasets), or use a cache file",
+            f"The package tensorflow_datasets cannot be imported ({error})",
+            "Install it (pip install tensorflow-datasets), or use a cache file.",
         ) from None
     return tfds
 
 
 def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
-    """The folder DATA_DIR/NAME[/CONFIG]/VERSION; the newest version where none is named. Local or gs://."""
+    """The folder DATA_DIR/NAME[/CONFIG]/VERSION, local or gs://; the newest version if the name has none."""
     match = re.fullmatch(r"([a-z]\w*)(/[\w.-]+)?(?::(\d+\.\d+\.\d+))?", name)
     if not match:
         raise UserError(
-            f"{name!r} is not a data set", 'Write it as "patterns", "cifar10", "cifar10:3.0.2" or "NAME/CONFIG"'
+            f"{name!r} is not a data set", 'Write it as "patterns", "cifar10", "cifar10:3.0.2" or "NAME/CONFIG".'
         )
     root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
     if "://" in root:
@@ -245,18 +245,18 @@ def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
 
         base = epath.Path(root)
     else:
-        base = storage.here(root)
+        base = storage.local_path(root)
     folder = base / name.split(":")[0]
     versions = _versions(folder)
     wanted = [v for v in versions if match[3] in (None, v.name)]
     if not wanted:
-        found = (
+        present = (
             f"it has {', '.join(v.name for v in versions)}" if versions else "there is no such folder or it is empty"
         )
-        cure = f"Point the data folder, now {root}, at your data (--data_dir or TFDS_DATA_DIR)"
+        fix = f"Set the data folder, now {root}, to that of your data (--data_dir or TFDS_DATA_DIR)"
         build = f"make the data with `tfds build {name.split(':')[0]} --data_dir={root}`"
         raise UserError(
-            f"data set {name!r} is not in {folder} ({found})", f"{cure}, or {build}; nothing is downloaded by itself"
+            f"Data set {name!r} is not in {folder} ({present})", f"{fix}, or {build}; bt_jax downloads nothing."
         )
     return wanted[-1]
 
@@ -264,12 +264,12 @@ def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
 def _versions(folder) -> list:
     """Folders such as 3.0.2 that hold a data set, oldest first."""
     try:
-        found = [
+        versions = [
             f for f in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", f.name) and (f / "dataset_info.json").exists()
         ]
     except OSError:
         return []
-    return sorted(found, key=lambda f: tuple(map(int, f.name.split("."))))
+    return sorted(versions, key=lambda f: tuple(map(int, f.name.split("."))))
 
 
 def _feature_keys(tfds, info, name: str) -> tuple[str, str | None]:
@@ -278,7 +278,7 @@ def _feature_keys(tfds, info, name: str) -> tuple[str, str | None]:
     classes = [key for key, feature in info.features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if not images:
         raise UserError(
-            f"{name} has no image among its features ({', '.join(info.features)})", "Choose a data set of images"
+            f"{name} has no image among its features ({', '.join(info.features)})", "Choose a data set of images."
         )
     image = "image" if "image" in images else images[0]
     label = "label" if "label" in classes else next(iter(classes), None)
@@ -286,11 +286,11 @@ def _feature_keys(tfds, info, name: str) -> tuple[str, str | None]:
 
 
 def _target_keys(tfds, info) -> dict[str, int]:
-    """Names of the lists of classes among the features of a multi-label data set, and what a class in them means: 1
-    present, 0 present but difficult. A later list overrules an earlier one.
+    """{class list: target of its classes} of a multi-label data set; targets are 1 present, 0 present but difficult.
 
-    TFDS writes VOC (object_detection/voc.py) with the classes of all objects in "labels" and of those that are not
-    marked difficult in "labels_no_difficult". Elsewhere there is one list, "labels" or the first.
+    A later list overrides an earlier one. TFDS writes VOC (object_detection/voc.py) with the classes of all objects in
+    "labels", and of those not marked difficult in "labels_no_difficult". Other data sets have one list, "labels" or the
+    first.
     """
     lists = [
         key
@@ -307,32 +307,34 @@ def _target_keys(tfds, info) -> dict[str, int]:
 
 
 def _index_records(source: TfdsSource, base: str):
-    """Where each record of a split lies: (paths, file number (n,), offset int64 (n,), length int64 (n,)).
+    """The position of each record of a split: (paths, file number (n,), offset int64 (n,), length int64 (n,)).
 
-    A TFRecord file has no index, but each record is led by its length: hopping from length to length touches one page a
-    record, where reading the file would touch them all.
+    A TFRecord file has no index, but each record starts with its length. Seeking from length to length touches one page
+    per record; reading the file would touch all pages.
     """
     files = source.files(base)
     ends = [first for _, first in files[1:]] + [source.splits[base]]
     paths = [path for path, _ in files]
-    with ThreadPoolExecutor(16) as pool:  # files lie on slow disks too, and a thread that waits costs nothing
+    with ThreadPoolExecutor(16) as pool:  # many threads, for slow disks: a waiting thread costs nothing
         tables = list(pool.map(_record_table, paths))
     for place, ((path, first), end, table) in enumerate(zip(files, ends, tables, strict=True)):
         missing = end - first - len(table)
         if missing < 0:
             raise UserError(
-                f"{path} holds {len(table)} whole records where its description counts {end - first}",
-                "Prepare it again with `tfds build`",
+                f"{path} holds {len(table)} whole records, but its description counts {end - first}",
+                "Prepare it again with `tfds build`.",
             )
-        tables[place] = np.concatenate([table, np.full((missing, 2), -1)])  # a file that was cut: see `_read_at`
+        tables[place] = np.concatenate([table, np.full((missing, 2), -1)])  # -1: a truncated file, see `_read_at`
     numbers = np.repeat(np.arange(len(paths)), [len(table) for table in tables])
     offsets, lengths = np.concatenate(tables).T
     return paths, numbers, offsets, lengths
 
 
 def _record_table(path: str) -> np.ndarray:
-    """int64 (records, 2): offset and length of the payload of each whole record of a TFRecord file; none of a file that
-    cannot be opened."""
+    """int64 (records, 2): offset and length of the payload of each whole record of a TFRecord file.
+
+    A file that cannot be opened gives no rows.
+    """
     rows, position = [], 0
     with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -347,21 +349,23 @@ def _record_table(path: str) -> np.ndarray:
 
 def _read_at(path: str, offset: int, length: int) -> bytes:
     if offset < 0 and os.access(path, os.R_OK):
-        raise UserError(f"{path} ends before this record", "Prepare it again with `tfds build`")
-    # Opened anew each time: 1,024 shards held open would meet the usual limit on open files.
+        raise UserError(f"{path} ends before this record", "Prepare it again with `tfds build`.")
+    # The file is opened for each record: 1,024 open shards would exceed the usual limit on open files.
     try:
         with open(path, "rb", buffering=0) as file:
-            found = os.pread(file.fileno(), length + 4, offset)
+            content = os.pread(file.fileno(), length + 4, offset)
     except OSError as error:
         raise UserError(
-            f"cannot read {path}: {error.strerror}", "Restore the file or prepare the data set again"
+            f"Cannot read {path}: {error.strerror}", "Restore the file or prepare the data set again."
         ) from None
-    record, stored = found[:length], int.from_bytes(found[length:], "little")
+    record, stored = content[:length], int.from_bytes(content[length:], "little")
     if _masked(google_crc32c.value(record)) != stored:
-        raise UserError(f"{path} is damaged in this record: its checksum differs", "Prepare it again with `tfds build`")
+        raise UserError(
+            f"{path} is damaged in this record: its checksum differs", "Prepare it again with `tfds build`."
+        )
     return record
 
 
 def _masked(crc: int) -> int:
-    """The checksum of a TFRecord (tensorflow/core/lib/hash/crc32c.h): turned by 15 bits, plus a constant."""
+    """The checksum of a TFRecord (tensorflow/core/lib/hash/crc32c.h): rotated by 15 bits, plus a constant."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32

@@ -1,4 +1,4 @@
-"""A small data set that the tests of sources and of splits read."""
+"""A small data set for the tests of sources and splits."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def images() -> np.ndarray:
 
 @pytest.fixture
 def npz(images, tmp_path):
-    """Cache file of 23 PNG images of 6 wide and 8 high, labels 0, 1, 2, 0, ..."""
+    """A cache file of 23 PNG images, 6 wide and 8 high, with labels 0, 1, 2, 0, ..."""
     path = tmp_path / "cache.npz"
     write_npz(
         Listed([(encode(im), i % 3) for i, im in enumerate(images)], class_names=["a", "b", "c"]), path, ["train"]
@@ -24,12 +24,12 @@ def npz(images, tmp_path):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Where lists of folders are kept."""
+    """The folder of cached listings."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "bt_jax" / "folders"
 
 
 @pytest.fixture
 def root(tmp_path, cache):
-    """A folder to be made, whose list is kept apart from the user's."""
+    """The path of a new folder whose listing is cached outside the user's cache."""
     return tmp_path / "images"

@@ -1,10 +1,10 @@
-"""Unreadable images: a few end nothing, and the refusal of many names all of them and the share that suffices."""
+"""Unreadable images: a few are allowed; an error about many names all of them and the share that allows them."""
 
 import numpy as np
 import pytest
 
 from bt_jax import prepare
-from bt_jax.data.sources.broken import Broken, allowed, enough
+from bt_jax.data.sources.broken import UnreadableImages, allowed, enough
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
@@ -13,7 +13,7 @@ from tests.support.drawn_images import Listed, encode, write_images
 
 
 def damaged(count: int, unreadable: int) -> Listed:
-    """A source of which the first images cannot be read."""
+    """A source whose first images are unreadable."""
     whole = encode(np.full((4, 4, 3), 9, np.uint8))
     return Listed([(b"no image" if i < unreadable else whole, i % 2) for i in range(count)])
 
@@ -23,24 +23,24 @@ def damaged(count: int, unreadable: int) -> Listed:
     [(0.01, 5000, 50), (0.01, 300, 10), (0.5, 12, 10), (0.01, 10, 9), (0.01, 3, 2), (0.29, 100, 29), (0, 100, 0)]
     + [(1, 8, 8), (0.999, 8, 7), (0.01, 1, 0)],
 )
-def test_how_many_may_be_unreadable(limit, count, found):
-    """The share, at least ten, never all; none for 0, all for 1."""
+def test_the_number_of_allowed_images(limit, count, found):
+    """The share but at least ten, and never all; 0 allows none, 1 allows all."""
     assert allowed(limit, count) == found
 
 
 @pytest.mark.parametrize("count", [11, 12, 37, 100, 1281167])
-def test_the_share_that_is_named_suffices(count):
+def test_the_suggested_share_suffices(count):
     for unreadable in {11, count // 3, count // 2 + 1, count - 1} - {*range(11), count}:
         share = enough(unreadable, count)
         assert unreadable <= allowed(share, count) <= count - (share < 1)
         assert 0 <= share - unreadable / count < 0.01 and len(str(share)) < 10
 
 
-def test_a_refusal_names_all_and_the_share_that_suffices(tmp_path):
-    """Also those that are not reached before the limit is."""
+def test_the_error_names_all_images_and_the_share_that_allows_them(tmp_path):
+    """Also images after the one that exceeds the limit."""
     said = []
     with pytest.raises(UserError) as caught:
-        damaged(40, 14).arrays("train", Broken(damaged(40, 14), limit=0.01, say=said.append))
+        damaged(40, 14).arrays("train", UnreadableImages(damaged(40, 14), limit=0.01, say=said.append))
     assert str(caught.value) == (
         "14 of the 40 images of listed, split 'train', cannot be read, listed above."
         " Restore them, or allow them with --config.data.broken_limit=0.35."
@@ -48,25 +48,28 @@ def test_a_refusal_names_all_and_the_share_that_suffices(tmp_path):
     named = [line for line in said if line.startswith("unreadable: ")]
     assert [line.split(":")[1].split()[-1] for line in named] == [str(i) for i in range(14)]
     assert all("cannot identify image file" in line for line in named)
-    assert len(damaged(40, 14).arrays("train", Broken(damaged(40, 14), limit=0.35, say=said.append)).images) == 40
+    assert (
+        len(damaged(40, 14).arrays("train", UnreadableImages(damaged(40, 14), limit=0.35, say=said.append)).images)
+        == 40
+    )
 
-    broken = Broken(damaged(40, 20), limit=0.01, say=said.append)
-    broken.list_in(tmp_path / "broken.txt")
+    broken = UnreadableImages(damaged(40, 20), limit=0.01, say=said.append)
+    broken.write_to(tmp_path / "broken.txt")
     with pytest.raises(UserError, match="15 of the 35 images .* listed in .*broken.txt"):
         damaged(40, 20).arrays("train[5:]", broken)
     assert len((tmp_path / "broken.txt").read_text().splitlines()) == 15
 
 
-def test_ten_unreadable_images_end_nothing():
-    found = damaged(12, 10).arrays("train", Broken(damaged(12, 10), limit=0.01, say=[].append))
+def test_ten_unreadable_images_are_allowed():
+    found = damaged(12, 10).arrays("train", UnreadableImages(damaged(12, 10), limit=0.01, say=[].append))
     assert found.labels.tolist() == [-1] * 10 + [0, 1]
     with pytest.raises(UserError, match="12 of the 12 images .* listed above. Restore them from their origin.$"):
-        damaged(12, 12).arrays("train", Broken(damaged(12, 12), limit=0.01, say=[].append))
+        damaged(12, 12).arrays("train", UnreadableImages(damaged(12, 12), limit=0.01, say=[].append))
 
 
 @pytest.mark.parametrize("form", ["npz", "shards"])
-def test_a_few_are_written_as_they_are(root, tmp_path, capsys, form):
-    """Ids and labels of the others stay, and they cannot be read from there either; too many are refused."""
+def test_a_few_unreadable_images_are_written_unchanged(root, tmp_path, capsys, form):
+    """Other images keep their ids and labels. The written images are unreadable too. Too many are an error."""
     pytest.importorskip("tensorflow_datasets")
     write_images(root, *(f"{'ab'[i // 15]}/{i:02}.png" for i in range(30)))
     for i in (3, 20):
@@ -81,8 +84,10 @@ def test_a_few_are_written_as_they_are(root, tmp_path, capsys, form):
     said = capsys.readouterr().out
     assert said.count("unreadable: ") == 3 and "3 of them cannot be read" in said
     stored = open_source(None, npz=tmp_path / "out.npz") if form == "npz" else open_source("out", data_dir=tmp_path)
-    images, labels = stored.arrays("train", Broken(stored, limit=0.01, say=[].append))
-    wanted, wanted_labels = FolderSource(root).arrays("train", Broken(FolderSource(root), limit=0.01, say=[].append))
+    images, labels = stored.arrays("train", UnreadableImages(stored, limit=0.01, say=[].append))
+    wanted, wanted_labels = FolderSource(root).arrays(
+        "train", UnreadableImages(FolderSource(root), limit=0.01, say=[].append)
+    )
     assert sorted(labels) == sorted(wanted_labels) and (labels == -1).sum() == 3
     if form == "npz":
         np.testing.assert_array_equal(images, wanted)
@@ -93,14 +98,14 @@ def test_a_few_are_written_as_they_are(root, tmp_path, capsys, form):
     assert "30 images, all 8x8, 2 of 2 classes, 14 to 15 each, 3 unreadable" in said
 
 
-def test_names_that_are_no_utf8(root, tmp_path, capsys):
-    """They are written out wherever a person reads them, in the encoding of any terminal."""
+def test_file_names_that_are_not_utf8(root, tmp_path, capsys):
+    """Messages and files escape them, so that a terminal of any encoding can print them."""
     write_images(root, "caf\udce9/a.png", "caf\udce9/b.png", "cafe/gar\udce7on.png", "日本/1.png")
     (root / "cafe/gar\udce7on.png").write_bytes(b"no image")
     source, said = FolderSource(root), []
     assert source.class_names == ["cafe", "caf\\xe9", "日本"]
-    broken = Broken(source, limit=0.5, say=said.append)
-    broken.list_in(tmp_path / "broken.txt")
+    broken = UnreadableImages(source, limit=0.5, say=said.append)
+    broken.write_to(tmp_path / "broken.txt")
     source.arrays("train", broken)
     assert len(said) == 1 and f"WARNING: {root}/cafe/gar\\xe7on.png: the image cannot be read (" in said[0]
     assert (tmp_path / "broken.txt").read_text("utf-8").count("gar\\xe7on.png") == 1

@@ -1,4 +1,4 @@
-"""Slices that hold other classes are noticed, and those of a mixed split hold a part of every class."""
+"""Slices with different classes are reported, and slices of a mixed split hold a part of every class."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,14 @@ from bt_jax.data.sources.class_check import compare
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.npz import NpzSource, write_npz
 from bt_jax.data.sources.open_source import open_source
-from bt_jax.data.sources.selection import mixed_order, share, unmixed, with_mixed
+from bt_jax.data.sources.selection import class_balanced_fraction, mixed_order, unmixed, with_mixed
 from bt_jax.messages import UserError
 from tests.support.drawn_images import Listed, encode, write_images
 
 
 @pytest.fixture
 def source(root):
-    """40 images in four classes, one after the other, and a split of its own with a fifth."""
+    """A split of 40 images, sorted into four classes, and another split with a fifth class."""
     write_images(root, *(f"train/{'abcd'[i // 10]}/{i:02}.png" for i in range(40)), "val/a/1.png", "val/e/2.png")
     return FolderSource(root)
 
@@ -23,7 +23,7 @@ def source(root):
 def test_slices_of_one_split_with_other_classes(source):
     found = compare(source, "train[:75%]", "train[75%:]")
     assert found.cause == "10 images of train[75%:] are of classes that no image of train[:75%] has: d"
-    assert found.cure.startswith('Name "train.mixed[:75%]" and "train.mixed[75%:]"')
+    assert found.fix.startswith('Name "train.mixed[:75%]" and "train.mixed[75%:]"')
     found = compare(source, "train[:10]+val", "train[10:30]")
     assert found.cause == "20 images of train[10:30] are of classes that no image of train[:10]+val has: b, c"
 
@@ -37,7 +37,7 @@ def test_slices_of_one_split_with_other_classes(source):
         ("train+val", "val[:1]", "val[:1] has no image of 4 of the 5 classes of train+val: b, c, d, e"),
     ],
 )
-def test_other_classes_that_may_be_meant_so(source, train, val, said):
+def test_different_classes_of_separate_splits_have_no_fix(source, train, val, said):
     assert compare(source, train, val) == (said, "")
 
 
@@ -53,7 +53,7 @@ def test_the_same_classes(source, train, val):
 
 
 def test_slices_of_other_data_sets(root, tmp_path):
-    """By labels that are at hand; those of records are read where that is allowed."""
+    """The check uses available labels, and reads those of records only if allowed."""
     pixel = encode(np.zeros((2, 2, 3), np.uint8))
     sorted_records = [(pixel, i // 10) for i in range(40)]
     write_npz(Listed(sorted_records, class_names=list("wxyz")), tmp_path / "x.npz", ["train"])
@@ -64,7 +64,7 @@ def test_slices_of_other_data_sets(root, tmp_path):
     assert compare(open_source("patterns"), "train[:64]", "test[:40]") is None
     assert "has: stripes" in compare(open_source("patterns"), "train[1:3]", "test[:3]").cause
     assert compare(Listed([(pixel, None)] * 9), "train[:3]", "train[3:]", read=True) is None
-    part = share(listed, "train", 0.5)
+    part = class_balanced_fraction(listed, "train", 0.5)
     assert compare(part, "share[:10]", "share[10:]", read=True) is not None
 
 
@@ -81,12 +81,12 @@ def test_a_mixed_split_holds_the_same_part_of_every_class(source, root):
     assert sorted(images) == list(range(40)) and images[:4].tolist() == [0, 10, 20, 30]
     assert compare(mixed, "train.mixed[:75%]", "train.mixed[75%:]") is None
     few = compare(mixed, "train.mixed[:3]", "train.mixed[3:]")
-    assert "has: d" in few.cause and few.cure.startswith("Make the slices larger")
+    assert "has: d" in few.cause and few.fix.startswith("Make the slices larger")
     assert prepare.main([f"--folder={root}", "--splits=train.mixed[75%:]"]) == 0
 
 
-def test_the_order_of_a_mixed_split():
-    """Frozen: a change here silently changes every run on one. Classes of other sizes take turns by their shares."""
+def test_the_order_of_a_mixed_split_is_frozen():
+    """A change would silently alter every run on a mixed split. Classes alternate in proportion to their sizes."""
     assert mixed_order(np.repeat([0, 1], [2, 6])).tolist() == [2, 0, 3, 4, 5, 1, 6, 7]
     assert mixed_order(np.full(4, -1)).tolist() == [0, 1, 2, 3] and mixed_order(np.zeros(0, int)).tolist() == []
     labels = np.random.default_rng(0).integers(0, 7, 1000)
@@ -98,7 +98,7 @@ def test_the_order_of_a_mixed_split():
     assert all(np.diff(order[labels[order] == label]).min() > 0 for label in range(7))
 
 
-def test_a_split_that_is_called_mixed_stays(root, tmp_path):
+def test_an_existing_split_called_mixed_is_used(root, tmp_path):
     source = with_mixed(Listed([(b"", 0)] * 3), ["train.mixed", "gone.mixed[:1]", "mixed"])
     assert source.splits == {"train": 3, "train.mixed": 3}
     with pytest.raises(UserError, match="has no split 'gone.mixed'"):

@@ -1,4 +1,4 @@
-"""Gray of any depth becomes 8 bits alike in every format and by both decoders, and images may be very large."""
+"""Both decoders turn gray of any depth and format into the same 8 bits, and read very large images."""
 
 import io
 import struct
@@ -64,7 +64,7 @@ UNKNOWN = {
 
 
 def streamed(data: bytes, canvas: int, channels: int = 3) -> np.ndarray:
-    """The image as a stream decodes it: by TensorFlow, or by Pillow within TensorFlow."""
+    """Decodes an image as a stream does: by TensorFlow, or by Pillow within TensorFlow."""
     pytest.importorskip("tensorflow")
     from bt_jax.data import tf_decode
     from bt_jax.data.sources.tfds import tensorflow
@@ -75,7 +75,7 @@ def streamed(data: bytes, canvas: int, channels: int = 3) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", GRAY)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_of_deep_gray_the_upper_eight_bits_stay(kind, channels):
+def test_deep_gray_keeps_its_upper_eight_bits(kind, channels):
     found = decode.decode(GRAY[kind], channels)
     np.testing.assert_array_equal(found, np.repeat(UPPER[..., None], channels, -1))
     np.testing.assert_array_equal(streamed(GRAY[kind], SIDE, channels), found)
@@ -83,15 +83,15 @@ def test_of_deep_gray_the_upper_eight_bits_stay(kind, channels):
 
 @pytest.mark.parametrize("bits", range(9, 17))
 def test_pgm_of_9_to_16_bits(bits):
-    """Pillow brings them to 16 bits, by rounding."""
+    """Pillow scales them to 16 bits by rounding."""
     found = decode.decode(pgm(2**bits - 1), 1)[..., 0].astype(int)
     assert np.abs(found - DEEP / 65535 * 255).max() <= 1 and (found[0, 0], found[-1, -1]) == (0, 255)
     np.testing.assert_array_equal(streamed(pgm(2**bits - 1), SIDE, 1)[..., 0], found)
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_gray_of_no_known_range_cannot_be_read(kind):
-    (looked,) = checking.look(Listed([(UNKNOWN[kind], 0)]), Span("train", 0, 1))
+def test_gray_of_unknown_range_cannot_be_read(kind):
+    (looked,) = checking.check_images(Listed([(UNKNOWN[kind], 0)]), Span("train", 0, 1))
     assert looked.size is None and "range is unknown" in looked.reason
     with pytest.raises(Exception, match="Pillow cannot read it"):
         streamed(UNKNOWN[kind], SIDE)
@@ -99,20 +99,20 @@ def test_gray_of_no_known_range_cannot_be_read(kind):
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "GIF", "BMP"])
 def test_very_large_images_are_read_by_both_decoders(kind, monkeypatch):
-    """The limits of Pillow are far above what a test can decode: they are taken away, and ours is lowered."""
+    """The test removes Pillow's limits, which are too large to decode here, and lowers ours."""
     assert Image.MAX_IMAGE_PIXELS is None and decode.LARGEST > 2 * 179_000_000
     monkeypatch.setattr(decode, "LARGEST", 40 * 30)
     fits, larger = (np.full((side, 30), 90, np.uint8) for side in (40, 41))
     data = encode(fits, kind)
     assert decode.decode(data).shape == (40, 30, 3) and streamed(data, 20).shape == (20, 15, 3)
     found = decode.try_decode(encode(larger, kind))
-    assert str(found) == "it has 30x41 pixels, and 1,200 is the most"
-    if kind != "PNG":  # TensorFlow's own limit is where ours is
+    assert str(found) == "it has 30x41 pixels, more than 1,200"
+    if kind != "PNG":  # TensorFlow has the same limit
         with pytest.raises(Exception, match="Pillow cannot read it"):
             streamed(encode(larger, kind), 20)
 
 
-def test_jpeg_that_tensorflow_would_refuse_goes_to_pillow(monkeypatch):
+def test_pillow_decodes_a_jpeg_that_is_too_large_for_tensorflow(monkeypatch):
     pytest.importorskip("tensorflow")
     from bt_jax.data import tf_decode
 

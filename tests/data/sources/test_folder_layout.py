@@ -1,4 +1,4 @@
-"""The rule by which folders are splits or classes, and what is said where it is not plain."""
+"""The rule that makes folders splits or classes, and the notes about it."""
 
 import re
 
@@ -41,20 +41,23 @@ def test_folders_that_are_splits(folders, splits):
 @pytest.mark.parametrize(
     "folders, said",
     [
-        (("bus", "car", "train", "tram"), "car, train, tram; train among them: it is no split, as bus and 2 more lie"),
-        (("bus", "test", "val"), "bus, test, val; test, val among them: they are no splits, as bus lies beside"),
+        (
+            ("bus", "car", "train", "tram"),
+            "car, train, tram; train among them: it is not a split, because bus and 2 more are",
+        ),
+        (("bus", "test", "val"), "bus, test, val; test, val among them: they are not splits, because bus is beside"),
         (("2023", "2024", "2025"), "taking 3 top folders as labels: 2023, 2024, 2025"),
         (("trainer", "tests", "values"), "taking 3 top folders as labels: tests, trainer, values"),
         (("extra", "unlabeled"), "taking 2 top folders as labels: extra, unlabeled"),
         (tuple("abcdefghijk"), "taking 11 top folders as labels: a, b, c, d, e, f, g, h, and 3 more"),
-        (("only/a", "only/b"), "no labels: all images lie in one folder, only; name that folder to take its 2 sub-"),
-        (("only",), "no labels: all images lie in one folder, only"),
-        (("", "a", "b"), "WARNING: 2 of 6 images of train lie in no sub-folder (0.jpg ...), so sub-folders are not"),
+        (("only/a", "only/b"), "no labels: all images are in one folder, only; name that folder to take its 2 sub-"),
+        (("only",), "no labels: all images are in one folder, only"),
+        (("", "a", "b"), "WARNING: 2 of 6 images of train are in no sub-folder (0.jpg ...), so sub-folders are not"),
         (("images/train", "masks/train"), "taking 2 top folders as labels: images, masks"),
     ],
 )
-def test_folders_that_are_no_splits(folders, said):
-    """All images are one split, and a line says what the folders are taken for."""
+def test_folders_that_are_not_splits(folders, said):
+    """All images are one split, and a line names the meaning of the folders."""
     found = arrange(files(*folders))
     assert found.splits == {"train": ("", files(*folders))}
     assert len(found.lines) == 1 and said in found.lines[0]
@@ -67,8 +70,8 @@ def test_folders_that_are_no_splits(folders, said):
         (("bus", "car", "train", "Test"), {"test": 2, "train": 2}, "4 images .* left out: 2 in bus, 2 in car"),
         (("", "train/a", "val/a"), {"train": 2, "val": 2}, "2 images .* left out: 2 in no folder"),
         (("", "train/a", "train/b"), {"train": 4}, "2 images .* left out: 2 in no folder"),
-        (("", "x/train", "x/val"), {"train": 6}, "WARNING: 2 of 6 images of train lie in no sub-folder"),
-        (("train", "train/a", "val"), {"train": 4, "val": 2}, "2 of 4 images of train lie in no sub-folder"),
+        (("", "x/train", "x/val"), {"train": 6}, "WARNING: 2 of 6 images of train are in no sub-folder"),
+        (("train", "train/a", "val"), {"train": 4, "val": 2}, "2 of 4 images of train are in no sub-folder"),
     ],
 )
 def test_images_that_are_left_out_are_counted(folders, splits, said):
@@ -77,7 +80,7 @@ def test_images_that_are_left_out_are_counted(folders, splits, said):
     assert re.search(said, found.lines[-1]) and found.lines[-1].startswith("WARNING: ")
 
 
-def test_many_folders_that_are_left_out():
+def test_a_note_names_few_of_many_folders():
     others = [f"other{i:02}" for i in range(NAMED + 2)]
     (line,) = arrange(files("train", "val", *others)).lines
     assert f"{2 * len(others)} images beside" in line and line.endswith("2 in other07, and 2 more")
@@ -88,13 +91,17 @@ def test_many_folders_that_are_left_out():
     [
         (("imgs/train/a", "imgs/train/b", "imgs/val/a"), "imgs", {"train": 4, "val": 2}),
         (("x/y/Train", "x/y/TEST"), "x/y", {"test": 2, "train": 2}),
-        (("test/train", "test/val"), "test", {"train": 2, "val": 2}),  # what several folders are called counts more
+        (
+            ("test/train", "test/val"),
+            "test",
+            {"train": 2, "val": 2},
+        ),  # the names of several folders count more than that of one
         (("x/train/a", "x/train/b"), "x", {"train": 4}),
         (("train/train",), "", {"train": 2}),
         (("x/train", "x/val", "x/extra1", "x/notes"), "x", {"extra1": 2, "train": 2, "val": 2}),
     ],
 )
-def test_single_folders_above_splits_are_looked_through(folders, above, splits):
+def test_single_folders_above_splits_are_skipped(folders, above, splits):
     found = arrange(files(*folders))
     assert {split: len(paths) for split, (_, paths) in found.splits.items()} == splits
     assert all(prefix.rpartition("/")[0] == above for prefix, _ in found.splits.values())
@@ -102,14 +109,14 @@ def test_single_folders_above_splits_are_looked_through(folders, above, splits):
     assert len(found.lines) <= 1 or "left out: 2 in notes" in found.lines[1]
 
 
-def test_as_0_1_0_arranged_them():
-    """For its runs, which keep their images or are refused."""
+def test_the_layout_of_0_1_0():
+    """A run of that version keeps its images or is refused."""
     found = arrange_as_0_1_0([*files("bus", "train", "valid"), "train/x.JFIF", "train/y.JPEG"])
     assert found == {"train": ("train", ["0.jpg", "1.jpg", "y.JPEG"])}
     assert arrange_as_0_1_0(files("Train", "val")) == {"train": ("", files("Train", "val"))}
 
 
-def test_labels_and_paths_below_a_folder_that_is_looked_through(root, capsys):
+def test_labels_and_paths_below_a_skipped_folder(root, capsys):
     write_images(root, "set/Train/b/1.png", "set/Train/a/2.png", "set/Val/a/3.png", "set/Val/b/4.png")
     source = FolderSource(root)
     assert source.splits == {"train": 2, "val": 2} and source.class_names == ["a", "b"]

@@ -1,4 +1,4 @@
-"""The list of the images below a folder: kept, made again after any change, and what is left out of it."""
+"""The list of the images below a folder: cached, made again after any change, and without other files."""
 
 import os
 import time
@@ -13,13 +13,13 @@ from tests.support.drawn_images import write_images
 
 
 def settle(root):
-    """All folders as if left alone for a minute."""
+    """Makes all folders look unchanged for a minute."""
     for path in [root, *(path for path in root.rglob("*") if path.is_dir())]:
         os.utime(path, ns=(time.time_ns() - 60_000_000_000,) * 2)
 
 
 def keep(root, monkeypatch):
-    """Opens the folder so that its list is kept: no time of change can be set back for it."""
+    """Opens the folder so that its listing is cached, although a change time cannot be set back."""
     settle(root)
     with monkeypatch.context() as patch:
         patch.setattr(folder_listing, "SETTLED", -(10**18))
@@ -27,14 +27,14 @@ def keep(root, monkeypatch):
 
 
 def other_tick(root, file):
-    """Returns when a change of a folder gets another time than its last one had."""
+    """Waits until a new change of the folder would get a new change time."""
     while True:
         file.touch()
         if file.stat().st_ctime_ns > root.stat().st_ctime_ns:
             return
 
 
-def test_listed_once(root, cache, monkeypatch):
+def test_a_folder_is_listed_once(root, cache, monkeypatch):
     write_images(root, *(f"{i % 3}/{i}.png" for i in range(30)), "3/ü\udcff.png")
     (root / "1" / "notes.txt").write_text("no image")
     first = keep(root, monkeypatch)
@@ -54,7 +54,7 @@ def test_listed_once(root, cache, monkeypatch):
 
 @pytest.mark.parametrize("change", ["added", "removed", "another folder", "another version"])
 def test_a_change_whose_time_was_set_back_is_noticed(root, tmp_path, monkeypatch, change):
-    """As archives, images of containers and rsync set it."""
+    """Archives, container images and rsync set modification times back."""
     write_images(root, "a/1.png", "a/2.png", "b/3.png")
     assert keep(root, monkeypatch).splits == {"train": 3}
     folders = {path: path.stat().st_mtime_ns for path in (root, root / "a", root / "b")}
@@ -75,7 +75,7 @@ def test_a_change_whose_time_was_set_back_is_noticed(root, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("mark", range(5))
-def test_all_that_tells_of_a_change_is_compared(root, monkeypatch, mark):
+def test_all_signs_of_a_change_are_compared(root, monkeypatch, mark):
     write_images(root, "a/1.png", "b/2.png")
     found = (root / "a").stat()
     wanted = found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_nlink, found.st_size
@@ -94,7 +94,7 @@ def test_all_that_tells_of_a_change_is_compared(root, monkeypatch, mark):
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK nonsense", None])
-def test_a_damaged_list_is_made_anew(root, cache, damage, monkeypatch):
+def test_a_damaged_list_is_replaced(root, cache, damage, monkeypatch):
     write_images(root, "a.png", "b.png")
     keep(root, monkeypatch)
     (file,) = cache.iterdir()
@@ -103,8 +103,8 @@ def test_a_damaged_list_is_made_anew(root, cache, damage, monkeypatch):
 
 
 @pytest.mark.parametrize("name, value", [("CACHE_FORMAT", 9), ("_known_suffixes", lambda: ".png .heic")])
-def test_a_list_of_another_version_is_made_anew(root, monkeypatch, name, value):
-    """Also one that was made when Pillow decoded fewer formats."""
+def test_a_list_of_another_version_is_replaced(root, monkeypatch, name, value):
+    """Also a list made when Pillow decoded fewer formats."""
     write_images(root, "a.png", "b.png")
     keep(root, monkeypatch)
     monkeypatch.setattr(folder_listing, name, value)
@@ -112,7 +112,7 @@ def test_a_list_of_another_version_is_made_anew(root, monkeypatch, name, value):
     assert FolderSource(root).splits == {"train": 1}
 
 
-def test_a_file_that_arrives_while_listing_is_found_the_next_time(root, monkeypatch):
+def test_a_file_added_during_listing_is_found_the_next_time(root, monkeypatch):
     write_images(root, "a/1.png", "b/2.png")
     settle(root)
     scan = folder_listing._scan
@@ -130,8 +130,8 @@ def test_a_file_that_arrives_while_listing_is_found_the_next_time(root, monkeypa
     assert FolderSource(root).splits == {"train": 3}
 
 
-def test_a_folder_that_is_being_written_is_not_remembered(root, cache):
-    """The time of change counts, which nobody can set back."""
+def test_a_folder_that_is_being_written_is_not_cached(root, cache):
+    """The change time counts, which cannot be set back."""
     write_images(root, "a/1.png")
     for _ in range(2):
         FolderSource(root)
@@ -139,14 +139,14 @@ def test_a_folder_that_is_being_written_is_not_remembered(root, cache):
         settle(root)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(root, tmp_path):
+def test_an_unwritable_cache_is_ignored(root, tmp_path):
     write_images(root, "a.png")
     (tmp_path / "file").write_text("")
     assert FolderSource(root, cache=tmp_path / "file" / "below").splits == {"train": 1}
 
 
 def test_a_folder_that_cannot_be_listed(root, monkeypatch, capsys):
-    """Left out and named; looked into again at the next start, although no folder has changed."""
+    """It is left out and named. The next start tries it again, although no folder has changed."""
     write_images(root, "a/1.png", "b/2.png", "c/3.png")
     scan, locked = os.scandir, {"b"}
 
@@ -168,8 +168,8 @@ def test_a_folder_that_cannot_be_listed(root, monkeypatch, capsys):
         FolderSource(root)
 
 
-def test_links_that_lead_nowhere(root, tmp_path):
-    """They are images that cannot be read, and the others of their folder are there."""
+def test_dangling_links(root, tmp_path):
+    """Such links are unreadable images; the other images of their folder are listed."""
     write_images(root, "a/1.png", "b/2.png")
     (root / "a" / "self.png").symlink_to(root / "a" / "self.png")
     (root / "a" / "gone.png").symlink_to(tmp_path / "gone.png")
@@ -178,7 +178,7 @@ def test_links_that_lead_nowhere(root, tmp_path):
     assert [isinstance(data, UserError) for data, _ in source.encoded("train")] == [False, True, True, False]
 
 
-def test_what_is_left_out_is_counted(root):
+def test_left_out_files_are_counted(root):
     write_images(root, "a/1.png", "a/2.HEIC", "a/3.heic", "b/4.dng", "b/.5.png", "b/6.0001", "b/7", "a/8.jpg")
     (root / "a" / "labels.txt").write_text("")
     (root / "c" / ".thumbnails").mkdir(parents=True)
@@ -195,7 +195,7 @@ def test_what_is_left_out_is_counted(root):
 
 
 def test_the_order_is_the_same_in_every_locale(monkeypatch):
-    """That of UTF-8's characters: bytes that are no UTF-8 come behind most of them."""
+    """The order of UTF-8 characters; bytes that are not UTF-8 come after most of them."""
     names = ["z", "é", "\udc80", "日", "\udcff", "a"]
     utf8 = folder_listing.in_order(names)
     assert utf8 == sorted(names)

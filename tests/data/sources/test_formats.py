@@ -1,4 +1,4 @@
-"""Which suffixes are images: those that the installed Pillow decodes."""
+"""Suffixes of images: those that the installed Pillow decodes."""
 
 import io
 import sys
@@ -14,13 +14,13 @@ from bt_jax.data.sources.image_folder import FolderSource
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """Without what is kept of the suffixes."""
+    """Clears the cache of suffixes."""
     for function in (formats.suffixes, formats.add_plugins):
         monkeypatch.setattr(formats, function.__name__, function.__wrapped__)
 
 
 def test_every_suffix_that_pillow_writes_and_reads_is_an_image():
-    """All but those whose pixels have no range; what Pillow cannot decode by itself is none."""
+    """Except formats whose pixels have no range. Formats that Pillow cannot decode alone are not images."""
     Image.init()
     picture = Image.fromarray(np.full((16, 16, 3), 90, np.uint8))
     written = set()
@@ -29,7 +29,7 @@ def test_every_suffix_that_pillow_writes_and_reads_is_an_image():
         try:
             picture.save(buffer, kind)
             decode.decode(buffer.getvalue())
-        except Exception:  # not written by Pillow, or not of colour
+        except Exception:  # Pillow does not write them, or not in colour
             continue
         written.add(suffix)
     assert len(written) > 20 and written - formats.suffixes() == {".pfm"}  # written as a PPM file
@@ -59,7 +59,7 @@ def test_an_installed_plugin_adds_its_formats(monkeypatch, fresh, works):
 
 
 def test_one_picture_in_three_formats(root):
-    """By their suffixes in any capitals; what a suffix says of the format does not matter."""
+    """Suffixes in any case count, even if they do not match the format."""
     root.mkdir()
     picture = Image.fromarray(np.full((16, 16, 3), 90, np.uint8))
     picture.save(root / "a.jfif", "JPEG")

@@ -1,17 +1,17 @@
-"""A folder of images: what is a split, what is a class, what is kept, and what can be wrong with it."""
+"""A folder of images: its splits and classes, links in it, and its errors."""
 
 import pytest
 
 from bt_jax import prepare
 from bt_jax.data.pipeline import train_batches
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
 from tests.support.drawn_images import write_images
 
 
-def test_splits_and_classes_as_imagefolder_has_them(root):
+def test_splits_and_classes_equal_those_of_imagefolder(root):
     write_images(root, "train/dog/b.PNG", "train/cat/deep/a.png", "train/dog/a.png", "val/dog/c.png", "notes.txt.png")
     (root / "train" / "cat" / "readme.txt").write_text("no image")
     (root / "train" / ".hidden").mkdir()
@@ -31,8 +31,8 @@ def test_splits_and_classes_as_imagefolder_has_them(root):
     [
         (("b/1.jpg", "a/2.jpg"), ["a", "b"]),
         (("1.jpg", "2.jpg"), []),  # no folders, no labels
-        (("a/1.jpg", "b/2.jpg", "3.jpg"), []),  # an image that would have no label
-        (("only/1.jpg", "only/2.jpg"), []),  # one class says nothing
+        (("a/1.jpg", "b/2.jpg", "3.jpg"), []),  # an image without a label
+        (("only/1.jpg", "only/2.jpg"), []),  # one class is no information
     ],
 )
 def test_one_split_without_a_train_folder(root, paths, classes):
@@ -46,11 +46,11 @@ def test_links_between_folders(root):
     write_images(root, "a/1.png", "b/2.png")
     (root / "a" / "to_b").symlink_to(root / "b")
     (root / "b" / "to_a").symlink_to(root / "a")
-    assert FolderSource(root).splits == {"train": 4}  # each once, and once through the other's link
+    assert FolderSource(root).splits == {"train": 4}  # each once, and once more through the other's link
 
 
 def test_a_flat_split_beside_a_labelled_one(root, capsys):
-    """As ILSVRC's test set: the labelled split keeps its labels."""
+    """Like ILSVRC's test set: the labelled split keeps its labels."""
     write_images(root, "train/a/1.png", "train/b/2.png", "test/3.png")
     source = FolderSource(root)
     assert source.num_classes == 2 and source.labelled("train") and not source.labelled("test")
@@ -62,7 +62,7 @@ def test_a_flat_split_beside_a_labelled_one(root, capsys):
     )
 
 
-def test_a_link_that_leads_back_is_not_followed(root, tmp_path):
+def test_a_link_to_a_parent_folder_is_not_followed(root, tmp_path):
     write_images(root, "a/1.png")
     write_images(tmp_path / "elsewhere", "2.png")
     (root / "a" / "loop").symlink_to(root)
@@ -79,7 +79,7 @@ def test_wrong_folders(root, tmp_path):
 
 
 def test_written_as_shards(root, tmp_path, capsys, monkeypatch):
-    """Checked, written in mixed order, and read again by its TFDS name; an interrupted write leaves nothing behind."""
+    """prepare writes a folder in mixed order, and its TFDS name reads it. An interrupted write leaves no file."""
     pytest.importorskip("tensorflow_datasets")
     from bt_jax.data import tfrecord_shards
 
@@ -101,17 +101,17 @@ def test_written_as_shards(root, tmp_path, capsys, monkeypatch):
     assert list((tmp_path / "out" / "other").iterdir()) == []
     for name in ("My-Data", "patterns"):
         assert prepare.main([f"--folder={root}", f"--shards={tmp_path}/out/{name}"]) == 2
-        assert "is no name for a data set" in capsys.readouterr().err
+        assert "is not a data set name" in capsys.readouterr().err
 
 
-def test_damaged_and_vanished_files_are_named_by_their_path(root):
+def test_damaged_and_missing_files_are_named_by_their_path(root):
     pytest.importorskip("tensorflow")
     write_images(root, *(f"{i}.png" for i in range(8)))
     source, said = FolderSource(root), []
     (root / "3.png").write_text("a text file")
     (root / "6.png").unlink()
     batches = train_batches(
-        source, "train", batch_size=8, canvas=8, seed=0, broken=Broken(source, limit=0.5, say=said.append)
+        source, "train", batch_size=8, canvas=8, seed=0, broken=UnreadableImages(source, limit=0.5, say=said.append)
     )
     batch = next(batches)
     assert dict(zip(batch["id"].tolist(), batch["image"][:, 0, 0, 0].tolist(), strict=True)) == {

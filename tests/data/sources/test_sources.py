@@ -1,4 +1,4 @@
-"""Sources: the same pixels, labels and ids by every road, and one clear line for whatever is wrong with the files."""
+"""Sources: all ways of reading give the same pixels, labels and ids, and every damage gives one clear line."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from bt_jax import prepare
 from bt_jax.data import device
 from bt_jax.data.pipeline import eval_batches
-from bt_jax.data.sources.broken import Broken
+from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.decode import decode
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
@@ -49,7 +49,7 @@ def test_slices_keep_ids_of_the_whole(npz, images, split, start, stop):
 
 @pytest.mark.parametrize("split", ["test", "train[23:]", "train[:200%]", "train[a:b]", "train[3]"])
 def test_wrong_splits(npz, split):
-    with pytest.raises(UserError, match="split|more than all"):
+    with pytest.raises(UserError, match="[Ss]plit|more than all"):
         open_source(None, npz=npz).span(split)
 
 
@@ -81,7 +81,7 @@ def test_broken_images_are_black_without_a_label(images):
     records = [(encode(im, "JPEG"), 1) for im in images]
     records[0], records[17] = (b"text", 1), (records[17][0][:-40], 1)
     source, said = Listed(records), []
-    whole, labels = source.arrays("train", Broken(source, limit=0.01, say=said.append))
+    whole, labels = source.arrays("train", UnreadableImages(source, limit=0.01, say=said.append))
     assert [i for i, label in enumerate(labels) if label == -1] == [0, 17] and len(said) == 2
     assert not whole[[0, 17]].any() and np.array_equal(whole[1], decode(records[1][0]))
     masks = [batch["mask"] for batch in device.eval_batches(whole, labels, batch_size=10)]
@@ -116,10 +116,10 @@ def test_damaged_cache_files(npz, tmp_path):
     }
     for what, data in cases.items():
         (tmp_path / "bad.npz").write_bytes(data)
-        with pytest.raises(UserError, match="bad.npz is not a whole cache file"):
+        with pytest.raises(UserError, match="bad.npz is not an intact cache file"):
             open_source(None, npz=tmp_path / "bad.npz")
             pytest.fail(f"a damaged file was read: {what}")
-    with pytest.raises(UserError, match="there is no cache file"):
+    with pytest.raises(UserError, match="There is no cache file"):
         open_source(None, npz=tmp_path / "none.npz")
     with pytest.raises(UserError, match="'listed', not 'cifar10'"):
         open_source("cifar10", npz=npz)
@@ -144,7 +144,7 @@ def test_patterns(tmp_path):
     arrays = source.arrays("train")
     assert arrays.images.shape == (source.splits["train"], 32, 32, 3) and arrays.images.dtype == np.uint8
     assert source.num_classes == 10 and arrays.labels.max() == 9 and arrays.labels.dtype == np.int32
-    write_npz(source, tmp_path / "patterns.npz", ["test"])  # by way of PNG, so nothing may be lost
+    write_npz(source, tmp_path / "patterns.npz", ["test"])  # PNG is lossless
     copy = open_source("patterns", npz=tmp_path / "patterns.npz").arrays("test")
     np.testing.assert_array_equal(copy.images, source.arrays("test").images)
     np.testing.assert_array_equal(copy.labels, source.arrays("test").labels)
@@ -172,7 +172,7 @@ def test_prepare_checks_a_cache_file(npz, tmp_path, capsys):
 
 
 def test_prepare_lists_unreadable_images(images, tmp_path, capsys):
-    """With the reason. Where nothing is to be written it is all that was asked for."""
+    """Each with its reason. Without anything to write the list is the whole output."""
     records = [(encode(im), 0) for im in images]
     records[3] = records[20] = (b"\xff\xd8\xff", 0)
     write_npz(Listed(records), tmp_path / "bad.npz", ["train"])
@@ -198,13 +198,13 @@ def test_prepare_errors_are_one_line(tmp_path, capsys):
 # TFDS ----------------------------------------------------------------------------------------------------------------
 
 
-def test_missing_tfds_data_says_where_and_how(tmp_path, monkeypatch):
+def test_missing_tfds_data_names_the_folder_and_the_command(tmp_path, monkeypatch):
     (tmp_path / "cifar10").mkdir()
     for name in ("cifar10", "cifar10:3.0.2", "no_such_set"):
         with pytest.raises(UserError) as caught:
             open_source(name, data_dir=tmp_path)
         assert str(tmp_path / name.split(":")[0]) in caught.value.cause
-        assert "TFDS_DATA_DIR" in caught.value.cure and "tfds build" in caught.value.cure
+        assert "TFDS_DATA_DIR" in caught.value.fix and "tfds build" in caught.value.fix
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match="elsewhere"):
         open_source("cifar10")
@@ -226,7 +226,7 @@ def test_cifar10(cifar, tfds_dir):
 
 
 def test_tfds_and_cache_file_give_equal_pixels(cifar, tmp_path):
-    class Head(Listed):  # the first test images, so that the test takes a moment and not a minute
+    class Head(Listed):  # the first test images only, so that the test is fast
         def __init__(self):
             super().__init__(list(cifar.encoded("test[:300]")), class_names=cifar.class_names)
 
@@ -237,7 +237,7 @@ def test_tfds_and_cache_file_give_equal_pixels(cifar, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["test[:1%]", "test[9990:]", "test[17:23]", "test[-3%:]"])
-def test_slices_as_tfds_cuts_them(cifar, split):
+def test_slices_equal_those_of_tfds(cifar, split):
     import tensorflow_datasets as tfds
 
     theirs = cifar._builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()}).batch(1000)
@@ -248,7 +248,7 @@ def test_slices_as_tfds_cuts_them(cifar, split):
     assert rows["id"].dtype == np.int64 and list(rows["id"]) == list(range(span.start, span.stop))
 
 
-def test_random_access_reads_what_sequential_reading_reads(tfds_dir):
+def test_random_access_equals_sequential_reading(tfds_dir):
     source = open_source("imagenet2012", data_dir=tfds_dir)
     assert source.splits == {"train": 450, "validation": 50} and source.num_classes == 1000
     records = [(r["image"], int(r["label"])) for r in source.tf_dataset("train").as_numpy_iterator()]
@@ -278,7 +278,7 @@ def test_damaged_tfrecord_is_named(tfds_dir, tmp_path):
     with pytest.raises(UserError, match="ends before this record"):
         source.read("validation", [49])
     assert unreadable(source) == [49]
-    data[12 + 20_000] ^= 1  # within the first image, where a decoder may not notice
+    data[12 + 20_000] ^= 1  # within the first image: a decoder may not notice it
     target.write_bytes(data)
     source = open_source("imagenet2012", data_dir=tmp_path)
     with pytest.raises(UserError, match="its checksum differs"):
@@ -291,7 +291,7 @@ def test_damaged_tfrecord_is_named(tfds_dir, tmp_path):
 
 
 def write_multi_label(folder, records, *, lists, label=False, files=2):
-    """A TFDS data set "shown" in the form of VOC: `lists` names its lists of classes, and each record is an encoded
+    """A TFDS data set "shown" in the form of VOC. `lists` names its lists of classes. A record is an encoded
     image and its classes by list, and with `label` a single one too. 5 classes; `files` of equal length."""
     import tensorflow_datasets as tfds
 
@@ -311,7 +311,7 @@ def write_multi_label(folder, records, *, lists, label=False, files=2):
     return write_dataset(folder, "shown", "test", features, serialized, files=files)
 
 
-SHOWN = [  # all classes, and those of them that are not difficult
+SHOWN = [  # all classes, and the subset that is not difficult
     ([0], [0]),
     ([1, 3], [3]),
     ([4], []),
@@ -340,13 +340,13 @@ def voc(images, tmp_path):
 
 
 def remote(source):
-    """The same as a source that has no index of records."""
+    """The same data set as a source without an index of records."""
     source._local, source._records = False, None
     return source
 
 
 @pytest.mark.parametrize("road", [lambda source: source, remote])
-def test_voc_targets_tell_difficult_from_absent(voc, road):
+def test_voc_targets_distinguish_difficult_from_absent(voc, road):
     source = road(open_source("shown", data_dir=voc.parent.parent))
     found = source.targets("test")
     assert found.dtype == np.int8 and found.tolist() == TARGETS
@@ -365,7 +365,7 @@ def test_multi_label_images_have_no_label(voc, images, road):
 
 
 @pytest.mark.parametrize("key", ["labels", "shown"])
-def test_one_list_of_classes_knows_nothing_of_difficulty(images, tmp_path, key):
+def test_one_list_of_classes_marks_none_as_difficult(images, tmp_path, key):
     pytest.importorskip("tensorflow_datasets")
     records = [(encode(im), {key: both}) for im, (both, _) in zip(images, SHOWN, strict=False)]
     write_multi_label(tmp_path, records, lists=[key])
@@ -416,7 +416,7 @@ def test_targets_of_damaged_records(voc, road):
             rewrite(last, content)
             with pytest.raises(UserError, match=message):
                 road(open_source("shown", data_dir=folder)).targets("test")
-    for data in (whole[:-3], whole[:image_at] + b"!" + whole[image_at + 1 :]):  # cut; a flipped byte
+    for data in (whole[:-3], whole[:image_at] + b"!" + whole[image_at + 1 :]):  # truncated; with a flipped byte
         last.write_bytes(data)
         with pytest.raises(UserError, match="ends before|checksum differs|is damaged after id [35]"):
             road(open_source("shown", data_dir=folder)).targets("test")

@@ -1,11 +1,11 @@
-"""Cut splits by every road, the version of a data set that is taken, and places that unreadable records keep."""
+"""Slices of every kind of source, the version of a data set, and the positions of unreadable records."""
 
 import numpy as np
 import pytest
 
 from bt_jax import prepare
 from bt_jax.data.sources import patterns, tfds
-from bt_jax.data.sources.base import evenly
+from bt_jax.data.sources.base import evenly_spaced
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
@@ -13,8 +13,8 @@ from tests.support.drawn_images import Listed, encode
 
 
 @pytest.mark.parametrize("split", ["train[7:12]", "train[-3:]", "train[50%:90%]"])
-def test_cut_splits_by_every_road(npz, images, split, monkeypatch):
-    """Images and labels of a cut split are those of the whole one, from there on."""
+def test_slices_of_every_kind_of_source(npz, images, split, monkeypatch):
+    """A slice has the images and labels of that range of the whole split."""
     listed = Listed([(encode(im), i % 3) for i, im in enumerate(images)])
     monkeypatch.setattr(patterns, "load", lambda split: (images, np.arange(23, dtype=np.int32) % 3))
     for source in (listed, open_source(None, npz=npz), open_source("patterns")):
@@ -26,7 +26,7 @@ def test_cut_splits_by_every_road(npz, images, split, monkeypatch):
         assert source.read(base, [start]) == [next(source.encoded(split))]
 
 
-def test_prepare_names_images_of_a_cut_split_by_their_ids(images, tmp_path, capsys):
+def test_prepare_names_images_of_a_slice_by_their_ids(images, tmp_path, capsys):
     records = [(encode(im), i % 3) for i, im in enumerate(images)]
     records[3] = records[20] = (b"\xff\xd8\xff", 0)
     write_npz(Listed(records), tmp_path / "bad.npz", ["train"])
@@ -38,7 +38,7 @@ def test_prepare_names_images_of_a_cut_split_by_their_ids(images, tmp_path, caps
 
 
 def test_the_newest_version_is_taken(tmp_path):
-    """By its numbers, not by its letters; a folder without a data set in it does not count."""
+    """Versions are compared as numbers. A folder without a data set is ignored."""
     for version in ("3.9.0", "3.10.0", "3.2.11", "4.0.0"):
         (tmp_path / "mine" / version).mkdir(parents=True)
         if version != "4.0.0":
@@ -50,12 +50,14 @@ def test_the_newest_version_is_taken(tmp_path):
         tfds._tfds_folder("mine:4.0.0", tmp_path)
 
 
-def test_evenly_reaches_both_ends():
-    assert evenly(10, 4).tolist() == [0, 3, 6, 9] and evenly(5, 0).tolist() == evenly(5, 9).tolist() == list(range(5))
+def test_evenly_spaced_includes_both_ends():
+    assert evenly_spaced(10, 4).tolist() == [0, 3, 6, 9] and evenly_spaced(5, 0).tolist() == evenly_spaced(
+        5, 9
+    ).tolist() == list(range(5))
 
 
-def test_an_unreadable_record_keeps_its_place(images):
-    """An error stands where its image would, and the images around it are read all the same."""
+def test_an_unreadable_record_keeps_its_position(images):
+    """An error takes the place of its image, and the images around it are read."""
 
     class Torn(Listed):
         def read(self, base, ids):
@@ -84,8 +86,8 @@ def test_a_cache_file_must_use_all_its_bytes(npz, tmp_path):
             open_source(None, npz=tmp_path / "bad.npz")
 
 
-def test_patterns_held_out_are_others(monkeypatch):
-    """No image of train is in test: images are drawn by (split, index)."""
+def test_held_out_patterns_differ_from_training(monkeypatch):
+    """No image of train is in test, because an image is a function of (split, index)."""
     monkeypatch.setattr(patterns, "COUNTS", {"train": 20, "test": 20})
     train, test = (patterns.load.__wrapped__(split)[0] for split in ("train", "test"))
     assert len({image.tobytes() for image in (*train, *test)}) == 40

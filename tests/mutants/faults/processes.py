@@ -33,7 +33,7 @@ FAULTS = (
     ),
     Fault(
         "stop-furthest",
-        "StopSignals._agree",
+        "StopSignals._negotiate_stop_step",
         "max(boundaries.values())",
         "min(boundaries.values())",
         ("test_all_stop_at_the_furthest_boundary",),
@@ -41,7 +41,7 @@ FAULTS = (
     Fault(
         "stop-last-window",
         "StopSignals.requested_anywhere",
-        'max(coordination.gather(int(self.signal), what="the end of training"))',
+        'max(coordination.gather(int(self.signal), barrier="the end of training"))',
         "int(self.signal)",
         ("test_a_signal_in_the_last_window_stops_all",),
     ),
@@ -106,7 +106,7 @@ FAULTS = (
     ),
     Fault(
         "cluster-agree",
-        "agree",
+        "check_identical",
         "first.get(key) != values.get(key)",
         "key in first and first[key] != values.get(key)",
         ("test_what_differs_is_named_on_every_process",),
@@ -134,14 +134,14 @@ FAULTS = (
     ),
     Fault(
         "cluster-status",
-        "leaving",
-        "leave(error.status, why=str(error))",
-        "leave(1, why=str(error))",
+        "failures_end_all",
+        "fail_all_processes(error.status, why=str(error))",
+        "fail_all_processes(1, why=str(error))",
         ("test_a_failing_process_leaves_with_its_status",),
     ),
     Fault(
         "cluster-keyboard",
-        "leaving",
+        "failures_end_all",
         "130 if isinstance(error, KeyboardInterrupt) else 1",
         "1",
         ("test_a_failing_process_leaves_with_its_status",),
@@ -154,11 +154,15 @@ FAULTS = (
         ("test_processes_compare_images_and_steps",),
     ),
     Fault(
-        "agree-versions", "agree", "| environment.versions()", "", ("test_processes_compare_config_versions_and_facts",)
+        "agree-versions",
+        "check_same_run",
+        "| environment.versions()",
+        "",
+        ("test_processes_compare_config_versions_and_facts",),
     ),
     Fault(
         "agree-own-copies",
-        "agree",
+        "check_same_run",
         "if key not in same_run.PER_HOST_KEYS",
         "",
         ("test_processes_compare_config_versions_and_facts",),

@@ -44,8 +44,8 @@ FAULTS = (
     Fault(
         "report-strip",
         "strip_over_time",
-        "evenly(len(maps),",
-        "evenly(len(maps) - 1,",
+        "evenly_spaced(len(maps),",
+        "evenly_spaced(len(maps) - 1,",
         ("test_matrices_over_time_are_eight_with_first_and_last",),
     ),
     Fault(

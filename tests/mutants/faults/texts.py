@@ -53,8 +53,8 @@ FAULTS = (
     Fault(
         "text-one-line",
         "UserError.__init__",
-        '" ".join((f"{cause}. {cure}" if cure else cause).split())',
-        '(f"{cause}. {cure}" if cure else cause)',
+        '" ".join((f"{cause}. {fix}" if fix else cause).split())',
+        '(f"{cause}. {fix}" if fix else cause)',
         ("test_a_user_error_has_its_status_and_one_line",),
     ),
     Fault(

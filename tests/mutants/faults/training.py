@@ -167,14 +167,14 @@ FAULTS = (
         "Batches.advance",
         "and stop.immediate and self._estimate(left) > SECONDS_TO_STOP",
         "and False",
-        ("test_a_signal_ends_a_long_window",),
+        ("test_a_signal_stops_a_long_window",),
     ),
     Fault(
         "loop-window-cut-always",
         "Batches.advance",
         "and self._estimate(left) > SECONDS_TO_STOP",
         "",
-        ("test_a_signal_ends_a_long_window",),
+        ("test_a_signal_stops_a_long_window",),
     ),
     Fault(
         "loop-reads-at-once",
@@ -214,7 +214,7 @@ FAULTS = (
     Fault(
         "loop-end-order",
         "Recorder.__exit__",
-        "watchdog.at(self._step, Phase.SAVING)",
+        "watchdog.report_progress(self._step, Phase.SAVING)",
         "",
         ("test_the_end_comes_in_order",),
     ),

@@ -51,7 +51,7 @@ FAULTS = (
         "StreamedFeed.__init__",
         '"canvas": settings.data.canvas',
         '"canvas": 512',
-        ("test_a_key_of_streaming_arrives",),
+        ("test_a_streaming_key_reaches_the_pipeline",),
     ),
     Fault("wiring-broken-limit", "open_data", "limit=options.broken_limit", "limit=0.01", PRETRAIN),
     Fault(
