@@ -267,13 +267,17 @@ def test_an_evaluation_key_arrives(evaluated, key):
 
 
 FINETUNE = FROZEN | {
-    "seed": (7, lambda seen: {seen.one(name, "seed") for name in ("share", "make_step", "make_update")}, {7}),
+    "seed": (
+        7,
+        lambda seen: {seen.one(name, "seed") for name in ("class_balanced_fraction", "make_step", "make_update")},
+        {7},
+    ),
     "batch_size": (8, lambda seen: seen.training.plan.steps_per_epoch, 5),
     "total_epochs": (3.0, lambda seen: seen.training.plan.total_steps, 20),
     "extend_epochs": (1.0, lambda seen: seen.training.plan.total_steps, 20),
-    "data.train_split": ("learn[4:44]", lambda seen: seen.one("share", "split")),
+    "data.train_split": ("learn[4:44]", lambda seen: seen.one("class_balanced_fraction", "split")),
     "data.val_split": ("look[2:]", lambda seen: seen.one("passes", "split")),
-    "data.fraction": (0.99, lambda seen: seen.one("share", "fraction")),
+    "data.fraction": (0.99, lambda seen: seen.one("class_balanced_fraction", "fraction")),
     "train": ("layer", lambda seen: seen.one("make_update", "trained")["backbone"], ("layer",)),
     "batch_norm": ("train", lambda seen: seen.one("make_update", "objective").batch_statistics, True),
     "views.crop_scale": ((0.4, 0.9), lambda seen: seen.one("make_step", "recipe").view1.crop_scale),
@@ -295,7 +299,7 @@ def tuned(tmp_path_factory):
         seen = watched(patch)
         seen.watch(open_run, "Checkpoints", lambda *_, **__: SimpleNamespace())
         seen.watch(from_encoder, "open_encoder", given_encoder)
-        seen.watch(selection, "share", lambda source, split, *_, **__: Part())
+        seen.watch(selection, "class_balanced_fraction", lambda source, split, *_, **__: Part())
         seen.watch(step, "make_update")
         seen.watch(step, "make_step")
         config = changed(keys.finetune(), **{key: value for key, (value, *_) in FINETUNE.items()})
