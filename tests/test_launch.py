@@ -288,7 +288,7 @@ def test_deleting_asks(tpu_vm):
         (("run", "a", "--zone=z", "--", "--config=c"), "--workdir"),
     ],
 )
-def test_mistakes_in_one_line(tpu_vm, arguments, said):
+def test_mistakes_give_one_line(tpu_vm, arguments, said):
     status, told, calls = tpu_vm(*arguments)
     assert status == 2 and said in told and told.count("\n") == 1 and calls == []
 
