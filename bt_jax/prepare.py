@@ -6,9 +6,10 @@
     python -m bt_jax.prepare --folder=DIR                                        # check a folder of images
     python -m bt_jax.prepare --folder=DIR --shards=OUT/NAME                      # and write it as TFRecord shards
 
-Reads every image of every split: counts, sizes, classes, unreadable images by file or id with the reason, and what was
-left out. Up to --broken_limit of them, unreadable images are written as they are; training leaves out as many.
-Exit status 0: all is well, or all is written; 2: it is not, with one line on stderr.
+Reads every image of every split. Prints counts, sizes and classes, the files that were left out, and the unreadable
+images by file or id, with the reason. Up to a share of --broken_limit, unreadable images are written unchanged;
+training then replaces them.
+Exit status 0: no unreadable image, or everything is written; 2: an error, with one line on stderr.
 """
 
 import argparse
@@ -34,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Checks the splits and writes what is asked for. UserError for anything the user can fix."""
-    if sum(given is not None for given in (options.data, options.npz_in, options.folder)) != 1:
-        raise UserError("one data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE")
+    """Checks the splits and writes the requested files. UserError for anything that the user can fix."""
+    if sum(option is not None for option in (options.data, options.npz_in, options.folder)) != 1:
+        raise UserError("One data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE.")
     source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in, folder=options.folder)
     splits = options.splits.split(",") if options.splits else list(source.splits)
     source = with_mixed(source, splits)
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, list[CheckedImage]]) -> None:
-    """UserError where too many images are unreadable to write the others, or any if nothing is to be written."""
+    """UserError if images are unreadable: more than the limit for writing, or any if nothing is written."""
     writes, total = bool(options.npz or options.shards), sum(map(len, unreadable.values()))
     for split, images in unreadable.items():
         span = source.span(split)
@@ -71,7 +72,7 @@ def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, l
                 f"Restore them from their origin{allow}.",
             )
     if total and writes:
-        print(f"{total} of them cannot be read, and are written as they are: ids stay, and training leaves them out")
+        print(f"{total} of them cannot be read and are written unchanged: ids stay, and training replaces them")
     elif total:
         images = "1 unreadable image" if total == 1 else f"{total} unreadable images"
         raise UserError(f"{source.name} has {images}, listed above", "Restore them from their origin.")
@@ -99,7 +100,7 @@ def parser() -> tool.Parser:
         metavar="SHARE",
         type=float,
         default=0.01,
-        help="share of a split's images that may be unreadable where it is written, and at least 10; 0: none"
+        help="share of a split's images that may be unreadable when it is written, and at least 10; 0: none"
         " (default: 0.01)",
     )
     return parser

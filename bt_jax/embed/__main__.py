@@ -1,27 +1,27 @@
-"""Features of every image of a data set, with its id, file and label: written in order, in shards.
+"""Writes the features of every image of a data set, with its id, file and label, in order and in shards.
 
     python -m bt_jax.embed --encoder=runs/mine --folder=IMAGES --out=features                  # a folder of images
     python -m bt_jax.embed --encoder=runs/mine --data=cifar10 --splits=test --out=features     # a TFDS data set
     python -m bt_jax.embed --encoder=runs/mine/checkpoints/8000 --npz_in=mine.npz --out=features --format=parquet
 
-Each image comes once, as the evaluation sees it: resized, cut at the centre, normalised as in training. What is written
-for shard 0 of 5 of the split "train":
+Each image comes once, in the view of the evaluation: resized, centre-cropped, normalised as in training. The files of
+shard 0 of 5 of the split "train":
 
     --format=npy      train/features-00000-of-00005.npy   float32 (n, d)
-                      train/ids-00000-of-00005.npy        int64 (n,): the image's place in the whole split
-                      train/files-00000-of-00005.npy      str (n,): its path below --folder, else SPLIT/ID
-                      train/labels-00000-of-00005.npy     int32 (n,), only where the split has labels
+                      train/ids-00000-of-00005.npy        int64 (n,): position of the image in the whole split
+                      train/files-00000-of-00005.npy      str (n,): its path below --folder; otherwise SPLIT/ID
+                      train/labels-00000-of-00005.npy     int32 (n,), only if the split has labels
     --format=parquet  train/embeddings-00000-of-00005.parquet with the columns id, file, label and feature
     embed.json        encoder, data, dimension, counts, versions, command
-    broken.txt        the images that cannot be read: split, id, file and reason, tab-separated
+    broken.txt        the unreadable images: split, id, file and reason, tab-separated
 
-Images that cannot be read have no row: shards then are shorter, and `ids` says which images are there.
+Unreadable images have no row. Their shards are shorter, and `ids` names the images of each row.
 
-The same command resumes: it keeps whole shards and writes damaged ones again. To write another one again, for example
-after images were restored, delete it. Further splits may be added later.
-Where all images of a shard have one size, up to --canvas pixels, Pillow decodes them; TensorFlow streams all others.
+The same command resumes: it keeps intact shards and writes damaged ones again. To write an intact shard again, for
+example after images were restored, delete it. Further splits may be added later.
+Pillow decodes a shard if all of its images have one size of up to --canvas pixels; TensorFlow streams all others.
 
-Exit status 0: all is written; 2: it is not, with one line on stderr; 130: stopped by Ctrl-C.
+Exit status 0: everything is written; 2: an error, with one line on stderr; 130: stopped by Ctrl-C.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return tool.run(parser(), _run, arguments)
     except KeyboardInterrupt:
-        messages.put("embed: stopped; the same command resumes after the last whole shard", sys.stderr)
+        messages.put("embed: stopped. Run the same command to resume after the last complete shard.", sys.stderr)
         return 130
 
 
@@ -67,29 +67,35 @@ def parser() -> tool.Parser:
     add("--folder", metavar="DIR", help="a folder of images instead of a named data set")
     add("--npz_in", metavar="FILE", help="a cache file of bt_jax.prepare instead of a named data set")
     add("--splits", metavar="A,B", help='the splits, whole or cut like "train[:1000]" (default: all)')
-    add("--out", metavar="DIR", required=True, help="where to write; made if absent, continued if it holds the same")
-    add("--format", choices=("npy", "parquet"), default="npy", help="of the shards (default: npy)")
+    add(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="the folder to write to; made if absent, resumed if it holds the same features",
+    )
+    add("--format", choices=("npy", "parquet"), default="npy", help="format of the shards (default: npy)")
     add("--shard", metavar="N", type=int, default=10_000, help="images in a shard (default: 10000)")
     add(
         "--size",
         metavar="PIXELS",
         type=int,
-        help=f"side of what the encoder sees (default: the run's, else {load.SIZE})",
+        help=f"side of the encoder's input images (default: that of the run, or {load.SIZE} without a run)",
     )
     add(
         "--resize",
         metavar="PIXELS",
         type=int,
-        help="shorter side before the cut at the centre; 0: --size (default: the run's, else 256, in proportion to"
-        " --size)",
+        help="shorter side before the centre crop; 0: --size (default: that of the run, or 256 without a run, scaled"
+        " with --size)",
     )
     add(
         "--canvas",
         metavar="PIXELS",
         type=int,
-        help=f"streamed images of a longer side are shrunk to this while decoding (default: the run's, else {CANVAS})",
+        help="streamed images with a longer side are shrunk to this while decoding (default: that of the run, or"
+        f" {CANVAS} without a run)",
     )
-    add("--no_self_check", action="store_true", help="skip the check that this machine computes rightly")
+    add("--no_self_check", action="store_true", help="skip the check that this machine computes correctly")
     add("--batch_size", metavar="N", type=int, default=256, help="rounded up to the number of devices (default: 256)")
     add(
         "--broken_limit",

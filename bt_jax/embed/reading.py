@@ -1,4 +1,4 @@
-"""Images in the order of their ids, shard by shard: by Pillow where all have one size, else streamed."""
+"""Reads images in the order of their ids, shard by shard: by Pillow if all have one size, otherwise streamed."""
 
 import importlib.util
 import io
@@ -35,7 +35,7 @@ class Shard(NamedTuple):
 
 
 def cut(span: Span, size: int) -> list[Shard]:
-    """The shards of a span, `size` images each but for the last."""
+    """The shards of a span, of `size` images each; the last one may be smaller."""
     starts = range(span.start, span.stop, size)
     return [
         Shard(Span(span.base, start, min(start + size, span.stop)), number, len(starts))
@@ -44,17 +44,17 @@ def cut(span: Span, size: int) -> list[Shard]:
 
 
 def file_names(source: Source, base: str, ids: Iterable[int]) -> list[str]:
-    """Paths below the root of a folder of images; SPLIT/ID where images are not files."""
+    """Paths below the root of a folder of images; SPLIT/ID if images are not files."""
     return [source.file(base, int(number)) for number in ids]
 
 
 class ImagesWithoutRow(UnreadableImages):
-    """Images without a row. Counted over the whole of what is embedded of a split, not of the shard that is read.
+    """The unreadable images, which get no row. The limit applies to all embedded images of a split, not to a shard.
 
     Args:
-      spans: what is embedded, by split.
-      limit: share of each that may be unreadable, see `broken.allowed`; 0: the first one is an error.
-      file: they stand in this file, a line each: split, id, file, reason. What it holds already counts too.
+      spans: the embedded images, by split.
+      limit: share of each span that may be unreadable, see `broken.allowed`; 0: the first one is an error.
+      file: the list of unreadable images, one line each: split, id, file, reason. Its previous lines count too.
 
     Attributes:
       reasons: {split: {id: (file, reason)}}.
@@ -92,16 +92,16 @@ class ImagesWithoutRow(UnreadableImages):
         return f"in {storage.printable(self._file)}"
 
     def forget(self, span: Span) -> None:
-        """Those of a shard that is made again."""
+        """Removes the images of a shard that is written again."""
         for number in [number for number in self.reasons[span.base] if span.start <= number < span.stop]:
             del self.reasons[span.base][number]
 
     def write(self) -> None:
-        """Brings the file up to date; there is none without an unreadable image."""
+        """Writes the file, or deletes it if there are no unreadable images."""
         lines = [
             f"{base}\t{number}\t{name}\t{reason}\n"
-            for base, found in self.reasons.items()
-            for number, (name, reason) in sorted(found.items())
+            for base, images in self.reasons.items()
+            for number, (name, reason) in sorted(images.items())
         ]
         if lines:
             with WriteErrors(self._file):
@@ -111,7 +111,7 @@ class ImagesWithoutRow(UnreadableImages):
 
 
 class Reading(NamedTuple):
-    """How images are read: batches of `batch_size`, decoded to 3 or 1 channels, larger ones onto a canvas."""
+    """The options of reading: batches of `batch_size`, decoded to 3 or 1 channels, streamed ones onto a canvas."""
 
     source: Source
     unreadable: ImagesWithoutRow
@@ -121,8 +121,10 @@ class Reading(NamedTuple):
 
 
 def batches_of(reading: Reading, shards: list[Shard]) -> Iterator[tuple[Shard, dict[str, np.ndarray]]]:
-    """(shard, {"image", "mask", "id", "label", of streamed images also "size"}): every image of the shards in order,
-    filled up to the batch size at the end of each."""
+    """Yields (shard, {"image", "mask", "id", "label", and "size" of streamed images}) of all shards in order.
+
+    The last batch of each shard is padded to the batch size.
+    """
     for shard in shards:
         size, differ = one_size(reading.source, shard.span)
         if size and max(size) <= reading.canvas:
@@ -147,25 +149,25 @@ def _slice(span: Span) -> str:
 
 
 def one_size(source: Source, span: Span) -> tuple[tuple[int, int] | None, str]:
-    """((height, width), "") of all readable images of a span, by their headers; (None, two that differ) otherwise."""
+    """((height, width), "") if the headers of all readable images of a span agree; otherwise (None, an example)."""
     size, first_id = None, 0
-    # The first few tell most data sets of photographs apart, before the whole span is read.
+    # In most data sets of photographs the first few images differ, so the whole span need not be read.
     few = min(span.start + 16, span.stop)
     for part in (span._replace(stop=few), span._replace(start=few)):
         if part.start == part.stop:
             continue
         for number, (data, _) in enumerate(source.encoded(_slice(part)), part.start):
-            found = _header(data)
+            header = _header(data)
             if size is None:
-                size, first_id = found, number
-            if found not in (None, size):
-                h, w = found
+                size, first_id = header, number
+            if header not in (None, size):
+                h, w = header
                 return None, f"differ in size (id {first_id} is {size[1]}x{size[0]}, id {number} is {w}x{h})"
     return size or (1, 1), ""
 
 
 def _header(data: bytes | UserError) -> tuple[int, int] | None:
-    """(height, width) of an encoded image, or None where that cannot be told."""
+    """(height, width) of an encoded image; None if its header is unreadable."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.height, image.width
@@ -174,7 +176,7 @@ def _header(data: bytes | UserError) -> tuple[int, int] | None:
 
 
 def array_batches(reading: Reading, span: Span, size: tuple[int, int]) -> Iterator[dict[str, np.ndarray]]:
-    """As `pipeline.eval_batches`, without canvas and "size", for images of one size (height, width)."""
+    """Like `pipeline.eval_batches`, without canvas and "size", for images of one size (height, width)."""
     records, start = reading.source.encoded(_slice(span)), span.start
     decoder = partial(try_decode, channels=reading.channels)
     with ThreadPoolExecutor(cores()) as pool:
@@ -182,14 +184,14 @@ def array_batches(reading: Reading, span: Span, size: tuple[int, int]) -> Iterat
             image = np.zeros((reading.batch_size, *size, reading.channels), np.uint8)
             mask = np.arange(reading.batch_size) < len(chunk)
             label = np.full(reading.batch_size, -1, np.int32)
-            for row, found in enumerate(pool.map(decoder, [data for data, _ in chunk])):
-                if not isinstance(found, Exception) and found.shape[:2] != size:
-                    found = ValueError("its pixels are not as many as its header says")
-                if isinstance(found, Exception):
-                    reading.unreadable.add(span, start + row, getattr(found, "cause", found))
+            for row, pixels in enumerate(pool.map(decoder, [data for data, _ in chunk])):
+                if not isinstance(pixels, Exception) and pixels.shape[:2] != size:
+                    pixels = ValueError("its header has another size than its pixels")
+                if isinstance(pixels, Exception):
+                    reading.unreadable.add(span, start + row, getattr(pixels, "cause", pixels))
                     mask[row] = False
                     continue
-                image[row] = found
+                image[row] = pixels
                 label[row] = -1 if chunk[row][1] is None else chunk[row][1]
             yield {"image": image, "mask": mask, "label": label, "id": start + np.arange(reading.batch_size)}
             start += len(chunk)

@@ -1,4 +1,4 @@
-"""What a folder of embeddings was begun with: embed.json, and the refusal to go on with anything else."""
+"""embed.json, the record of the settings of a folder of embeddings. A resume with other settings is an error."""
 
 import argparse
 import hashlib
@@ -15,13 +15,13 @@ from bt_jax.messages import UserError
 from bt_jax.run_folder import environment, lock, opening
 from bt_jax.weights import load
 
-RESIZE, CANVAS = 256, 512  # beside load.SIZE, if no run says otherwise: the paper's evaluation, section 3.1
+RESIZE, CANVAS = 256, 512  # without a run, with load.SIZE: the paper's evaluation, section 3.1
 
 
 def view_sizes(options: argparse.Namespace) -> dict[str, int]:
-    """{"size", "resize", "canvas"}: as given, else of the run that the encoder is from, else ImageNet's.
+    """{"size", "resize", "canvas"} from the options; defaults come from the encoder's run, or are those of ImageNet.
 
-    `resize` keeps its proportion to a `size` that is given alone; 0 means `size`.
+    A default `resize` is scaled with a given `size`; a `resize` of 0 means `size`.
     """
     config = opening.read_run_json(load.place(options.encoder), "config.json")
     size, resize = load.evaluation_size(config)
@@ -33,7 +33,7 @@ def view_sizes(options: argparse.Namespace) -> dict[str, int]:
     resize = options.resize if options.resize is not None else resize
     if min(size, canvas) < 1 or resize and resize < size:
         raise UserError(
-            f"--size={size}, --resize={resize} and --canvas={canvas} do not go together",
+            f"--size={size}, --resize={resize} and --canvas={canvas} do not fit together",
             "Give positive sizes, and a resize that is 0 or at least the size.",
         )
     return {"size": size, "resize": resize, "canvas": canvas}
@@ -51,24 +51,23 @@ def fingerprint(variables: dict) -> str:
 def open_out(
     out: Path, encoder: str, settings: dict[str, Any], spans: dict[str, Span], digests: dict[str, str]
 ) -> dict[str, Any]:
-    """Makes the folder, or accepts one that was begun with the same settings; writes embed.json.
+    """Makes the folder, or accepts one with the same settings; writes embed.json.
 
     Args:
-      digests: of the whole splits, "KIND DIGEST" (`data.sources.base.Source`). The images may have moved where these
-        are the same.
+      digests: "KIND DIGEST" of the whole splits (`data.sources.base.Source`). Images with equal digests may have moved.
 
     Returns:
-      What embed.json holds; splits that it had before are kept.
+      The content of embed.json, including its earlier splits.
 
     Raises:
-      UserError: other settings, which are named; other images of a split; files of something else; another process
-        writes there.
+      UserError: the folder has other settings (which are named), other images of a split, or unrelated files, or
+        another process writes to it.
     """
     file = out / "embed.json"
     settings |= {"encoder": str(load.place(encoder))}
     splits = {base: {"start": span.start, "stop": span.stop} for base, span in spans.items()}
     splits = {base: split | {"images": digests[base]} for base, split in splits.items()}
-    fix = "Give another --out, or the options of before to go on."
+    fix = "Give another --out, or the earlier options to resume."
     with WriteErrors(out):
         out.mkdir(parents=True, exist_ok=True)
         lock.hold(out)
@@ -76,7 +75,7 @@ def open_out(
             old = _read(file)
             different = _differences(old, settings, splits)
             if different:
-                raise UserError(f"{out} was begun with other options ({'; '.join(different)})", fix)
+                raise UserError(f"{out} was written with other options ({'; '.join(different)})", fix)
             splits = old["splits"] | {base: old["splits"].get(base, {}) | span for base, span in splits.items()}
         elif any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out} is not empty and holds no embed.json", "Give another --out.")
@@ -86,27 +85,32 @@ def open_out(
 
 
 def _differences(old: dict, settings: dict, splits: dict) -> list[str]:
-    """What differs, as "size: 224 -> 32". Encoder and images may have moved: paths count where weights or digests
-    differ, or no digest was kept."""
+    """The differences, as "size: 224 -> 32".
+
+    Encoder and images may have moved: a path counts only if the weights or digests differ or a digest is missing.
+    """
     before, lines, common = old["settings"], [], splits.keys() & old["splits"].keys()
     images = {base: (old["splits"][base].get("images"), splits[base]["images"]) for base in common}
     moved = any(first for first, _ in images.values()) and all(first == now for first, now in images.values())
     for key in sorted(settings.keys() - ({"encoder", "data"} if moved else {"encoder"})):
         if before.get(key) != settings[key]:
-            shown = ("weights", "encoder") if key == "weights" else (key,)
-            lines += [f"{name}: {before.get(name)} -> {settings[name]}" for name in shown]
+            names = ("weights", "encoder") if key == "weights" else (key,)
+            lines += [f"{name}: {before.get(name)} -> {settings[name]}" for name in names]
     for base in sorted(common):
         spans = [f"[{split['start']}:{split['stop']}]" for split in (old["splits"][base], splits[base])]
         if spans[0] != spans[1]:
             lines.append(f"images of {base}: {spans[0]} -> {spans[1]}")
         elif _are_others(*images[base]):
-            lines.append(f"images of {base}: others than before")
+            lines.append(f"images of {base}: different images")
     return lines
 
 
 def _are_others(before: str | None, now: str) -> bool:
-    """Whether shards may hold other images without a sign of it. Those of a folder keep the names of the files, and are
-    made again where these differ. None: embed.json is of bt_jax 0.1.0."""
+    """True if existing shards may hold other images unnoticed.
+
+    Shards of an image folder name their files, and a shard with other files is written again. A digest of None is from
+    bt_jax 0.1.0.
+    """
     return before is not None and before != now and not before.startswith("folder ")
 
 

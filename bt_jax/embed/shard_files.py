@@ -1,4 +1,4 @@
-"""Shards on the disk: what one holds, as .npy files or as Parquet."""
+"""Shards on the disk, as .npy files or as Parquet."""
 
 import importlib.util
 from functools import partial
@@ -12,7 +12,7 @@ from bt_jax.messages import UserError, is_disk_full
 
 
 class Rows(NamedTuple):
-    """What a shard holds: id int64 (n,), file list of n str, label int32 (n,) or None, feature float32 (n, d)."""
+    """The columns of a shard: id int64 (n,), file list of n str, label int32 (n,) or None, feature float32 (n, d)."""
 
     id: np.ndarray
     file: list[str]
@@ -21,7 +21,7 @@ class Rows(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What can be told of a stored shard without reading its features."""
+    """The columns of a stored shard, without its features."""
 
     id: np.ndarray
     file: list[str]
@@ -30,7 +30,7 @@ class Index(NamedTuple):
 
 
 class Npy:
-    """One .npy file for each column, the features last: where they are, the others are too."""
+    """One .npy file for each column. Features come last: if their file exists, all others exist too."""
 
     def write(self, folder: Path, stem: str, rows: Rows) -> None:
         columns = {"ids": rows.id, "files": np.array(rows.file, "U"), "labels": rows.label, "features": rows.feature}
@@ -39,18 +39,18 @@ class Npy:
                 storage.write(self._path(folder, name, stem), partial(np.save, arr=column, allow_pickle=False))
 
     def index(self, folder: Path, stem: str) -> Index:
-        """Raises whatever NumPy does for a file that is missing, short or something else."""
-        ids, files, found = (np.load(self._path(folder, name, stem), "r") for name in ("ids", "files", "features"))
+        """Raises an error of NumPy, of any type, for a missing or damaged file."""
+        ids, files, features = (np.load(self._path(folder, name, stem), "r") for name in ("ids", "files", "features"))
         labels = self._path(folder, "labels", stem)
         labelled = labels.exists()
         if (
-            found.dtype != np.float32
+            features.dtype != np.float32
             or files.shape != ids.shape
             or labelled
             and np.load(labels, "r").shape != ids.shape
         ):
             raise ValueError("columns do not fit")
-        return Index(ids, files.tolist(), labelled, found.shape)
+        return Index(ids, files.tolist(), labelled, features.shape)
 
     def text(self, name: str) -> str:
         return name
@@ -61,7 +61,7 @@ class Npy:
 
 
 class Parquet:
-    """One Parquet file. A file name that is not UTF-8 has its odd bytes as \\udc80 to \\udcff, written out."""
+    """One Parquet file. Bytes of a file name that are not UTF-8 are written as \\udc80 to \\udcff."""
 
     def __init__(self):
         if importlib.util.find_spec("pyarrow") is None:
@@ -79,7 +79,7 @@ class Parquet:
         storage.write(self._path(folder, stem), lambda stream: pq.write_table(pa.table(columns), stream))
 
     def index(self, folder: Path, stem: str) -> Index:
-        """Raises whatever Arrow does for a file that is missing, short or something else."""
+        """Raises an error of Arrow, of any type, for a missing or damaged file."""
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self._path(folder, stem)) as file:
@@ -96,7 +96,7 @@ class Parquet:
 
 
 class WriteErrors:
-    """Turns what the disk says while something is written into one line."""
+    """Converts disk errors while writing into a UserError."""
 
     def __init__(self, what: Path):
         self._what = what
@@ -107,5 +107,5 @@ class WriteErrors:
     def __exit__(self, kind, error, traceback):
         if isinstance(error, OSError):
             reason = "the disk is full" if is_disk_full(error) else error.strerror or str(error)
-            fix = "Choose a folder with room that you may write to; the same command goes on."
+            fix = "Choose a writable folder on a disk with free space. The same command resumes."
             raise UserError(f"Cannot write {self._what}: {reason}", fix) from None

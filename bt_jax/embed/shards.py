@@ -1,4 +1,4 @@
-"""Features of a data set, written shard by shard, so that an interrupted command resumes after the last whole one."""
+"""Writes features of a data set shard by shard, so that an interrupted command resumes after the last complete one."""
 
 import argparse
 import dataclasses
@@ -32,7 +32,7 @@ from bt_jax.weights import load
 
 
 class Job(NamedTuple):
-    """All that does not change from shard to shard; `encode` takes a batch on the devices to features (b, d)."""
+    """The settings that all shards share; `encode` maps a batch on the devices to features (b, d)."""
 
     reading: Reading
     mesh: Mesh
@@ -43,10 +43,10 @@ class Job(NamedTuple):
 
 @lock.releasing
 def run(options: argparse.Namespace) -> None:
-    """Embeds whatever is missing of the splits. UserError for anything the user can mend."""
+    """Embeds the missing shards of the splits. UserError for anything that the user can fix."""
     for name in ("shard", "batch_size"):
         if getattr(options, name) < 1:
-            raise UserError(f"--{name}={getattr(options, name)} is not positive", "Give at least 1")
+            raise UserError(f"--{name}={getattr(options, name)} is not positive", "Give at least 1.")
     out = storage.local_path(options.out)
     lock.check_free(out)
     mesh = sharding.make_mesh()
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     record = open_out(out, options.encoder, settings, spans, digests)
     if not options.no_self_check:
         comparison.require(storage.user_cache() / "selfcheck")
-    recipe = recipes.RECIPES["imagenet"](view["size"])  # of which the evaluation sees the normalisation alone
+    recipe = recipes.RECIPES["imagenet"](view["size"])  # the evaluation uses its normalisation alone
     recipe = dataclasses.replace(recipe, mean=tuple(model["mean"]), std=tuple(model["std"]))
     embed = features.make_embed(net, recipe, mesh, resize=view["resize"])
     unreadable = ImagesWithoutRow(source, spans, limit=options.broken_limit, file=out / "broken.txt")
@@ -88,7 +88,7 @@ def embed_split(job: Job, folder: Path, shards: list[Shard]) -> None:
     """Makes the shards that are missing or damaged, in order, and prints one line about the split."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [shard for shard in shards if not finished(job, folder, shard)]
-    for shard in missing:  # they are read again, and their images may have been restored
+    for shard in missing:  # their images are read again, and may have been restored
         job.reading.unreadable.forget(shard.span)
     job.reading.unreadable.write()
     (base, start, _), stop = shards[0].span, shards[-1].span.stop
@@ -98,53 +98,53 @@ def embed_split(job: Job, folder: Path, shards: list[Shard]) -> None:
     with Prefetch(batches_of(job.reading, missing), partial(_put, mesh=job.mesh)) as ahead:
         for shard, batches in groupby(ahead, key=lambda item: item[0]):
             rows = _rows(job, shard, batches, ticks)
-            job.reading.unreadable.write()  # before the shard: a row that is in neither means that the shard is damaged
+            job.reading.unreadable.write()  # before the shard: an image that is in neither marks a damaged shard
             with WriteErrors(folder):
                 job.store.write(folder, shard.stem, rows)
     deque(ticks, maxlen=0)
-    unreadable, there = len(job.reading.unreadable.reasons[base]), len(shards) - len(missing)
+    unreadable, kept = len(job.reading.unreadable.reasons[base]), len(shards) - len(missing)
     print(
         f"{base}: {stop - start} images in {len(shards)} shards"
-        + (f", {there} of which were there" if there else "")
+        + (f", {kept} of which existed already" if kept else "")
         + f", {unreadable} unreadable"
         + (f", {count / (time.monotonic() - began):.0f} images/s" if count else "")
     )
 
 
 def _put(item: tuple[Shard, dict], mesh: Mesh) -> tuple[Shard, dict, dict | None]:
-    """Puts what the encoder needs of a batch on the devices; nothing of one without any image to see."""
+    """Puts the encoder's inputs of a batch on the devices; None if the batch has no readable image."""
     shard, batch = item
     inputs = {name: batch.pop(name) for name in ("image", "size") if name in batch}
     return shard, batch, sharding.put_global(inputs, mesh) if batch["mask"].any() else None
 
 
 def _rows(job: Job, shard: Shard, batches: Iterable, ticks: Iterator) -> Rows:
-    """Runs the encoder over the batches of one shard and drops their padding."""
-    found = [np.zeros((0, job.dimension), np.float32)]
+    """Runs the encoder on the batches of one shard and drops their padding."""
+    rows = [np.zeros((0, job.dimension), np.float32)]
     ids, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     for _, batch, inputs in batches:
         keep = batch["mask"]
         if inputs is not None:
-            found.append(np.asarray(job.encode(inputs))[keep])
+            rows.append(np.asarray(job.encode(inputs))[keep])
             ids.append(batch["id"][keep].astype(np.int64))
             labels.append(batch["label"][keep])
         deque(islice(ticks, int(keep.sum())), maxlen=0)
-    found = np.concatenate(found)
-    finite.require(found, f"shard {shard.span.base}/{shard.stem}")
+    rows = np.concatenate(rows)
+    finite.require(rows, f"shard {shard.span.base}/{shard.stem}")
     ids, base = np.concatenate(ids), shard.span.base
     return Rows(
         ids,
         file_names(job.reading.source, base, ids),
         np.concatenate(labels) if job.reading.source.labelled(base) else None,
-        found,
+        rows,
     )
 
 
 def finished(job: Job, folder: Path, shard: Shard) -> bool:
-    """Whether a shard is there and whole, and has the images that the data set has now."""
+    """True if a shard exists, is intact, and has the images of the data set."""
     try:
         index = job.store.index(folder, shard.stem)
-    except Exception:  # whatever NumPy and Arrow raise on a missing, short or damaged file
+    except Exception:  # NumPy and Arrow raise many types on a missing or damaged file
         return False
     (base, start, stop), broken = shard.span, job.reading.unreadable.reasons[shard.span.base]
     ids = [number for number in range(start, stop) if number not in broken]
@@ -158,7 +158,7 @@ def finished(job: Job, folder: Path, shard: Shard) -> bool:
 
 def _open_data(options: argparse.Namespace) -> tuple[Source, dict[str, Span]]:
     """The source, and the span of each split by its name."""
-    if sum(given is not None for given in (options.data, options.npz_in, options.folder)) != 1:
+    if sum(option is not None for option in (options.data, options.npz_in, options.folder)) != 1:
         raise UserError("One data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE.")
     source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in, folder=options.folder)
     splits = options.splits.split(",") if options.splits else list(source.splits)
@@ -166,7 +166,7 @@ def _open_data(options: argparse.Namespace) -> tuple[Source, dict[str, Span]]:
     asked = [source.span(split) for split in splits]
     spans = {span.base: span for span in asked}
     if len(spans) < len(asked):
-        raise UserError(f"--splits={options.splits} names a split twice", "Give each its own --out.")
+        raise UserError(f"--splits={options.splits} names a split twice", "Use a separate --out for each slice.")
     return source, spans
 
 

@@ -1,4 +1,4 @@
-"""Features on the disk: those of the encoder, in order, each image once, whatever was stopped or damaged before."""
+"""Features on disk: those of the encoder, in order, each image once, also after interruption or damage."""
 
 import functools
 import importlib.util
@@ -33,7 +33,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory, tiny_arch, compiled_quickly, one_device):
-    """A run folder with a checkpoint of a small network, and what it was trained with."""
+    """A run folder with a checkpoint of a small network, and its config."""
     run = tmp_path_factory.mktemp("run")
     save(run, seed=1)
     (run / "config.json").write_text(json.dumps(arguments.to_dict(tiny())))
@@ -41,7 +41,7 @@ def encoder(tmp_path_factory, tiny_arch, compiled_quickly, one_device):
 
 
 def save(run, *, seed):
-    """Step 3 of a run whose weights and statistics are random: drawn here, which needs no compiler."""
+    """Step 3 of a run with random weights and statistics, made without a compiler."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -70,7 +70,7 @@ def save(run, *, seed):
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_once():
-    """All encoders here are built alike, and their weights are arguments."""
+    """All encoders of this file have one architecture; their weights are arguments."""
     make, made = shards.features.make_embed, {}
 
     def once(net, recipe, mesh, *, resize):
@@ -91,7 +91,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def npz(images, tmp_path_factory):
-    """Cache file of the images as PNG, labels 0, 1, 2, 0, ..."""
+    """A cache file of the images as PNG, with labels 0, 1, 2, 0, ..."""
     path = tmp_path_factory.mktemp("npz") / "cache.npz"
     write_npz(Listed([(encode(image), i % 3) for i, image in enumerate(images)]), path, ["train"])
     return path
@@ -99,7 +99,7 @@ def npz(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wanted(encoder):
-    """Features of images of any size, by the library alone."""
+    """Features of images of any size, computed with the library's functions."""
     net, variables = bt_jax.load_encoder(encoder)
     view = jax.jit(augment.evaluation_view, static_argnames=("recipe", "resize"))
     apply = jax.jit(functools.partial(net.apply, train=False))
@@ -123,7 +123,7 @@ def stored(out, name, split="train"):
 
 
 def close(found, wanted):
-    # float32, in other batches
+    # float32, with other batches
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
 
 
@@ -154,8 +154,8 @@ def test_every_image_once_in_order(encoder, npz, images, wanted, tmp_path, capsy
     assert "train: 23 images in 3 shards, 0 unreadable" in said and "images/s" in said
 
 
-def test_going_on(encoder, npz, tmp_path, capsys):
-    """Shards that are missing, short or of other numbers are made again; whole ones are not touched."""
+def test_resuming(encoder, npz, tmp_path, capsys):
+    """Missing, short and renumbered shards are written again; intact ones are not touched."""
     out = run(encoder, tmp_path / "out", f"--npz_in={npz}", "--shard=5")
     before, features = times(out), stored(out, "features")
     (out / "train" / "features-00001-of-00005.npy").unlink()
@@ -167,14 +167,14 @@ def test_going_on(encoder, npz, tmp_path, capsys):
     run(encoder, out, f"--npz_in={npz}", "--shard=5")
     changed = {name for name, time in times(out).items() if time != before[name]}
     assert {name[-18:-13] for name in changed} == {"00001", "00002", "00003", "00004"} and len(changed) == 16
-    assert "5 shards, 1 of which were there" in capsys.readouterr().out
+    assert "5 shards, 1 of which existed already" in capsys.readouterr().out
     np.testing.assert_array_equal(stored(out, "features"), features)
     before = times(out)
     run(encoder, out, f"--npz_in={npz}", "--shard=5", "--batch_size=4")
     assert times(out) == before and json.loads((out / "embed.json").read_text())["splits"]["train"]["rows"] == COUNT
 
 
-def test_other_options_are_refused(encoder, npz, tmp_path, capsys):
+def test_other_options_are_an_error(encoder, npz, tmp_path, capsys):
     out = run(encoder, tmp_path / "out", f"--npz_in={npz}", "--splits=train[4:12]")
     assert stored(out, "ids").tolist() == list(range(4, 12)), "a slice keeps the ids of the whole"
     before = times(out)
@@ -192,12 +192,12 @@ def test_other_options_are_refused(encoder, npz, tmp_path, capsys):
     ):
         run(begun, out, f"--npz_in={npz}", "--splits=train[4:12]", *options, status=2)
         said = capsys.readouterr().err
-        assert named in said and "was begun with other options" in said and said.count("\n") == 1, said
+        assert named in said and "was written with other options" in said and said.count("\n") == 1, said
     assert times(out) == before
     whole = npz.read_bytes()
     npz.write_bytes((tmp_path / "other.npz").read_bytes())
     run(encoder, out, f"--npz_in={npz}", "--splits=train[4:12]", status=2)
-    assert "(images of train: others than before)" in capsys.readouterr().err
+    assert "(images of train: different images)" in capsys.readouterr().err
     npz.write_bytes(whole)
     run(encoder, encoder, f"--npz_in={npz}", status=2)
     assert "is not empty and holds no embed.json" in capsys.readouterr().err
@@ -206,7 +206,7 @@ def test_other_options_are_refused(encoder, npz, tmp_path, capsys):
     assert "embed.json is damaged" in capsys.readouterr().err
 
 
-def test_an_encoder_that_was_moved_is_the_same(encoder, npz, tmp_path):
+def test_a_moved_encoder_is_the_same(encoder, npz, tmp_path):
     moved = tmp_path / "moved"
     (moved / "checkpoints").mkdir(parents=True)
     (moved / "checkpoints" / "3").symlink_to(encoder / "checkpoints" / "3")
@@ -214,8 +214,8 @@ def test_an_encoder_that_was_moved_is_the_same(encoder, npz, tmp_path):
     run(moved / "checkpoints" / "3", out, f"--npz_in={npz}", "--splits=train[:3]", "--size=20", "--resize=0")
 
 
-def test_images_that_were_moved_are_the_same(encoder, npz, tmp_path, capsys):
-    """Also those of a folder in which nothing else changed; a command of 0.1.0 kept its path alone."""
+def test_moved_images_are_the_same(encoder, npz, tmp_path, capsys):
+    """Also in a folder without other changes. Version 0.1.0 recorded only the path."""
     out = run(encoder, tmp_path / "out", f"--npz_in={npz}")
     before = times(out)
     (tmp_path / "moved.npz").symlink_to(npz)
@@ -241,7 +241,7 @@ def test_images_that_were_moved_are_the_same(encoder, npz, tmp_path, capsys):
 
 
 def test_a_mixed_split_of_a_folder(encoder, tmp_path, capsys):
-    """Its own files and ids; other images below the same names of splits are other data."""
+    """It has its own files and ids. Other images in splits of the same names are other data."""
     for i in range(8):
         paint(tmp_path / "here" / "ab"[i // 4] / f"{i}.png", (20, 20), i)
         paint(tmp_path / "other" / "ab"[i // 4] / f"{i}x.png", (20, 20), i)
@@ -274,7 +274,7 @@ def paint(path, shape, seed):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images of many sizes, without labels in "test"; (folder, images of "train")."""
+    """A folder of images of many sizes, without labels in "test": (folder, images of "train")."""
     root = tmp_path / "images"
     painted = [
         paint(root / "train" / f"{'ab'[i // 6]}/{i:02d}.png", ((21, 22), (25, 22), (23, 28))[i % 3], i)
@@ -349,8 +349,8 @@ def test_a_shard_without_a_readable_image(encoder, npz, tmp_path):
     assert times(out) == before
 
 
-def test_both_roads_give_the_same(encoder, npz, images, tmp_path):
-    """One image of another size sends the others of its shard through TensorFlow."""
+def test_pillow_and_tensorflow_give_the_same_features(encoder, npz, images, tmp_path):
+    """One image of another size makes TensorFlow read its shard."""
     pytest.importorskip("tensorflow")
     records = [(encode(image), 0) for image in images[:9]] + [(encode(np.zeros((20, 24, 3), np.uint8)), 0)]
     write_npz(Listed(records), tmp_path / "mixed.npz", ["train"])
@@ -406,7 +406,7 @@ def test_file_names_that_are_not_utf8(encoder, tmp_path):
 
 
 def test_sizes_of_the_view(encoder, tmp_path):
-    """The run's, for one of its checkpoints too; in proportion; ImageNet's where there is no run."""
+    """Those of the run, also for one of its checkpoints; scaled; those of ImageNet without a run."""
 
     def sizes(path, *options):
         return tuple(record.view_sizes(parser().parse_args([f"--encoder={path}", "--out=o", *options])).values())
@@ -432,13 +432,13 @@ def test_sizes_of_the_view(encoder, tmp_path):
         (["--encoder=x", "--out=x", "--data=patterns"], "There is no file or folder"),
         (["--encoder=RUN", "--out=x", "--npz_in=NPZ", "--splits=tset"], "listed has no split 'tset'"),
         (["--encoder=RUN", "--out=x", "--npz_in=NPZ", "--splits=train[:1],train[1:]"], "names a split twice"),
-        (["--encoder=RUN", "--out=x", "--data=patterns", "--size=32", "--resize=16"], "do not go together"),
+        (["--encoder=RUN", "--out=x", "--data=patterns", "--size=32", "--resize=16"], "do not fit together"),
         (["--encoder=RUN", "--out=x", "--data=patterns", "--batch_size=0"], "--batch_size=0 is not positive"),
         (["--encoder=RUN", "--out=x", "--data=patterns", "--shard=many"], "invalid int value: 'many'"),
         (["--encoder=RUN", "--out=file/x", "--npz_in=NPZ"], "Cannot write"),
     ],
 )
-def test_mistakes_in_one_line(encoder, npz, tmp_path, capsys, monkeypatch, options, said):
+def test_mistakes_give_one_line(encoder, npz, tmp_path, capsys, monkeypatch, options, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     assert main([option.replace("RUN", str(encoder)).replace("NPZ", str(npz)) for option in options]) == 2
@@ -454,7 +454,7 @@ def test_parquet_without_pyarrow(encoder, tmp_path, capsys, monkeypatch):
 
 
 def test_a_full_disk(encoder, npz, tmp_path, capsys, monkeypatch):
-    """Said in one line; nothing half written stays, and the same command goes on."""
+    """It gives one line. No partial file remains, and the same command resumes."""
     replace, written = os.replace, []
 
     def full(partial, path):
@@ -472,7 +472,7 @@ def test_a_full_disk(encoder, npz, tmp_path, capsys, monkeypatch):
     assert stored(tmp_path / "out", "ids").tolist() == list(range(COUNT))
 
 
-def test_sizes_are_told_apart_by_a_few_images():
+def test_a_few_images_show_different_sizes():
     source = Counted([(encode(np.zeros((4 + (i == 1), 4, 3), np.uint8)), 0) for i in range(100)])
     assert one_size(source, source.span("train"))[0] is None and max(source.asked) == 15
     assert one_size(source, source.span("train[2:]")) == ((4, 4), "")

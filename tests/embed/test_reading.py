@@ -1,4 +1,4 @@
-"""Shards of embeddings by themselves: when they get their name, whose labels they hold, how much may be missing."""
+"""Shards of embeddings: when a file gets its name, the labels of a shard, and the limit of unreadable images."""
 
 import io
 import os
@@ -20,23 +20,25 @@ def test_ctrl_c_of_embed(monkeypatch, capsys):
 
     monkeypatch.setattr(shards, "run", interrupted)
     assert main(["--encoder=x", "--out=y", "--data=patterns"]) == 130
-    assert capsys.readouterr().err == "embed: stopped; the same command resumes after the last whole shard\n"
+    assert capsys.readouterr().err == "embed: stopped. Run the same command to resume after the last complete shard.\n"
 
 
-def test_shards_are_on_the_disk_before_their_name(tmp_path, monkeypatch):
-    """Each column before the next one, the features last; nothing else stays."""
+def test_shards_are_on_disk_before_they_get_their_name(tmp_path, monkeypatch):
+    """Each column before the next one and the features last; no other file remains."""
     seen = []
     monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file).st_size, len(list(tmp_path.iterdir())))))
     shard_files.Npy().write(
         tmp_path, "x", shard_files.Rows(np.arange(3), ["a", "b", "c"], None, np.ones((3, 2), np.float32))
     )
     paths = [tmp_path / f"{name}-x.npy" for name in ("ids", "files", "features")]
-    assert seen == [(path.stat().st_size, i) for i, path in enumerate(paths, 1)]  # the unnamed one is one of them
+    assert seen == [
+        (path.stat().st_size, i) for i, path in enumerate(paths, 1)
+    ]  # one of them is the file without a name
     assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 class Drawn(records.Source):
-    """Twenty images of 4 x 4 pixels, ids as grey levels; every other one has a label, the id; no. 7 cannot be read."""
+    """Twenty images of 4 x 4 pixels with their id as grey level; every second has its id as label; image 7 is unreadable."""
 
     name, splits, num_classes = "drawn", {"train": 20}, 20
 
@@ -63,7 +65,7 @@ def test_images_without_a_label_have_minus_one(tmp_path):
 
 
 def test_the_limit_of_embed_counts_over_the_split(tmp_path, monkeypatch):
-    """One of the twenty is a tenth of its shard."""
+    """One image of twenty is a tenth of its shard."""
     monkeypatch.setattr(broken, "FEW", 0)
     source, whole = Drawn(), spans.Span("train", 0, 20)
     unreadable = reading.ImagesWithoutRow(source, {"train": whole}, limit=0.05, file=tmp_path / "broken.txt")

@@ -10,7 +10,7 @@ FAULTS = (
         "write",
         "os.fsync(file.fileno())",
         "pass",
-        ("test_a_small_file_is_on_the_disk_before_its_name", "test_shards_are_on_the_disk_before_their_name"),
+        ("test_a_small_file_is_on_the_disk_before_its_name", "test_shards_are_on_disk_before_they_get_their_name"),
     ),
     Fault(
         "storage-shared",
@@ -187,7 +187,7 @@ FAULTS = (
         "finished",
         "index.id.tolist() == ids and",
         "",
-        ("test_going_on", "test_unreadable_images_get_no_row"),
+        ("test_resuming", "test_unreadable_images_get_no_row"),
     ),
     Fault(
         "embed-labels",
@@ -203,7 +203,7 @@ FAULTS = (
         "fingerprint",
         "digest.update(np.ascontiguousarray(leaf).tobytes())",
         "pass",
-        ("test_other_options_are_refused",),
+        ("test_other_options_are_an_error",),
     ),
     Fault(
         "embed-limit",
