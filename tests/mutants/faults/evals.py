@@ -227,7 +227,7 @@ FAULTS = (
     Fault(
         "finite-shards",
         "_rows",
-        'finite.require(found, f"shard {shard.span.base}/{shard.stem}")',
+        'finite.require(rows, f"shard {shard.span.base}/{shard.stem}")',
         "pass",
         ("test_no_shard_is_written_of_them",),
     ),
