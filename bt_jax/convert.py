@@ -1,23 +1,23 @@
-"""Weights from other programs' forms to ours, and encoders of ours to theirs.
+"""Converts weights of other programs to bt_jax checkpoints, and encoders of bt_jax to formats of other programs.
 
-    python -m bt_jax.convert resnet50.pth --to=checkpoint --out=encoders/paper      # to start from, or to evaluate
+    python -m bt_jax.convert resnet50.pth --to=checkpoint --out=encoders/paper      # initial weights, or to evaluate
     python -m bt_jax.convert runs/mine --to=timm --out=mine_timm
     python -m bt_jax.convert runs/mine/checkpoints/8000 --to=safetensors --out=mine.safetensors
 
-SOURCE is a run folder (its newest whole checkpoint), RUN/checkpoints/STEP, or weights of a ResNet-18 to 152: the
+SOURCE is a run folder (its newest intact checkpoint), RUN/checkpoints/STEP, or weights of a ResNet-18 to 152: the
 reference's resnet50.pth and checkpoint.pth, VICReg's, torchvision's, timm's (.pth or .safetensors), a Hugging Face
 folder; behind any prefix ("model.", "_orig_mod.", "module.encoder_q."), where one ResNet alone is there. FORMS:
 
-    checkpoint    a folder that bt_jax.load_encoder, --config.encoder and --config.init_from take; Orbax reads it alone
+    checkpoint    a folder for bt_jax.load_encoder, --config.encoder and --config.init_from; Orbax alone can read it
     safetensors   torchvision's state dict                        one file
-    torch         the same, .pth                                  one file, takes PyTorch
+    torch         the same, .pth                                  one file, needs PyTorch
     timm          timm.create_model("local-dir:OUT")              a folder
     huggingface   transformers.ResNetModel.from_pretrained        a folder
     detectron2    MODEL.WEIGHTS                                   one file, .pkl
     stablehlo     the program with its weights, for jax.export    one file
 
-A model card is written with each: README.md in a folder, NAME.md beside a file. Files are read without executing what
-is in them. Exit status 0: written; 2: not, with one line on stderr.
+Each form comes with a model card: README.md in a folder, NAME.md beside a file. Reading a file never executes its
+content. Exit status 0: written; 2: an error, with one line on stderr.
 
 In Python: from_torch, to_torch, projector_from_torch, projector_to_torch on dicts of arrays.
 """
@@ -41,24 +41,24 @@ from bt_jax.weights.state_dicts import from_torch, projector_from_torch, project
 
 __all__ = ["from_torch", "main", "projector_from_torch", "projector_to_torch", "to_torch"]
 
-NAME_LENGTH = 200  # of 255 that a file system takes, as something may be put before and after
+NAME_LENGTH = 200  # of the 255 that a file system allows: temporary names have a prefix and a suffix
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
-    logging.set_verbosity(logging.FATAL)  # Orbax's threads log what is told in one line here
+    logging.set_verbosity(logging.FATAL)  # Orbax's threads log tracebacks of errors that are reported in one line here
     return tool.run(_parser(), run, arguments)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Converts; raises UserError and leaves nothing behind where that fails."""
+    """Converts. If that fails, raises UserError and leaves no files behind."""
     from bt_jax import sharding
     from bt_jax.weights import export_formats, model_card
 
     jax_settings.settle()
     sharding.all_devices()
     form = export_formats.FORMS[options.to]
-    out = _named(options.out, form.suffix, {each.suffix for each in export_formats.FORMS.values()})
+    out = _named(options.out, form.suffix, {known.suffix for known in export_formats.FORMS.values()})
     beside = out.with_suffix(".md") if form.suffix else None
     if options.to == "checkpoint":
         checkpoint_paths.check(out)
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     made = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # Both are made aside first, under the names that they will have: nobody sees a half of them.
+        # Both are written to a temporary folder first, under their final names, so that no partial file is visible.
         made = Path(tempfile.mkdtemp(prefix=".convert-", dir=out.parent))
         form.write(source, made / out.name)
         written = made / beside.name if beside else made / out.name / "README.md"
@@ -100,16 +100,16 @@ def _named(out: str, suffix: str, suffixes: set[str]) -> Path:
     """The path to write, with the form's suffix."""
     path = Path(out)
     if path.name in ("", "..") or len(path.name) > NAME_LENGTH:
-        raise UserError(f"--out={out[:80]} is no name for a file or folder", "Give one, like --out=mine.")
+        raise UserError(f"--out={out[:80]} is not a name for a file or folder", "Give a name, such as --out=mine.")
     if path.suffix in suffixes - {suffix, ""}:
-        takes = f"a name that ends in {suffix}" if suffix else "a folder"
-        raise UserError(f"--out={out} ends in {path.suffix}, but this form is {takes}", "Give another --out or --to.")
+        kind = f"a file that ends in {suffix}" if suffix else "a folder"
+        raise UserError(f"--out={out} ends in {path.suffix}, but this form is {kind}", "Give another --out or --to.")
     path = storage.local_path(out)
     return path if path.suffix == suffix or not suffix else path.with_name(path.name + suffix)
 
 
 def _unwritable() -> tuple[type[Exception], ...]:
-    """What the libraries that write raise where a disk is full or forbidden; PyTorch and Orbax have no class for it."""
+    """The exception types of a full or read-only disk in the libraries; PyTorch and Orbax have no special type."""
     from safetensors import SafetensorError
 
     return OSError, SafetensorError, RuntimeError, ValueError
@@ -122,15 +122,15 @@ def _reason(error: Exception) -> str:
 
 
 def _source(options: argparse.Namespace):
-    """What is converted, and the file or step folder that it is from."""
+    """The weights to convert, and the file or step folder that they are from."""
     from bt_jax.run_folder import opening
     from bt_jax.weights import foreign_files, load
     from bt_jax.weights.export_formats import Source
 
-    place = load.place(options.source)  # once: a run that still trains may save another step in between
+    place = load.place(options.source)  # once, because a run in progress may save another step meanwhile
     if foreign_files.is_foreign(place):
-        found = load.finite(foreign_files.read(place, arch=options.arch or ""), place)
-        return Source(*found, options.size or load.SIZE), place
+        encoder = load.finite(foreign_files.read(place, arch=options.arch or ""), place)
+        return Source(*encoder, options.size or load.SIZE), place
     config = opening.read_run_json(place, "config.json")
     size = options.size or load.evaluation_size(config)[0] or load.SIZE
     return Source(*load.read(place, projector=True), size), place
@@ -151,10 +151,15 @@ def _parser() -> tool.Parser:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a run folder, one of its checkpoints, or weights of another program")
     add("--to", metavar="FORM", choices=FORMS, required=True, help=", ".join(FORMS))
-    add("--out", metavar="PATH", required=True, help="what to write; must not exist")
-    add("--arch", choices=ARCHITECTURES, help="of foreign weights (default: what their names fit)")
-    add("--size", metavar="PIXELS", type=_pixels, help=f"side of the images (default: the run's, else {SIZE})")
-    add("--licence", default="", help="of the weights, for the model card, e.g. cc-by-nc-4.0")
+    add("--out", metavar="PATH", required=True, help="file or folder to write; must not exist")
+    add("--arch", choices=ARCHITECTURES, help="architecture of foreign weights (default: from their names)")
+    add(
+        "--size",
+        metavar="PIXELS",
+        type=_pixels,
+        help=f"side of the images (default: that of the run, or {SIZE} without a run)",
+    )
+    add("--licence", default="", help="licence of the weights for the model card, e.g. cc-by-nc-4.0")
     return parser
 
 

@@ -1,8 +1,8 @@
 """The program: `python -m bt_jax.main --config=RECIPE[:arguments] --workdir=RUN [--config.KEY=VALUE ...]`.
 
-It trains or evaluates what the recipe describes and writes everything to the run folder. The same command resumes a
-run from its newest checkpoint. RECIPE is a file, or the name of one that comes with the package. A recipe opens with
-its command, its hardware and the number it must reach.
+It trains or evaluates as the recipe describes and writes everything to the run folder. The same command resumes a run
+from its newest checkpoint. RECIPE is a file, or the name of a recipe of the package. The docstring of a recipe has its
+command, its hardware and its expected result.
 """
 
 import importlib
@@ -22,22 +22,22 @@ from bt_jax.selfcheck import comparison
 
 TASKS = ("pretrain", "evaluate", "finetune")  # modules of bt_jax.tasks
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Run folder, here or gs://BUCKET/FOLDER: made if absent, continued if it holds the same run."
+    "workdir", None, "Run folder, local or gs://BUCKET/FOLDER: made if absent, resumed if it holds the same run."
 )
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where nothing tells it: SLURM, TPU slices and Kubernetes do."
+    "coordinator", None, "HOST:PORT of process 0; not needed on SLURM, TPU slices and Kubernetes."
 )
-PROCESSES = flags.DEFINE_integer("processes", None, "How many processes; 1: this one alone, without looking.")
-PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes; 1: this one alone, without a search.")
+PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.")
 
 
 def main(argv: list[str], task: str = "") -> None:
-    """Dispatches on config.task, which must be `task` if that is given."""
+    """Runs config.task, which must equal `task` unless that is ""."""
     started = time.monotonic()
     if len(argv) > 1:
-        raise UserError(f"Unknown argument {argv[1]!r}", "Options are written --name=value; see --help.")
+        raise UserError(f"Unknown argument {argv[1]!r}", "Write options as --name=value; see --help.")
     if WORKDIR.value is None:
-        raise UserError("No --workdir is given", "Name the folder the run is written to.")
+        raise UserError("No --workdir is given", "Name the folder for the files of the run.")
     config = config_program.CONFIG.value
     if task and config.task != task:
         raise UserError(f"This recipe is for the task {config.task}, not {task}", f"Run bt-jax {config.task}.")
@@ -47,18 +47,14 @@ def main(argv: list[str], task: str = "") -> None:
     try:
         with exits.failures_end_all():
             _run(config, started)
-            coordination.gather(
-                None, barrier="the end"
-            )  # process 0 writes the report; nobody leaves before it is through
+            coordination.gather(None, barrier="the end")  # all processes wait until process 0 has written the report
     finally:
         watchdog.end()
 
 
 def _run(config, started: float) -> None:
     task = importlib.import_module(f"bt_jax.tasks.{choose('config.task', config.task, TASKS)}")
-    opening.check_folder(
-        WORKDIR.value, config.task
-    )  # before a device is touched, which the process in the folder may hold
+    opening.check_folder(WORKDIR.value, config.task)  # before a device is used: a run in the folder may occupy it
     if config.self_check:
         comparison.require(storage.user_cache() / "selfcheck")
     try:
@@ -68,13 +64,13 @@ def _run(config, started: float) -> None:
         if not is_disk_full(error):
             raise
         places = filter(storage.is_full, (WORKDIR.value, tempfile.gettempdir(), storage.user_cache()))
-        fix = "Free some space and give the same command again: it goes on from the newest whole checkpoint."
+        fix = "Free some space and run the same command again: it resumes from the newest intact checkpoint."
         where = error.filename or " and ".join(map(str, places)) or WORKDIR.value
         raise UserError(f"The disk is full while writing to {where}", fix) from error
 
 
 def _compile_cache(folder: str) -> None:
-    """Keeps compiled programs, so that a restart does not wait for the compiler again."""
+    """Turns on JAX's cache of compiled programs, so that a restart does not wait for the compiler."""
     import jax
 
     folder = storage.absolute_text(storage.user_cache() / "xla" if folder == "auto" else folder)
@@ -84,10 +80,10 @@ def _compile_cache(folder: str) -> None:
 
 
 def run(argv: list[str] | None = None, task: str = "") -> None:
-    """Entry point: exit status 0, or 2 with one line on stderr for anything the user can fix; launch/README.md.
+    """The entry point. Exit status 0, or 2 with one line on stderr for anything the user can fix; launch/README.md.
 
     Args:
-      task: the only one to run; evaluate and finetune then have a recipe by default.
+      task: the only task to accept. With evaluate and finetune the recipe has a default.
     """
     config_program.run(partial(main, task=task), __doc__, argv, default=task if task != "pretrain" else "")
 

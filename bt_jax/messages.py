@@ -1,4 +1,4 @@
-"""What a person reads: lines on the terminal, and the one exception for everything that a user can fix."""
+"""Messages for the user: lines on the terminal, and UserError, the exception for everything that a user can fix."""
 
 import contextlib
 import errno
@@ -9,20 +9,20 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): nothing is wrong with the command, give it once more
+TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): the command is correct, run it again
 
 
 class UserError(Exception):
     """One line with the cause and the fix. `main` prints it without a traceback and exits with `status`.
 
     Args:
-      cause: what is wrong, naming the value that was given.
-      fix: what to do about it, starting with a verb.
-      status: 2, or another where a launcher is to do something else than to give up.
+      cause: the mistake, with the offending value; no full stop at its end.
+      fix: a sentence with the remedy, which starts with a verb.
+      status: exit status; 2 makes a launcher give up, and another one makes it restart.
     """
 
     def __init__(self, cause: str, fix: str, *, status: int = 2):
-        # Names that a person gave may hold line breaks.
+        # Values from the user may contain line breaks.
         super().__init__(" ".join((f"{cause}. {fix}" if fix else cause).split()))
         self.cause = cause
         self.fix = fix
@@ -30,13 +30,13 @@ class UserError(Exception):
 
 
 def line(error: BaseException, limit: int = 300) -> str:
-    """What an error of another program says: one line, without colours, of `limit` letters at most."""
+    """The text of an error as one line without colours, of at most `limit` characters."""
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
     return " ".join(text.split())[:limit] or type(error).__name__
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether the error, or one that caused it, says that there is no space left."""
+    """Whether the error, or an error that caused it, means that the disk is full."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "no space left" in str(error).lower():
             return True
@@ -45,8 +45,8 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def say(text: str) -> None:
-    """One line on the terminal, from the first process only."""
-    import jax  # here, so that a program that only reports an error does not wait for JAX to load
+    """Prints one line on stdout, from the first process only."""
+    import jax  # imported here, so that a program that only reports an error does not wait for JAX
 
     if jax.process_index() == 0:
         put(text, sys.stdout)
@@ -59,17 +59,17 @@ def say_once(text: str) -> None:
 
 
 def put(text: str, stream: TextIO | None) -> None:
-    """One line on a stream, unless nobody reads it: a caller has more to do than to print."""
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or in the middle of a line, by a signal
+    """Prints one line on a stream. A closed or full stream is ignored, because the caller's work is more important."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or a signal handler within another print
         print(text, file=stream, flush=True)
 
 
 @contextlib.contextmanager
 def lasting() -> Iterator[None]:
-    """Inside, writing to stdout and stderr raises nothing where the reader is gone or the disk behind them is full.
+    """Makes stdout and stderr ignore write errors: a closed pipe or a full disk does not end the program.
 
-    A descriptor 0, 1 or 2 that was closed is opened to nothing: the next file would get its number, and in it whatever
-    libraries print.
+    A closed descriptor 0, 1 or 2 is opened to /dev/null. Otherwise the next opened file would get that number, and with
+    it all output of libraries.
     """
     for descriptor in range(3):
         try:
@@ -93,7 +93,7 @@ class _Lasting:
 
     def __init__(self, name: str, stream: TextIO):
         self._name, self._stream = name, stream
-        self._told = self._gone = False
+        self._reported = self._gone = False
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
@@ -102,12 +102,12 @@ class _Lasting:
         if not self._gone:
             try:
                 self._stream.write(text)
-            except UnicodeEncodeError:  # a name that the terminal has no letters for
+            except UnicodeEncodeError:  # characters that the terminal cannot show
                 kind = self._stream.encoding
                 self.write(text.encode(kind, "backslashreplace").decode(kind))
             except (OSError, ValueError) as error:
                 self._failed(error)
-            except RuntimeError:  # a signal's line in the middle of another line
+            except RuntimeError:  # a signal handler prints within another print
                 with contextlib.suppress(OSError, ValueError):
                     os.write(self._stream.fileno(), text.encode(errors="backslashreplace"))
         return len(text)
@@ -122,22 +122,22 @@ class _Lasting:
                 pass
 
     def end(self) -> None:
-        """What is left cannot fail in the interpreter's own last flush, which would change the exit status."""
+        """Flushes, so that the interpreter's last flush cannot fail, which would change the exit status."""
         self.flush()
-        if self._told:
+        if self._reported:
             self._leave()
 
     def _failed(self, error: Exception) -> None:
-        """Says so once, on the other stream. A full disk may have room again; a reader does not come back."""
-        told, self._told = self._told, True
+        """Reports the failure once, on stderr. A full disk may get space again; a closed pipe stays closed."""
+        reported, self._reported = self._reported, True
         self._gone = not is_disk_full(error)
         if self._gone:
             self._leave()
-        if not told and self._name == "stdout":
+        if not reported and self._name == "stdout":
             put(f"bt_jax: nothing can be written to stdout ({line(error)}); the program continues without", sys.stderr)
 
     def _leave(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, as those of tests
+        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, as in tests
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self._stream.fileno())
             os.close(nothing)

@@ -1,9 +1,9 @@
-"""Where run folders lie: on this machine, as pathlib's paths, or in a bucket, gs://BUCKET/FOLDER, as etils.epath's.
+"""Files of run folders: on this machine (pathlib paths) or in a bucket, gs://BUCKET/FOLDER (etils.epath paths).
 
-Both have the same methods, and what differs is here: in a bucket an object appears whole or not at all, but nothing can
-be appended to or renamed, there are no folders, and `absolute` and `resolve` of such a path are wrong.
-Buckets are reached through gcsfs, which finds the credentials as Google's own tools do; arrays of checkpoints go there
-through TensorStore, from all processes at once.
+Both have the same methods; this module hides the differences. In a bucket an object appears whole or not at all. It
+cannot be appended to or renamed, there are no folders, and `absolute` and `resolve` of such a path are wrong.
+gcsfs accesses buckets, with the credentials of Google's own tools. TensorStore writes arrays of checkpoints, from all
+processes at once.
 """
 
 import base64
@@ -31,37 +31,35 @@ if TYPE_CHECKING:
 else:
     AnyPath = os.PathLike
 CHUNK = 1 << 22  # bytes read at a time
-COPY_INTERVAL_SECONDS = 30.0  # between two copies of a growing file: each writes the whole object again
+COPY_INTERVAL_SECONDS = 30.0  # an object takes one write a second, and each write replaces all of it
 
-# Whoever reaches a bucket first, TFDS perhaps, makes the one file system that epath has in a process.
+# epath has one file system per process, which its first user makes, possibly TFDS. So these settings come first.
 if importlib.util.find_spec("gcsfs"):
     import fsspec
 
-    # epath would take TensorFlow where that is installed. One road is enough, and it is the one tested.
+    # epath would use TensorFlow if that is installed. One backend is enough, and gcsfs is the tested one.
     os.environ.setdefault("EPATH_USE_TF", "false")
-    # Else gcsfs asks for a bucket's kind before every access, for as long as the account may not know it.
+    # Without this, gcsfs asks for the kind of a bucket before every access if the account may not read it.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # Its list of what lies in a folder would not show what other processes write there.
+    # A cached listing of a folder would not show new files of other processes.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
 def parse_path(text: str | os.PathLike) -> Path:
-    """A path of this machine with `~` expanded, or of a bucket.
+    """A path of this machine with `~` expanded, or one in a bucket.
 
     Raises:
-      UserError: another kind of address, one without a folder, or gcsfs is not installed.
+      UserError: the address is of another kind or names no folder, or gcsfs is not installed.
     """
-    text = re.sub("^gs:/(?=[^/])", "gs://", os.fspath(text))  # pathlib takes the second slash away
+    text = re.sub("^gs:/(?=[^/])", "gs://", os.fspath(text))  # pathlib removes the second slash
     if "://" not in text:
         return _expanded(text)
     if not re.fullmatch("gs://[a-z0-9][a-z0-9._-]+/[^/].*", text):
         raise UserError(
             f"{text} is neither a path nor gs://BUCKET/FOLDER", "Name a folder; other storage can be mounted as one."
         )
-    if odd := re.search(r"[^\w./=+@,-]", text.removeprefix("gs://")):  # marks of addresses and of patterns, as # and *
-        raise UserError(
-            f"{text} has a {odd[0]!r} in it", "Name the folder with letters, digits and . _ - = + @ , alone."
-        )
+    if odd := re.search(r"[^\w./=+@,-]", text.removeprefix("gs://")):  # such as # of addresses and * of patterns
+        raise UserError(f"{text} contains {odd[0]!r}", "Name the folder with letters, digits and . _ - = + @ , alone.")
     _file_system()
     from etils import epath
 
@@ -69,56 +67,55 @@ def parse_path(text: str | os.PathLike) -> Path:
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-    """Whether it is an address and not a path of this machine."""
+    """Whether a path is an address in a bucket, not a path of this machine."""
     return "://" in os.fspath(path)
 
 
 def absolute(path: Path) -> Path:
-    """Path.absolute, which an address is already."""
+    """Path.absolute; an address in a bucket is absolute already."""
     return path if in_bucket(path) else path.absolute()
 
 
 def local_path(text: str | os.PathLike) -> Path:
     """An absolute path of this machine; UserError for an address."""
     if in_bucket(text):
-        raise UserError(f"{text} is not on this machine", "Name a path here, and copy it from or to where you want it.")
+        raise UserError(f"{text} is not on this machine", "Name a local path, and copy the files from or to there.")
     return _expanded(text).absolute()
 
 
 def _expanded(text: str | os.PathLike) -> Path:
-    """A path of this machine with `~` expanded: shells leave it alone in --name=~/folder."""
+    """A path of this machine with `~` expanded, because shells do not expand it in --name=~/folder."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        cause = f"{os.fspath(text)} begins with the name of no user"
+        cause = f"{os.fspath(text)} starts with the name of an unknown user"
         raise UserError(cause, "Write the path out, or ./~NAME.") from None
 
 
 def absolute_text(text: str | os.PathLike) -> str:
-    """A path as a run folder keeps it: absolute, so that it is found from another working folder. "" and an address of
-    a bucket stay."""
+    """A path as absolute text, which is valid from any working folder; "" and an address in a bucket are unchanged."""
     return os.fspath(text) if not text or in_bucket(text) else os.fspath(local_path(text))
 
 
 def printable(name: str | os.PathLike) -> str:
-    """A path or a name for people and for files of text: a byte that is no UTF-8 is written out, as in caf\\xe9."""
+    """A path or name for messages and text files; bytes that are not UTF-8 are escaped, as in caf\\xe9."""
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # no name of this machine's, in a locale of few letters
+    except UnicodeEncodeError:  # a name from elsewhere that the locale cannot encode
         return os.fspath(name).encode("utf-8", "backslashreplace").decode()
 
 
 def user_cache() -> Path:
-    """Where this package keeps what can be made again: compiled programs, lists of files."""
+    """The folder of files that this package can make again: compiled programs, lists of files."""
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "bt_jax"
 
 
 @functools.cache
 def _file_system():
-    """gcsfs's, for all threads."""
+    """The file system of gcsfs, for all threads."""
     if not importlib.util.find_spec("gcsfs"):
-        raise UserError("gs:// takes gcsfs, which is not installed", "Run pip install -e '.[gcs]'.")
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its tracebacks; what failed is told in one line here
+        raise UserError("Paths of gs:// need gcsfs, which is not installed", "Run pip install -e '.[gcs]'.")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # no tracebacks: a UserError reports the failure in one line
     return fsspec.filesystem("gcs", finalize_on_close=True)
 
 
@@ -126,13 +123,13 @@ def _file_system():
 
 
 def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object], *, shared: bool = False) -> None:
-    """Writes a file, on the disk before it has its name: readers see the whole old one or the whole new one.
+    """Writes a file atomically: readers see the complete old file or the complete new one.
 
     Args:
       content: text, bytes, or a function that writes to an open binary file.
       shared: several processes of this machine may write this file at the same time.
     """
-    # A name in it may have bytes that are no UTF-8.
+    # A file name in the text may have bytes that are not UTF-8.
     content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     if in_bucket(path):
         if callable(content):
@@ -141,7 +138,7 @@ def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object], *, s
         try:
             path.write_bytes(content)
         except FileNotFoundError:
-            raise UserError(f"There is no bucket for {path}", "Make it, or name another.") from None
+            raise UserError(f"There is no bucket for {path}", "Create it, or name another.") from None
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
@@ -155,7 +152,7 @@ def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object], *, s
 
 
 def read(path: Path) -> bytes | None:
-    """What is in a file, or None where there is none, or none that can be read here. A bucket out of reach raises."""
+    """The bytes of a file; None if it is missing, or local and unreadable. Raises if the bucket is unreachable."""
     try:
         return _file_system().cat_file(os.fspath(path)) if in_bucket(path) else path.read_bytes()
     except FileNotFoundError:
@@ -167,7 +164,7 @@ def read(path: Path) -> bytes | None:
 
 
 def to_json(content: Any, *, indent: int | None = None) -> str:
-    """JSON as the standard has it: numbers that are not finite, for which it has no name, are null."""
+    """Strict JSON: numbers that are not finite become null, because the standard cannot write them."""
     return json.dumps(_finite(content), indent=indent, allow_nan=False)
 
 
@@ -180,29 +177,29 @@ def _finite(content: Any) -> Any:
 
 
 def write_json(path: Path, content: dict[str, Any], *, shared: bool = False) -> None:
-    """Writes a file of JSON for people to read; see `write`."""
+    """Writes an indented JSON file; see `write`."""
     write(path, to_json(content, indent=2) + "\n", shared=shared)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file of JSON, or None if there is no file that can be read here.
+    """The object in a JSON file; None if `read` returns None.
 
     Raises:
-      ValueError: the file is damaged, or holds no object.
+      ValueError: the file is damaged or holds no object.
     """
     if (content := read(path)) is None:
         return None
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError("it holds no JSON object")
-    return found
+    return value
 
 
 def is_dir(path: Path) -> bool:
-    """Path.is_dir; epath's takes a bucket out of reach for an absent folder."""
+    """Path.is_dir, but raises if the bucket is unreachable; epath's method returns False then."""
     if not in_bucket(path):
         return path.is_dir()
     try:
@@ -212,17 +209,17 @@ def is_dir(path: Path) -> bool:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file."""
+    """Size of a file in bytes."""
     return path.stat().length if in_bucket(path) else path.stat().st_size
 
 
 def is_full(path: str | os.PathLike) -> bool:
-    """Whether the disk on which a path lies, or would lie, has no room for a small file. A bucket has."""
+    """Whether the disk of a path, existing or not, has no space for a small file. A bucket always has space."""
     if in_bucket(path):
         return False
-    place = Path(path).expanduser().absolute()
-    there = next(each for each in (place, *place.parents) if each.exists())
-    return shutil.disk_usage(there).free < CHUNK
+    path = Path(path).expanduser().absolute()
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free < CHUNK
 
 
 def checksum(path: Path, *, sync: bool = False) -> str:
@@ -231,26 +228,26 @@ def checksum(path: Path, *, sync: bool = False) -> str:
     Args:
       sync: wait until the file is on the disk.
     """
-    found = google_crc32c.Checksum()
+    result = google_crc32c.Checksum()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            found.update(chunk)
+            result.update(chunk)
         if sync:
             os.fsync(file.fileno())
-    return found.hexdigest().decode()
+    return result.hexdigest().decode()
 
 
 # -------------------------------------------------------------------------------------------------------------- folders
 
 
 def make(folder: Path) -> None:
-    """Makes a folder, and its parents; in a bucket there is nothing to be made."""
+    """Makes a folder and its parents; does nothing in a bucket, which has no folders."""
     if not in_bucket(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def check_bucket_access(folder: Path) -> None:
-    """Raises UserError where this account cannot look at the bucket itself, as Orbax does whenever it deletes."""
+    """Raises UserError if this account may not read the bucket's metadata, which Orbax does for every deletion."""
     from google.api_core import exceptions
     from google.cloud import storage
 
@@ -258,36 +255,36 @@ def check_bucket_access(folder: Path) -> None:
     try:
         storage.Client().get_bucket(name, timeout=60)
     except exceptions.NotFound:
-        raise UserError(f"There is no bucket {name}", "Make it, or name another.") from None
+        raise UserError(f"There is no bucket {name}", "Create it, or name another.") from None
     except exceptions.Forbidden as error:
         raise UserError(
-            f"This account may not look at the bucket {name}: {line(error)}",
+            f"This account may not read the metadata of bucket {name}: {line(error)}",
             "Give it roles/storage.objectUser and roles/storage.legacyBucketReader there.",
         ) from error
 
 
 def files_below(folder: Path) -> list[str]:
-    """The names within the folder of all files in it and in its sub-folders, sorted."""
+    """The sorted relative names of all files in a folder and its sub-folders."""
     if in_bucket(folder):
         return sorted(_listed(folder))
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def contents(folder: Path, *, sync: bool = False) -> Callable[[str], tuple[int, Callable[[], str]] | None]:
-    """contents(folder)(name) -> (bytes, its CRC-32C when called) of a file below the folder, None where it is not.
+    """contents(folder)(name) -> (size in bytes, () -> CRC-32C) of a file below the folder; None if it is missing.
 
-    In a bucket all of it is one request: the checksum is kept with the object, of what was stored.
+    In a bucket this takes one request, because the bucket stores the checksum of every object.
     """
     if in_bucket(folder):
-        found = _listed(folder)
-        codes = {name: base64.b64decode(about["crc32c"]).hex() for name, about in found.items()}
-        return lambda name: (found[name]["size"], lambda: codes[name]) if name in found else None
+        objects = _listed(folder)
+        codes = {name: base64.b64decode(about["crc32c"]).hex() for name, about in objects.items()}
+        return lambda name: (objects[name]["size"], lambda: codes[name]) if name in objects else None
 
-    def look(name):
+    def local(name):
         path = folder / name
         return (size(path), lambda: checksum(path, sync=sync)) if path.is_file() else None
 
-    return look
+    return local
 
 
 def _listed(folder: Path) -> dict[str, dict]:
@@ -296,7 +293,7 @@ def _listed(folder: Path) -> dict[str, dict]:
 
 
 def sync(folder: Path) -> None:
-    """A folder's entries, like a file's bytes, are on the disk only after this."""
+    """Waits until the entries of a folder are on the disk, as fsync does for the bytes of a file."""
     if in_bucket(folder):
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -307,7 +304,7 @@ def sync(folder: Path) -> None:
 
 
 def move(folder: Path, to: Path) -> None:
-    """Gives a folder another name on the same disk, or in the same bucket, where every object is copied."""
+    """Renames a folder on the same disk, or in the same bucket by copying every object."""
     if not in_bucket(folder):
         to.parent.mkdir(exist_ok=True)
         folder.rename(to)
@@ -323,31 +320,31 @@ def move(folder: Path, to: Path) -> None:
 
 @contextlib.contextmanager
 def bucket_errors_as_user_errors() -> Iterator[None]:
-    """Turns the errors of a bucket that could not be reached into one line; also a decorator."""
+    """Converts errors of an unreachable bucket into a UserError; also a decorator."""
     try:
         yield
     except Exception as error:
-        if found := as_user_error(error, "The bucket cannot be reached"):
-            raise found from error
+        if user_error := as_user_error(error, "The bucket cannot be reached"):
+            raise user_error from error
         raise
 
 
 def as_user_error(error: BaseException, what: str) -> UserError | None:
-    """Of an error that came from a bucket, or the way to it, what to do about it; of others None."""
-    # By class they are everybody's, OSError and such; TensorStore's are ValueErrors.
+    """The UserError for a bucket or network error; None for any other error."""
+    # Their classes are common ones, such as OSError, and ValueError of TensorStore. So the traceback decides.
     frames = traceback.walk_tb(error.__traceback__)
-    roads = ("fsspec.", "gcsfs.", "google.")
-    through = any(frame.f_globals.get("__name__", "").startswith(roads) for frame, _ in frames)
+    clients = ("fsspec.", "gcsfs.", "google.")
+    from_client = any(frame.f_globals.get("__name__", "").startswith(clients) for frame, _ in frames)
     if isinstance(error, (FileNotFoundError, UserError)) or not (
-        through or re.search("Error (opening|reading|writing) .*gs://", str(error))
+        from_client or re.search("Error (opening|reading|writing) .*gs://", str(error))
     ):
         return None
-    told = f"{type(error).__name__} {error}"
-    refused = any(word in told for word in ("Credentials", "Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED"))
+    text = f"{type(error).__name__} {error}"
+    refused = any(word in text for word in ("Credentials", "Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED"))
     refused = refused or getattr(error, "code", None) in (401, 403)
-    fix = "Give this account the right to it, or log in: gcloud auth application-default login."
+    fix = "Give this account access, or log in: gcloud auth application-default login."
     return UserError(
         f"{what}: {line(error)}",
-        fix if refused else "Give the same command again once the network is back.",
+        fix if refused else "Run the same command again when the network is back.",
         status=2 if refused else TRY_AGAIN,
     )

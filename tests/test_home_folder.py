@@ -39,7 +39,7 @@ def test_of_storage(home, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "~/c")
     assert storage.user_cache() == home / "c" / "bt_jax"
     for function in (storage.parse_path, storage.local_path, storage.absolute_text):
-        with pytest.raises(UserError, match="~nobody_of_this_name/x begins with the name of no user"):
+        with pytest.raises(UserError, match="~nobody_of_this_name/x starts with the name of an unknown user"):
             function("~nobody_of_this_name/x")
 
 

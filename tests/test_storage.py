@@ -1,4 +1,4 @@
-"""Run folders in a bucket, against a stand-in for Cloud Storage (tests/support/bucket.py)."""
+"""Run folders in a bucket, with a fake of Cloud Storage (tests/support/bucket.py)."""
 
 import json
 import shutil
@@ -23,14 +23,14 @@ from tests.support.paths import ROOT
 
 @pytest.fixture
 def folder(bucket):
-    """A folder of the bucket, which is empty before."""
+    """A folder of the bucket, which is empty."""
     bucket.objects.clear()
     return storage.parse_path("gs://bucket/runs/mine")
 
 
 @pytest.fixture(scope="module")
 def written(bucket):
-    """Objects of a run with checkpoints of steps 1 and 2, and their states."""
+    """The objects of a run with checkpoints of steps 1 and 2, and their states."""
     bucket.objects.clear()
     states = damage.write_run(storage.parse_path("gs://bucket/runs/mine"))
     return dict(bucket.objects), states
@@ -44,7 +44,7 @@ def states(folder, bucket, written):
 
 
 def change(bucket, name, way):
-    """Damages an object without the client's help."""
+    """Damages an object without the client."""
     content, generation = bucket.objects[name]
     if way == "delete":
         del bucket.objects[name]
@@ -63,24 +63,24 @@ def largest(bucket, prefix):
 
 
 @pytest.mark.parametrize("text", ["gs://bucket", "gs://bucket/", "gs:///runs", "s3://bucket/runs", "http://host/runs"])
-def test_other_addresses_are_refused(text):
+def test_other_addresses_are_an_error(text):
     with pytest.raises(UserError, match="is neither a path nor gs://BUCKET/FOLDER"):
         storage.parse_path(text)
 
 
 @pytest.mark.parametrize("mark", "#?*[ ")
-def test_marks_that_mean_something_else_are_refused(mark):
-    """Orbax would cut the address at some of them, and gcsfs delete by the others as by patterns."""
+def test_special_characters_are_an_error(mark):
+    """Orbax would cut the address at some of them, and gcsfs would read others as patterns when deleting."""
     with pytest.raises(UserError, match="in it. Name the folder with letters"):
         storage.parse_path(f"gs://bucket/runs/a{mark}b")
 
 
-def test_an_address_that_pathlib_has_had_in_its_hands(folder):
+def test_an_address_that_pathlib_has_changed(folder):
     assert storage.parse_path(Path("gs://bucket/runs/mine")) == folder and str(folder) == "gs://bucket/runs/mine"
 
 
-def test_everybody_in_a_process_has_one_file_system_without_memory():
-    """TFDS may have been there first; a remembered list would not show what other processes write."""
+def test_a_process_has_one_file_system_without_a_listings_cache():
+    """TFDS may use it first. A cached listing would not show new files of other processes."""
     script = (
         "import bt_jax.storage as s; from etils.epath import Path, backend; Path('gs://bucket/x').exists();"
         "fs = backend.fsspec_backend.fs('gs://bucket/x'); assert fs is s._file_system();"
@@ -89,7 +89,7 @@ def test_everybody_in_a_process_has_one_file_system_without_memory():
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
-def test_without_gcsfs_it_says_so(monkeypatch):
+def test_without_gcsfs_the_error_names_it(monkeypatch):
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
     storage._file_system.cache_clear()
     with pytest.raises(UserError, match=r"gcsfs, which is not installed. Run pip install -e '.\[gcs\]'"):
@@ -97,7 +97,7 @@ def test_without_gcsfs_it_says_so(monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["local", "bucket"])
-def test_here_and_there_say_the_same(where, folder, tmp_path):
+def test_local_and_bucket_functions_agree(where, folder, tmp_path):
     root = tmp_path if where == "local" else folder
     for name, content in {"a": "one", "in/b": lambda file: file.write(b"two"), "in/deep/c": ""}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def test_here_and_there_say_the_same(where, folder, tmp_path):
     names, found = storage.files_below(root), storage.contents(root)
     assert names == ["a", "in/b", "in/deep/c"] and found("b") is None
     assert [found(name)[0] for name in names] == [storage.size(root / name) for name in names] == [3, 3, 0]
-    # The CRC-32C of nothing is 0 by definition; the others are google_crc32c's.
+    # The CRC-32C of no bytes is 0 by definition; the other values are from google_crc32c.
     assert [found(name)[1]() for name in names] == ["2a94b2e9", "52d8b3a3", "00000000"]
     assert storage.is_dir(root / "in") and not storage.is_dir(root / "a") and not storage.is_dir(root / "b")
     assert storage.read(root / "in/b") == b"two" and storage.read(root / "b") is None
@@ -116,7 +116,7 @@ def test_here_and_there_say_the_same(where, folder, tmp_path):
     assert storage.absolute(root / "a") == root / "a" and storage.in_bucket(root) == (where == "bucket")
 
 
-def test_what_must_be_here_is_refused_there(folder, bucket, capsys):
+def test_local_files_in_a_bucket_are_an_error(folder, bucket, capsys):
     assert convert.main([str(folder), "--to=torch", "--out=gs://bucket/x"]) == 2
     storage.write(folder / "x.safetensors", b"x")
     assert convert.main([f"{folder}/x.safetensors", "--to=torch", "--out=x"]) == 2
@@ -128,7 +128,7 @@ def test_what_must_be_here_is_refused_there(folder, bucket, capsys):
 
 
 @pytest.mark.parametrize("answer, status", [(403, 2), (401, 2), (418, TRY_AGAIN)])
-def test_a_bucket_that_refuses_is_told_in_one_line(folder, bucket, monkeypatch, answer, status):
+def test_a_bucket_error_gives_one_line(folder, bucket, monkeypatch, answer, status):
     monkeypatch.setattr(bucket, "refuses", answer)
     with pytest.raises(UserError, match="The bucket cannot be reached: ") as told:
         bt_jax.load_encoder(folder)
@@ -142,9 +142,11 @@ def test_no_such_bucket():
         opening.open_folder("gs://other/runs/a", {"seed": 0})
 
 
-def test_rights_that_orbax_will_need_are_asked_for_before_training(folder, bucket, monkeypatch):
+def test_the_rights_that_orbax_needs_are_checked_before_training(folder, bucket, monkeypatch):
     monkeypatch.setattr(bucket, "hidden", True)
-    with pytest.raises(UserError, match="may not look at the bucket bucket: .* roles/storage.legacyBucketReader"):
+    with pytest.raises(
+        UserError, match="may not read the metadata of bucket bucket: .* roles/storage.legacyBucketReader"
+    ):
         opening.open_folder(str(folder), {"seed": 0})
     assert not bucket.objects
 
@@ -156,7 +158,7 @@ def test_an_outage_is_not_damage(folder, bucket, monkeypatch, states):
             look(folder / "checkpoints/2" if look is manifest.find_damage else folder)
 
 
-def test_the_program_says_it_in_one_line(bucket, monkeypatch):
+def test_the_program_prints_one_line(bucket, monkeypatch):
     monkeypatch.setattr(bucket, "refuses", 403)
     command = ["-m", "bt_jax.main", "--config=configs/quickstart.py:smoke", "--workdir=gs://bucket/runs/mine"]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
@@ -167,7 +169,7 @@ def test_the_program_says_it_in_one_line(bucket, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
-def test_checkpoints_go_out_and_come_in_bit_equal(folder, bucket, states):
+def test_checkpoints_in_a_bucket_are_bit_equal(folder, bucket, states):
     older, newer = states
     checkpoints = reopened(folder)
     assert checkpoints.latest() == 2 and damage.equal(checkpoints.restore(older, 2), newer)
@@ -180,7 +182,7 @@ def test_checkpoints_go_out_and_come_in_bit_equal(folder, bucket, states):
 
 
 @pytest.mark.parametrize("way", ["truncate", "flip", "delete"])
-def test_a_damaged_one_is_named_set_aside_and_passed_over(folder, bucket, way, capsys, states):
+def test_a_damaged_checkpoint_is_reported_and_quarantined(folder, bucket, way, capsys, states):
     older, newer = states
     name = largest(bucket, "runs/mine/checkpoints/2/train/")
     change(bucket, name, way)
@@ -196,8 +198,8 @@ def test_a_damaged_one_is_named_set_aside_and_passed_over(folder, bucket, way, c
     assert damage.equal(reopened(folder).restore(older, 2), newer)
 
 
-def test_a_save_cut_off_in_the_middle_does_not_count(folder, bucket, capsys, states):
-    """There the folder has its name from the start: what is missing are the objects that are written last."""
+def test_an_interrupted_save_does_not_count(folder, bucket, capsys, states):
+    """In a bucket the folder has its name from the start, and the last objects are missing."""
     older, newer = states
     for name in ("commit_success.txt", "manifest.json"):
         del bucket.objects[f"runs/mine/checkpoints/2/{name}"]
@@ -214,8 +216,8 @@ def test_a_save_cut_off_in_the_middle_does_not_count(folder, bucket, capsys, sta
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_what_has_its_manifest_counts(folder, bucket, copied, states):
-    """Interrupted right before Orbax's mark, or copied from a disk, where an older Orbax makes none in the parts."""
+def test_a_checkpoint_with_its_manifest_counts(folder, bucket, copied, states):
+    """Without Orbax's markers: an interrupted save, or a copy from a disk, where older Orbax writes none in parts."""
     older, newer = states
     for name in [name for name in bucket.objects if name.endswith("commit_success.txt")]:
         if copied or name.count("/") == 4:
@@ -230,8 +232,8 @@ def test_what_has_its_manifest_counts(folder, bucket, copied, states):
     assert damage.equal(checkpoints.restore(newer, 1), older)
 
 
-def test_the_manifest_is_there_before_the_checkpoint_counts(folder, bucket, states):
-    """Else a machine taken away in between would leave one that cannot be told from a damaged one."""
+def test_the_manifest_is_written_before_the_checkpoint_counts(folder, bucket, states):
+    """Otherwise a preemption between the two would leave a checkpoint that looks damaged."""
     order = [bucket.objects[f"runs/mine/checkpoints/2/{name}"][1] for name in ("manifest.json", "commit_success.txt")]
     assert order == sorted(order)
     noted = json.loads((folder / "checkpoints/2/manifest.json").read_text())["files"]
@@ -240,13 +242,11 @@ def test_the_manifest_is_there_before_the_checkpoint_counts(folder, bucket, stat
     assert all(len(bucket.objects[f"runs/mine/checkpoints/2/{name}"][0]) == size for name, (size, _) in noted.items())
 
 
-def test_a_bucket_that_goes_away_while_saving(folder, bucket, monkeypatch, states):
+def test_a_bucket_that_fails_while_saving(folder, bucket, monkeypatch, states):
     _, newer = states
     checkpoints = reopened(folder)
     monkeypatch.setattr(bucket, "refuses", 403)
-    with pytest.raises(
-        UserError, match="checkpoint .*cannot be written: Forbidden.* Give this account the right"
-    ) as told:
+    with pytest.raises(UserError, match="checkpoint .*cannot be written: Forbidden.* Give this account access") as told:
         checkpoints.save(damage.random_state(3))
         checkpoints.wait()
     assert told.value.status == 2
@@ -255,22 +255,22 @@ def test_a_bucket_that_goes_away_while_saving(folder, bucket, monkeypatch, state
     assert checkpoints.latest() == 2 and damage.equal(checkpoints.restore(newer, 2), newer)
 
 
-# -------------------------------------------------------------------------------------------------- files that grow
+# -------------------------------------------------------------------------------------------------- files for appending
 
 
 def lines(folder):
     return [line["step"] for line in runs.read_lines(folder)]
 
 
-def test_lines_are_in_the_bucket_when_they_must_be(folder, bucket):
+def test_lines_are_in_the_bucket_after_a_sync(folder, bucket):
     written = metrics_log.RunLog(folder, first_step=0)
     written.write(1, {"train/loss": 1.0})
-    assert not bucket.objects  # within the first seconds
+    assert not bucket.objects  # in the first seconds
     written.sync()
     assert lines(folder) == [1]
     before = dict(bucket.objects)
     written.sync()
-    assert bucket.objects == before  # what has not grown is not written again
+    assert bucket.objects == before  # an unchanged file is not written again
     written.write(2, {"train/loss": 1.0})
     written.close()
     assert lines(folder) == [1, 2] and not written._folder.local.exists()
@@ -281,8 +281,8 @@ def test_lines_are_in_the_bucket_when_they_must_be(folder, bucket):
     assert any(name.startswith("runs/mine/tensorboard/events") for name in bucket.objects)
 
 
-def test_they_are_copied_while_it_trains(folder, bucket, monkeypatch, capsys):
-    """Not at every line, as an object takes one write a second; an outage is told of and costs nothing."""
+def test_lines_are_copied_during_training(folder, bucket, monkeypatch, capsys):
+    """Not for every line, because an object takes one write a second. An outage is a warning and loses no line."""
     monkeypatch.setattr(storage, "COPY_INTERVAL_SECONDS", 0.0)
     written = metrics_log.RunLog(folder, first_step=0, tensorboard=False)
     written.write(1, {"train/loss": 1.0})
@@ -297,14 +297,14 @@ def test_they_are_copied_while_it_trains(folder, bucket, monkeypatch, capsys):
     assert lines(folder) == [1, 2, 3] and "WARNING: the newest lines could not" in capsys.readouterr().err
     monkeypatch.setattr(bucket, "refuses", 403)
     written.write(4, {"train/loss": 1.0})
-    written.close()  # no error: another may be on its way out
+    written.close()  # no error, which could replace another one
     said, kept = capsys.readouterr().err, written._folder.local
     assert "WARNING: the newest lines could not" in said and f"They are in {kept}" in said
     assert (kept / "metrics.jsonl").read_text().count("\n") == 4
     shutil.rmtree(kept)
 
 
-def test_broken_images_are_listed_there(folder, bucket, monkeypatch):
+def test_unreadable_images_are_listed_in_the_bucket(folder, bucket, monkeypatch):
     class Photographs:
         def where(self, base, number):
             return f"{base}/{number}.jpg"
@@ -318,7 +318,7 @@ def test_broken_images_are_listed_there(folder, bucket, monkeypatch):
     broken.write_to(folder / "broken.txt")
     broken.add(Span, 4, "cut off")
     broken.add(Span, 5, "cut off")
-    assert (folder / "broken.txt").read_text().count("\n") == 1  # not at every image
+    assert (folder / "broken.txt").read_text().count("\n") == 1  # not for every image
     broken._later.join()
     assert [line.split(":")[0] for line in (folder / "broken.txt").read_text().splitlines()] == [
         "train/3.jpg",

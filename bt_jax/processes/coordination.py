@@ -1,7 +1,7 @@
 """Communication of a run's processes over JAX's coordination service, a key-value store in process 0.
 
-It needs no collective of the devices. A function that waits names the missing process when its time is up. A single
-process skips all of it.
+It needs no device collective. After a timeout, the error names the missing process. With a single process these
+functions return at once.
 """
 
 import json
@@ -13,15 +13,15 @@ from bt_jax.messages import TRY_AGAIN, UserError
 
 WAIT_SECONDS = 1800  # per barrier: a process may list a million files; the watchdog detects dead ones
 
-_gathered = 0  # how often this process has gathered; part of the keys, so that each is used once
+_gathered = 0  # number of calls of `gather`; it makes the keys unique
 
 
 def is_multi_process() -> bool:
-    """Whether this process is one of several."""
+    """Whether the run has several processes."""
     return processes() > 1
 
 
-# These read JAX's record of processes, not its devices: they are called before a device exists, and by threads.
+# These functions read JAX's record of processes, not its devices, because threads call them before a device exists.
 
 
 def processes() -> int:
@@ -35,9 +35,9 @@ def process() -> int:
 
 
 def store():
-    """The key-value store of the coordination service, or None for a single process.
+    """The key-value store of the coordination service; None for a single process.
 
-    It is not public: no public function waits for another process with a time limit.
+    It is not a public API, but no public function waits for another process with a timeout.
     """
     return _joined().client
 
@@ -49,15 +49,15 @@ def _joined():
 
 
 def gather(value: Any, *, barrier: str, seconds: float | None = None) -> list[Any]:
-    """The value of every process, in their order; all processes must call it equally often.
+    """Returns the values of all processes in their order; every process must call it equally often.
 
     Args:
       value: JSON-able.
       barrier: the name of the barrier for the message about a missing process, such as "the comparison of configs".
-      seconds: to wait; WAIT_SECONDS by default.
+      seconds: timeout; WAIT_SECONDS by default.
 
     Raises:
-      UserError: (status 75) a process has not come within `seconds`; it is named.
+      UserError: (status 75) a process has not called it within `seconds`; the message names it.
     """
     global _gathered
     if not is_multi_process():
@@ -66,19 +66,19 @@ def gather(value: Any, *, barrier: str, seconds: float | None = None) -> list[An
     seconds = WAIT_SECONDS if seconds is None else seconds
     key = f"bt_jax/gather/{_gathered}"
     store().key_value_set(f"{key}/{process()}", json.dumps([socket.gethostname(), value]))
-    deadline, found = time.monotonic() + seconds, []
+    deadline, values = time.monotonic() + seconds, []
     for other in range(processes()):
         left = max(int(1000 * (deadline - time.monotonic())), 1)
         try:
-            found.append(json.loads(store().blocking_key_value_get(f"{key}/{other}", left))[1])
-        except Exception as error:  # jaxlib's own, in no public module
+            values.append(json.loads(store().blocking_key_value_get(f"{key}/{other}", left))[1])
+        except Exception as error:  # a type of jaxlib that is in no public module
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-            here = {int(name.rpartition("/")[2]) for name, _ in store().key_value_dir_get(f"{key}/")}
-            absent = ", ".join(str(i) for i in range(processes()) if i not in here)
+            arrived = {int(name.rpartition("/")[2]) for name, _ in store().key_value_dir_get(f"{key}/")}
+            absent = ", ".join(str(i) for i in range(processes()) if i not in arrived)
             raise UserError(
-                f"Process {absent} of {processes()} did not come to {barrier} within {seconds:g} s",
-                "Read its own output, and start all processes again: the run resumes.",
+                f"Process {absent} of {processes()} did not reach {barrier} within {seconds:g} s",
+                "Check its output, then restart all processes; the run will resume.",
                 status=TRY_AGAIN,
             ) from None
-    return found
+    return values

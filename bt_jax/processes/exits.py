@@ -1,4 +1,4 @@
-"""How the processes of one run end together, with one cause and one exit status."""
+"""Ends all processes of a run together, with one cause and one exit status."""
 
 import atexit
 import contextlib
@@ -19,13 +19,13 @@ from bt_jax import messages
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination
 
-CAUSE_SECONDS = 3  # for a process that fails to say why, where others notice that it is gone
-TELL_SECONDS = 5  # for the others to read why a process ends
+CAUSE_SECONDS = 3  # to wait for the exit notice of a process whose connection broke
+TELL_SECONDS = 5  # for the other processes to read an exit notice
 
 
 @contextlib.contextmanager
 def failures_end_all() -> Iterator[None]:
-    """Whatever is raised inside and is not an agreed stop ends this process of several by `fail_all_processes`."""
+    """In a multi-process run, any exception but an agreed stop (SystemExit) exits through `fail_all_processes`."""
     try:
         yield
     except SystemExit:
@@ -47,32 +47,32 @@ def failures_end_all() -> Iterator[None]:
 
 
 def _is_of_a_collective(error: BaseException) -> bool:
-    """Whether the runtime says that the connection to another process broke, rather than that memory is full, …"""
+    """True if the error means a broken connection to another process, not another failure such as full memory."""
     text = str(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
         return any(word in text for word in ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "Gloo", "NCCL"))
-    # What fails while it is dispatched comes as one of these.
+    # Failures during dispatch have these types.
     return isinstance(error, ValueError | RuntimeError) and bool(re.search(r"(Gloo|NCCL)\b.* failed", text))
 
 
 def _fail_with_the_first_cause(error: BaseException) -> None:
-    """With the status of the process that has ended, if it tells within a moment why it did."""
+    """Exits with the status of the process that failed first, if its notice arrives within CAUSE_SECONDS."""
     deadline = time.monotonic() + CAUSE_SECONDS
-    with contextlib.suppress(Exception):  # the store is gone, too
+    with contextlib.suppress(Exception):  # the store is unreachable too
         while time.monotonic() < deadline:
-            for other, told in exit_notices().items():
-                why = f"process {other} on {told['host']} has ended: {told['why']}"
-                print_on_every_process(f"{why}. {exit_sentence(told['status'])}")
-                fail_all_processes(told["status"], why=why)
+            for other, notice in exit_notices().items():
+                why = f"process {other} on {notice['host']} has ended: {notice['why']}"
+                print_on_every_process(f"{why}. {exit_sentence(notice['status'])}")
+                fail_all_processes(notice["status"], why=why)
             time.sleep(0.1)
-    why = f"what all processes do together has failed, most likely because one has ended ({_short(error)})"
+    why = f"a collective of all processes failed, most likely because one process has ended ({_short(error)})"
     print_on_every_process(f"{why}. {exit_sentence(TRY_AGAIN)}")
     fail_all_processes(TRY_AGAIN, why=why)
 
 
 def exit_sentence(status: int) -> str:
-    """The last sentence of a process that is ended."""
-    return f"This process ends with status {status}" + ("; the same command goes on" if status == TRY_AGAIN else "")
+    """The last sentence of the message of a process that exits."""
+    return f"This process exits with status {status}" + ("; the same command resumes" if status == TRY_AGAIN else "")
 
 
 def _short(error: BaseException) -> str:
@@ -80,34 +80,37 @@ def _short(error: BaseException) -> str:
 
 
 def fail_all_processes(status: int, *, why: str) -> None:
-    """Ends a process that failed: tells the others, who end as well within seconds (`watchdog`), and does not return.
+    """Publishes an exit notice, which makes all processes exit within seconds (`watchdog`), and exits this process.
 
-    Without it JAX would, at its exit, wait for the others for minutes."""
-    told = json.dumps({"status": status, "host": socket.gethostname(), "why": " ".join(why.split())[:400].rstrip(".")})
+    Otherwise JAX would wait at exit for minutes for the other processes.
+    """
+    notice = {"status": status, "host": socket.gethostname(), "why": " ".join(why.split())[:400].rstrip(".")}
 
-    def tell():
-        with contextlib.suppress(Exception):  # the store is gone, and so are the others
-            coordination.store().key_value_set(f"bt_jax/ended/{coordination.process()}", told, allow_overwrite=True)
+    def publish():
+        with contextlib.suppress(Exception):  # the store is unreachable, so the others fail anyway
+            coordination.store().key_value_set(
+                f"bt_jax/ended/{coordination.process()}", json.dumps(notice), allow_overwrite=True
+            )
 
-    telling = threading.Thread(target=tell, daemon=True)
-    telling.start()
-    telling.join(TELL_SECONDS)  # of a process 0 that was stopped nobody gets an answer
-    if coordination.process() == 0:  # the store goes with it: the others must have read
+    publishing = threading.Thread(target=publish, daemon=True)
+    publishing.start()
+    publishing.join(TELL_SECONDS)  # a stopped process 0 never answers
+    if coordination.process() == 0:  # it hosts the store, so the others must read the notice before its exit
         time.sleep(TELL_SECONDS)
     exit_now(status)
 
 
 def exit_now(status: int) -> None:
-    """Ends this process at once, without JAX's wait for the others."""
+    """Exits this process at once, without JAX's wait for the other processes."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # closed, or its reader is gone
+        with contextlib.suppress(Exception):  # a closed stream or pipe
             stream.flush()
     atexit.unregister(jax.distributed.shutdown)
     os._exit(status)
 
 
 def exit_notices() -> dict[int, dict[str, Any]]:
-    """{process: {"status", "host", "why"}} of those that have left by `fail_all_processes`."""
+    """{process: {"status", "host", "why"}} of the processes that have exited through `fail_all_processes`."""
     return {
         int(key.rpartition("/")[2]): json.loads(value)
         for key, value in coordination.store().key_value_dir_get("bt_jax/ended/")
@@ -115,6 +118,9 @@ def exit_notices() -> dict[int, dict[str, Any]]:
 
 
 def print_on_every_process(text: str) -> None:
-    """One line on stderr of this process, which names itself where there are several."""
+    """Prints one line on stderr of this process, with its number and host in a multi-process run.
+
+    Unlike `messages.say` it prints on every process that calls it.
+    """
     name = f"process {coordination.process()} on {socket.gethostname()}: " if coordination.is_multi_process() else ""
     messages.put(f"bt_jax: {name}{text}", sys.stderr)

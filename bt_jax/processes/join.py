@@ -1,4 +1,4 @@
-"""Several processes as one run: they find each other, and compare their settings before they train."""
+"""Joins several processes to one run, and compares their settings before training."""
 
 import os
 import secrets
@@ -14,19 +14,19 @@ from bt_jax import messages, storage
 from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination, exits
 
-JOIN_SECONDS = 300  # for all processes to start
+JOIN_SECONDS = 300  # timeout for the start of all processes
 SEEN_SECONDS = 15  # for a new file of one host to appear on another: network file systems cache listings for seconds
 
 
 def start(address: str | None, number: int | None, own: int | None, *, silent_seconds: float = 60) -> None:
-    """Joins the run's other processes; must come before anything that touches a device.
+    """Joins the other processes of the run; must be called before any use of a device.
 
     Args:
-      address: HOST:PORT of process 0. None: JAX looks for SLURM, a TPU slice, Kubernetes, Open MPI; if it finds none of
-        them, this process is alone.
-      number: of processes; 1: this process is alone, and JAX does not look.
+      address: HOST:PORT of process 0. None: JAX searches for SLURM, a TPU slice, Kubernetes, Open MPI; if it finds none
+        of them, this process is alone.
+      number: number of processes; 1: this process is alone, and JAX does not search.
       own: the number of this process, from 0.
-      silent_seconds: of the watchdog, whose message says more than that of JAX's own, later timeout.
+      silent_seconds: timeout of the watchdog. JAX's own timeout is set to a later time, because its message says less.
 
     Raises:
       UserError: only some of the three are given, or (status 75) the other processes do not start in time.
@@ -37,15 +37,15 @@ def start(address: str | None, number: int | None, own: int | None, *, silent_se
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         raise UserError(f"{' and '.join(missing)} not given", f"Give all of {', '.join(given)}, or none of them.")
-    # Its handler would take SIGTERM from ours (`stop_signals`), which covers more signals and saves.
+    # JAX's handler would replace ours for SIGTERM (`stop_signals`), which handles more signals and saves.
     jax.config.update("jax_enable_preemption_service", False)
     where = address or "the first process's machine"
     absent = UserError(
-        f"Not all processes came together at {where} within {JOIN_SECONDS} s",
-        "Start all of them, with one address that every machine reaches; --processes=1 runs this one alone.",
+        f"Not all processes joined at {where} within {JOIN_SECONDS} s",
+        "Start all of them, with one address that every machine can reach; --processes=1 runs this one alone.",
         status=TRY_AGAIN,
     )
-    # JAX would abort, with a stack.
+    # JAX itself would abort with a stack trace.
     waiting = threading.Timer(
         JOIN_SECONDS, lambda: (exits.print_on_every_process(str(absent)), exits.exit_now(TRY_AGAIN))
     )
@@ -71,7 +71,7 @@ def start(address: str | None, number: int | None, own: int | None, *, silent_se
 
 
 def _the_only_gpu() -> list[int] | None:
-    """[0] if SLURM gives this task one GPU: JAX would ask for the one with the task's number (jax#28194)."""
+    """[0] if SLURM gives this task one GPU, else None: JAX would use the GPU with the task's number (jax#28194)."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return [0] if "SLURM_LOCALID" in os.environ and visible and "," not in visible else None
 
@@ -80,10 +80,10 @@ def check_identical(own: dict[str, Any]) -> None:
     """Compares values that must be equal on all processes with those of process 0, before the first step.
 
     Args:
-      own: this process's names and values; the number and kind of its devices are added.
+      own: names and values of this process; the number and kind of its devices are added.
 
     Raises:
-      UserError: on every process, with the process, its host, and the names that differ.
+      UserError: raised on every process; names the differing process, its host, and the values.
     """
     if not coordination.is_multi_process():
         return
@@ -134,10 +134,10 @@ def check_shared(folder: Path) -> None:
     everywhere = coordination.gather([seen, socket.gethostname()], barrier="the check of the run folder")
     if coordination.process() == 0:
         (folder / name).unlink(missing_ok=True)
-    unaware = [f"process {i} on {host}" for i, (seen, host) in enumerate(everywhere) if not seen]
-    if unaware:
+    without = [f"process {i} on {host}" for i, (seen, host) in enumerate(everywhere) if not seen]
+    if without:
         raise UserError(
-            f"{folder} is not the same folder on all hosts: {', '.join(unaware[:5])} cannot see the files of"
+            f"{folder} is not the same folder on all hosts: {', '.join(without[:5])} cannot see the files of"
             " process 0 there, so no checkpoint would be complete",
             "Give a --workdir on a file system that all hosts share: NFS, Lustre, Filestore, or in a bucket, gs://…"
             " (launch/README.md).",

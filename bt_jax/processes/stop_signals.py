@@ -1,8 +1,8 @@
-"""Signals that stop a run: Ctrl-C, SIGTERM, SIGUSR1, SIGHUP, Google's notices. Several processes all stop at one step.
+"""Signals that stop a run: Ctrl-C, SIGTERM, SIGUSR1, SIGHUP, Google's notices. All processes stop at the same step.
 
-A terminal that is closed sends SIGHUP, which stays ignored under nohup. launch/slurm.sbatch has Slurm send SIGUSR1
-ahead of its time limit. The notices are those of Compute Engine's metadata server: a maintenance event that ends the
-machine, and the preemption of a spot machine.
+A closed terminal sends SIGHUP, which stays ignored under nohup. launch/slurm.sbatch makes Slurm send SIGUSR1 before its
+time limit. Google's notices come from Compute Engine's metadata server: a maintenance event that ends the machine, and
+the preemption of a spot machine.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ _NOTICES, _BOUNDARIES = "bt_jax/stop/notice", "bt_jax/stop/boundary"
 
 
 class Stopped(SystemExit):
-    """A signal stopped the run, which is saved; the status is 128 + the signal, on every process."""
+    """A signal stopped the run after a save. The status is 128 + the signal on every process."""
 
 
 class StopSignals:
-    """Notes stop signals, and answers between windows of steps whether to stop; a context manager.
+    """Records stop signals, and decides between windows of steps whether to stop; a context manager.
 
     All processes run the same windows, at different pace. After a signal each publishes its next boundary, and all stop
-    at the latest of these. A process that reaches a boundary meanwhile waits there for the answer, which needs only the
-    threads of the others, not their steps.
+    at the latest of these. A process that reaches a boundary meanwhile waits there for the decision, which needs only
+    the threads of the other processes, not their steps.
 
     Attributes:
-      signal: the number of the signal that came, or 0.
+      signal: number of the received signal, or 0.
     """
 
     def __init__(self, first_step: int):
@@ -49,7 +49,7 @@ class StopSignals:
                 continue
             try:
                 self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: somebody else's signals
+            except ValueError:  # not in the main thread: the signals belong to the caller
                 break
         google = bool(os.environ.get("GCE_METADATA_HOST")) or jax.default_backend() == "tpu"
         self._thread = threading.Thread(target=self._listen, args=(google,), name="stopping", daemon=True)
@@ -64,11 +64,11 @@ class StopSignals:
 
     @property
     def immediate(self) -> bool:
-        """True if a signal came and no other process has to agree: work in progress can be abandoned."""
+        """True if a stop was requested and no other process has to agree: work in progress can be abandoned."""
         return bool(self.signal) and not coordination.is_multi_process()
 
     def requested_before(self, at: int, until: int) -> bool:
-        """Whether to stop at step `at`, rather than take the window of steps up to `until`."""
+        """Whether to stop at step `at` instead of running the window of steps up to `until`."""
         if not coordination.is_multi_process():
             return bool(self.signal)
         with self._changed:
@@ -79,13 +79,15 @@ class StopSignals:
             return self._target is not None and at >= self._target
 
     def requested_anywhere(self) -> bool:
-        """Whether a signal came to any process. Every process must call this once, after its last window: a signal in
-        that window came too late to stop before it."""
+        """Whether any process received a signal. Every process must call this once, after its last window.
+
+        A signal during that window comes too late for `requested_before`.
+        """
         self.signal = max(coordination.gather(int(self.signal), barrier="the end of training"))
         return bool(self.signal)
 
     def close(self) -> None:
-        """Gives the signals their usual effect back; no more windows are taken."""
+        """Restores the previous signal handlers, after the last window."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._thread.is_alive():
@@ -99,14 +101,14 @@ class StopSignals:
         del frame
         self.signal = number
         before = self._before.get(number)
-        # A second one has its usual effect, also where a shell that started this in the background ignores Ctrl-C. Of a
-        # terminal that is closed two come at once, from the kernel and from the shell.
+        # A second signal has its usual effect, even if the shell ignores Ctrl-C for background jobs. A closed terminal
+        # sends two SIGHUP at once, from the kernel and from the shell.
         again = signal.SIG_DFL if before in (None, signal.SIG_IGN) else before
         signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else again)
         self._say(signal.Signals(number).name)
 
-    def _say(self, told: str) -> None:
-        text = f"{told}: saving within a few steps"
+    def _say(self, cause: str) -> None:
+        text = f"{cause}: saving within a few steps"
         exits.print_on_every_process(text) if coordination.is_multi_process() else messages.say(text)
 
     def _listen(self, google: bool) -> None:
@@ -114,15 +116,15 @@ class StopSignals:
         while not self._done.wait(POLL_SECONDS):
             if google and not self.signal and time.monotonic() - asked_google > METADATA_SECONDS:
                 asked_google = time.monotonic()
-                if told := _google():
+                if notice := _google_notice():
                     self.signal = signal.SIGTERM
-                    self._say(told)
+                    self._say(notice)
             if coordination.is_multi_process():
-                with contextlib.suppress(Exception):  # process 0 is gone: `watchdog` ends this one
+                with contextlib.suppress(Exception):  # process 0 does not answer: `watchdog` ends this process
                     self._negotiate_stop_step()
 
     def _negotiate_stop_step(self) -> None:
-        """One look at what the others have told; fixes the step where all stop, once all have."""
+        """Reads the boundaries of the other processes; sets the common stop step when all are published."""
         if self._target is not None:
             return
         notices = _published(_NOTICES)
@@ -147,18 +149,18 @@ def _publish(folder: str, value: int) -> None:
 
 
 def _published(folder: str) -> dict[int, int]:
-    found = coordination.store().key_value_dir_get(f"{folder}/")
-    return {int(key.rpartition("/")[2]): json.loads(value) for key, value in found}
+    entries = coordination.store().key_value_dir_get(f"{folder}/")
+    return {int(key.rpartition("/")[2]): json.loads(value) for key, value in entries}
 
 
-def _google() -> str:
-    """What Compute Engine has in store for this machine, or ""."""
+def _google_notice() -> str:
+    """Compute Engine's notice that it will stop this machine, or ""."""
     host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
     for key, harmless in (("maintenance-event", ("NONE", "MIGRATE_ON_HOST_MAINTENANCE")), ("preempted", ("FALSE",))):
         url = f"http://{host}/computeMetadata/v1/instance/{key}"
         request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})  # noqa: S310
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310
-            told = answer.read(200).decode(errors="replace").strip()
-            if told and told not in harmless:
-                return f"Compute Engine's {key} is {told}"
+            value = answer.read(200).decode(errors="replace").strip()
+            if value and value not in harmless:
+                return f"Compute Engine's {key} is {value}"
     return ""

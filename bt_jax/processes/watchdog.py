@@ -1,8 +1,8 @@
 """The watchdog: threads that end the process when training stalls, with a message that names the reason.
 
-A single process is watched for steps alone. Several processes also exchange heartbeats once a second, with the step
-that each has reached. A process ends when another has failed or sends no heartbeat, or when no process makes progress:
-a collective would wait for ever for a process that is gone (jax#38503).
+With a single process the watchdog checks progress in steps alone. Several processes also exchange heartbeats once a
+second, with their current steps. A process exits when another has failed or sends no heartbeat, or when no process
+makes progress: a collective would wait for ever for a dead process (jax#38503).
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from bt_jax.messages import TRY_AGAIN
 from bt_jax.processes import coordination, exits
 
 BEAT_SECONDS = 1.0
-START_SECONDS = 1800.0  # the least that reading data and compiling may take before the first step
+START_SECONDS = 1800.0  # minimum of the time limit before the first step, for reading data and compiling
 _BEATS = "bt_jax/beat"
 _watch: "Watch | None" = None
 
 
 class Phase(enum.StrEnum):
-    """The work of a process, which decides how long it may take."""
+    """The current work of a process, which sets its time limit."""
 
     STARTING = "starting"
     TRAINING = "training"
@@ -34,7 +34,7 @@ class Phase(enum.StrEnum):
 
 
 def begin(*, stuck_seconds: float, silent_seconds: float) -> None:
-    """Starts watching.
+    """Starts the watchdog.
 
     Args:
       stuck_seconds: this process ends after this time without progress (`report_progress`) of any process; 0: never.
@@ -49,8 +49,8 @@ def report_progress(step: int, phase: Phase, detail: str = "", *, waited: float 
     """Records progress.
 
     Args:
-      step: steps that the device was given so far.
-      phase: of the host from now on; messages add `detail`.
+      step: number of steps dispatched to the device.
+      phase: the new phase of the host; messages add `detail`.
       waited: share of the time since the last report that was spent waiting for data.
     """
     if _watch:
@@ -67,7 +67,7 @@ def slowest_line() -> str:
 
 
 def end() -> None:
-    """Stops watching, at the end of the run."""
+    """Stops the watchdog at the end of the run."""
     if _watch:
         _watch.stop()
 
@@ -82,7 +82,7 @@ class Watch:
         self._stuck, self._silent = stuck_seconds, silent_seconds
         self._begun = self._progress = self._exchanged = time.monotonic()
         self._beat = {"host": socket.gethostname(), "step": -1, "phase": Phase.STARTING, "detail": "", "waited": 0.0}
-        self._received: dict[int, tuple[dict, float]] = {}  # of the others: the last beat, and when it last changed
+        self._received: dict[int, tuple[dict, float]] = {}  # other process -> its last beat, and when that changed
         self._done = threading.Event()
         jobs = {"watch": self._check} | (
             {"heartbeats": self._exchange_heartbeats} if coordination.is_multi_process() else {}
@@ -122,10 +122,10 @@ class Watch:
         store.key_value_set(f"{_BEATS}/{coordination.process()}", beat, allow_overwrite=True)
         if last:
             return
-        for process, told in exits.exit_notices().items():
+        for process, notice in exits.exit_notices().items():
             if process != coordination.process():
-                why = f": {told['why']}" if told["why"] else ""
-                self._end(told["status"], f"process {process} on {told['host']} has ended{why}")
+                why = f": {notice['why']}" if notice["why"] else ""
+                self._end(notice["status"], f"process {process} on {notice['host']} has ended{why}")
         now = time.monotonic()
         for key, text in store.key_value_dir_get(f"{_BEATS}/"):
             process, beat = int(key.rpartition("/")[2]), json.loads(text)
@@ -133,7 +133,7 @@ class Watch:
                 continue
             before = self._received.get(process, (None,))[0]
             if before is None or any(before[key] != beat[key] for key in ("step", "phase", "detail")):
-                self._progress = now  # theirs: the first process to finish compiling waits for the last
+                self._progress = now  # progress of others counts: the first to finish compiling waits for the last
             if before != beat:
                 self._received[process] = beat, now
 
@@ -162,7 +162,7 @@ class Watch:
                 self._end(
                     TRY_AGAIN,
                     f"process {other}{host} has been silent for {now - then:.0f} s, at step {beat['step']}: killed,"
-                    " stopped, or its host is gone",
+                    " stopped, or its host is down",
                 )
 
     def _behind(self) -> str:
@@ -188,5 +188,5 @@ class Watch:
 
 
 def _doing(beat: dict) -> str:
-    """Such as "evaluating (KNN)"."""
+    """The phase of a process with its detail, such as "evaluating (KNN)"."""
     return f"{beat['phase']} ({beat['detail']})" if beat["detail"] else f"{beat['phase']}"

@@ -1,11 +1,11 @@
 """Checkpoints of a run through Orbax: RUN/checkpoints/STEP with one folder per part.
 
-encoder        {"params", "batch_stats"} of the backbone: what downstream work restores, without the rest
-projector      {"params", "batch_stats"}, and so every other head under its name
-train          {"step", "probe", "opt_state", "bad_steps"}: what only a resumed run needs
-memory         what the method carries without training it, where it does
-model          JSON: how to build the backbone, and its recipe for pixels
-manifest.json  length and checksum of every file: see `manifest`
+encoder        {"params", "batch_stats"} of the backbone, the only part that downstream work restores
+projector      {"params", "batch_stats"}; every other head has a folder of its name with the same content
+train          {"step", "probe", "opt_state", "bad_steps"}, which only a resumed run needs
+memory         untrained state of the method, if it has any
+model          JSON: build options of the backbone and its pixel normalisation
+manifest.json  length and checksum of every file, see `manifest`
 """
 
 from pathlib import Path
@@ -24,16 +24,16 @@ from bt_jax.state import TrainState
 
 
 class Checkpoints:
-    """Saves in the background, keeps the last few and, for good, those of every `keep_every` steps.
+    """Saves in the background; keeps the last few checkpoints, and those of every `keep_every` steps permanently.
 
-    Opening it looks for the newest checkpoint that is whole. Damaged ones after it are named and moved to RUN/damaged.
+    The constructor finds the newest intact checkpoint. Damaged ones after it are reported and moved to RUN/damaged.
 
     Args:
       folder: the run folder.
-      model: JSON-able options of `models.build` ({"arch": …, …}), stored beside the weights.
+      model: JSON-able options of `models.build` ({"arch": …, …}), stored with the weights.
 
     Raises:
-      UserError: there are checkpoints, and all are damaged.
+      UserError: there are checkpoints, but all are damaged.
     """
 
     def __init__(self, folder: Path, *, model: dict[str, Any], keep_last: int = 2, keep_every: int = 0):
@@ -54,7 +54,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Starts writing the state; returns once it is copied off the device."""
+        """Starts writing the state; returns when it is copied off the device."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -65,7 +65,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items, model=ocp.args.JsonSave(self._model)))
 
     def restore(self, state: TrainState, step: int) -> TrainState:
-        """The state of that step, laid out over the devices as `state` is."""
+        """Restores the state of a step, with the shardings of `state`."""
         items = {
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
             for name, tree in _items(state).items()
@@ -76,21 +76,21 @@ class Checkpoints:
                 f"Checkpoint {step} in {self._folder} has no {', '.join(absent)}: another release wrote it",
                 "Finish the run with that release, or train in a new --workdir.",
             )
-        found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return _from_items(found, state)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return _from_items(restored, state)
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises if a save failed."""
+        """Waits until everything is on disk; raises if a save failed."""
         with _WriteErrors("checkpoint", self._folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and frees the threads."""
+        """Waits, then frees the threads."""
         self.wait()
         self._manager.close()
 
     def _written(self) -> None:
-        """Orbax calls it in its own thread when all parts are written, and before they get their final name."""
+        """Writes the manifest. Orbax calls it in its own thread after writing all parts, before the final rename."""
         if jax.process_index() == 0:
             step = str(self._saving)
             if storage.in_bucket(self._folder):
@@ -101,9 +101,9 @@ class Checkpoints:
 
 
 def _mark_committed(folder: Path) -> None:
-    """Says so to Orbax, which deletes what is not committed: in a bucket by an object, in the folder and in its parts.
+    """Writes Orbax's commit markers, one in the folder and one in each part (buckets only).
 
-    What was interrupted right before that has none, and what was copied from a disk may have none.
+    Orbax deletes checkpoints without them. An interrupted save and a copy from a disk may lack them.
     """
     names = storage.files_below(folder)
     for part in sorted({name.split("/")[0] for name in names if "/" in name}):
@@ -114,30 +114,31 @@ def _mark_committed(folder: Path) -> None:
 
 
 def _quarantine_damaged(root: Path) -> None:
-    """On the first process, which all others wait for."""
+    """Moves damaged checkpoints to RUN/damaged. The first process does so; all others wait for it."""
     error, steps = None, step_folders.steps_in(root)
     if not steps and jax.process_count() == 1:
         return
     if jax.process_index() == 0:
         try:
-            whole, damaged = step_folders.newest_intact(root, steps) if steps else (NONE, {})
+            intact, damaged = step_folders.newest_intact(root, steps) if steps else (NONE, {})
             for step, fault in damaged.items():
                 aside = _free_name(root.parent / "damaged" / str(step))
                 storage.move(root / str(step), aside)
                 messages.say(
-                    f"WARNING: checkpoint {step} is damaged ({fault}): moved to {aside}, going back to {whole}"
+                    f"WARNING: checkpoint {step} is damaged ({fault}): moved to {aside}, resuming from {intact}"
                 )
             if storage.in_bucket(root):
                 for step in set(steps) - set(damaged):
                     _mark_committed(root / str(step))
-        except UserError as found:
-            error = found
+        except UserError as raised:
+            error = raised
     failed = error is not None
     if jax.process_count() > 1:
         failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failed)))
     if failed:
         raise error or UserError(
-            f"No checkpoint in {root} is whole", "The first process tells what is wrong with each."
+            f"No checkpoint in {root} is intact",
+            "See the message of the first process, which names the damage of each.",
         )
 
 
@@ -149,9 +150,9 @@ def _free_name(path: Path) -> Path:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The parts of a checkpoint: encoder, heads, memory if there is any, and the rest. Each can be read by itself."""
+    """The parts of a checkpoint, each of which can be read separately: encoder, heads, memory if any, and the rest."""
     train = {"step": state.step, "opt_state": state.opt_state, "bad_steps": state.bad_steps}
-    # The online probe, which is no network of the method, has no entry in batch_stats, not even an empty one.
+    # The online probe is not a network of the method and has no entry in batch_stats, not even an empty one.
     train |= {name: tree for name, tree in state.params.items() if name not in state.batch_stats}
     items = {"encoder": state.encoder(), "train": train}
     for name in _heads(state):
@@ -177,7 +178,7 @@ def _from_items(items, like: TrainState) -> TrainState:
 
 
 class _WriteErrors:
-    """Turns a full disk, or a bucket out of reach, which come to us in several guises, into one line."""
+    """Converts disk-full and bucket errors, which arrive as many exception types, into a UserError."""
 
     def __init__(self, what: str, folder: Path):
         self._what = f"{what} in {folder}"
@@ -189,7 +190,7 @@ class _WriteErrors:
         if error is not None and is_disk_full(error):
             raise UserError(
                 f"The disk is full while writing {self._what}",
-                "Free some space and give the same command again: earlier checkpoints are whole.",
+                "Free some space and run the same command again: earlier checkpoints are intact.",
             ) from error
-        if error is not None and (found := storage.as_user_error(error, f"{self._what} cannot be written")):
-            raise found from error
+        if error is not None and (user_error := storage.as_user_error(error, f"{self._what} cannot be written")):
+            raise user_error from error

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, devices, git commit and command line, for environment.json."""
+"""The environment of a run for environment.json: versions, devices, git commit and command line."""
 
 import importlib.metadata
 import platform
@@ -29,26 +29,25 @@ def describe() -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Of PACKAGES, those that are installed."""
-    found = {}
+    """{name: version} of the installed PACKAGES."""
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_commit() -> str:
-    here = Path(__file__).parent
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
+            cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return found.stdout.strip() or "unknown"
+    return result.stdout.strip() or "unknown"

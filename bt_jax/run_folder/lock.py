@@ -1,12 +1,11 @@
-"""One start at a time writes to a folder; a second one fails with a line that names the host and process of the first.
+"""Locks a folder for one run at a time. A second start fails with a line that names the host and process of the first.
 
-On a disk of this machine, and on NFS, where Linux hands it on to the server: a lock of the kernel on FOLDER/.lock. It
-ends with its process, however that ends. In a bucket, and on a file system that has no locks: the process that holds
-the folder renews .lock every BEAT_SECONDS. Another start looks at it for WATCH_SECONDS, is refused if it changes, and
-takes the folder if it does not. A process that finds its folder taken, as it was silent for longer, ends with status
-75.
+On a local disk, and on NFS (Linux forwards the lock to the server), the kernel locks FOLDER/.lock. The lock ends with
+its process in every case. In a bucket, and on a file system without locks, the process renews .lock every BEAT_SECONDS.
+Another start watches the file for WATCH_SECONDS: it fails if the file changes, and otherwise takes the folder. A
+process that was silent for longer, and so lost its folder, exits with status 75.
 
-Of several processes of one run the first holds the folder.
+The first process of a multi-process run holds the lock.
 """
 
 import contextlib
@@ -26,14 +25,14 @@ from bt_jax.messages import TRY_AGAIN, UserError
 from bt_jax.processes import coordination, exits
 
 NAME = ".lock"
-TRIES, PAUSE_SECONDS = 5, 0.1  # a lock that lasts for a moment is that of another start's `check_free`
+TRIES, PAUSE_SECONDS = 5, 0.1  # retries, because `check_free` of another start locks for a moment
 BEAT_SECONDS, WATCH_SECONDS, SETTLE_SECONDS = 5.0, 20.0, 1.0
 
 _held: dict[str, "_Kernel | _Beats"] = {}  # by folder, of this process
 
 
 def check_free(folder: Path) -> None:
-    """Refuses a folder that another process holds, before anything is read or made; says nothing of a bucket's."""
+    """Raises UserError if another process holds the folder; reads and makes nothing. Buckets are not checked."""
     path = folder / NAME
     if coordination.process() or storage.in_bucket(folder) or os.fspath(folder) in _held or not path.is_file():
         return
@@ -45,10 +44,10 @@ def check_free(folder: Path) -> None:
 
 
 def hold(folder: Path) -> None:
-    """Holds an existing folder until `release`, or until this process ends.
+    """Locks an existing folder until `release` or the end of this process.
 
     Raises:
-      UserError: another process holds it, or nobody may write there.
+      UserError: another process holds it, or it is not writable.
     """
     key = os.fspath(folder)
     if coordination.process() or key in _held:
@@ -58,13 +57,13 @@ def hold(folder: Path) -> None:
 
 
 def release() -> None:
-    """Gives back every folder that this process holds."""
+    """Unlocks every folder that this process holds."""
     while _held:
         _held.popitem()[1].close()
 
 
 def releasing(run: Callable) -> Callable:
-    """Decorates a function that opens a folder and writes to it: at its end others may."""
+    """Decorates a function that locks a folder: its return or exception unlocks the folder."""
 
     @functools.wraps(run)
     def wrapped(*arguments, **named):
@@ -77,10 +76,10 @@ def releasing(run: Callable) -> Callable:
 
 
 class _Kernel:
-    """An exclusive lock of the kernel on a file, which is deleted at the end.
+    """An exclusive lock of the kernel on a file; `close` deletes the file.
 
     Raises:
-      BlockingIOError: another process has it.
+      BlockingIOError: another process has the lock.
       OSError: the file system has no locks.
     """
 
@@ -89,16 +88,16 @@ class _Kernel:
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            fix = "Give a folder that you may write to."
+            fix = "Give a writable folder."
             raise UserError(f"Nothing can be written to {path.parent}: {error.strerror}", fix) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not (path.exists() and os.path.samestat(os.fstat(self._descriptor), path.stat())):
-                raise BlockingIOError  # the process that held it has just deleted this file
+                raise BlockingIOError  # the previous holder has just deleted this file
         except BaseException:
             os.close(self._descriptor)
             raise
-        with contextlib.suppress(OSError):  # on a full disk it names nobody, and is a lock
+        with contextlib.suppress(OSError):  # on a full disk the file names no process, but still is a lock
             os.truncate(self._descriptor, 0)
             os.pwrite(self._descriptor, _described(), 0)
 
@@ -109,7 +108,7 @@ class _Kernel:
 
 
 def _kernel(path: Path) -> _Kernel | None:
-    """None where the file system has no locks; UserError where another process has this one."""
+    """Locks a file; None if the file system has no locks. UserError if another process has the lock."""
     for left in reversed(range(TRIES)):
         try:
             return _Kernel(path)
@@ -123,17 +122,17 @@ def _kernel(path: Path) -> _Kernel | None:
 
 
 class _Beats:
-    """A file that is written again and again; UserError where another process does so already."""
+    """A lock by a file that its process renews; UserError if another process renews it already."""
 
     def __init__(self, path: Path):
         self._path, self._token, self._done = path, secrets.token_hex(8), threading.Event()
         before, deadline = storage.read(path), time.monotonic() + WATCH_SECONDS
-        while before and time.monotonic() < deadline:  # an empty one is this process's own vain try of the kernel's
+        while before and time.monotonic() < deadline:  # an empty file is from this process's failed kernel lock
             time.sleep(BEAT_SECONDS / 2)
             if (storage.read(path) or before) != before:
                 raise _taken(path)
         self._write(0)
-        time.sleep(SETTLE_SECONDS)  # of two starts at one moment the one that wrote last has it
+        time.sleep(SETTLE_SECONDS)  # if two processes start at one moment, the last writer wins
         if not self._own():
             raise _taken(path)
         self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
@@ -149,7 +148,7 @@ class _Beats:
         beat = 0
         while not self._done.wait(BEAT_SECONDS):
             beat += 1
-            with contextlib.suppress(Exception):  # a network that fails for a moment; gcsfs has no class for its errors
+            with contextlib.suppress(Exception):  # a short network failure; gcsfs has no base class for its errors
                 self._renew_once(beat)
 
     def _renew_once(self, beat: int) -> None:
@@ -167,7 +166,7 @@ class _Beats:
 
 
 def _give_way(path: Path) -> None:
-    why = f"{_taken(path).cause}, as this process was silent for more than {WATCH_SECONDS:g} s"
+    why = f"{_taken(path).cause}, because this process was silent for more than {WATCH_SECONDS:g} s"
     exits.print_on_every_process(f"{why}. {exits.exit_sentence(TRY_AGAIN)}")
     if coordination.is_multi_process():
         exits.fail_all_processes(TRY_AGAIN, why=why)
@@ -179,12 +178,12 @@ def _described(**more) -> bytes:
 
 
 def _taken(path: Path) -> UserError:
-    """Names who holds the folder, by what stands in its file."""
-    who = "another process"
+    """The error that names the holder of the folder, from the lock file."""
+    holder = "another process"
     with contextlib.suppress(ValueError, LookupError, TypeError):
-        found = json.loads(storage.read(path) or b"")
-        who = f"process {int(found['process'])} on {str(found['host'])[:100]}"
+        content = json.loads(storage.read(path) or b"")
+        holder = f"process {int(content['process'])} on {str(content['host'])[:100]}"
     return UserError(
-        f"{path.parent} is in use: {who} writes to it",
-        "Wait until that one ends, stop it, or give another folder.",
+        f"{path.parent} is in use: {holder} writes to it",
+        "Wait until that process ends, stop it, or give another folder.",
     )

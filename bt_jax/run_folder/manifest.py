@@ -1,7 +1,7 @@
-"""What a checkpoint is made of, to the byte: `manifest.json` in its folder, by which damage is found and named.
+"""The manifest of a checkpoint, `manifest.json`: length and checksum of every file, which show any damage.
 
-Written before the checkpoint gets its final name, and everything is on the disk by then: a folder of that name without
-a manifest, or with one that does not agree, is not to be trusted.
+It is written when all other files are on the disk, and before the checkpoint gets its final name. So a checkpoint
+without a manifest, or with files that differ from it, is damaged.
 """
 
 import json
@@ -13,24 +13,24 @@ from bt_jax.messages import UserError
 NAME = "manifest.json"
 FORMAT = 2  # of the checkpoint as a whole; format 1 had no manifest
 NEEDED = {"encoder", "model"}  # sub-folders that every checkpoint has
-# What Orbax opens first of a part with arrays: the tree of names, and where TensorStore finds the bytes of each.
+# The files without which Orbax cannot open a part with arrays: the tree of names, and TensorStore's index of bytes.
 ARRAYS = ("_METADATA", "manifest.ocdbt")
 MODEL = ("metadata",)
 
 
 def write(folder: Path) -> None:
-    """Notes length and CRC-32C of every file in the folder's sub-folders, and waits until all of it is on the disk.
+    """Records length and CRC-32C of every file in the folder's sub-folders, and waits until all is on the disk.
 
-    The files at the top are Orbax's own, written later; nothing is read from them.
+    Files at the top are not recorded: Orbax writes them later, and no reader needs them.
 
     Raises:
-      UserError: Orbax has left out a file without which a part cannot be read.
+      UserError: Orbax has not written a file without which a part cannot be read.
     """
     names = [name for name in storage.files_below(folder) if "/" in name]
     if lacking := _lacking(names):
         raise UserError(
-            f"Orbax wrote a checkpoint to {folder} that nobody can read: it lacks {lacking}",
-            "Name a run folder whose path has letters and digits alone; earlier checkpoints are whole.",
+            f"Orbax wrote an unreadable checkpoint to {folder}: it lacks {lacking}",
+            "Name a run folder whose path has letters and digits alone. Earlier checkpoints are intact.",
         )
     contents, files = storage.contents(folder, sync=True), {}
     for name in names:
@@ -43,10 +43,10 @@ def write(folder: Path) -> None:
 
 
 def find_damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
-    """What is wrong with a checkpoint, naming the file, or "" where every byte is as it was written.
+    """Describes the damage of a checkpoint and names the file; "" if every byte is intact.
 
     Args:
-      parts: its sub-folders to look at; by default all.
+      parts: sub-folders to check; by default all.
     """
     if (content := storage.read(folder / NAME)) is None:
         return f"no {NAME}: of an earlier version of bt_jax (format 1), or not finished"
@@ -55,24 +55,24 @@ def find_damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"{NAME} is damaged"
     if version != FORMAT:
-        return f"it has format {version}, where this version of bt_jax reads format {FORMAT}"
+        return f"it has format {version}, but this version of bt_jax reads format {FORMAT}"
     if lacking := _lacking([name.as_posix() for name, *_ in files], parts):
-        return f"{lacking} is missing, and was when it was written"
+        return f"{lacking} is missing, and was never written"
     contents = storage.contents(folder)
     for name, size, checksum in files:
         if parts and name.parts[0] not in parts:
             continue
-        if (found := contents(name.as_posix())) is None:
+        if (stored := contents(name.as_posix())) is None:
             return f"{name} is missing"
-        if found[0] != size:
-            return f"{name} has {found[0]} bytes instead of {size}"
-        if found[1]() != checksum:
-            return f"{name} has other bytes than were written"
+        if stored[0] != size:
+            return f"{name} has {stored[0]} bytes instead of {size}"
+        if stored[1]() != checksum:
+            return f"{name} has a wrong checksum"
     return ""
 
 
 def _noted(content: bytes) -> tuple[int, list[tuple[Path, int, str]]]:
-    """(format, [(name, bytes, checksum)]) of a manifest; raises anything but OSError where it is none."""
+    """(format, [(name, bytes, checksum)]) of a manifest; raises any type but OSError if it is invalid."""
     noted = json.loads(content)
     version = noted["format"]
     files = [(Path(name), int(size), str(checksum)) for name, (size, checksum) in noted["files"].items()]
@@ -82,9 +82,9 @@ def _noted(content: bytes) -> tuple[int, list[tuple[Path, int, str]]]:
 
 
 def _lacking(names: list[str], parts: tuple[str, ...] | None = None) -> str:
-    """The first file that a reader needs and the names lack, or ""; of all parts that they name, or of those given."""
-    found = {name.partition("/")[0] for name in names} | NEEDED
-    for part in sorted(found & set(parts) if parts else found):
+    """The first file that is needed but missing in names, or ""; checks `parts`, or all parts in names."""
+    present = {name.partition("/")[0] for name in names} | NEEDED
+    for part in sorted(present & set(parts) if parts else present):
         for needed in MODEL if part == "model" else ARRAYS:
             if f"{part}/{needed}" not in names:
                 return f"{part}/{needed}"

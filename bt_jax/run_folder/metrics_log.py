@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard under the same names, and lines on the terminal."""
+"""The metrics of a run: metrics.jsonl, and TensorBoard events under the same names."""
 
 import contextlib
 import json
@@ -16,11 +16,11 @@ NAME = "metrics.jsonl"
 
 
 class RunLog:
-    """Appends metrics of a run folder; silent on all processes but the first.
+    """Appends metrics to the files of a run folder; only the first process writes.
 
     Args:
       folder: the run folder; must exist.
-      first_step: lines of later steps, left by a run that got further than its last checkpoint, are dropped.
+      first_step: lines of later steps, from a run that got further than its last checkpoint, are deleted.
     """
 
     def __init__(self, folder: Path, *, first_step: int, tensorboard: bool = True):
@@ -35,7 +35,7 @@ class RunLog:
         self._board = _Board(self._folder.local / "tensorboard", first_step + 1) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line {"step": …, name: value, …}. Values that are not finite are written as null."""
+        """Writes one line {"step": …, name: value, …}; values that are not finite become null."""
         if not self._writes:
             return
         self._file.write(storage.to_json({"step": step} | values) + "\n")
@@ -45,35 +45,35 @@ class RunLog:
         self._folder.copy_if_due()
 
     def sync(self) -> None:
-        """Returns when all lines are on the disk, or in the bucket."""
+        """Waits until all lines are on the disk or in the bucket."""
         if self._writes:
             os.fsync(self._file.fileno())
             self._folder.sync()
 
     def close(self) -> None:
-        """Flushes and closes what was opened."""
+        """Flushes and closes the files."""
         if self._writes:
             for file in filter(None, (self._file, self._board)):
-                with contextlib.suppress(OSError):  # a full disk, of which the write has told
+                with contextlib.suppress(OSError):  # a full disk, which the write has reported
                     file.close()
             self._folder.close()
 
 
 class _Board:
-    """An event file for TensorBoard, written at once.
+    """An event file for TensorBoard, written without a queue.
 
-    Not tensorboardX's SummaryWriter: its thread dies of a full disk, and then its queue fills and the run hangs.
+    tensorboardX's SummaryWriter is not used: a full disk kills its thread, then its queue fills and the run hangs.
     """
 
     def __init__(self, folder: Path, first_step: int):
-        # imported here: a run without it needs neither package nor time
+        # imported here: a run without TensorBoard needs neither the package nor the time of the import
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
         folder.mkdir(exist_ok=True)
         self._event, self._scalar = event_pb2.Event, summary.scalar
         self._file = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        # Steps from here on, of a run that got further than its last checkpoint, are no longer shown.
+        # TensorBoard then hides earlier events of these steps, from a run that got further than its last checkpoint.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._file.write_event(event_pb2.Event(step=first_step, session_log=start))
 
@@ -88,7 +88,7 @@ class _Board:
 
 
 def evaluated(folder: Path, step: int) -> bool:
-    """Whether the run's evaluators have written their line of that step."""
+    """Whether the run's evaluators have written their line of a step."""
     lines = (storage.read(folder / NAME) or b"").decode(errors="replace").splitlines()
     return any(_step(line) == step and '"perf/' not in line for line in lines)
 
@@ -102,4 +102,4 @@ def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):
-        return math.inf  # cut off when the run was killed
+        return math.inf  # truncated when the run was killed

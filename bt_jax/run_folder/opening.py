@@ -1,4 +1,4 @@
-"""Opening the folder of a run: made, or accepted as the same run's; and what its files say."""
+"""Opens a run folder: makes it, or accepts that of the same run. Reads its JSON files."""
 
 import platform
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from bt_jax.run_folder import checkpoint_paths, environment, lock, same_data, sa
 
 
 def check_folder(path: str, task: str) -> Path:
-    """The folder as an absolute path; makes nothing.
+    """Returns the folder as an absolute path; makes nothing.
 
     Raises:
-      UserError: another process holds it, or the task would write checkpoints that cannot be kept there.
+      UserError: another process holds it, or the task writes checkpoints and the path cannot hold them.
     """
     folder = storage.absolute(storage.parse_path(path))
     if task != "evaluate":
@@ -29,18 +29,18 @@ def check_folder(path: str, task: str) -> Path:
 
 
 def open_folder(path: str, config: dict, images: same_data.Images | None = None, *, free: Sequence[str] = ()) -> Path:
-    """Makes the folder, or accepts one that holds the same run; writes config.json, data.json and environment.json.
+    """Makes the folder, or accepts one of the same run; writes config.json, data.json and environment.json.
 
-    This process holds the folder until `lock.release`.
+    This process holds the lock of the folder until `lock.release`.
 
     Args:
       config: of `config.arguments.to_dict`.
-      images: of the run.
+      images: the images of the run.
       free: keys that may differ from those of the first start, besides `same_run.FREE_KEYS`.
 
     Raises:
-      UserError: the folder cannot be made, is held by another process, or holds a run with another config or on other
-        images: the differences are named.
+      UserError: the folder cannot be made, another process holds it, or it has a run with another config or other
+        images. The message names the differences.
     """
     config = same_run.with_absolute_paths(config)
     folder = check_folder(path, config.get("task", ""))
@@ -48,7 +48,7 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None,
         storage.make(folder)
     except OSError as error:
         raise UserError(
-            f"The work folder {folder} cannot be made: {error.strerror}", "Give another --workdir."
+            f"The run folder {folder} cannot be made: {error.strerror}", "Give another --workdir."
         ) from None
     if storage.in_bucket(folder):
         storage.check_bucket_access(folder)
@@ -61,13 +61,13 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None,
         if different:
             raise UserError(
                 f"{folder} holds a run with another config ({'; '.join(different)})",
-                "Give another --workdir, or the config of that run to go on with it.",
+                "Give another --workdir, or use that run's config to resume it.",
             )
         _say_longer(old, config)
     data = same_data.check(folder, images, started_before=file.exists()) if images else None
-    coordination.gather(None, barrier="the look at the run folder")  # all have read before it is written
+    coordination.gather(None, barrier="the check of the config")  # all processes have read before one writes
     if jax.process_index() == 0:
-        if data:  # first: a run with a config and without it is one of bt_jax 0.1.0
+        if data:  # first: a folder with config.json but without data.json is from bt_jax 0.1.0
             storage.write_json(folder / same_data.NAME, data)
         storage.write_json(file, config)
         storage.write_json(folder / "environment.json", environment.describe())
@@ -97,23 +97,23 @@ def _say_longer(old: dict, new: dict) -> None:
     before, after = (config["total_epochs"] + config.get("extend_epochs", 0) for config in (old, new))
     if after < before:
         raise UserError(
-            f"The run was made {before:g} epochs long, and extend_epochs={new['extend_epochs']:g} asks for {after:g}",
-            f"Set --config.extend_epochs={before - new['total_epochs']:g}, or more.",
+            f"The run has {before:g} epochs already, but extend_epochs={new['extend_epochs']:g} asks for {after:g}",
+            f"Set --config.extend_epochs={before - new['total_epochs']:g} or more.",
         )
     if after > before:
         messages.say(
-            f"schedule made longer: {before:g} -> {after:g} epochs; the rates from here on are the longer one's"
+            f"schedule extended: {before:g} -> {after:g} epochs; learning rates follow the longer schedule from here on"
         )
 
 
 def per_process_file(folder: Path, name: str) -> Path:
-    """A file of this process's own: "broken.txt", or of several processes "broken-3.txt"."""
+    """The file of this process: "broken.txt", or "broken-3.txt" in a multi-process run."""
     stem, dot, suffix = name.partition(".")
     return folder / (f"{stem}-{jax.process_index()}{dot}{suffix}" if jax.process_count() > 1 else name)
 
 
 def read_run_json(step_folder: Path, name: str) -> dict:
-    """RUN/name, a JSON file, for RUN/checkpoints/STEP; {} for a checkpoint that is in no run, or a file of weights."""
+    """Reads the JSON file RUN/name for RUN/checkpoints/STEP; {} for a checkpoint outside a run or a file of weights."""
     if step_folder.parent.name != "checkpoints":
         return {}
     try:
@@ -123,11 +123,11 @@ def read_run_json(step_folder: Path, name: str) -> dict:
 
 
 def _read(file: Path) -> dict:
-    fix = "Delete it if the folder is yours to use, or give another --workdir."
+    fix = "Delete it if you own the folder, or give another --workdir."
     try:
-        found = storage.read_json(file)
+        content = storage.read_json(file)
     except ValueError:
         raise UserError(f"{file} is damaged", fix) from None
-    if found is None:
+    if content is None:
         raise UserError(f"{file} cannot be read", fix)
-    return found
+    return content

@@ -1,8 +1,8 @@
-"""Whether a second start in a run folder has the same images: counts, classes, and digests of what the splits hold.
+"""Checks that a second start in a run folder has the same images: counts, classes and digests of the splits.
 
-RUN/data.json keeps them from the first start on. Where the images lie is not in it: they may move. A digest is of the
-list of files of a folder, in order, of the content of a cache file, or of the version of a TFDS data set
-(`data.sources.base.Source.digest`), so that nothing is read for it.
+The first start writes them to RUN/data.json. Paths are not in it, because images may move. A digest is a hash of the
+sorted list of files of a folder, of the content of a cache file, or of the version of a TFDS data set
+(`data.sources.base.Source.digest`), so that no image is read for it.
 """
 
 import hashlib
@@ -15,29 +15,29 @@ from bt_jax.messages import UserError
 
 NAME = "data.json"
 NAMED = 5  # classes that a line names
-HELD = {"folder": "file names", "npz": "images", "tfds": "version"}  # what a digest is of, by the kind of data set
+HASHED = {"folder": "file names", "npz": "images", "tfds": "version"}  # kind of data set -> content of its digest
 
 
 class Images(NamedTuple):
     """The images of a run.
 
     Attributes:
-      now: {"classes": their names, or how many where they have none, "splits": {split: {"images": how many, "digests":
-        {kind of data set: digest}}}}, as `data.sources.identity.describe` gives it.
-      as_in_0_1_0: () -> the same, as that version understood the data set.
+      now: {"classes": their names, or their number if they have none, "splits": {split: {"images": number of images,
+        "digests": {kind of data set: digest}}}}, the result of `data.sources.identity.describe`.
+      as_in_0_1_0: () -> the same by the rules of bt_jax 0.1.0.
     """
 
     now: dict[str, Any]
     as_in_0_1_0: Callable[[], dict[str, Any]]
 
     def facts(self) -> dict[str, Any]:
-        """What several processes compare: name and value."""
+        """{name: value} for the comparison of processes."""
         classes = self.now["classes"]
         names = "" if isinstance(classes, int) else f" ({hashlib.sha256(repr(classes).encode()).hexdigest()[:8]})"
         facts: dict[str, Any] = {"classes": f"{_number(classes)}{names}"}
         for split, about in self.now["splits"].items():
             facts[f"images of {split}"] = about["images"]
-            facts |= {f"{HELD.get(kind, kind)} of {split}": digest for kind, digest in about["digests"].items()}
+            facts |= {f"{HASHED.get(kind, kind)} of {split}": digest for kind, digest in about["digests"].items()}
         return facts
 
 
@@ -45,22 +45,22 @@ def check(folder: Path, images: Images, *, started_before: bool) -> dict[str, An
     """Compares the images with those of the run's first start.
 
     Args:
-      started_before: whether the run has been started before. One without data.json was begun by bt_jax 0.1.0.
+      started_before: True for a resumed run. If it has no data.json, bt_jax 0.1.0 started it.
 
     Returns:
-      What data.json is to hold.
+      The new content of data.json.
 
     Raises:
-      UserError: they differ, or the file is damaged.
+      UserError: the images differ, or the file is damaged.
     """
-    fix = "Bring back the images of that run to resume it, or give another --workdir."
+    fix = "Restore the images of that run to resume it, or give another --workdir."
     try:
         before = storage.read_json(folder / NAME)
         if before is None:
             if started_before and (different := differences(images.as_in_0_1_0(), images.now)):
                 raise UserError(
-                    f"bt_jax 0.1.0, which began the run in {storage.printable(folder)}, took other files for images or"
-                    f" splits ({'; '.join(different)})",
+                    f"The run in {storage.printable(folder)} is from bt_jax 0.1.0, which read other images or splits"
+                    f" from this data set ({'; '.join(different)})",
                     "Finish the run with that version, or give another --workdir.",
                 )
             return images.now
@@ -75,12 +75,12 @@ def check(folder: Path, images: Images, *, started_before: bool) -> dict[str, An
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{storage.printable(folder / NAME)} is damaged",
-            "Delete it if the images are those that the run began with.",
+            "Delete it if the images are those of the first start of the run.",
         ) from None
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs, as "train: 30 images -> 45". A split that one of the two lacks was not used, and does not count."""
+    """The differences, as "train: 30 images -> 45". A split that one side lacks was not used and is ignored."""
     lines = []
     for split in sorted(before["splits"].keys() & now["splits"].keys()):
         old, new = before["splits"][split], now["splits"][split]
@@ -91,7 +91,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         elif other:
             kind = other[0]
             change = f": {old['digests'][kind]} -> {new['digests'][kind]}" if kind == "tfds" else ""
-            lines.append(f"{split}: {new['images']} images as before, with other {HELD.get(kind, kind)}{change}")
+            lines.append(f"{split}: {new['images']} images as before, with other {HASHED.get(kind, kind)}{change}")
     return lines + _classes(before["classes"], now["classes"])
 
 
@@ -100,15 +100,15 @@ def _number(classes: list[str] | int) -> int:
 
 
 def _classes(before: list[str] | int, now: list[str] | int) -> list[str]:
-    """A line where they differ; names are compared where both have them."""
+    """A line if the classes differ, otherwise []; names are compared if both sides have them."""
     change = f"classes: {_number(before)} -> {_number(now)}"
     if isinstance(before, int) or isinstance(now, int):
         return [change] if _number(before) != _number(now) else []
     if before == now:
         return []
     parts = []
-    for verb, names in (("new", set(now) - set(before)), ("gone", set(before) - set(now))):
+    for kind, names in (("new", set(now) - set(before)), ("missing", set(before) - set(now))):
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            parts.append(f"{verb}: {', '.join(sorted(names)[:NAMED])}{more}")
+            parts.append(f"{kind}: {', '.join(sorted(names)[:NAMED])}{more}")
     return [f"{change}, {', '.join(parts) or 'in another order'}"]

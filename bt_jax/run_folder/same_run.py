@@ -1,39 +1,39 @@
-"""Whether a second start in a run folder means the same run: which keys may differ between the two configs."""
+"""Checks that a second start in a run folder is the same run: the keys that may differ between the two configs."""
 
 from collections.abc import Sequence
 
 from bt_jax import storage
 from bt_jax.config.arguments import RENAMED_KEYS, flatten
 
-# Keys that may change between two starts of the same run: they say where and how often, not what is computed.
+# Keys that may change between two starts of a run: they set paths, devices and intervals, not the result.
 FREE_KEYS = (
     *("platform", "devices", "self_check", "compile_cache", "data.dir", "data.npz", "model.projector_sharding", "log"),
     *("stop_after_steps", "extend_epochs", "watch", "data.broken_limit"),
 )
-PLACES = ("data.dir", "data.npz", "data.folder")  # where images lie; whether they are the same: `same_data`
+PLACES = ("data.dir", "data.npz", "data.folder")  # paths of images; `same_data` compares the images
 
-# Keys that are gone: a run resumes only if it had this value, which is what happens now; and the reason.
+# Removed keys: the one value with which a run resumes, because the code always does it, and the reason.
 REMOVED_KEYS = {
     "loss.gather_dtype": ("float32", "embeddings are sent in float32 alone; finish the run with bt_jax 0.1.0"),
 }
 
-# The values that runs had before a key was added.
+# The values in runs from before a key was added.
 ADDED_KEYS = {"objective.name": "barlow_twins"}
 
 PER_HOST_KEYS = (*PLACES, "compile_cache")  # may differ between the hosts of one run
 
 
 def with_absolute_paths(config: dict) -> dict:
-    """The config with absolute paths to its images, so that its encoder's data are found from another folder."""
+    """The config with absolute paths to its images, so that later tasks find them from any working folder."""
     data, names = config.get("data", {}), [key.partition(".")[2] for key in PLACES]
-    kept = {name: storage.absolute_text(data[name]) for name in names if data.get(name)}
-    return config | {"data": data | kept} if kept else config
+    paths = {name: storage.absolute_text(data[name]) for name in names if data.get(name)}
+    return config | {"data": data | paths} if paths else config
 
 
 def differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
-    """Keys whose values differ and change what is computed, as "optim.lr_weights: 0.2 -> 0.3".
+    """The keys that differ and change the result, as "optim.lr_weights: 0.2 -> 0.3".
 
-    A key of REMOVED_KEYS in `old` differs unless its value is the one that stayed.
+    A key of REMOVED_KEYS in `old` differs unless it has the value listed there.
 
     Args:
       free: keys that may differ besides FREE_KEYS.
@@ -54,6 +54,6 @@ def differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
         if old.get(key, missing) != new.get(key, missing)
     ]
     for key, value in sorted(removed.items()):
-        stayed, reason = REMOVED_KEYS[key]
-        different += [] if value == stayed else [f"{key}: {value} -> {missing}, {reason}"]
+        allowed, reason = REMOVED_KEYS[key]
+        different += [] if value == allowed else [f"{key}: {value} -> {missing}, {reason}"]
     return different

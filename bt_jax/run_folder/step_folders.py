@@ -1,4 +1,4 @@
-"""The folder of one checkpoint, RUN/checkpoints/STEP: which there are, which are whole, and their parts."""
+"""The folders of checkpoints, RUN/checkpoints/STEP: lists them, finds intact ones, and reads their parts."""
 
 import json
 from pathlib import Path
@@ -17,15 +17,15 @@ COMMITTED = "commit_success.txt"  # Orbax's name (orbax/checkpoint/_src/path/ato
 
 
 def has_checkpoints(run: str | Path) -> bool:
-    """Whether a run folder has any checkpoint, whole or not."""
+    """Whether a run folder has any checkpoint, intact or damaged."""
     return bool(steps_in(storage.parse_path(run) / "checkpoints"))
 
 
 def step_folder(path: str | Path) -> Path:
-    """RUN/checkpoints/STEP of a path as `load_encoder` takes it: the one that is named, or the newest that is whole.
+    """RUN/checkpoints/STEP for a path given to `load_encoder`: the named checkpoint, or the newest intact one.
 
     Raises:
-      UserError: there is none, or none whole, or Orbax cannot read such a path.
+      UserError: there is no checkpoint, none is intact, or Orbax cannot read such a path.
     """
     path = storage.absolute(storage.parse_path(path))
     checkpoint_paths.check(path, writes=False)
@@ -40,16 +40,16 @@ def step_folder(path: str | Path) -> Path:
         raise UserError(f"There is no file or folder {path}", "Name a run folder, a checkpoint, or a file of weights.")
     if not steps:
         raise UserError(
-            f"No checkpoint of bt_jax in {path}", "Name a run folder or one of its checkpoints/STEP folders."
+            f"There is no checkpoint of bt_jax in {path}", "Name a run folder or one of its checkpoints/STEP folders."
         )
-    whole, damaged = newest_intact(root, steps, parts)
+    intact, damaged = newest_intact(root, steps, parts)
     for step, fault in damaged.items():
-        messages.say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}): taking {whole}")
-    return root / str(whole)
+        messages.say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}): using {intact}")
+    return root / str(intact)
 
 
 def steps_in(root: Path) -> list[int]:
-    """Newest first."""
+    """The steps that have a checkpoint, newest first."""
     if not storage.is_dir(root):
         return []
     named = (p.name for p in root.iterdir() if p.name.isdecimal() and storage.is_dir(p) and _is_finished(p))
@@ -57,22 +57,22 @@ def steps_in(root: Path) -> list[int]:
 
 
 def _is_finished(folder: Path) -> bool:
-    """In a bucket a checkpoint has its name from the start; when it has its manifest all of it is there."""
+    """Whether a checkpoint is complete. In a bucket it has its name from the start, and its manifest comes last."""
     return not storage.in_bucket(folder) or any((folder / name).exists() for name in (manifest.NAME, COMMITTED))
 
 
 def newest_intact(root: Path, steps: list[int], parts: tuple[str, ...] | None = None) -> tuple[int, dict[int, str]]:
-    """The first of the steps that is whole, and {step: what is wrong} of those before it."""
+    """The first intact step, and {step: damage} of the steps before it; UserError if none is intact."""
     damaged: dict[int, str] = {}
     for step in steps:
         fault = manifest.find_damage(root / str(step), parts)
         if not fault:
             return step, damaged
         damaged[step] = fault
-    told = "; ".join(f"{step}: {fault}" for step, fault in damaged.items())
+    reasons = "; ".join(f"{step}: {fault}" for step, fault in damaged.items())
     raise UserError(
-        f"No checkpoint in {root} is whole ({told})",
-        "Put back a copy of one; to train anew, take another --workdir.",
+        f"No checkpoint in {root} is intact ({reasons})",
+        "Restore a copy of one, or give another --workdir to start again.",
     )
 
 
@@ -81,15 +81,15 @@ def stored_model(folder: Path) -> dict[str, Any]:
 
 
 def read_part(folder: Path) -> dict[str, Any] | None:
-    """RUN/checkpoints/STEP/PART as numpy arrays, whatever devices it was saved from; None where it is not there."""
+    """Reads RUN/checkpoints/STEP/PART as numpy arrays, independent of the devices that saved it; None if missing."""
     if not storage.is_dir(folder):
         return None
     stored = ocp.StandardCheckpointHandler().metadata(folder).tree
-    return restore(folder, jax.tree.map(lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), stored), None)
+    return restore(folder, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored), None)
 
 
 def _host_device() -> jax.Device:
-    """The CPU, or the first accelerator where JAX_PLATFORMS leaves the CPU out."""
+    """The CPU, or the first accelerator if JAX_PLATFORMS excludes the CPU."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:

@@ -69,7 +69,7 @@ def refuse(running: list[subprocess.Popen], server: bucket.Bucket) -> None:
 
 def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
     """All faults by name. `elsewhere` is another run folder, `fewer` a data set with fewer images."""
-    dead = "(has been silent|is gone|because one has ended)"
+    dead = "(has been silent|is down|because one process has ended)"
     return {
         "kill -9, process 1": Fault(dead, (75, None), send(signal.SIGKILL, 1)),
         "kill -9, process 1, one device each": Fault(dead, (75, None), send(signal.SIGKILL, 1), devices=1),
@@ -101,7 +101,7 @@ def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
         "run folder not shared": Fault(
             "not the same folder on all hosts: process 1", (2, 2), options={"workdir": str(elsewhere)}, resumes=False
         ),
-        "only one of two starts": Fault("Not all processes came together", (75,), fault="absent"),
+        "only one of two starts": Fault("Not all processes joined", (75,), fault="absent"),
     }
 
 

@@ -1,4 +1,4 @@
-"""Several processes: what they compare, how they stop at one step, and how one that fails or falls silent ends all."""
+"""Several processes: comparison of settings, a common stop, and the exit of all if one fails or falls silent."""
 
 import contextlib
 import http.server
@@ -24,7 +24,7 @@ from tests.support.paths import ROOT
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    """played(scene) -> [(status, output, errors) of both processes]; no status where one had to be killed."""
+    """played(scene) -> [(status, output, errors) of both processes]; status None: the process had to be killed."""
     root = tmp_path_factory.mktemp("scenes")
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.support.scenes", str(root), *scenes.SCENES]
@@ -52,18 +52,18 @@ def talked(played):
     return findings(played("talk"))
 
 
-def test_everybody_gets_everybodys_value(talked):
+def test_every_process_gets_all_values(talked):
     assert all(found["gathered"] == [[0, "x"], [1, "x"]] for found in talked)
 
 
-def test_what_differs_is_named_on_every_process(talked):
+def test_differences_are_named_on_every_process(talked):
     for found in talked:
         assert found["agreed"] == ""
         assert "process 1 on" in found["disagreed"] and "rate 1.1 not 0.1" in found["disagreed"]
         assert "extra 1 not absent" in found["disagreed"] and "images" not in found["disagreed"]
 
 
-def test_a_run_folder_must_be_one(talked):
+def test_all_processes_need_one_run_folder(talked):
     for found in talked:
         assert found["shared"] == "" and "process 1 on" in found["apart"] and "not the same folder" in found["apart"]
         assert not any("together" in name for name in found["left"])
@@ -74,38 +74,38 @@ def test_a_signal_in_the_last_window_stops_all(played):
 
 
 def test_all_stop_at_one_step(talked):
-    """The hosts are windows apart, and the signal reaches the slow one alone."""
+    """The hosts are several windows apart, and only the slow one receives the signal."""
     steps = {found["stopped_at"] for found in talked}
     assert len(steps) == 1 and steps.pop() >= 30
     assert [found["signal"] for found in talked] == [signal.SIGUSR1] * 2
 
 
-def test_who_does_not_come_is_named(talked):
-    assert "Process 1 of 2 did not come to dinner within 1 s" in talked[0]["absent"]
+def test_a_missing_process_is_named(talked):
+    assert "Process 1 of 2 did not reach dinner within 1 s" in talked[0]["absent"]
 
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_silent_process_ends_the_others(played, process):
-    """Also process 0, which keeps what they tell each other, so that nobody hears anything any more."""
+    """Also process 0, which hosts the key-value store, so that no heartbeat arrives."""
     found = played(f"silent/{process}")
     assert found[process][0] is None
     status, _, error = found[1 - process]
     assert status == TRY_AGAIN and re.search(
         rf"process {process}( on \S+)? has been silent", error
-    )  # its host, if heard
+    )  # its host, if a heartbeat arrived
 
 
-def test_who_is_through_is_not_silent(played):
+def test_a_finished_process_does_not_count_as_silent(played):
     assert [status for status, *_ in played("unequal")] == [0, 0]
 
 
-def test_a_broken_collective_has_the_status_of_who_broke_it(played):
+def test_a_broken_collective_exits_with_the_first_status(played):
     found = played("broken")
     assert [status for status, *_ in found] == [2, 2]
     assert "process 1 on" in found[0][2] and "There is no folder /x" in found[0][2]
 
 
-def test_a_mistake_of_one_ends_all_with_its_status(played):
+def test_an_error_of_one_process_ends_all_with_its_status(played):
     found = played("mistake")
     assert [status for status, *_ in found] == [2, 2]
     assert "process 1 on" in found[0][2] and "There is no folder /x. Name another" in found[0][2]
@@ -115,7 +115,7 @@ def test_an_agreed_stop_keeps_its_status(played):
     assert [status for status, *_ in played("stop")] == [143, 143]
 
 
-def test_alone_nothing_is_asked(tmp_path):
+def test_a_single_process_waits_for_nothing(tmp_path):
     assert coordination.gather(3, barrier="nothing") == [3] and not coordination.is_multi_process()
     join.check_identical({"rate": 0.1})
     join.check_shared(tmp_path)
@@ -124,7 +124,7 @@ def test_alone_nothing_is_asked(tmp_path):
         join.start("localhost:1", None, None)
 
 
-def test_a_standstill_ends_the_process_with_its_stacks():
+def test_a_stall_ends_the_process_with_its_stacks():
     script = (
         "import time; from bt_jax.processes import watchdog\nwatchdog.START_SECONDS, watchdog.BEAT_SECONDS = 0, 0.1\n"
         "watchdog.begin(stuck_seconds=1, silent_seconds=9)\n"
@@ -133,14 +133,14 @@ def test_a_standstill_ends_the_process_with_its_stacks():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == TRY_AGAIN
-    assert "in here_it_hangs" in done.stderr and "training at step 3" in done.stderr  # not before: steps were taken
+    assert "in here_it_hangs" in done.stderr and "training at step 3" in done.stderr  # not earlier: there were steps
 
 
 class Clock:
-    """In the place of `time` and of the event that a watch waits with: an hour goes by at once.
+    """A fake of `time` and of the watchdog's event: an hour passes at once.
 
     Attributes:
-      ended: reasons for which the watch would have ended the process.
+      ended: reasons of the watchdog to end the process.
     """
 
     def __init__(self, monkeypatch):
@@ -158,7 +158,7 @@ class Clock:
         return self._now > self._until or bool(self.ended)
 
     def go_on(self, seen, seconds):
-        """Lets the watch look for so long."""
+        """Runs the watchdog for this time."""
         seen._done, self._until = self, self._now + seconds
         seen._check()
 
@@ -176,8 +176,8 @@ def test_evaluating_may_take_long(monkeypatch):
     assert "no step for 6 s" in clock.ended[0]
 
 
-def test_while_another_gets_on_nobody_is_stuck(monkeypatch):
-    """Who is first through with compiling waits for the last, and a collective waits for its slowest host."""
+def test_progress_of_another_process_counts(monkeypatch):
+    """The first process to finish compiling waits for the last, and a collective waits for its slowest host."""
 
     class Store:
         other = {"host": "b", "step": 3, "phase": Phase.TRAINING, "detail": "", "waited": 0.0}
@@ -232,7 +232,7 @@ def test_notices_of_compute_engine(monkeypatch, capsys, told):
 
 
 @pytest.mark.parametrize("shown, asked", [("0", [0]), ("0,1,2,3", None), ("", None)])
-def test_the_only_gpu_that_slurm_shows_is_number_0(monkeypatch, shown, asked):
+def test_the_only_gpu_of_a_slurm_task_is_number_0(monkeypatch, shown, asked):
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: given.update(options))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
@@ -251,7 +251,7 @@ def test_the_only_gpu_that_slurm_shows_is_number_0(monkeypatch, shown, asked):
         ("RESOURCE_EXHAUSTED: out of memory", False),
     ],
 )
-def test_a_lost_connection_is_told_from_other_faults_of_the_runtime(text, lost):
+def test_a_lost_connection_is_distinguished_from_other_errors(text, lost):
     assert exits._is_of_a_collective(jax.errors.JaxRuntimeError(text)) == lost
     assert exits._is_of_a_collective(ValueError(text)) == ("Gloo" in text)
     assert not exits._is_of_a_collective(KeyError(text))

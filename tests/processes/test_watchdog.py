@@ -1,4 +1,4 @@
-"""What a process of several decides by itself: who is behind or silent, where all stop, with which status it leaves."""
+"""Decisions of one process of several: which is slow or silent, the common stop, and the exit status."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from bt_jax.processes.watchdog import Phase
 
 
 def watching(monkeypatch, beats, *, own=0, idle=0.0, stuck=0.0, silent=9.0, heard=None):
-    """A `Watch` without threads, of a process that has heard `beats` of others, and the list of what it ends with."""
+    """A `Watch` without threads that has received `beats`, and the list of its exits."""
     seen, now = watchdog.Watch.__new__(watchdog.Watch), time.monotonic()
     others = {process: (beat, now - (heard or {}).get(process, 0)) for process, beat in beats.items() if process != own}
     seen._received, seen._beat, seen._stuck, seen._silent = others, beats[own], stuck, silent
@@ -36,7 +36,7 @@ def beat(host, step, phase=Phase.TRAINING, waited=0.0):
 
 
 def test_the_slowest_process_is_named(monkeypatch):
-    """The one that waits most for its data, and the one whose step is the lowest."""
+    """The process that waits longest for data, and the process with the lowest step."""
     beats = {0: beat("a", 7, waited=0.1), 1: beat("b", 7, waited=0.75), 2: beat("c", 4, waited=0.0)}
     seen, _ = watching(monkeypatch, beats)
     assert watchdog.slowest_line() == "  most waiting: process 1 on b, 75 %"
@@ -49,7 +49,7 @@ def test_the_slowest_process_is_named(monkeypatch):
 
 @pytest.mark.parametrize("phase, ends", [(Phase.TRAINING, True), (Phase.STARTING, False), (Phase.EVALUATING, False)])
 def test_compiling_may_take_long(monkeypatch, phase, ends):
-    """Also if only another process still compiles or evaluates."""
+    """Also if only another process compiles or evaluates."""
     monkeypatch.setattr(watchdog, "START_SECONDS", 1000)
     for beats in ({0: beat("a", -1, phase)}, {0: beat("a", 3), 1: beat("b", -1, phase)}):
         seen, ended = watching(monkeypatch, beats, idle=100, stuck=50)
@@ -67,7 +67,7 @@ def test_a_silent_process_is_named_and_ends_this_one(monkeypatch):
     beats = {0: beat("a", 7), 1: beat("b", 5), 2: beat("c", 9, Phase.DONE)}
     seen, ended = watching(monkeypatch, beats, silent=30, heard={1: 29, 2: 500})
     seen._end_if_silent()
-    assert ended == []  # not yet, and a finished process may be silent
+    assert ended == []  # not yet; a finished process may be silent
     seen, ended = watching(monkeypatch, beats, silent=30, heard={1: 31})
     seen._end_if_silent()
     ((status, why),) = ended
@@ -75,7 +75,7 @@ def test_a_silent_process_is_named_and_ends_this_one(monkeypatch):
 
 
 def test_all_stop_at_the_furthest_boundary(monkeypatch):
-    """Process 1 is three windows ahead when process 0 hears the signal: it cannot take them back."""
+    """Process 1 is three windows ahead when process 0 receives the signal, and cannot undo them."""
     kept: dict[str, str] = {}
 
     class Store:
@@ -112,8 +112,8 @@ def test_all_stop_at_the_furthest_boundary(monkeypatch):
         (KeyError("x"), 1),
     ],
 )
-def test_a_failing_process_leaves_with_its_status(monkeypatch, error, status):
-    """Of several; one that is alone raises the error as it is."""
+def test_a_failing_process_exits_with_its_status(monkeypatch, error, status):
+    """In a multi-process run; a single process raises the error unchanged."""
     left = []
     monkeypatch.setattr(exits, "leave", lambda status, why: left.append((status, why)))
     for several in (False, True):

@@ -1,4 +1,4 @@
-"""Paths of run folders: a checkpoint comes back from where it was written, or the path is refused before."""
+"""Paths of run folders: a checkpoint can be read from its path, or the path is an error before the run."""
 
 import os
 from pathlib import Path
@@ -12,11 +12,11 @@ from bt_jax.run_folder import checkpoint_paths, opening
 from tests.support import damage
 from tests.support.damage import reopened
 
-LATIN = os.fsdecode(b"caf\xe9")  # of an old archive: not UTF-8
+LATIN = os.fsdecode(b"caf\xe9")  # from an old archive: not UTF-8
 
 
 @pytest.mark.parametrize("name", ["a b", "é", "a\nb", "a]b", "~", "a%20b", "a:b|c", "ocdbt.process_0", "1"])
-def test_what_is_written_under_any_other_name_comes_back(tmp_path, name):
+def test_a_checkpoint_under_any_other_name_can_be_read(tmp_path, name):
     folder = tmp_path / name / "run"
     checkpoint_paths.check(folder)
     checkpoints, state = reopened(folder), damage.random_state(1)
@@ -26,44 +26,44 @@ def test_what_is_written_under_any_other_name_comes_back(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["exp[1]", "x*", "x?", r"a\b", LATIN, "gs:", "x" * 4000])
-def test_a_path_that_orbax_takes_for_something_else_is_refused(tmp_path, name):
+def test_a_path_that_orbax_misreads_is_an_error(tmp_path, name):
     for folder in (tmp_path / name, tmp_path / name / "run"):
-        with pytest.raises(UserError, match="No checkpoint can be kept in") as caught:
+        with pytest.raises(UserError, match="No checkpoint can be written to") as caught:
             checkpoint_paths.check(folder)
-        str(caught.value).encode()  # can be printed
+        str(caught.value).encode()  # printable
     link = tmp_path / "link"
     link.symlink_to(tmp_path / name)
     checkpoint_paths.check(link / "run")
 
 
-def test_the_first_folder_may_not_be_called_as_a_bucket():
-    with pytest.raises(UserError, match="Orbax takes /s3/ for s3://"):
+def test_the_first_folder_may_not_have_the_name_of_a_bucket_scheme():
+    with pytest.raises(UserError, match="Orbax reads /s3/ as s3://"):
         checkpoint_paths.check(Path("/s3/run"))
     checkpoint_paths.check(Path("/mnt/s3/run"))
 
 
 @pytest.mark.parametrize("name", [r"a\b", "a**b", LATIN])
-def test_what_cannot_be_read_there_is_said_in_one_line(tmp_path, name):
+def test_an_unreadable_path_gives_one_line(tmp_path, name):
     with pytest.raises(UserError, match="No checkpoint can be read from"):
         checkpoint_paths.check(tmp_path / name, writes=False)
 
 
-def test_a_checkpoint_that_was_copied_to_brackets_is_read(tmp_path):
+def test_a_checkpoint_copied_to_a_path_with_brackets_can_be_read(tmp_path):
     state = damage.write_run(tmp_path / "run")[1]
     (tmp_path / "run").rename(tmp_path / "run[1]")
     checkpoint_paths.check(tmp_path / "run[1]", writes=False)
     assert damage.equal(reopened(tmp_path / "run[1]").restore(damage.random_state(1), 2), state)
 
 
-def test_every_command_that_writes_checkpoints_refuses_before_it_makes_anything(tmp_path, monkeypatch, capsys):
+def test_every_command_that_writes_checkpoints_checks_the_path_first(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for task in ("pretrain", "finetune"):
         config = arguments.to_dict(getattr(keys, task)())
-        with pytest.raises(UserError, match="No checkpoint can be kept in"):
+        with pytest.raises(UserError, match="No checkpoint can be written to"):
             opening.open_folder("a/x[1]", config)
-        with pytest.raises(UserError, match="No checkpoint can be kept in"):
+        with pytest.raises(UserError, match="No checkpoint can be written to"):
             opening.check_folder("x*", task)
-    assert opening.check_folder("x[1]", "evaluate") == tmp_path / "x[1]"  # which writes none
+    assert opening.check_folder("x[1]", "evaluate") == tmp_path / "x[1]"  # evaluate writes no checkpoint
     assert convert.main(["absent.pth", "--to=checkpoint", "--out=x[1]"]) == 2
-    assert "No checkpoint can be kept in" in capsys.readouterr().err
+    assert "No checkpoint can be written to" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

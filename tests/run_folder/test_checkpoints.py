@@ -1,4 +1,4 @@
-"""Checkpoints: whatever happens to their files, a run goes on from the newest whole one and says why."""
+"""Checkpoints: after any damage a run resumes from the newest intact one and reports the reason."""
 
 import dataclasses
 import errno
@@ -29,7 +29,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def run(written, tmp_path):
-    """A run folder with whole checkpoints of steps 1 and 2, and their states."""
+    """A run folder with intact checkpoints of steps 1 and 2, and their states."""
     shutil.copytree(written[0], tmp_path / "run")
     return tmp_path / "run", written[1]
 
@@ -42,15 +42,15 @@ def largest(folder, part):
     return max((path for path in (folder / part).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-def test_goes_out_and_comes_in_bit_equal(run):
+def test_save_and_restore_are_bit_equal(run):
     folder, (older, newer) = run
     checkpoints = reopened(folder)
     assert checkpoints.latest() == 2
     assert damage.equal(checkpoints.restore(older, 2), newer) and not damage.equal(older, newer)
 
 
-def test_a_checkpoint_of_other_parts_is_refused(run):
-    """Such as one of a release that kept the classifier elsewhere."""
+def test_a_checkpoint_with_other_parts_is_an_error(run):
+    """For example one of a release with the classifier in another part."""
     folder, (older, _) = run
     more = {"params": older.params | {"classifier": {}}, "batch_stats": older.batch_stats | {"classifier": {}}}
     with pytest.raises(UserError, match="^Checkpoint 2 in .* has no classifier: another release wrote it"):
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_other_parts_is_refused(run):
 
 @pytest.mark.parametrize("way", damage.WAYS)
 @pytest.mark.parametrize("part", ["encoder", "projector", "train", "model"])
-def test_a_damaged_one_is_named_set_aside_and_passed_over(run, part, way, capsys):
+def test_a_damaged_checkpoint_is_reported_and_quarantined(run, part, way, capsys):
     folder, (older, newer) = run
     path = largest(newest(folder), part)
     way(path)
@@ -68,12 +68,12 @@ def test_a_damaged_one_is_named_set_aside_and_passed_over(run, part, way, capsys
     said = capsys.readouterr().out
     assert "checkpoint 2 is damaged" in said and path.relative_to(newest(folder)).as_posix() in said
     assert (folder / "damaged" / "2" / "encoder").is_dir() and not newest(folder).exists()
-    checkpoints.save(newer)  # the run gets there again
+    checkpoints.save(newer)  # the resumed run reaches this step again
     checkpoints.close()
     assert damage.equal(reopened(folder).restore(older, 2), newer)
 
 
-def test_damaged_twice_is_set_aside_twice(run):
+def test_a_step_damaged_twice_is_quarantined_twice(run):
     folder, (_, newer) = run
     for _ in range(2):
         damage.flip(largest(newest(folder), "train"))
@@ -83,11 +83,11 @@ def test_damaged_twice_is_set_aside_twice(run):
     assert sorted(path.name for path in (folder / "damaged").iterdir()) == ["2", "2-1"]
 
 
-def test_without_a_whole_one_nothing_is_begun_again_silently(run):
+def test_without_an_intact_checkpoint_the_run_does_not_restart(run):
     folder, _ = run
     for step in ("1", "2"):
         damage.truncate(largest(folder / "checkpoints" / step, "train"))
-    with pytest.raises(UserError, match=r"(?s)whole \(2: train/.* instead of .*; 1: train/"):
+    with pytest.raises(UserError, match=r"(?s)intact \(2: train/.* instead of .*; 1: train/"):
         reopened(folder)
     assert newest(folder).exists() and not (folder / "damaged").exists()
 
@@ -96,11 +96,11 @@ def test_without_a_whole_one_nothing_is_begun_again_silently(run):
     "content, said",
     [
         (None, "no manifest.json: of an earlier version of bt_jax"),
-        ({"format": 3, "files": {}}, "it has format 3, where this version of bt_jax reads format 2"),
+        ({"format": 3, "files": {}}, "it has format 3, but this version of bt_jax reads format 2"),
         ({"files": {}}, "manifest.json is damaged"),
     ],
 )
-def test_formats_of_other_versions_say_so(run, content, said):
+def test_formats_of_other_versions_are_named(run, content, said):
     path = newest(run[0]) / manifest.NAME
     path.unlink()
     if content is not None:
@@ -116,12 +116,12 @@ def test_formats_of_other_versions_say_so(run, content, said):
     + [f'{{"format": 2, "files": {files}}}' for files in ("[]", "null", "{}")]
     + ['{"format": 2, "files": {"encoder/x": 1}}', '{"format": 2, "files": {"": [1, "a"]}}', "[" * 100_000],
 )
-def test_a_manifest_that_is_none(run, content):
+def test_an_invalid_manifest(run, content):
     (newest(run[0]) / manifest.NAME).write_text(content)
     assert manifest.find_damage(newest(run[0])) == "manifest.json is damaged"
 
 
-def test_everything_is_on_the_disk_before_the_manifest(tmp_path, monkeypatch):
+def test_everything_is_on_disk_before_the_manifest(tmp_path, monkeypatch):
     names = {"encoder/d/file", "encoder/_METADATA", "encoder/manifest.ocdbt", "model/metadata"}
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def test_everything_is_on_the_disk_before_the_manifest(tmp_path, monkeypatch):
     assert synced[-2:] == [".manifest.json.tmp", "."]
 
 
-def test_a_save_cut_off_in_the_middle_does_not_count(run):
+def test_an_interrupted_save_does_not_count(run):
     folder, (older, newer) = run
     newest(folder).rename(folder / "checkpoints" / "2.orbax-checkpoint-tmp")
     checkpoints = reopened(folder)
@@ -149,8 +149,8 @@ def test_a_save_cut_off_in_the_middle_does_not_count(run):
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["1", "2"]
 
 
-def test_no_folder_has_its_name_before_its_manifest_is_written(run, monkeypatch):
-    """Else power lost in between would leave a checkpoint that cannot be told from a whole one."""
+def test_no_folder_has_its_name_before_its_manifest(run, monkeypatch):
+    """Otherwise a power failure between the two would leave an incomplete checkpoint that looks intact."""
     folder, (older, _) = run
     seen, write = [], manifest.write
 
@@ -166,7 +166,7 @@ def test_no_folder_has_its_name_before_its_manifest_is_written(run, monkeypatch)
     assert reopened(folder).latest() == 3
 
 
-def test_a_failed_save_is_noticed_and_the_one_before_is_whole(run, monkeypatch):
+def test_a_failed_save_is_reported_and_the_previous_one_is_intact(run, monkeypatch):
     folder, (_, newer) = run
 
     def fail(path):
@@ -181,7 +181,7 @@ def test_a_failed_save_is_noticed_and_the_one_before_is_whole(run, monkeypatch):
     assert checkpoints.latest() == 2 and damage.equal(checkpoints.restore(newer, 2), newer)
 
 
-def test_as_many_are_kept_as_asked_for(tmp_path):
+def test_the_number_of_kept_checkpoints(tmp_path):
     checkpoints = Checkpoints(tmp_path, model=damage.MODEL, keep_last=2, keep_every=2)
     for step in range(1, 6):
         checkpoints.save(damage.random_state(step))
@@ -216,13 +216,13 @@ def test_encoder_on_devices(run):
 def test_encoder_of_a_damaged_checkpoint(run, capsys):
     folder, (older, newer) = run
     damage.flip(largest(newest(folder), "train"))
-    assert same(bt_jax.load_encoder(folder)[1], newer)  # the optimizer's part is not read
+    assert same(bt_jax.load_encoder(folder)[1], newer)  # the part of the optimizer is not read
     damage.flip(largest(newest(folder), "encoder"))
     assert same(bt_jax.load_encoder(folder)[1], older)
     assert "checkpoint 2" in capsys.readouterr().out
     with pytest.raises(UserError, match="is damaged: encoder/"):
         bt_jax.load_encoder(newest(folder))
-    assert newest(folder).is_dir()  # who reads does not tidy up
+    assert newest(folder).is_dir()  # a reader does not clean up
 
 
 def test_projector(run):
@@ -232,9 +232,9 @@ def test_projector(run):
     assert np.array_equal(found["batch_stats"]["bn0"]["mean"], newer.batch_stats["projector"]["bn0"]["mean"])
 
 
-def test_nothing_there(tmp_path):
+def test_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="There is no file or folder"):
         bt_jax.load_encoder(tmp_path / "nowhere")
-    (tmp_path / "checkpoints" / "²").mkdir(parents=True)  # a digit, but no number
-    with pytest.raises(UserError, match="No checkpoint of bt_jax in"):
+    (tmp_path / "checkpoints" / "²").mkdir(parents=True)  # a digit, but not a number
+    with pytest.raises(UserError, match="There is no checkpoint of bt_jax in"):
         bt_jax.load_encoder(tmp_path)

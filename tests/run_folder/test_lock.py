@@ -1,4 +1,4 @@
-"""One start at a time in a folder; other processes are played by open files and by hand-written ones."""
+"""Locks of run folders. Open files and hand-written lock files simulate other processes."""
 
 import errno
 import fcntl
@@ -18,14 +18,14 @@ CONFIG = arguments.to_dict(keys.pretrain())
 
 @pytest.fixture(autouse=True)
 def released(monkeypatch):
-    """Nothing is waited for, and nothing stays held."""
+    """The tests do not wait, and no lock remains."""
     monkeypatch.setattr(lock, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: 0.0))
     yield
     lock.release()
 
 
 def held_by_another(folder):
-    """Its lock, until it is closed."""
+    """Locks the folder until it is closed."""
     folder.mkdir(exist_ok=True)
     file = (folder / lock.NAME).open("w")
     fcntl.flock(file, fcntl.LOCK_EX)
@@ -35,7 +35,7 @@ def held_by_another(folder):
 
 
 def without_locks(monkeypatch, number=errno.ENOLCK):
-    """As on a file system that has none."""
+    """Simulates a file system without locks."""
 
     def fail(*_):
         raise OSError(number, "no locks")
@@ -43,7 +43,7 @@ def without_locks(monkeypatch, number=errno.ENOLCK):
     monkeypatch.setattr(fcntl, "flock", fail)
 
 
-def test_a_second_start_is_told_who_holds_the_folder(tmp_path):
+def test_a_second_start_gets_the_name_of_the_holder(tmp_path):
     folder = tmp_path / "run"
     with held_by_another(folder):
         for start in (
@@ -54,7 +54,7 @@ def test_a_second_start_is_told_who_holds_the_folder(tmp_path):
                 start()
             assert caught.value.status == 2
         assert [path.name for path in folder.iterdir()] == [lock.NAME]
-    opening.open_folder(str(folder), CONFIG)  # its process is gone, as by SIGKILL, and has left the file
+    opening.open_folder(str(folder), CONFIG)  # its process was killed and has left the file
 
 
 def test_the_folder_is_held_until_the_run_ends(tmp_path):
@@ -75,7 +75,7 @@ def test_the_folder_is_held_until_the_run_ends(tmp_path):
     held_by_another(tmp_path).close()
 
 
-def test_a_file_that_its_holder_has_just_deleted_is_no_lock(tmp_path, monkeypatch):
+def test_a_file_that_its_holder_has_just_deleted_is_not_a_lock(tmp_path, monkeypatch):
     flock, opened = fcntl.flock, []
 
     def delete_first(descriptor, how):
@@ -89,21 +89,21 @@ def test_a_file_that_its_holder_has_just_deleted_is_no_lock(tmp_path, monkeypatc
     assert len(opened) == 2 and (tmp_path / lock.NAME).exists()
 
 
-def test_of_several_processes_the_first_holds_it(tmp_path, monkeypatch):
+def test_the_first_process_of_a_run_holds_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(coordination, "process", lambda: 1)
     with held_by_another(tmp_path):
         lock.check_free(tmp_path)
         lock.hold(tmp_path)
 
 
-def test_a_folder_that_nobody_may_write_to_is_one_line(tmp_path):
+def test_an_unwritable_folder_gives_one_line(tmp_path):
     (tmp_path / lock.NAME).mkdir()
     with pytest.raises(UserError, match="Nothing can be written to .*: Is a directory"):
         lock.hold(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_without_locks_a_start_that_renews_its_file_holds_the_folder(tmp_path, monkeypatch, number):
+def test_without_locks_a_renewed_file_holds_the_folder(tmp_path, monkeypatch, number):
     without_locks(monkeypatch, number)
     file = tmp_path / lock.NAME
     file.write_text(json.dumps(OTHER | {"beat": 1}))
@@ -118,7 +118,7 @@ def test_without_locks_a_start_that_renews_its_file_holds_the_folder(tmp_path, m
     assert json.loads(file.read_text())["process"] == OTHER["process"]
 
 
-def test_without_locks_a_file_that_nobody_renews_does_not_count(tmp_path, monkeypatch):
+def test_without_locks_an_old_file_does_not_count(tmp_path, monkeypatch):
     without_locks(monkeypatch)
     (tmp_path / lock.NAME).write_text(json.dumps(OTHER))
     moments = iter((0.0, 1.0, lock.WATCH_SECONDS + 1))
@@ -129,7 +129,7 @@ def test_without_locks_a_file_that_nobody_renews_does_not_count(tmp_path, monkey
     assert not (tmp_path / lock.NAME).exists()
 
 
-def test_without_locks_the_later_of_two_starts_at_one_moment_has_it(tmp_path, monkeypatch):
+def test_without_locks_the_later_of_two_simultaneous_starts_wins(tmp_path, monkeypatch):
     without_locks(monkeypatch)
 
     def other_writes(_):
@@ -140,7 +140,7 @@ def test_without_locks_the_later_of_two_starts_at_one_moment_has_it(tmp_path, mo
         lock.hold(tmp_path)
 
 
-def test_a_process_whose_folder_was_taken_ends(tmp_path, monkeypatch, capsys):
+def test_a_process_that_lost_its_folder_exits(tmp_path, monkeypatch, capsys):
     without_locks(monkeypatch)
     lock.hold(tmp_path)
     beats, ended = lock._held[str(tmp_path)], []
@@ -151,10 +151,10 @@ def test_a_process_whose_folder_was_taken_ends(tmp_path, monkeypatch, capsys):
     beats._renew_once(2)
     assert ended == [TRY_AGAIN] and "process 4711 on another-host" in capsys.readouterr().err
     lock.release()
-    assert (tmp_path / lock.NAME).exists()  # the other's
+    assert (tmp_path / lock.NAME).exists()  # the file of the other process
 
 
-def test_a_bucket_has_it_as_an_object(bucket):
+def test_the_lock_of_a_bucket_is_an_object(bucket):
     bucket.objects.clear()
     folder = opening.open_folder("gs://bucket/runs/held", CONFIG)
     content, _ = bucket.objects[f"runs/held/{lock.NAME}"]

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint and its parts, by themselves."""
+"""The manifest of a checkpoint, and its parts."""
 
 import jax
 import numpy as np
@@ -10,13 +10,13 @@ from bt_jax.state import TrainState
 
 
 def parts(folder, names=("encoder",)):
-    """Files of the names that a checkpoint of these parts has, by which it counts as readable."""
+    """Writes files with the names that a readable checkpoint of these parts needs."""
     for name in [f"{part}/{file}" for part in names for file in manifest.ARRAYS] + ["model/metadata"]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
 
 
-def test_every_kind_of_damage_is_said_as_what_it_is(tmp_path):
+def test_every_kind_of_damage_has_its_message(tmp_path):
     parts(tmp_path)
     file = tmp_path / "encoder" / "arrays"
     file.write_bytes(b"0123456789")
@@ -26,13 +26,13 @@ def test_every_kind_of_damage_is_said_as_what_it_is(tmp_path):
     assert manifest.find_damage(tmp_path) == "encoder/arrays has 9 bytes instead of 10"
     assert manifest.find_damage(tmp_path, ("model",)) == ""
     file.write_bytes(b"0123456780")
-    assert manifest.find_damage(tmp_path) == "encoder/arrays has other bytes than were written"
+    assert manifest.find_damage(tmp_path) == "encoder/arrays has a wrong checksum"
     file.unlink()
     assert manifest.find_damage(tmp_path) == "encoder/arrays is missing"
 
 
-def test_every_part_of_a_state_comes_back():
-    """Each leaf from the checkpoint, none from the state that tells how it is laid out."""
+def test_every_part_of_a_state_is_restored():
+    """Every leaf comes from the checkpoint, and none from the state that gives the layout."""
     for names in (("backbone", "projector", "probe"), ("backbone", "classifier")):
         params = {name: {"kernel": np.full(2, i)} for i, name in enumerate(names)}
         stats = {name: {"mean": np.full(2, 10 + i)} for i, name in enumerate(names) if name != "probe"}
@@ -43,17 +43,17 @@ def test_every_part_of_a_state_comes_back():
 
 
 @pytest.mark.parametrize("name", ["encoder/manifest.ocdbt", "train/_METADATA", "model/metadata"])
-def test_a_checkpoint_that_lacks_what_opens_it_is_not_whole(tmp_path, name):
-    """Neither when it is written nor where an earlier version has written its manifest."""
+def test_a_checkpoint_that_cannot_be_opened_is_damaged(tmp_path, name):
+    """Both when it is written, and if an earlier version has written its manifest."""
     parts(tmp_path, ("encoder", "train"))
     manifest.write(tmp_path)
     noted = (tmp_path / manifest.NAME).read_text()
     assert manifest.find_damage(tmp_path) == "" and f'"{name}"' in noted
     (tmp_path / manifest.NAME).write_text(noted.replace(f'"{name}"', f'"{name}.other"'))
-    assert manifest.find_damage(tmp_path) == f"{name} is missing, and was when it was written"
+    assert manifest.find_damage(tmp_path) == f"{name} is missing, and was never written"
     assert (manifest.find_damage(tmp_path, ("projector",)) == "") and (tmp_path / name).exists()
     (tmp_path / name).rename(tmp_path / f"{name}.other")
     (tmp_path / manifest.NAME).unlink()
-    with pytest.raises(UserError, match=f"nobody can read: it lacks {name}"):
+    with pytest.raises(UserError, match=f"unreadable checkpoint to .*: it lacks {name}"):
         manifest.write(tmp_path)
     assert not (tmp_path / manifest.NAME).exists()

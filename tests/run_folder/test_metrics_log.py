@@ -1,4 +1,4 @@
-"""What a run logs: strict JSON lines that are on the disk, the same for TensorBoard, and what a person reads."""
+"""The log of a run: strict JSON lines on disk, TensorBoard events, and lines on the terminal."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from bt_jax.run_folder import metrics_log
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock of the log, which stands still until it is set."""
+    """A clock for the log that changes only when it is set."""
     now = SimpleNamespace(seconds=100.0)
     clock = SimpleNamespace(monotonic=lambda: now.seconds, time=lambda: now.seconds)
     monkeypatch.setattr(metrics_log, "time", clock)
@@ -34,8 +34,8 @@ def test_a_line_is_strict_json(tmp_path):
     assert found == {"step": 3, "train/loss": None, "train/on_diag": None, "val/top1": 0.5}
 
 
-def test_lines_are_on_the_disk_after_a_sync(tmp_path, monkeypatch):
-    """The checkpoint that follows counts on it."""
+def test_lines_are_on_disk_after_a_sync(tmp_path, monkeypatch):
+    """The next checkpoint relies on it."""
     synced = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, os.fstat(file).st_size)))
     written = metrics_log.RunLog(tmp_path, first_step=0, tensorboard=False)
@@ -47,7 +47,7 @@ def test_lines_are_on_the_disk_after_a_sync(tmp_path, monkeypatch):
 
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path):
-    """And those cut off by whatever ended the run; the step of the checkpoint itself stays."""
+    """Truncated lines too; the step of the checkpoint stays."""
     (tmp_path / "metrics.jsonl").write_text(
         "".join(f'{{"step": {step}}}\n' for step in (2, 4, 4, 6)) + '{"step": 8, "v'
     )
@@ -71,10 +71,10 @@ def test_tensorboard_has_the_names_and_steps_of_the_lines(tmp_path):
         data = data[12 + length + 4 :]
     found = {(event.step, value.tag): value.simple_value for event in events for value in event.summary.value}
     assert found == wanted
-    assert [event.step for event in events if event.HasField("session_log")] == [5]  # what a longer run wrote is hidden
+    assert [event.step for event in events if event.HasField("session_log")] == [5]  # events of a longer run are hidden
 
 
-def test_only_the_first_process_speaks(tmp_path, monkeypatch, capsys):
+def test_only_the_first_process_prints(tmp_path, monkeypatch, capsys):
     messages.say("once")
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     messages.say("twice")

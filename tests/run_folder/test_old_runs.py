@@ -1,7 +1,7 @@
-"""Run folders of released formats stay readable: as encoders by every reader, and to resume.
+"""Run folders of released formats stay readable: every reader loads their encoders, and the runs resume.
 
-`fixtures/run_VERSION.zip` is a run folder as that version wrote it, without pictures and report: the quickstart's smoke
-form with a net of 2 to 16 channels, 4 steps; its environment.json has the command.
+`fixtures/run_VERSION.zip` is a run folder written by that version, without pictures and report: the quickstart's smoke
+test with a net of 2 to 16 channels, 4 steps. Its environment.json has the command.
 """
 
 import json
@@ -23,7 +23,7 @@ from tests.support.paths import FIXTURES
 from tests.support.runs import changed, read_lines
 
 FILES = sorted(FIXTURES.glob("run_*.zip"))
-# Of all arrays' bytes and names, see `record.fingerprint`; sums of features of one drawn image, float32.
+# `record.fingerprint` of all arrays, and sums of the features of one drawn image, float32.
 WRITTEN = {"run_0.1.0": ("49647a90d717a8e2", 3.889129)}
 
 
@@ -35,7 +35,7 @@ def run(request, tmp_path):
     return request.param.stem, tmp_path / "run"
 
 
-def test_every_released_format_is_kept():
+def test_every_released_format_has_a_fixture():
     assert {path.stem for path in FILES} == WRITTEN.keys()
 
 
@@ -78,7 +78,7 @@ def test_the_same_command_is_the_same_run(run):
 
 @pytest.mark.slow
 def test_the_run_resumes(run):
-    """With one epoch more than before; it stops ahead of the last evaluation."""
+    """With one epoch more than before; it stops before the last evaluation."""
     _, folder = run
     before = read_lines(folder)
     pretrain.run(changed(command(), **{"extend_epochs": 1.0, "stop_after_steps": 6, "log.every_steps": 1}), str(folder))

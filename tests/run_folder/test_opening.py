@@ -1,4 +1,4 @@
-"""The run folder: what made the run, which config it holds for good, and what several processes compare."""
+"""The run folder: its environment, its fixed config, and the comparison of processes."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from bt_jax.processes import coordination, join
 from bt_jax.report import write
 from bt_jax.run_folder import environment, opening, same_run
 
-# Written down a second time: keys that a begun run may change, with all below them.
+# A second copy of the keys that a resumed run may change, with all keys below them.
 FREE = (
     "platform",
     "devices",
@@ -32,8 +32,8 @@ FREE = (
 FREE += ("extend_epochs", "watch", "self_check", "data.broken_limit")
 
 
-def test_environment_says_what_made_the_run(tmp_path, monkeypatch):
-    """The command as it was given, and the commit of the code, not of the folder that it was started in."""
+def test_environment_has_command_and_commit(tmp_path, monkeypatch):
+    """The original command, and the commit of the code, not of the working folder."""
     monkeypatch.chdir(tmp_path)
     commit = "0123456789abcdef0123456789abcdef01234567"
     asked = []
@@ -55,15 +55,15 @@ def test_environment_says_what_made_the_run(tmp_path, monkeypatch):
 
 
 def another(value):
-    """Some other value of a key."""
+    """Another value of a key."""
     if isinstance(value, bool):
         return not value
     return [*value, 1] if isinstance(value, list) else f"{value}x" if isinstance(value, str) else (value or 0) + 1
 
 
 @pytest.mark.parametrize("task", ["pretrain", "evaluate", "finetune"])
-def test_a_begun_run_keeps_its_config(tmp_path, task):
-    """All of it but for what says where and how often: every key, one at a time."""
+def test_a_resumed_run_keeps_its_config(tmp_path, task):
+    """All keys, one at a time, except those for paths, devices and intervals."""
     before = arguments.to_dict(getattr(keys, task)())
     for key, value in arguments.flatten(before).items():
         after = json.loads(json.dumps(before))
@@ -85,8 +85,8 @@ def test_a_begun_run_keeps_its_config(tmp_path, task):
     assert json.loads((folder / "config.json").read_text()) == before
 
 
-def test_renamed_keys_of_a_begun_run():
-    """A run of 0.1.0 has the same values under other names, and no name of a method; a changed one is still named."""
+def test_renamed_keys_of_a_resumed_run():
+    """A run of 0.1.0 has the same values under other names, and no method name. A changed value is still named."""
     new = arguments.to_dict(keys.pretrain())
     old = json.loads(json.dumps(new))
     old["loss"] = {name: old["objective"][name] for name in ("lambd", "form")}
@@ -100,8 +100,8 @@ def test_renamed_keys_of_a_begun_run():
 
 
 @pytest.mark.parametrize("key, stayed, other", [("loss.gather_dtype", "float32", "bfloat16")])
-def test_a_removed_key_of_a_begun_run(tmp_path, key, stayed, other):
-    """A run of an earlier version resumes if its value is what happens now, and is refused with the reason if not."""
+def test_a_removed_key_of_a_resumed_run(tmp_path, key, stayed, other):
+    """An old run resumes if it had the value that the code always uses; otherwise the error has the reason."""
     assert same_run.REMOVED_KEYS[key][0] == stayed
     config = arguments.to_dict(keys.pretrain())
     assert key not in arguments.flatten(config)
@@ -122,7 +122,7 @@ def test_processes_compare_config_versions_and_facts(monkeypatch):
     monkeypatch.setattr(join, "check_identical", compared.append)
     config = keys.pretrain()
     opening.check_same_run(config, images=7, steps_per_epoch=3)
-    assert compared == []  # alone
+    assert compared == []  # a single process
     monkeypatch.setattr(coordination, "is_multi_process", lambda: True)
     opening.check_same_run(config, images=7, steps_per_epoch=3)
     (own,) = compared
@@ -134,15 +134,15 @@ def test_processes_compare_config_versions_and_facts(monkeypatch):
     assert every - compared_keys == {"data.dir", "data.npz", "data.folder", "compile_cache"}
 
 
-def test_every_process_has_its_own_list(tmp_path, monkeypatch):
+def test_every_process_has_its_own_file(tmp_path, monkeypatch):
     assert opening.per_process_file(tmp_path, "broken.txt") == tmp_path / "broken.txt"
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(jax, "process_index", lambda: 3)
     assert opening.per_process_file(tmp_path, "broken.txt") == tmp_path / "broken-3.txt"
 
 
-def test_a_small_file_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
-    """A reader sees the old one or the new one, whole, also after a power cut."""
+def test_a_small_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """A reader sees the complete old or new file, also after a power failure."""
     path, seen = tmp_path / "summary.json", []
     path.write_text("old")
     monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file).st_size, path.read_text())))
@@ -152,7 +152,7 @@ def test_a_small_file_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
 
 
 def test_processes_may_write_one_file_at_once(tmp_path, monkeypatch):
-    """Each writes it under another name, and the last one to finish stays."""
+    """Each process writes under another name, and the last one to finish wins."""
     path = tmp_path / "cache.npz"
 
     def slow(file):
@@ -168,8 +168,8 @@ def test_processes_may_write_one_file_at_once(tmp_path, monkeypatch):
     assert path.read_text() == "half of it" and list(tmp_path.iterdir()) == [path]
 
 
-def test_an_old_report_does_not_conclude_a_longer_run(tmp_path, monkeypatch):
-    """A run that was made longer and killed while its report is written is concluded by the next start."""
+def test_an_old_report_does_not_finish_a_longer_run(tmp_path, monkeypatch):
+    """After an extended run is killed while writing its report, the next start finishes it."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 8, "train/loss": 1.0}\n')
     write.results(tmp_path, {"steps": 8}, {})
     assert write.has_results(tmp_path, 8) and not write.has_results(tmp_path, 12)
@@ -183,8 +183,8 @@ def test_an_old_report_does_not_conclude_a_longer_run(tmp_path, monkeypatch):
     assert not write.has_results(tmp_path, 12)
 
 
-def test_a_full_disk_in_every_guise():
-    """Also a quota, and under whatever the libraries put around it."""
+def test_every_form_of_a_full_disk_error():
+    """Also a quota, and errors wrapped by libraries."""
     import errno
 
     def within(inner, by_cause):

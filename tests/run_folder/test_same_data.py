@@ -1,4 +1,4 @@
-"""The images of a run: they may move, and whatever else differs at the next start is refused in one line."""
+"""The images of a run: they may move, and any other change at the next start is an error of one line."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def pets(tmp_path, monkeypatch):
     return folder
 
 
-def test_the_images_of_a_run_are_kept(pets, tmp_path):
+def test_the_images_of_a_run_are_recorded(pets, tmp_path):
     start(tmp_path / "run", FolderSource(pets))
     found = json.loads((tmp_path / "run" / "data.json").read_text())
     assert found["classes"] == ["a", "b"] and found["splits"].keys() == {"train", "val"}
@@ -76,19 +76,19 @@ def test_the_images_of_a_run_are_kept(pets, tmp_path):
         (lambda pets: [shutil.rmtree(pets / split / "a") for split in ("train", "val")], "classes: 2 -> 0"),
         (
             lambda pets: [(pets / split / "a").rename(pets / split / "c") for split in ("train", "val")],
-            "with other file names; classes: 2 -> 2, new: c, gone: a)",
+            "with other file names; classes: 2 -> 2, new: c, missing: a)",
         ),
     ],
 )
-def test_other_images_are_refused(pets, tmp_path, change, said):
+def test_other_images_are_an_error(pets, tmp_path, change, said):
     start(tmp_path / "run", FolderSource(pets))
     change(pets)
     refused(tmp_path / "run", FolderSource(pets), f"{tmp_path / 'run'} holds a run on other images")
     refused(tmp_path / "run", FolderSource(pets), said)
 
 
-def test_images_that_moved_are_the_same(pets, tmp_path):
-    """Also below other folders, and with other names of their splits' folders; a split that is not used may change."""
+def test_moved_images_are_accepted(pets, tmp_path):
+    """Also below other folders, and with other names of the split folders. An unused split may change."""
     start(tmp_path / "run", FolderSource(pets))
     before = (tmp_path / "run" / "data.json").read_bytes()
     pets.rename(tmp_path / "elsewhere")
@@ -103,8 +103,8 @@ def test_images_that_moved_are_the_same(pets, tmp_path):
     refused(tmp_path / "run", FolderSource(tmp_path / "a"), "(classes: 2 -> 3, new: d)")
 
 
-def test_a_path_is_kept_absolute(pets, tmp_path, monkeypatch):
-    """So that `evaluate` finds the images from another folder; and it may be another at the next start."""
+def test_a_path_is_recorded_as_absolute(pets, tmp_path, monkeypatch):
+    """So `evaluate` finds the images from another folder. The path may change at the next start."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for folder, npz in (("pets", "~/x.npz"), ("~/pets/", ""), ("gone/../pets", "")):
@@ -120,7 +120,7 @@ def test_a_path_is_kept_absolute(pets, tmp_path, monkeypatch):
 
 
 def test_content_of_a_cache_file(tmp_path):
-    """Written again it is the same, and one other pixel or label makes it another."""
+    """A rewritten file is equal; one changed pixel or label makes it different."""
     records = [(encode(np.full((4, 4, 3), i, np.uint8)), i % 2) for i in range(6)]
 
     def cache(name, records):
@@ -140,7 +140,7 @@ def test_content_of_a_cache_file(tmp_path):
 
 
 def test_version_of_a_tfds_data_set(tmp_path):
-    """A run may resume with its cache file: counts and classes are compared, and its content is kept from then on."""
+    """A run may resume with a cache file. Counts and classes are compared, and its digest is recorded."""
     tfds = pytest.importorskip("tensorflow_datasets")
     features = tfds.features.FeaturesDict(
         {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["a", "b"])}
@@ -167,7 +167,7 @@ def test_version_of_a_tfds_data_set(tmp_path):
     start(tmp_path / "run", source)
 
 
-def test_splits_made_of_others_keep_those(pets):
+def test_derived_splits_are_recorded_by_their_originals(pets):
     source = FolderSource(pets)
     whole = identity.describe(source, ["train", "val"])
     assert (
@@ -179,19 +179,19 @@ def test_splits_made_of_others_keep_those(pets):
     assert identity.describe(mixed.as_in_0_1_0(), ["train.mixed", "val"]) == whole
 
 
-def test_a_run_of_0_1_0_gets_it_if_it_has_the_same_images(pets, tmp_path):
-    """What counts as an image or a split has changed since."""
+def test_a_run_of_0_1_0_gets_a_record_if_its_images_are_the_same(pets, tmp_path):
+    """Later versions find other images or splits in a folder."""
     for name in ("same", "split", "suffix"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(arguments.to_dict(keys.pretrain())))
     start(tmp_path / "same", FolderSource(pets))
     assert (tmp_path / "same" / "data.json").exists()
     write_images(pets, "train/a/1.jfif")
-    refused(tmp_path / "suffix", FolderSource(pets), "bt_jax 0.1.0, which began the run in")
+    refused(tmp_path / "suffix", FolderSource(pets), "is from bt_jax 0.1.0, which read other images")
     refused(tmp_path / "suffix", FolderSource(pets), "(train: 10 images -> 11). Finish the run with that version")
     (pets / "train/a/1.jfif").unlink()
     (pets / "val").rename(pets / "bus")
-    said = "(train: 10 images -> 20; classes: 2 -> 2, new: bus, train, gone: a, b)"
+    said = "(train: 10 images -> 20; classes: 2 -> 2, new: bus, train, missing: a, b)"
     refused(tmp_path / "split", FolderSource(pets), said)
     start(tmp_path / "new", FolderSource(pets))
 
@@ -209,8 +209,8 @@ def test_a_damaged_record_is_named(pets, tmp_path):
         refused(tmp_path / "run", FolderSource(pets), "data.json is damaged. Delete it")
 
 
-def test_a_start_that_is_killed_leaves_no_run_of_0_1_0(pets, tmp_path, monkeypatch):
-    """data.json comes before config.json."""
+def test_a_killed_start_does_not_look_like_a_run_of_0_1_0(pets, tmp_path, monkeypatch):
+    """data.json is written before config.json."""
     (pets / "train").rename(pets / "Train")
 
     def killed(path, content):
@@ -226,7 +226,7 @@ def test_a_start_that_is_killed_leaves_no_run_of_0_1_0(pets, tmp_path, monkeypat
 
 
 def test_processes_compare_their_images(pets, monkeypatch):
-    """By what they are, not by where they lie."""
+    """They compare contents, not paths."""
     compared = []
     monkeypatch.setattr(coordination, "is_multi_process", lambda: True)
     monkeypatch.setattr(join, "check_identical", compared.append)

@@ -233,7 +233,7 @@ def test_wrong_input(pretrained, tmp_path):
 
     refused("No encoder is named", evaluate.run, evaluation(encoder="", **{"data.name": "patterns"}), tmp_path)
     refused(
-        "No checkpoint of bt_jax",
+        "There is no checkpoint of bt_jax",
         evaluate.run,
         evaluation(encoder=str(tmp_path), **{"data.name": "patterns"}),
         tmp_path,

@@ -422,8 +422,8 @@ def test_what_is_there_is_left_alone(encoder, tmp_path, capsys):
     [
         (["--to=safetensors", "--out=mine.pth"], "this form is a name that ends in .safetensors"),
         (["--to=checkpoint", "--out=mine.pkl"], "this form is a folder"),
-        (["--to=safetensors", "--out="], "is no name"),
-        (["--to=checkpoint", "--out=.."], "is no name"),
+        (["--to=safetensors", "--out="], "is not a name"),
+        (["--to=checkpoint", "--out=.."], "is not a name"),
         (["--to=stablehlo", "--out=a", "--size=0"], "not a size of images"),
         (["--to=stablehlo", "--out=a", "--size=-1"], "not a size of images"),
     ],

@@ -176,14 +176,14 @@ FAULTS = (
         "differences",
         'old["digests"][kind] != new["digests"][kind]',
         "False",
-        ("test_other_images_are_refused", "test_content_of_a_cache_file"),
+        ("test_other_images_are_an_error", "test_content_of_a_cache_file"),
     ),
     Fault(
         "same-data-moved",
         "FolderSource.digest",
         "self._files[base][1]",
         "[str(self.root), *self._files[base][1]]",
-        ("test_images_that_moved_are_the_same",),
+        ("test_moved_images_are_accepted",),
     ),
     Fault(
         "folder-settled",

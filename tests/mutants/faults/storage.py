@@ -2,7 +2,7 @@
 
 from ..fault import Fault
 
-LEFT_BEHIND = ("test_environment_says_what_made_the_run",)
+LEFT_BEHIND = ("test_environment_has_command_and_commit",)
 
 FAULTS = (
     Fault(
@@ -10,7 +10,7 @@ FAULTS = (
         "write",
         "os.fsync(file.fileno())",
         "pass",
-        ("test_a_small_file_is_on_the_disk_before_its_name", "test_shards_are_on_disk_before_they_get_their_name"),
+        ("test_a_small_file_is_on_disk_before_it_gets_its_name", "test_shards_are_on_disk_before_they_get_their_name"),
     ),
     Fault(
         "storage-shared",
@@ -24,91 +24,91 @@ FAULTS = (
         "write",
         "partial.replace(path)",
         "path.write_bytes(content)",
-        ("test_full_disk_leaves_the_old_report", "test_a_small_file_is_on_the_disk_before_its_name"),
+        ("test_full_disk_leaves_the_old_report", "test_a_small_file_is_on_disk_before_it_gets_its_name"),
     ),
     Fault(
         "storage-checksum",
         "checksum",
-        "found.update(chunk)",
+        "result.update(chunk)",
         "found.update(chunk[:64])",
-        ("test_a_damaged_one_is_named_set_aside_and_passed_over",),
+        ("test_a_damaged_checkpoint_is_reported_and_quarantined",),
     ),
     Fault(
         "storage-folder-sync",
         "sync",
         "os.fsync(descriptor)",
         "pass",
-        ("test_everything_is_on_the_disk_before_the_manifest",),
+        ("test_everything_is_on_disk_before_the_manifest",),
     ),
     Fault(
         "storage-status",
         "as_user_error",
         "status=2 if refused else TRY_AGAIN",
         "status=2",
-        ("test_a_bucket_that_refuses_is_told_in_one_line",),
+        ("test_a_bucket_error_gives_one_line",),
     ),
     Fault(
         "storage-copy-lost",
         "AppendFolder._copy",
         "if self._copied.get(name) != now:",
         "if name not in self._copied:",
-        ("test_lines_are_in_the_bucket_when_they_must_be",),
+        ("test_lines_are_in_the_bucket_after_a_sync",),
     ),
     Fault(
         "manifest-files-unsynced",
         "write",
         "storage.contents(folder, sync=True)",
         "storage.contents(folder)",
-        ("test_everything_is_on_the_disk_before_the_manifest",),
+        ("test_everything_is_on_disk_before_the_manifest",),
     ),
     Fault(
         "manifest-size",
         "find_damage",
-        "if found[0] != size:",
+        "if stored[0] != size:",
         "if found[0] < 0:",
-        ("test_every_kind_of_damage_is_said_as_what_it_is",),
+        ("test_every_kind_of_damage_has_its_message",),
     ),
     Fault(
         "manifest-bytes",
         "find_damage",
-        "if found[1]() != checksum:",
+        "if stored[1]() != checksum:",
         "if False:",
-        ("test_every_kind_of_damage_is_said_as_what_it_is",),
+        ("test_every_kind_of_damage_has_its_message",),
     ),
     Fault(
         "manifest-format",
         "find_damage",
         "if version != FORMAT:",
         "if version > 99:",
-        ("test_formats_of_other_versions_say_so",),
+        ("test_formats_of_other_versions_are_named",),
     ),
     Fault(
         "checkpoint-oldest",
         "steps_in",
         "reverse=True",
         "reverse=False",
-        ("test_encoder_from_run_and_step", "test_a_damaged_one_is_named_set_aside_and_passed_over"),
+        ("test_encoder_from_run_and_step", "test_a_damaged_checkpoint_is_reported_and_quarantined"),
     ),
     Fault(
         "checkpoint-bad-steps",
         "_from_items",
         'bad_steps=train["bad_steps"]',
         "bad_steps=like.bad_steps",
-        ("test_every_part_of_a_state_comes_back",),
+        ("test_every_part_of_a_state_is_restored",),
     ),
     Fault(
         "checkpoint-keep",
         "Checkpoints.__init__",
         "max_to_keep=keep_last",
         "max_to_keep=None",
-        ("test_as_many_are_kept_as_asked_for",),
+        ("test_the_number_of_kept_checkpoints",),
     ),
     Fault(
         "checkpoint-unwaited",
         "Checkpoints.wait",
         "self._manager.wait_until_finished()",
         "pass",
-        ("test_a_failed_save_is_noticed_and_the_one_before_is_whole",),
+        ("test_a_failed_save_is_reported_and_the_previous_one_is_intact",),
     ),
     Fault(
         "checkpoint-full-disk",
@@ -122,7 +122,7 @@ FAULTS = (
         "RunLog.sync",
         "os.fsync(self._file.fileno())",
         "pass",
-        ("test_lines_are_on_the_disk_after_a_sync",),
+        ("test_lines_are_on_disk_after_a_sync",),
     ),
     Fault(
         "log-drop",
@@ -155,29 +155,31 @@ FAULTS = (
     Fault("log-evaluated", "evaluated", "and '\"perf/' not in line", "", ("test_an_evaluation_is_known_by_its_line",)),
     Fault("folder-command", "describe", "*sys.orig_argv[1:]", "", LEFT_BEHIND),
     Fault("folder-commit", "describe", '"git_commit": git_commit()', '"git_commit": "unknown"', LEFT_BEHIND),
-    Fault("folder-commit-lost", "git_commit", "return found.stdout.strip()", 'return ""', LEFT_BEHIND),
+    Fault("folder-commit-lost", "git_commit", "return result.stdout.strip()", 'return ""', LEFT_BEHIND),
     Fault("folder-shorter", "_say_longer", "if after < before:", "if False:", ("test_made_longer",)),
-    Fault("folder-another-config", "open_folder", "if different:", "if False:", ("test_a_begun_run_keeps_its_config",)),
+    Fault(
+        "folder-another-config", "open_folder", "if different:", "if False:", ("test_a_resumed_run_keeps_its_config",)
+    ),
     Fault(
         "folder-own-file",
         "per_process_file",
         "jax.process_count() > 1",
         "False",
-        ("test_every_process_has_its_own_list",),
+        ("test_every_process_has_its_own_file",),
     ),
     Fault(
         "report-concluded",
         "has_results",
         'summary.get("steps") == step and',
         "",
-        ("test_an_old_report_does_not_conclude_a_longer_run",),
+        ("test_an_old_report_does_not_finish_a_longer_run",),
     ),
     Fault(
         "report-order",
         "results",
         "(folder / PAGE).unlink(missing_ok=True)",
         "pass",
-        ("test_an_old_report_does_not_conclude_a_longer_run",),
+        ("test_an_old_report_does_not_finish_a_longer_run",),
     ),
     Fault(
         "embed-shard-ids", "cut", "min(start + size, span.stop)", "start + size", ("test_every_image_once_in_order",)

@@ -62,7 +62,7 @@ FAULTS = (
         "say",
         "if jax.process_index() == 0:",
         "if True:",
-        ("test_only_the_first_process_speaks",),
+        ("test_only_the_first_process_prints",),
     ),
     Fault(
         "text-batch-warning",
