@@ -219,14 +219,14 @@ FAULTS = (
         "WRITTEN",
         "[\\[*?\\\\]",
         "[*?\\\\]",
-        ("test_a_path_that_orbax_takes_for_something_else_is_refused",),
+        ("test_a_path_that_orbax_misreads_is_an_error",),
     ),
     Fault(
         "manifest-arrays",
         "_lacking",
         'if f"{part}/{needed}" not in names:',
         "if False:",
-        ("test_a_checkpoint_that_lacks_what_opens_it_is_not_whole",),
+        ("test_a_checkpoint_that_cannot_be_opened_is_damaged",),
     ),
     Fault(
         "lock-kernel",
@@ -240,7 +240,7 @@ FAULTS = (
         "_Kernel.__init__",
         "path.exists() and os.path.samestat(os.fstat(self._descriptor), path.stat())",
         "True",
-        ("test_a_file_that_its_holder_has_just_deleted_is_no_lock",),
+        ("test_a_file_that_its_holder_has_just_deleted_is_not_a_lock",),
     ),
     Fault(
         "lock-release",
@@ -254,6 +254,6 @@ FAULTS = (
         "_Beats.__init__",
         "if (storage.read(path) or before) != before:",
         "if False:",
-        ("test_without_locks_a_start_that_renews_its_file_holds_the_folder",),
+        ("test_without_locks_a_renewed_file_holds_the_folder",),
     ),
 )
