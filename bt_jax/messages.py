@@ -122,7 +122,7 @@ class _Lasting:
                 pass
 
     def end(self) -> None:
-        """What is left cannot fail in the interpreter's own last flush, which would change the exit status."""
+        """Drops what cannot be written: the interpreter's own last flush would fail, and change the exit status."""
         self.flush()
         if self._told:
             self._leave()

@@ -1,7 +1,7 @@
 """Being told to stop: Ctrl-C, SIGTERM, SIGUSR1, SIGHUP, Google's notices; of several processes all stop at one step.
 
-SIGHUP comes where a terminal is closed; nohup has it ignored, and it stays so. SIGUSR1 is what Slurm is told to send
-ahead of its limit. The notices are those of Compute Engine's metadata server: a maintenance event that ends the
+A terminal that is closed sends SIGHUP; under nohup it stays ignored. Slurm sends SIGUSR1 ahead of its limit. The
+notices are those of Compute Engine's metadata server: a maintenance event that ends the
 machine, and the preemption of a spot machine.
 """
 

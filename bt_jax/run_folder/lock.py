@@ -128,7 +128,7 @@ class _Beats:
     def __init__(self, path: Path):
         self._path, self._token, self._done = path, secrets.token_hex(8), threading.Event()
         before, deadline = storage.read(path), time.monotonic() + WATCH_SECONDS
-        while before and time.monotonic() < deadline:  # an empty one is this process's own vain try of the kernel's
+        while before and time.monotonic() < deadline:  # an empty file is this process's own, of `_kernel`
             time.sleep(BEAT_SECONDS / 2)
             if (storage.read(path) or before) != before:
                 raise _taken(path)
