@@ -57,7 +57,7 @@ def path(text: str | os.PathLike) -> Path:
     """
     text = re.sub("^gs:/(?=[^/])", "gs://", os.fspath(text))  # pathlib takes the second slash away
     if "://" not in text:
-        return Path(text).expanduser()
+        return _expanded(text)
     if not re.fullmatch("gs://[a-z0-9][a-z0-9._-]+/[^/].*", text):
         raise UserError(
             f"{text} is neither a path nor gs://BUCKET/FOLDER", "Name a folder; other storage can be mounted as one."
@@ -86,7 +86,14 @@ def here(text: str | os.PathLike) -> Path:
     """An absolute path of this machine; UserError for an address."""
     if in_bucket(text):
         raise UserError(f"{text} is not on this machine", "Name a path here, and copy it from or to where you want it.")
-    return Path(text).expanduser().absolute()
+    return _expanded(text).absolute()
+
+
+def _expanded(text: str | os.PathLike) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~SOMEBODY, who has no home here
+        raise UserError(f"{os.fspath(text)} begins with the home of nobody", "Write the whole path.") from None
 
 
 def user_cache() -> Path:

@@ -67,3 +67,10 @@ def test_every_command_that_writes_checkpoints_refuses_before_it_makes_anything(
     assert convert.main(["absent.pth", "--to=checkpoint", "--out=x[1]"]) == 2
     assert "No checkpoint can be kept in" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_of_nobody_is_one_line(capsys):
+    with pytest.raises(UserError, match="~nobody-here/run begins with the home of nobody"):
+        opening.look("~nobody-here/run", "pretrain")
+    assert convert.main(["absent.pth", "--to=checkpoint", "--out=~nobody-here/x"]) == 2
+    assert "begins with the home of nobody" in capsys.readouterr().err

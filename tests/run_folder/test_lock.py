@@ -17,11 +17,8 @@ CONFIG = arguments.to_dict(keys.pretrain())
 
 
 @pytest.fixture(autouse=True)
-def released(monkeypatch):
-    """Nothing is waited for, and nothing stays held."""
+def without_waiting(monkeypatch):
     monkeypatch.setattr(lock, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: 0.0))
-    yield
-    lock.release()
 
 
 def held_by_another(folder):
