@@ -1,11 +1,12 @@
-"""Features of an encoder in every form that `bt_jax.convert` writes, in the programs that read them, stage by stage.
+"""Compares an encoder's features in JAX with those in the programs that read the formats of `bt_jax.convert`.
 
     python -m benchmarks.conversion [--arch=resnet18,resnet50] [--encoder=RUN] [--out=FILE.md]
 
-A photograph (scikit-learn's `china.jpg`, 224 x 224 from its middle) goes through the encoder in JAX and through the
-real torchvision, timm and transformers models in PyTorch, both in float32 on the CPU. Told is the largest difference,
-in units of the stage's own largest value. Then the way back: what each program saves is read again and must be the same
-bytes. Weights are drawn, running statistics too; or a trained encoder is taken. What is not installed is left out.
+The input is a photograph: the central 224 x 224 pixels of scikit-learn's `china.jpg`. The encoder runs in JAX, and as a
+torchvision, timm and transformers model in PyTorch, in float32 on the CPU. For each stage of the network, the table has
+the largest difference, relative to the largest value of the stage. Then each program saves the weights again, and
+bt_jax must read the original bytes from its file. Weights and running statistics are random, or those of a trained
+encoder. The benchmark skips programs that are not installed.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 from sklearn.datasets import load_sample_image
 
 from bt_jax import convert, models
-from bt_jax.weights import export_formats, foreign_files, key_names, load
+from bt_jax.weights import export_formats, foreign_files, load, prefixes
 
 SIZE = 224
 STAGES = ("maxpool", "layer1", "layer2", "layer3", "layer4", "features")
@@ -28,7 +29,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def drawn(arch: str) -> export_formats.Source:
-    """An encoder of random weights and running statistics."""
+    """An encoder with random weights and running statistics."""
     net = models.build(arch)
     generator = np.random.default_rng(0)
 
@@ -45,7 +46,7 @@ def drawn(arch: str) -> export_formats.Source:
 
 
 def photograph() -> np.ndarray:
-    """uint8 (1, 224, 224, 3)"""
+    """The photograph, uint8 (1, 224, 224, 3)."""
     image = load_sample_image("china.jpg")
     top, left = ((side - SIZE) // 2 for side in image.shape[:2])
     return image[None, top : top + SIZE, left : left + SIZE]
@@ -56,28 +57,28 @@ def normalised(source: export_formats.Source) -> np.ndarray:
 
 
 def hooked(model, layers: dict[str, object], images) -> dict[str, np.ndarray]:
-    """What the named modules of a PyTorch model put out, as NHWC."""
+    """The outputs of the named modules of a PyTorch model, in NHWC."""
     import torch
 
-    found: dict[str, np.ndarray] = {}
+    outputs: dict[str, np.ndarray] = {}
 
-    def keep(name):
+    def record(name):
         def hook(module, inputs, output):
             output = getattr(output, "last_hidden_state", output)
-            found[name] = output.detach().numpy().transpose(0, 2, 3, 1)
+            outputs[name] = output.detach().numpy().transpose(0, 2, 3, 1)
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
+    handles = [module.register_forward_hook(record(name)) for name, module in layers.items()]
     with torch.no_grad():
         model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     for handle in handles:
         handle.remove()
-    found["features"] = found["layer4"].mean((1, 2))
-    return found
+    outputs["features"] = outputs["layer4"].mean((1, 2))
+    return outputs
 
 
-def torchvision_road(source: export_formats.Source, folder: Path, images: np.ndarray):
+def in_torchvision(source: export_formats.Source, folder: Path, images: np.ndarray):
     import torch
     import torchvision
 
@@ -90,7 +91,7 @@ def torchvision_road(source: export_formats.Source, folder: Path, images: np.nda
     return hooked(model, layers, images), folder / "back.pth"
 
 
-def timm_road(source: export_formats.Source, folder: Path, images: np.ndarray):
+def in_timm(source: export_formats.Source, folder: Path, images: np.ndarray):
     import timm
     from safetensors.torch import save_file
 
@@ -100,7 +101,7 @@ def timm_road(source: export_formats.Source, folder: Path, images: np.ndarray):
     return hooked(model, {name: getattr(model, name) for name in STAGES[:-1]}, images), folder / "back_timm.safetensors"
 
 
-def hugging_face_road(source: export_formats.Source, folder: Path, images: np.ndarray):
+def in_hugging_face(source: export_formats.Source, folder: Path, images: np.ndarray):
     import transformers
 
     export_formats.hugging_face(source, folder / "hf")
@@ -110,35 +111,35 @@ def hugging_face_road(source: export_formats.Source, folder: Path, images: np.nd
     return hooked(model, layers, images), folder / "back_hf"
 
 
-def stablehlo_road(source: export_formats.Source, folder: Path, images: np.ndarray):
+def in_stablehlo(source: export_formats.Source, folder: Path, images: np.ndarray):
     del images
     export_formats.stablehlo(source, folder / "encoder.stablehlo")
     program = jax.export.deserialize(bytearray((folder / "encoder.stablehlo").read_bytes()))
     return {"features": np.asarray(program.call(photograph()))}, None
 
 
-def detectron2_road(source: export_formats.Source, folder: Path, images: np.ndarray):
-    """detectron2 is not run: its arrays go back under torchvision's keys, and through our own reader."""
+def in_detectron2(source: export_formats.Source, folder: Path, images: np.ndarray):
+    """Does not run detectron2: reads its arrays back under torchvision's keys."""
     export_formats.detectron2(source, folder / "encoder.pkl")
     arrays = pickle.loads((folder / "encoder.pkl").read_bytes())["model"]
-    variables = convert.from_torch(key_names.as_torchvision(arrays), arch=source.model["build"]["arch"])
+    variables = convert.from_torch(prefixes.find(arrays)[0].arrays, arch=source.model["build"]["arch"])
     return stages(source._replace(variables=variables), images), None
 
 
-def checkpoint_road(source: export_formats.Source, folder: Path, images: np.ndarray):
+def in_checkpoint(source: export_formats.Source, folder: Path, images: np.ndarray):
     export_formats.checkpoint_folder(source, folder / "ours")
     _, variables = load.load_encoder(folder / "ours")
     export_formats.safetensors(source._replace(variables=variables), folder / "ours.safetensors")
     return stages(source._replace(variables=variables), images), folder / "ours.safetensors"
 
 
-ROADS: dict[str, Callable] = {
-    "checkpoint, safetensors": checkpoint_road,
-    "torchvision": torchvision_road,
-    "timm": timm_road,
-    "transformers": hugging_face_road,
-    "detectron2's keys": detectron2_road,
-    "StableHLO": stablehlo_road,
+FORMATS: dict[str, Callable] = {
+    "checkpoint, safetensors": in_checkpoint,
+    "torchvision": in_torchvision,
+    "timm": in_timm,
+    "transformers": in_hugging_face,
+    "detectron2's keys": in_detectron2,
+    "StableHLO": in_stablehlo,
 }
 
 
@@ -152,14 +153,14 @@ def largest(array: np.ndarray) -> float:
 
 
 def same_bytes(path: Path, source: export_formats.Source) -> bool:
-    found, wanted = jax.tree.leaves(foreign_files.read(path).variables), jax.tree.leaves(source.variables)
-    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(found, wanted, strict=True))
+    read, original = jax.tree.leaves(foreign_files.read(path).variables), jax.tree.leaves(source.variables)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(read, original, strict=True))
 
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet18,resnet50")
-    parser.add_argument("--encoder", help="a trained one instead, as convert takes it; its 7x7 stem is needed")
+    parser.add_argument("--encoder", help="a trained encoder, as for bt_jax.convert; it needs the 7x7 stem")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     sources = {arch: drawn(arch) for arch in options.arch.split(",")}
@@ -169,11 +170,11 @@ def main(arguments=None) -> int:
     wrong = 0
     for name, source in sources.items():
         images = normalised(source)
-        wanted = stages(source, images)
-        for form, road in ROADS.items():
+        expected = stages(source, images)
+        for form, convert_and_run in FORMATS.items():
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    found, back = road(source, Path(folder), images)
+                    outputs, back = convert_and_run(source, Path(folder), images)
                 except ImportError as error:
                     lines.append(f"| {name} | {form} | not installed: {error.name} |")
                     continue
@@ -181,10 +182,10 @@ def main(arguments=None) -> int:
                     lines.append(f"| {name} | {form} | {error.cause} |")
                     continue
                 returned = "" if back is None else "same bytes" if same_bytes(back, source) else "OTHER BYTES"
-            errors = {stage: largest(found[stage] - wanted[stage]) / largest(wanted[stage]) for stage in found}
+            errors = {stage: largest(outputs[stage] - expected[stage]) / largest(expected[stage]) for stage in outputs}
             wrong += max(errors.values()) > 1e-4 or "OTHER" in returned
-            told = " | ".join(f"{errors[stage]:.0e}" if stage in errors else "" for stage in STAGES)
-            lines.append(f"| {name} | {form} | {told} | {returned} |")
+            cells = " | ".join(f"{errors[stage]:.0e}" if stage in errors else "" for stage in STAGES)
+            lines.append(f"| {name} | {form} | {cells} | {returned} |")
             print(lines[-1], flush=True)
     print("\n".join(lines))
     if options.out:

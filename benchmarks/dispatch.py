@@ -1,9 +1,10 @@
-"""Host time against device time of the device-resident path: is the dispatch ever the limit?
+"""Compares the host time and the device time of a step, to check that dispatch is no bottleneck.
 
     python benchmarks/dispatch.py [--width=0.25] [--size=32] [--batch=256] [--steps=20]
 
-Random uint8 images, ResNet-18 with the small-image stem, the CIFAR views and solo-learn's optimizer. "host" is the time
-until the call returns, during which Python and JAX work; "step" is the time until the result is there.
+The input is random uint8 images; the run is ResNet-18 with the small-image stem, the CIFAR views and solo-learn's
+optimizer. "host" is the time until the call returns: the work of Python and JAX. "step" is the time until the result is
+ready.
 """
 
 import argparse
@@ -38,13 +39,13 @@ def main() -> None:
     state = training.create(jax.random.key(0))
     started = time.perf_counter()
     state, _ = jax.block_until_ready(run(state, data, order, steps=args.scan))
-    print(f"compile and first dispatch {time.perf_counter() - started:.1f} s")
+    print(f"compilation and first dispatch {time.perf_counter() - started:.1f} s")
     host, whole = [], []
     for _ in range(args.steps):
         started = time.perf_counter()
-        state, shown = run(state, data, order, steps=args.scan)
+        state, metrics = run(state, data, order, steps=args.scan)
         host.append(time.perf_counter() - started)
-        jax.block_until_ready(shown)
+        jax.block_until_ready(metrics)
         whole.append(time.perf_counter() - started)
     host, whole = np.median(host) / args.scan, np.median(whole) / args.scan
     print(

@@ -1,9 +1,9 @@
-"""The step on a CPU with each setting of XLA's library fusions, in turns within one process; see bt_jax.compilers.
+"""Times the step on a CPU with each setting of XLA's library fusions, in turns in one process; see bt_jax.compilers.
 
     python -m benchmarks.fusions --config=configs/quickstart.py --rounds=8 --steps=3
 
-Prints processor time (user and system, of all cores) and wall time of a step, the least of the rounds. Settings that
-compute wrongly on this release of jaxlib are timed as well, for comparison.
+Prints the processor time (user and system, of all cores) and the wall time of a step: the minimum over the rounds. Also
+times settings that compute wrong numbers on this release of jaxlib, for comparison.
 """
 
 import resource
@@ -18,8 +18,8 @@ from bt_jax import compilers, sharding
 from bt_jax.cli import config_program
 from bt_jax.train import build, epochs
 
-ROUNDS = flags.DEFINE_integer("rounds", 6, "Rounds; the first is not counted.")
-STEPS = flags.DEFINE_integer("steps", 1, "Steps a round and setting.")
+ROUNDS = flags.DEFINE_integer("rounds", 6, "Number of rounds; the first does not count.")
+STEPS = flags.DEFINE_integer("steps", 1, "Steps per round and setting.")
 
 KINDS = {
     "XLA's default": ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION", "REDUCE"),
@@ -31,7 +31,7 @@ KINDS = {
 
 
 class Times(NamedTuple):
-    """Milliseconds a step."""
+    """Milliseconds per step."""
 
     processor: float
     wall: float

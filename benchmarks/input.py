@@ -1,19 +1,19 @@
-"""How many pairs of views a CPU core prepares: bt_jax's host path beside the reference's recipe and bare decoding.
+"""Measures pairs of views per second and CPU core: bt_jax's host path, the reference's recipe, and plain decoding.
 
     TFDS_DATA_DIR=DIR python -m benchmarks.input [--cores=1] [--passes=4] [--memory=N] [--listing=N] [--json=FILE]
 
-ImageNet JPEGs through TFDS. The process is pinned to `--cores` cores before TensorFlow starts. Every road is run
-`--passes` times over all images, in turns, and the medians are compared:
+The images are ImageNet JPEGs in TFDS form. The process is pinned to `--cores` cores before TensorFlow starts. Each path
+runs `--passes` times over all images, in turns; the table has the medians:
 
-    decode            Pillow, JPEG to RGB: what no road can do without
+    decode            Pillow, JPEG to RGB: every path needs it
     reference         decode, then both views on the host: the recipe of the reference's main.py, written with Pillow
-    decode + crop     decode, then two bicubic random resized crops on the host; the rest would be the device's
-    host path         bt_jax.data.pipeline: decode into a canvas, everything else is the device's
-    host to device    the same, put on the device by the prefetcher
+    decode + crop     decode, then two bicubic random resized crops on the host; the device would do the rest
+    host path         bt_jax.data.pipeline: decode into a canvas; the device does the rest
+    host to device    the same, and the prefetcher puts the batches on the device
 
---memory=N streams N images afterwards and prints the process's memory ten times on the way. --listing=N does nothing
-else: it makes a folder of N empty files, 1,000 to a sub-folder, and times how long it takes to open as a data set, from
-the disk and then from the list that was kept.
+--memory=N then streams N images and prints the memory of the process ten times. --listing=N is a separate benchmark: it
+makes a folder of N empty files, 1,000 in each sub-folder, and times the opening as a data set: first from the disk,
+then from the cached list.
 """
 
 import argparse
@@ -56,11 +56,11 @@ def main() -> None:
     }
     rates = {name: [] for name in (*on_host, "host path", "host to device")}
     for _ in range(args.passes):
-        for name, road in on_host.items():
-            rates[name].append(measure(road, encoded))  # one thread, so one core
+        for name, path in on_host.items():
+            rates[name].append(measure(path, encoded))  # one thread, so one core
         for name, device in (("host path", False), ("host to device", True)):
             rates[name].append(stream(source, 2 * len(encoded), device) / args.cores)
-    per_core = {name: statistics.median(found) for name, found in rates.items()}
+    per_core = {name: statistics.median(passes) for name, passes in rates.items()}
     report(per_core, len(encoded), args)
     if args.memory:
         watch_memory(source, args.memory)
@@ -68,7 +68,7 @@ def main() -> None:
 
 def report(per_core: dict[str, float], images: int, args) -> None:
     print(f"{images} images, {args.cores} cores, median of {args.passes} passes\n")
-    print("| road | pairs/s a core | x reference | share of decoding |\n|---|---|---|---|")
+    print("| path | pairs/s per core | x reference | share of decoding |\n|---|---|---|---|")
     for name, rate in per_core.items():
         print(f"| {name} | {rate:.0f} | {rate / per_core['reference']:.1f} | {rate / per_core['decode']:.2f} |")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -100,24 +100,24 @@ def list_folder(files: int) -> None:
                 below = images / f"{number // 1000:04d}"
                 below.mkdir(parents=True)
             (below / f"{number:07d}.png").touch()
-        time.sleep(2 * folder_listing.SETTLED / 1e9)  # a folder that has just changed is not remembered
-        for what in ("from the disk", "from the kept list"):
+        time.sleep(2 * folder_listing.SETTLED / 1e9)  # a list of a folder that has just changed is not cached
+        for origin in ("from the disk", "from the cached list"):
             started = time.perf_counter()
             source = image_folder.FolderSource(images, cache=Path(root, "cache"))
-            print(f"{sum(source.splits.values())} files {what}: {time.perf_counter() - started:.1f} s", flush=True)
+            print(f"{sum(source.splits.values())} files {origin}: {time.perf_counter() - started:.1f} s", flush=True)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 
-def measure(road, encoded: list[bytes]) -> float:
-    """Images a second."""
+def measure(path, encoded: list[bytes]) -> float:
+    """Images per second."""
     started = time.perf_counter()
     for data in encoded:
-        road(data)
+        path(data)
     return len(encoded) / (time.perf_counter() - started)
 
 
 def stream(source, images: int, device: bool) -> float:
-    """Images a second, all cores, once the pipeline runs: the first batches build and fill it, and do not count."""
+    """Images per second on all cores. The first batches build and fill the pipeline and do not count."""
     from bt_jax.data.pipeline import train_batches
 
     batches = train_batches(source, "train", batch_size=BATCH, canvas=CANVAS, seed=0)

@@ -1,9 +1,10 @@
-"""Weighted kNN against scikit-learn's brute force, on the same cores, in one run.
+"""Compares weighted kNN with scikit-learn's brute force, on the same cores, in one process.
 
     python -m benchmarks.knn [--bank=50000] [--queries=10000] [--dimensions=512] [--k=200]
 
-Random features. scikit-learn is asked twice: by cosine, as one would write it, and by Euclidean distance of unit
-vectors, for which it has a fused routine. "peak" is the memory of the process up to then: the leanest comes first.
+The features are random. scikit-learn runs twice: with cosine distance, the direct form, and with Euclidean distance of
+unit vectors, for which it has a fused routine. "peak" is the peak memory of the process so far, so the implementation
+with the least memory runs first.
 """
 
 import argparse
@@ -40,22 +41,22 @@ def main() -> None:
         )
 
     ours(queries[: knn.CHUNK])  # compiles
-    roads = {
+    implementations = {
         "bt_jax": ours,
         "scikit-learn, unit vectors": lambda: theirs(
             "euclidean", lambda d: np.exp((1 - d**2 / 2) / TEMPERATURE), *unit
         ),
         "scikit-learn, cosine": lambda: theirs("cosine", lambda d: np.exp((1 - d) / TEMPERATURE), bank, queries),
     }
-    print("| road | of bt_jax's time | peak | same classes |\n|---|---|---|---|")
-    first, wanted = None, None
-    for name, road in roads.items():
+    print("| implementation | share of bt_jax's time | peak | same classes |\n|---|---|---|---|")
+    first, expected = None, None
+    for name, implementation in implementations.items():
         started = time.perf_counter()
-        found = road()
+        classes = implementation()
         seconds = time.perf_counter() - started
-        first, wanted = first or seconds, found if wanted is None else wanted
+        first, expected = first or seconds, classes if expected is None else expected
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"| {name} | {seconds / first:.2f} | {peak:.2f} GB | {(found == wanted).mean():.2%} |", flush=True)
+        print(f"| {name} | {seconds / first:.2f} | {peak:.2f} GB | {(classes == expected).mean():.2%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What training needs on TPU slices: the table of docs/devices.md, and how the cost grows with the embedding.
+"""Estimates the needs of training on TPU slices, for docs/devices.md, and their growth with the embedding width.
 
-    python -m benchmarks.plan slices      # ImageNet, ResNet-50, batch 2048, two forms; half an hour
-    python -m benchmarks.plan growth      # projector and loss alone, D = 2,048 ... 65,536; a few minutes
-    python -m benchmarks.plan views       # the views' share of the ImageNet step; a few minutes
+    python -m benchmarks.plan slices      # ImageNet, ResNet-50, batch 2048, two forms; takes half an hour
+    python -m benchmarks.plan growth      # only projector and loss, D = 2,048 ... 65,536; takes a few minutes
+    python -m benchmarks.plan views       # the share of the views in the ImageNet step; takes a few minutes
 
-All compile for the slice and run nothing; they need libtpu (pip install -e '.[tpu]'). Markdown on stdout.
+All commands compile for the slice and run nothing. They need libtpu (pip install -e '.[tpu]') and print Markdown.
 """
 
 import json
@@ -27,29 +27,29 @@ BATCH, FEATURES = 2048, 2048
 
 
 def slices() -> None:
-    """One line a slice and form."""
-    print(
-        "| slice | head, loss | state | temporary | peak | collectives | sent | TFLOP | arithmetic | memory | links |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|"
+    """Prints one line per slice and form."""
+    columns = (
+        "slice | projector, loss | state | temporary | peak | collectives | sent | TFLOP | arithmetic | memory | links"
     )
+    print(f"| {columns} |\n|{'---|' * 11}")
     for topology in SLICES:
-        for head, form in FORMS.values():
+        for projector, form in FORMS.values():
             command = [sys.executable, "-m", "bt_jax.plan", "--json", f"--topology={topology}"]
             command += ["--config=configs/pretrain_imagenet_r50.py"]
-            command += [f"--config.model.projector_sharding={head}", f"--config.objective.form={form}"]
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-            giga = [found[f"{name}_bytes"] / 1e9 for name in ("state", "temporary", "peak", "collective", "link")]
-            times = [1e3 * found["seconds"][name] for name in ("arithmetic", "memory", "interconnect")]
-            cells = [topology, f"{head}, {form}"] + [f"{x:.2f} GB" for x in giga]
-            cells += [f"{found['flops'] / 1e12:.2f}"] + [f"{x:.1f} ms" for x in times]
+            command += [f"--config.model.projector_sharding={projector}", f"--config.objective.form={form}"]
+            need = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            giga = [need[f"{name}_bytes"] / 1e9 for name in ("state", "temporary", "peak", "collective", "link")]
+            times = [1e3 * need["seconds"][name] for name in ("arithmetic", "memory", "interconnect")]
+            cells = [topology, f"{projector}, {form}"] + [f"{x:.2f} GB" for x in giga]
+            cells += [f"{need['flops'] / 1e12:.2f}"] + [f"{x:.1f} ms" for x in times]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def growth(topology: str = "v5e:16x16") -> None:
-    """Projector (D, D, D), split, and loss, forward and backward."""
+    """Prints the needs of a split projector (D, D, D) and the loss, forward and backward."""
     jax.config.update("jax_platforms", "cpu")
     mesh, _ = estimate.topology_mesh(topology)
-    print("| D | form | parameters a chip | temporary | GFLOP | collectives |\n|---|---|---|---|---|---|")
+    print("| D | form | parameters per chip | temporary | GFLOP | collectives |\n|---|---|---|---|---|---|")
     for d in (2048, 4096, 8192, 16384, 32768, 65536):
         net = models.build_projector(FEATURES, (d, d, d), dtype=jnp.bfloat16)
         shapes = {"projector": jax.eval_shape(net.init, jax.random.key(0))}
@@ -72,7 +72,7 @@ def growth(topology: str = "v5e:16x16") -> None:
 
 
 def views(topology: str = "v5e:2x2", batch: str = "512") -> None:
-    """FLOPs and bytes of the two views alone, out of the canvas, and of the whole step of the ImageNet config."""
+    """Prints FLOPs and bytes of the two views alone, cut from the canvas, and of the whole ImageNet step."""
     jax.config.update("jax_platforms", "cpu")
     mesh, chip = estimate.topology_mesh(topology)
     config = pretrain_imagenet_r50.get_config(f"batch={batch}")
@@ -86,10 +86,10 @@ def views(topology: str = "v5e:2x2", batch: str = "512") -> None:
     arrays = [jax.ShapeDtypeStruct(*spec, sharding=sharding.batch_sharding(mesh)) for spec in shapes.values()]
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding.replicated(mesh))
     need = estimate.measure(jax.jit(alone).lower(key, *arrays).compile(), mesh)
-    print(f"{topology}, {n // mesh.devices.size} pairs a chip\n\n| | views | step | share |\n|---|---|---|---|")
-    for what, unit, scale in (("flops", "TFLOP", 1e12), ("bytes_accessed", "GB", 1e9)):
-        part, total = need[what] / scale, whole[what] / scale
-        print(f"| {what.replace('_', ' ')} | {part:.3f} {unit} | {total:.2f} {unit} | {part / total:.1%} |")
+    print(f"{topology}, {n // mesh.devices.size} pairs per chip\n\n| | views | step | share |\n|---|---|---|---|")
+    for quantity, unit, scale in (("flops", "TFLOP", 1e12), ("bytes_accessed", "GB", 1e9)):
+        part, total = need[quantity] / scale, whole[quantity] / scale
+        print(f"| {quantity.replace('_', ' ')} | {part:.3f} {unit} | {total:.2f} {unit} | {part / total:.1%} |")
 
 
 if __name__ == "__main__":

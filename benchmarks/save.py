@@ -1,11 +1,11 @@
-"""What a checkpoint costs: bytes, how long training stands still for it, and how long until it is on the disk.
+"""Measures the cost of a checkpoint: its size, the pause in training, and the time until it is on disk.
 
     python -m benchmarks.save --config=configs/pretrain_imagenet_r50.py [--images=1281167] [--pairs_per_sec=…]
 
-The state of the config, whole, with momentum as after a step. Training stands still while the state is copied off the
-device; the rest is written beside it. The share is that pause over the time between two checkpoints, at
-`checkpoint.every_epochs` and the pairs a second that are given; without them, the pairs a second are told at which the
-pause would be 1 %.
+The benchmark saves the whole state of the config, with momentum as after a step. Training pauses during the copy of the
+state from the device; the write to disk happens in the background. With --pairs_per_sec, the last line has the share of
+the pause in the time between two checkpoints (`checkpoint.every_epochs`). Without it, the last line has the speed, in
+pairs per second, at which this share would be 1 %.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from bt_jax.run_folder import manifest
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.train import build, epochs
 
-IMAGES = flags.DEFINE_integer("images", 1_281_167, "Training images in an epoch.")
-RATE = flags.DEFINE_float("pairs_per_sec", 0, "How fast it trains.")
+IMAGES = flags.DEFINE_integer("images", 1_281_167, "Number of training images per epoch.")
+RATE = flags.DEFINE_float("pairs_per_sec", 0, "Training speed.")
 TIMES = 3
 
 
@@ -34,7 +34,7 @@ def main(argv) -> None:
     plan, recipe, mesh = epochs.make_plan(config, IMAGES.value), build.build_recipe(config.views), sharding.make_mesh()
     training = build.build_training(config, plan, recipe, 1000, mesh)
     state = training.create(randomness.stream(0, randomness.INIT))
-    # Momentum is zero at first, and zeros are packed to nothing.
+    # The first momentum is zero, and zeros compress to nothing.
     noise = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape) if a.ndim else a, state.opt_state)
     state = jax.block_until_ready(dataclasses.replace(state, opt_state=noise))
     every = plan.steps(config.checkpoint.every_epochs)
@@ -47,7 +47,7 @@ def main(argv) -> None:
             pause = time.perf_counter() - started
             checkpoints.wait()
             whole = time.perf_counter() - started
-            print(f"save {step}: stands still {pause:.2f} s, on the disk after {whole:.2f} s", flush=True)
+            print(f"save {step}: pause {pause:.2f} s, on disk after {whole:.2f} s", flush=True)
         newest = Path(folder) / "checkpoints" / str(TIMES)
         for part in sorted(path for path in newest.iterdir() if path.is_dir()):
             size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())

@@ -1,17 +1,18 @@
-"""How long a training step takes, what it is made of, how far it is from the device's limits, and PyTorch's beside it.
+"""Measures a training step: its time, its parts, its distance from the device's limits, and PyTorch's step.
 
     python -m benchmarks.step --config=configs/pretrain_imagenet_r50.py --config.batch_size=1024 --against=torch
     python -m benchmarks.step --config=configs/pretrain_cifar10_r18.py:smoke --steps=5          # a dry run on a CPU
 
-Random images on the device; no input pipeline. First the floor: what the counted FLOPs and bytes would take at rates
-measured on this very device (a matrix product and a copy). Then three programs: the views alone, the step on ready
-views ("model"), and the whole step. Each is warmed up and then timed step by step; the median is told with its tenth
-and ninetieth percentile, and pairs a second from steps in a row without waiting in between.
+The images are random and on the device; there is no input pipeline. The first result is the floor: the time of the
+counted FLOPs and bytes at the rates of this device, which the benchmark measures with a matrix product and a copy. Then
+it times three programs: the views alone, the step on ready views ("model"), and the full step. After a warm-up, it
+times single steps and prints the median, the tenth and the ninetieth percentile. The pairs per second come from steps
+in a row without waiting between them.
 
---against=torch   the same step in plain PyTorch (`torch_step.py`; no views there), eager and compiled, taking turns
---profile=DIR     leaves a trace there and tells the ten costliest operations, with the share of the measured bandwidth
---largest         the largest batch that fits the device by the compiler's count, from the counts of two smaller ones
---out=FILE        all of it as JSON
+--against=torch   also times the step in plain PyTorch (`torch_step.py`, without views), eager and compiled, in turns
+--profile=DIR     writes a trace and prints the ten slowest operations with their share of the measured bandwidth
+--largest         prints the largest batch that fits the device, from the compiler's counts of two smaller batches
+--out=FILE        writes all results as JSON
 """
 
 import collections
@@ -35,18 +36,20 @@ from bt_jax.objectives import barlow_twins
 from bt_jax.plan import estimate
 from bt_jax.train import build, epochs
 
-STEPS = flags.DEFINE_integer("steps", 30, "Steps that are timed, of each program.")
-WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before that.")
-ROUNDS = flags.DEFINE_integer("rounds", 3, "How often ours and PyTorch's take turns.")
-AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Time another program's step, too.")
+STEPS = flags.DEFINE_integer("steps", 30, "Number of timed steps per program.")
+WARMUP = flags.DEFINE_integer("warmup", 5, "Number of steps before these.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of turns of our step and PyTorch's.")
+AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Also time the step of another program.")
 PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace.")
-LARGEST = flags.DEFINE_bool("largest", False, "Tell the largest batch that fits.")
-MEMORY_GB = flags.DEFINE_float("memory_gb", None, "What it is to fit; by default what the device says it has.")
-OUT = flags.DEFINE_string("out", None, "JSON file.")
+LARGEST = flags.DEFINE_bool("largest", False, "Print the largest batch that fits the device.")
+MEMORY_GB = flags.DEFINE_float(
+    "memory_gb", None, "Memory limit for --largest; by default the memory that the device reports."
+)
+OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
 
 ON_CPU = jax.default_backend() == "cpu"
-SIDE = 1024 if ON_CPU else 8192  # of the matrices that tell the device's peak
-COPIED = 2**26 if ON_CPU else 2**30  # float32 numbers
+SIDE = 1024 if ON_CPU else 8192  # of the square matrices that measure the device's peak
+COPIED = 2**26 if ON_CPU else 2**30  # number of float32 values in the copy
 
 
 def main(argv: list[str]) -> None:
@@ -54,44 +57,46 @@ def main(argv: list[str]) -> None:
     options = config_program.CONFIG.value
     keys.read(options)
     if options.objective.name != "barlow_twins":
-        raise UserError("benchmarks.step measures Barlow Twins alone", "Take a config of that method.")
+        raise UserError(
+            f"benchmarks.step measures Barlow Twins only, not {options.objective.name}", "Use a config of Barlow Twins."
+        )
     largest_batch = {"largest_batch": largest(options)} if LARGEST.value else {}
     try:
-        programs, found = prepare(options)
+        programs, results = prepare(options)
         jax.block_until_ready(programs["step"]())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         smaller = f"--config.batch_size={options.batch_size // 2}"
         raise UserError(f"A step of batch {options.batch_size} does not fit this device", f"Try {smaller}.") from error
-    found |= largest_batch | {
+    results |= largest_batch | {
         "device": jax.devices()[0].device_kind,
         "devices": len(jax.devices()),
         "jax": jax.__version__,
     }
-    found["limits"] = limits()
-    found["floor_ms"] = {
-        "arithmetic": 1e3 * found["flops"] / found["limits"]["flops"],
-        "memory": 1e3 * found["bytes"] / found["limits"]["bytes"],
+    results["limits"] = limits()
+    results["floor_ms"] = {
+        "arithmetic": 1e3 * results["flops"] / results["limits"]["flops"],
+        "memory": 1e3 * results["bytes"] / results["limits"]["bytes"],
     }
     runs = {"views": programs["views"], "model": programs["model"], "full step": programs["step"]}
-    found["steps"] = {name: timed(run, options.batch_size) for name, run in runs.items()}
-    full = found["steps"]["full step"]
-    found["mfu"] = found["flops"] / (full["in_a_row_ms"] / 1e3) / found["limits"]["flops"]
-    found["views_share"] = found["steps"]["views"]["in_a_row_ms"] / full["in_a_row_ms"]
+    results["steps"] = {name: timed(run, options.batch_size) for name, run in runs.items()}
+    full = results["steps"]["full step"]
+    results["mfu"] = results["flops"] / (full["in_a_row_ms"] / 1e3) / results["limits"]["flops"]
+    results["views_share"] = results["steps"]["views"]["in_a_row_ms"] / full["in_a_row_ms"]
     stats = jax.devices()[0].memory_stats() or {}
-    found["memory"]["peak in use"] = stats.get("peak_bytes_in_use", 0)
+    results["memory"]["peak in use"] = stats.get("peak_bytes_in_use", 0)
     if AGAINST.value:
-        found["torch"] = against_torch(options, runs)
+        results["torch"] = against_torch(options, runs)
     if PROFILE.value:
-        found["costliest"] = profile(programs, found["limits"])
-    print(table(options, found))
+        results["costliest"] = profile(programs, results["limits"])
+    print(table(options, results))
     if OUT.value:
-        Path(OUT.value).write_text(json.dumps(found, indent=1) + "\n")
+        Path(OUT.value).write_text(json.dumps(results, indent=1) + "\n")
 
 
 def prepare(options) -> tuple[dict[str, Callable], dict]:
-    """The programs, compiled, as functions without arguments; and what the compiler counts."""
+    """The compiled programs, as functions without arguments, and the compiler's counts."""
     mesh, recipe = sharding.make_mesh(), build.build_recipe(options.views)
     steps = epochs.Plan(5000, 500_000)
     training = build.build_training(options, steps, recipe, 1000, mesh)
@@ -125,7 +130,7 @@ def prepare(options) -> tuple[dict[str, Callable], dict]:
     def size(tree) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
-    found = {
+    counts = {
         "flops": need["flops"],
         "bytes": need["bytes_accessed"],
         "compile_seconds": compile_seconds,
@@ -136,12 +141,12 @@ def prepare(options) -> tuple[dict[str, Callable], dict]:
             "temporary": need["temporary_bytes"],
         },
     }
-    held = [state]
+    current = [state]  # every step donates its state and returns the next one
 
     def stepping(program, *arguments):
         def run():
-            held[0], shown = program(held[0], *arguments)
-            return shown
+            current[0], metrics = program(current[0], *arguments)
+            return metrics
 
         return run
 
@@ -151,38 +156,39 @@ def prepare(options) -> tuple[dict[str, Callable], dict]:
         "step": stepping(step_program, batch),
         "hlo": step_program.as_text,
     }
-    return programs, found
+    return programs, counts
 
 
 def largest(options) -> int:
-    """The most images in a batch, in steps of 32, whose step fits: what it needs grows in proportion to them."""
+    """The largest batch whose step fits, a multiple of 32. The needed memory grows linearly with the batch."""
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = MEMORY_GB.value * 1e9 if MEMORY_GB.value else stats.get("bytes_limit")
     if not limit:
-        raise UserError("This device does not say how much memory it has", "Give --memory_gb.")
+        raise UserError("This device does not report its memory", "Set --memory_gb.")
     mesh, peaks = sharding.make_mesh(), {}
     for n in (options.batch_size // 2, options.batch_size):
         smaller = options.copy_and_resolve_references()
         smaller.batch_size = n
         peaks[n] = estimate.measure(estimate.compile_step(smaller, mesh)[0], mesh)["peak_bytes"]
-    each = (peaks[options.batch_size] - peaks[options.batch_size // 2]) / (options.batch_size - options.batch_size // 2)
-    return int((limit - peaks[options.batch_size]) / each + options.batch_size) // 32 * 32
+    n, half = options.batch_size, options.batch_size // 2
+    per_image = (peaks[n] - peaks[half]) / (n - half)
+    return int((limit - peaks[n]) / per_image + n) // 32 * 32
 
 
 def loss_memory(options, mesh) -> int:
-    """Temporary bytes of the loss and its gradient alone."""
+    """Temporary memory of the loss and its gradient alone, in bytes."""
     shape = jax.ShapeDtypeStruct((options.batch_size, options.model.projector[-1]), jnp.float32)
 
     def loss(z1, z2):
-        own = {"lambd": options.objective.lambd, "form": options.objective.form}
-        return barlow_twins.barlow_twins(z1, z2, **own, mesh=mesh)[0]
+        settings = {"lambd": options.objective.lambd, "form": options.objective.form}
+        return barlow_twins.barlow_twins(z1, z2, **settings, mesh=mesh)[0]
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(shape, shape).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
 def limits() -> dict[str, float]:
-    """FLOPs a second of a large product in the compute dtype, and bytes a second of a copy, on this device."""
+    """FLOPs per second of a large matrix product in the compute dtype, and bytes per second of a copy."""
     dtype = jnp.float32 if ON_CPU else jnp.bfloat16
     a = jnp.ones((SIDE, SIDE), dtype)
     x = jnp.ones(COPIED, jnp.float32)
@@ -192,6 +198,7 @@ def limits() -> dict[str, float]:
 
 
 def best(run: Callable, times: int = 10) -> float:
+    """The shortest time of a call, in seconds."""
     jax.block_until_ready(run())
     seconds = []
     for _ in range(times):
@@ -202,30 +209,31 @@ def best(run: Callable, times: int = 10) -> float:
 
 
 def timed(run: Callable, batch: int, wait: Callable = jax.block_until_ready) -> dict[str, float]:
+    """Percentiles of the time of a step, the time of a step in a row, and pairs per second."""
     for _ in range(WARMUP.value):
         wait(run())
-    each = []
+    single = []
     for _ in range(STEPS.value):
         started = time.perf_counter()
         wait(run())
-        each.append(1e3 * (time.perf_counter() - started))
+        single.append(1e3 * (time.perf_counter() - started))
     started = time.perf_counter()
     for _ in range(STEPS.value):
         last = run()
     wait(last)
     in_a_row = (time.perf_counter() - started) / STEPS.value
-    spread = dict(zip(("p10_ms", "median_ms", "p90_ms"), np.percentile(each, (10, 50, 90)), strict=True))
+    spread = dict(zip(("p10_ms", "median_ms", "p90_ms"), np.percentile(single, (10, 50, 90)), strict=True))
     return spread | {"in_a_row_ms": 1e3 * in_a_row, "pairs": batch / in_a_row}
 
 
 def against_torch(options, runs: dict[str, Callable]) -> dict[str, dict]:
-    """Median over the rounds of milliseconds a step, ours and PyTorch's in turn."""
+    """Median milliseconds of our step and of PyTorch's, which take turns, and the ratio of the two."""
     try:
         import torch
 
         from benchmarks.torch_step import Step
     except ImportError:
-        raise UserError("PyTorch is not installed", "pip install torch, or leave --against out.") from None
+        raise UserError("PyTorch is not installed", "Install it (pip install torch), or leave --against out.") from None
     model = {key: options.model[key] for key in ("arch", "small_images", "width")}
     model |= {"channels": 3, "projector": tuple(options.model.projector), "lambd": options.objective.lambd}
     shared = {"batch": options.batch_size, "size": options.views.size, "bfloat16": options.model.dtype == "bfloat16"}
@@ -240,10 +248,10 @@ def against_torch(options, runs: dict[str, Callable]) -> dict[str, dict]:
         for name, rival in list(rivals.items()):
             try:
                 taken[name].append(timed(rival, 1, wait=lambda _, rival=rival: rival.wait())["in_a_row_ms"])
-            except Exception as error:  # a compiler or memory that PyTorch lacks here: the other forms still count
-                print(f"{name} does not run: {' '.join(str(error).split())[:120]}")
+            except Exception as error:  # PyTorch lacks a compiler or memory; the other forms still run
+                print(f"{name} failed: {' '.join(str(error).split())[:120]}")
                 del rivals[name]
-    medians = {name: float(np.median(each)) for name, each in taken.items() if len(each) == ROUNDS.value}
+    medians = {name: float(np.median(times)) for name, times in taken.items() if len(times) == ROUNDS.value}
     rival = min((value for name, value in medians.items() if name.startswith("torch")), default=float("nan"))
     ratio = {name: rival / medians[f"bt_jax, {name}"] for name in ("model", "full step")}
     return {"ms": medians, "ratio": ratio, "version": torch.__version__}
@@ -253,12 +261,12 @@ def against_torch(options, runs: dict[str, Callable]) -> dict[str, dict]:
 
 
 def profile(programs: dict[str, Callable], limits: dict[str, float]) -> list[dict]:
-    """The ten operations of the whole step that take longest, from a trace of five steps."""
+    """The ten slowest operations of the full step, from a trace of five steps."""
     jax.block_until_ready(programs["step"]())
     with jax.profiler.trace(PROFILE.value, create_perfetto_trace=True):
         for _ in range(5):
-            shown = programs["step"]()
-        jax.block_until_ready(shown)
+            metrics = programs["step"]()
+        jax.block_until_ready(metrics)
     newest = max(Path(PROFILE.value).rglob("perfetto_trace.json.gz"), key=lambda path: path.stat().st_mtime)
     events = json.loads(gzip.decompress(newest.read_bytes()))
     events = events["traceEvents"] if isinstance(events, dict) else events
@@ -281,52 +289,58 @@ SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
 
 
 def bytes_moved(hlo: str) -> dict[str, int]:
-    """Bytes that every operation of a compiled program reads and writes, by the shapes of its operands and results."""
-    found = INSTRUCTION.findall(hlo)
-    results = {name: _bytes(shape) for name, shape, _, _ in found}
-    operands = {name: re.findall(r"%([\w.-]+)", arguments) for name, _, _, arguments in found}
-    return {name: results[name] + sum(results.get(each, 0) for each in operands[name]) for name in results}
+    """The bytes that each operation of a compiled program reads and writes: the sizes of its operands and results."""
+    instructions = INSTRUCTION.findall(hlo)
+    results = {name: _bytes(shape) for name, shape, _, _ in instructions}
+    operands = {name: re.findall(r"%([\w.-]+)", arguments) for name, _, _, arguments in instructions}
+    return {name: results[name] + sum(results.get(operand, 0) for operand in operands[name]) for name in results}
 
 
 def _bytes(shapes: str) -> int:
-    found = [(SIZES.get(kind, 0), [int(n) for n in dims.split(",") if n]) for kind, dims in SHAPE.findall(shapes)]
-    return sum(size * int(np.prod(dims)) for size, dims in found)
+    arrays = [(SIZES.get(kind, 0), [int(n) for n in dims.split(",") if n]) for kind, dims in SHAPE.findall(shapes)]
+    return sum(size * int(np.prod(dims)) for size, dims in arrays)
 
 
 # -------------------------------------------------------------------------------------------------------------- table
 
 
-def table(options, found: dict) -> str:
+def table(options, results: dict) -> str:
+    """The results as text and Markdown tables."""
+    limits = results["limits"]
     lines = [
-        f"{found['devices']} x {found['device']}, JAX {found['jax']}: {options.model.arch} of width"
+        f"{results['devices']} x {results['device']}, JAX {results['jax']}: {options.model.arch} of width"
         f" {options.model.width:g}, {options.views.size} px, batch {options.batch_size},"
         f" projector {tuple(options.model.projector)}, {options.model.dtype}",
-        f"compiled in {found['compile_seconds']:.1f} s",
-        f"limits measured: {found['limits']['flops'] / 1e12:.2f} TFLOP/s, {found['limits']['bytes'] / 1e9:.0f} GB/s",
-        f"a step: {found['flops'] / 1e12:.3f} TFLOP, {found['bytes'] / 1e9:.2f} GB by the compiler's count; a pair"
-        f" {found['flops'] / options.batch_size / 1e9:.2f} GFLOP",
-        "floor: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in found["floor_ms"].items()),
+        f"compiled in {results['compile_seconds']:.1f} s",
+        f"measured limits: {limits['flops'] / 1e12:.2f} TFLOP/s, {limits['bytes'] / 1e9:.0f} GB/s",
+        f"step: {results['flops'] / 1e12:.3f} TFLOP, {results['bytes'] / 1e9:.2f} GB by the compiler's count; per pair"
+        f" {results['flops'] / options.batch_size / 1e9:.2f} GFLOP",
+        "floor: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in results["floor_ms"].items()),
         "",
         "| program | median | 10 % | 90 % | in a row | pairs/s |",
         "|---|---|---|---|---|---|",
     ]
-    for name, row in found["steps"].items():
+    for name, row in results["steps"].items():
         times = " | ".join(f"{row[key]:.2f} ms" for key in ("median_ms", "p10_ms", "p90_ms", "in_a_row_ms"))
         lines.append(f"| {name} | {times} | {row['pairs']:,.0f} |")
-    memory = ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in found["memory"].items() if size)
-    lines += ["", f"MFU {found['mfu']:.1%}; views are {found['views_share']:.1%} of the step", f"memory: {memory}"]
-    if "largest_batch" in found:
-        lines.append(f"largest batch that fits, by the compiler's count: {found['largest_batch']}")
-    if "torch" in found:
+    memory = ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in results["memory"].items() if size)
+    lines += [
+        "",
+        f"MFU {results['mfu']:.1%}; the views take {results['views_share']:.1%} of the step",
+        f"memory: {memory}",
+    ]
+    if "largest_batch" in results:
+        lines.append(f"largest batch that fits by the compiler's count: {results['largest_batch']}")
+    if "torch" in results:
         lines += ["", "| step | in a row |", "|---|---|"]
-        lines += [f"| {name} | {ms:.2f} ms |" for name, ms in found["torch"]["ms"].items()]
-        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found["torch"]["ratio"].items())
-        lines.append(f"the best PyTorch {found['torch']['version']} over ours: {ratios} (PyTorch's without views)")
-    if "costliest" in found:
-        lines += ["", "| operation | ms a step | share | of the bandwidth |", "|---|---|---|---|"]
+        lines += [f"| {name} | {ms:.2f} ms |" for name, ms in results["torch"]["ms"].items()]
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in results["torch"]["ratio"].items())
+        lines.append(f"best PyTorch {results['torch']['version']} over ours: {ratios} (PyTorch's without views)")
+    if "costliest" in results:
+        lines += ["", "| operation | ms per step | share | share of the bandwidth |", "|---|---|---|---|"]
         lines += [
-            f"| {each['name']} | {each['ms']:.3f} | {each['share']:.1%} | {each['of_bandwidth']:.0%} |"
-            for each in found["costliest"]
+            f"| {row['name']} | {row['ms']:.3f} | {row['share']:.1%} | {row['of_bandwidth']:.0%} |"
+            for row in results["costliest"]
         ]
     return "\n".join(lines)
 

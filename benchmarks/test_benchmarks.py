@@ -1,4 +1,4 @@
-"""What the benchmarks count by hand is right, and what they time beside ours is the same work."""
+"""The benchmarks count bytes correctly, and the code that they compare with ours does the same work."""
 
 import argparse
 
@@ -22,10 +22,10 @@ def test_the_plain_form_is_the_same_loss(capsys):
     np.testing.assert_allclose(
         loss.plain(*z), barlow_twins.barlow_twins(*z)[0], rtol=1e-5
     )  # float32 sums in another order
-    told = loss.row(12, 20, [*barlow_twins.FORMS, "plain"], argparse.Namespace(repeats=1, limit_gb=1))
-    assert told.startswith("| 12 | 20 | gram") and "not run" not in told
-    told = loss.row(12, 20, [*barlow_twins.FORMS, "plain"], argparse.Namespace(repeats=1, limit_gb=0))
-    assert "not run" in told
+    line = loss.row(12, 20, [*barlow_twins.FORMS, "plain"], argparse.Namespace(repeats=1, limit_gb=1))
+    assert line.startswith("| 12 | 20 | gram") and "not run" not in line
+    line = loss.row(12, 20, [*barlow_twins.FORMS, "plain"], argparse.Namespace(repeats=1, limit_gb=0))
+    assert "not run" in line
 
 
 def test_the_pytorch_step_has_our_parameters():

@@ -1,7 +1,7 @@
-"""The same training step in plain PyTorch, to be timed against: ResNet, projector, loss and LARS as the paper has them.
+"""A training step in plain PyTorch, for comparison: ResNet, projector, loss and LARS of the paper.
 
-Written for this comparison from the paper and torchvision's definition of ResNet; nothing of bt_jax is in it. bfloat16
-autocast on a GPU, channels_last, views ready on the device: the augmentations are not part of it.
+It follows the paper and torchvision's definition of ResNet, and uses no code of bt_jax. It uses channels_last and, if
+asked, bfloat16 autocast. The views are ready on the device: the step has no augmentations.
 """
 
 import torch
@@ -17,7 +17,7 @@ def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Block(nn.Module):
-    """Basic or bottleneck, with the stride on the first 3x3."""
+    """A basic or bottleneck block, with the stride on the first 3x3 convolution."""
 
     def __init__(self, inputs: int, channels: int, stride: int, expansion: int):
         super().__init__()
@@ -27,20 +27,20 @@ class Block(nn.Module):
         else:
             convs = [conv(inputs, channels, 1), conv(channels, channels, 3, stride), conv(channels, outputs, 1)]
         self.convs = nn.ModuleList(convs)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(each.out_channels) for each in convs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(layer.out_channels) for layer in convs)
         self.shortcut = None
         if stride > 1 or inputs != outputs:
             self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x):
         y = x
-        for index, (each, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            y = norm(each(functional.relu(y) if index else y))
+        for index, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(layer(functional.relu(y) if index else y))
         return functional.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
 
 class BarlowTwins(nn.Module):
-    """loss = module(view1, view2), images (n, c, h, w)."""
+    """The whole model: loss = module(view1, view2), for images (n, c, h, w)."""
 
     def __init__(self, arch: str, *, small_images: bool, width: float, channels: int, projector, lambd: float):
         super().__init__()
@@ -55,11 +55,11 @@ class BarlowTwins(nn.Module):
                 layers.append(Block(inputs, outputs, 2 if stage and not index else 1, expansion))
                 inputs = outputs * expansion
         self.backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        head = []
+        layers = []
         for hidden in projector[:-1]:
-            head += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+            layers += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
             inputs = hidden
-        self.projector = nn.Sequential(*head, nn.Linear(inputs, projector[-1], bias=False))
+        self.projector = nn.Sequential(*layers, nn.Linear(inputs, projector[-1], bias=False))
         self.normalise = nn.BatchNorm1d(projector[-1], affine=False)
         self.lambd = lambd
 
@@ -73,7 +73,7 @@ class BarlowTwins(nn.Module):
 
 
 class Lars(torch.optim.Optimizer):
-    """Decay, trust ratio, momentum, rate; one-dimensional parameters without the first two."""
+    """LARS: weight decay, trust ratio, momentum, rate. One-dimensional parameters skip the first two."""
 
     def __init__(self, parameters, *, rate: float, decay: float, momentum: float = 0.9, trust: float = 0.001):
         super().__init__(parameters, {"rate": rate, "decay": decay, "momentum": momentum, "trust": trust})
@@ -81,27 +81,27 @@ class Lars(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            parameters = [each for each in group["params"] if each.grad is not None]
+            parameters = [p for p in group["params"] if p.grad is not None]
             updates = []
-            for each in parameters:
-                update = each.grad
-                if each.ndim > 1:
-                    update = update + group["decay"] * each
-                    norm, size = each.norm(), update.norm()
+            for p in parameters:
+                update = p.grad
+                if p.ndim > 1:
+                    update = update + group["decay"] * p
+                    norm, size = p.norm(), update.norm()
                     ratio = torch.where((norm > 0) & (size > 0), group["trust"] * norm / size, 1.0)
                     update = update * ratio
                 updates.append(update)
             if not self.state:
-                for each in parameters:
-                    self.state[each]["momentum"] = torch.zeros_like(each)
-            momenta = [self.state[each]["momentum"] for each in parameters]
+                for p in parameters:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum"] for p in parameters]
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_add_(momenta, updates)
             torch._foreach_add_(parameters, momenta, alpha=-group["rate"])
 
 
 class Step:
-    """step() takes one training step; wait() returns when it is done."""
+    """A training step: step() starts it, and wait() returns at its end."""
 
     def __init__(self, options: dict, *, batch: int, size: int, compiled: bool, bfloat16: bool):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,19 +1,18 @@
-"""Releases of XLA that compute wrongly on a CPU, and what keeps this process right on them.
+"""Switches off a fusion of XLA that computes wrongly on a CPU, in the releases that have it.
 
-From jaxlib 0.10.2 on, XLA's CPU compiler hands sums to YNNPACK ("reduce fusion"), which computes two patterns wrongly:
+Since jaxlib 0.10.2, XLA's CPU compiler passes sums to YNNPACK ("reduce fusion"), which computes two patterns wrongly:
 
     sum((E @ broadcast(c)) * E)          reads uninitialised memory: other numbers at each run, 1e225, NaN
     vmap(lambda row: sum((M @ row)**2))  loses rows from 16,385 (float64) or 32,769 (float32) on; 0.10.2 alone
                                          (https://github.com/jax-ml/jax/issues/39103)
 
-`bt_jax.selfcheck` runs both on the machine at hand. The same fusion can also end or hang a process at seven and eight
-dimensions (https://github.com/jax-ml/jax/issues/39257). The correction is under way in XNNPACK and XLA
+`bt_jax.selfcheck` runs both patterns. With arrays of seven and eight dimensions, the same fusion can also crash or hang
+a process (https://github.com/jax-ml/jax/issues/39257). A correction is in progress in XNNPACK and XLA
 (https://github.com/openxla/xla/pull/49085).
 
-XLA reads XLA_FLAGS when a backend starts, and ends the process if it meets a flag that it does not know. So the flag
-stands in the environment only while a backend starts, and only if this process's jaxlib is in the table. No child
-process inherits it, flags that a user sets between `import bt_jax` and the first array count, and a user's own setting
-of this flag is left alone.
+XLA reads XLA_FLAGS when a backend starts, and exits if it finds an unknown flag. Therefore the flag is in the
+environment only while a backend starts, and only for a jaxlib of the table. Child processes do not inherit it. Flags
+that a user sets between `import bt_jax` and the first array still apply. A user's setting of this flag is not changed.
 """
 
 import contextlib
@@ -26,12 +25,12 @@ import warnings
 from collections.abc import Iterator
 
 FLAG = "xla_cpu_experimental_ynn_fusion_type"
-# Without "reduce", and without the one for convolutions, which is right but slow: with both off a step takes as long as
-# with XLA's default (benchmarks/results/step_cpu.md).
+# This switches off "reduce", and also the fusion of convolutions, which is correct but slow. With both off, a step
+# takes as long as with XLA's default (benchmarks/results/step_cpu.md).
 SAFE = "-reduce,-individual_convolution"
-_LEFT_ON = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"  # what SAFE leaves on, as a compiler option
+_LEFT_ON = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"  # the fusion that SAFE leaves on, as a compiler option
 
-# jaxlib -> upstream report. Each was run with and without the flag: `python -m bt_jax.selfcheck`.
+# jaxlib -> upstream report. The self-check has run on every release, with and without the flag.
 WRONG_REDUCE_FUSION = {
     "0.10.2": "https://github.com/jax-ml/jax/issues/39103",
     "0.11.0": "https://github.com/jax-ml/jax/issues/39257",
@@ -41,16 +40,16 @@ WRONG_REDUCE_FUSION = {
     "0.12.0.1": "https://github.com/openxla/xla/pull/49085",
 }
 
-_BRIDGE = "jax._src.xla_bridge"  # the module of jax that starts backends
-_late = False  # a backend had started before bt_jax was imported
-checked: dict[str, str] = {}  # device kind -> "passed" or "passed before", of this process's self-check
+_BRIDGE = "jax._src.xla_bridge"  # the module of JAX that starts backends
+_late = False  # whether a backend had started before the import of bt_jax
+checked: dict[str, str] = {}  # kind of device -> "passed" or "passed before", the self-check of this process
 
 
 def install() -> None:
-    """Arranges that backends of this process start with the flag, if its jaxlib needs it. Called by `import bt_jax`.
+    """Makes the backends of this process start with the flag if its jaxlib needs it. `import bt_jax` calls it.
 
-    Imports nothing. A process whose backend runs already gets one warning, and `compilers.jit` then passes the setting
-    as a compiler option.
+    It imports nothing. If a backend has started already, the process gets one warning, and `compilers.jit` passes the
+    setting as a compiler option.
     """
     global _late
     bridge = sys.modules.get(_BRIDGE)
@@ -59,20 +58,21 @@ def install() -> None:
             sys.meta_path.insert(0, _WhenJaxLoads())
     elif not bridge.backends_are_initialized():
         _wrap(bridge)
-    elif needs_flag() and user_flag() is None:  # its backend may have read the user's
+    elif needs_flag() and user_flag() is None:  # the backend may have started with a flag of the user
         _late = True
         warnings.warn(
             f"bt_jax was imported after JAX had started. XLA of jaxlib {jaxlib_version()} computes some sums wrongly"
-            f" on a CPU ({WRONG_REDUCE_FUSION[jaxlib_version()]}). Functions that bt_jax compiles are right; for your"
-            f" own import bt_jax first, or set XLA_FLAGS=--{FLAG}={SAFE}.",
+            f" on a CPU ({WRONG_REDUCE_FUSION[jaxlib_version()]}). Functions of bt_jax are correct. For correct results"
+            f" of your own functions, import bt_jax first, or set XLA_FLAGS=--{FLAG}={SAFE}.",
             stacklevel=3,
         )
 
 
 def jit(function, **options):
-    """`jax.jit` for the programs of bt_jax: right also if a backend had started before bt_jax was imported.
+    """`jax.jit` for the programs of bt_jax, which are then correct even if a backend started before the import.
 
-    JAX takes compiler options at the top level alone: a call within another jitted function is compiled as that one is.
+    JAX accepts compiler options at the top level alone. A call within another jitted function uses the options of that
+    function.
     """
     import jax
 
@@ -80,20 +80,20 @@ def jit(function, **options):
     if not _late or jax.default_backend() != "cpu":
         return plain
     options["compiler_options"] = {FLAG: _LEFT_ON}
-    right = jax.jit(function, **options)
+    correct = jax.jit(function, **options)
 
     @functools.wraps(function)
     def call(*arguments, **named):
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, named)))
-        return (plain if traced else right)(*arguments, **named)
+        return (plain if traced else correct)(*arguments, **named)
 
-    call.lower = right.lower
+    call.lower = correct.lower
     return call
 
 
 @functools.cache
 def jaxlib_version() -> str:
-    """The version of the jaxlib that this process has, "" without one."""
+    """The version of the jaxlib of this process; "" if there is none."""
     try:
         from jaxlib.version import __version__
     except ImportError:
@@ -102,51 +102,51 @@ def jaxlib_version() -> str:
 
 
 def needs_flag() -> bool:
-    """True if this process's jaxlib is in the table."""
+    """Whether the jaxlib of this process is in the table."""
     return jaxlib_version() in WRONG_REDUCE_FUSION
 
 
 def user_flag() -> str | None:
-    """The user's own setting of the flag, as it stands in XLA_FLAGS; None if there is none."""
-    found = [word for word in os.environ.get("XLA_FLAGS", "").split() if word.partition("=")[0] == f"--{FLAG}"]
-    return found[-1] if found else None
+    """The user's setting of the flag in XLA_FLAGS, such as "--FLAG=reduce"; None if there is none."""
+    settings = [word for word in os.environ.get("XLA_FLAGS", "").split() if word.partition("=")[0] == f"--{FLAG}"]
+    return settings[-1] if settings else None
 
 
 def is_safe(flag: str) -> bool:
-    """True if a setting leaves on no fusion that computes wrongly.
+    """Whether a setting switches off all fusions that compute wrongly.
 
-    Besides "reduce" these are "dot" and "eltwise", which XLA's default leaves off: they too put the product and the sum
-    of the first pattern into one fusion.
+    These are "reduce", and also "dot" and "eltwise", which are off by default: they too put the product and the sum of
+    the first pattern into one fusion.
     """
     kinds = [kind for kind in flag.partition("=")[2].split(",") if kind]
-    changes = [kind for kind in kinds if kind[0] in "+-"]  # of the default, which has "reduce"
+    changes = [kind for kind in kinds if kind[0] in "+-"]  # relative to the default, which has "reduce"
     if changes:
         return "-reduce" in changes and not {"+reduce", "+dot", "+eltwise"} & set(changes)
     return set(kinds) <= {"individual_dot", "individual_convolution"}
 
 
 def state() -> str:
-    """What bt_jax did about the reduce fusion in this process, for people."""
+    """The state of the reduce fusion in this process, in words."""
     if not needs_flag():
         return "not needed"
     if user_flag() is not None:
-        return f"left to {user_flag()} in XLA_FLAGS"
-    return "off in bt_jax's own programs, JAX had started before" if _late else f"off (--{FLAG}={SAFE})"
+        return f"set by {user_flag()} in XLA_FLAGS"
+    return "off in bt_jax's own programs alone: JAX started before bt_jax" if _late else f"off (--{FLAG}={SAFE})"
 
 
 class _WhenJaxLoads(importlib.abc.MetaPathFinder):
-    """Wraps the start of backends as soon as jax is imported, from wherever it is imported."""
+    """An import hook that wraps the start of backends when any code imports JAX."""
 
-    _asking = False  # the finders behind this one
+    _searching = False  # True while the other finders search, which call this one again
 
     def find_spec(self, fullname, path, target=None):
-        if fullname != _BRIDGE or self._asking:
+        if fullname != _BRIDGE or self._searching:
             return None
-        self._asking = True
+        self._searching = True
         try:
             spec = importlib.util.find_spec(fullname)
         finally:
-            self._asking = False
+            self._searching = False
         if spec is None or spec.loader is None:
             return None
         load = spec.loader.exec_module
@@ -161,7 +161,7 @@ class _WhenJaxLoads(importlib.abc.MetaPathFinder):
 
 
 def _wrap(bridge) -> None:
-    """Makes jax's private `_init_backend` (the same in all versions of the table) start backends with the flag."""
+    """Makes JAX's private `_init_backend` start backends with the flag. It is the same in all versions of the table."""
     if not needs_flag():
         return
     start = bridge._init_backend
@@ -172,7 +172,7 @@ def _wrap(bridge) -> None:
 
         with _flag_in_environment():
             backend = start(platform)
-            _jax.CompileOptions()  # else a backend of another kind could leave XLA_FLAGS unread
+            _jax.CompileOptions()  # reads XLA_FLAGS, which a backend of another kind may not have read
         return backend
 
     bridge._init_backend = start_with_flag
@@ -184,7 +184,7 @@ def _flag_in_environment() -> Iterator[None]:
     if user_flag() is None:
         os.environ["XLA_FLAGS"] = f"{before or ''} --{FLAG}={SAFE}".strip()
     elif not is_safe(user_flag()):
-        _name(user_flag())
+        _warn_of_flag(user_flag())
     try:
         yield
     finally:
@@ -194,10 +194,10 @@ def _flag_in_environment() -> Iterator[None]:
             os.environ["XLA_FLAGS"] = before
 
 
-@functools.cache  # once, also with several backends
-def _name(flag: str) -> None:
+@functools.cache  # one warning, also with several backends
+def _warn_of_flag(flag: str) -> None:
     warnings.warn(
-        f"XLA_FLAGS has {flag}, which bt_jax leaves as it is. XLA of jaxlib {jaxlib_version()} computes some sums"
+        f"XLA_FLAGS has {flag}, which bt_jax does not change. XLA of jaxlib {jaxlib_version()} computes some sums"
         f" wrongly on a CPU unless {FLAG} leaves out reduce ({WRONG_REDUCE_FUSION[jaxlib_version()]}).",
         stacklevel=2,
     )

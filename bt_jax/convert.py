@@ -6,7 +6,7 @@
 
 SOURCE is a run folder (its newest intact checkpoint), RUN/checkpoints/STEP, or weights of a ResNet-18 to 152: the
 reference's resnet50.pth and checkpoint.pth, VICReg's, torchvision's, timm's (.pth or .safetensors), a Hugging Face
-folder. FORMS:
+folder; behind any prefix ("model.", "_orig_mod.", "module.encoder_q."), where one ResNet alone is there. FORMS:
 
     checkpoint    a folder for bt_jax.load_encoder, --config.encoder and --config.init_from; Orbax alone can read it
     safetensors   torchvision's state dict                        one file

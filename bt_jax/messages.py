@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import sys
@@ -49,6 +50,12 @@ def say(text: str) -> None:
 
     if jax.process_index() == 0:
         put(text, sys.stdout)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Prints a line as `say` does, but only once per process."""
+    say(text)
 
 
 def put(text: str, stream: TextIO | None) -> None:

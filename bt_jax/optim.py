@@ -1,8 +1,8 @@
-"""The reference's optimizer and schedule, built from optax pieces, and two alternatives.
+"""The optimizer and the schedule of the reference, built from parts of optax, and two other optimizers.
 
-`optax.lars` is not the reference's LARS: it multiplies the learning rate in before the momentum and excludes no
-parameter by default. Here, as in reference main.py, the order is decay, trust ratio, momentum, learning rate, and
-one-dimensional parameters (biases, batch-norm scales) have no decay, no trust ratio and a rate of their own.
+`optax.lars` differs from the reference: it multiplies by the learning rate before the momentum, and excludes no
+parameter by default. This LARS has the order of reference main.py: decay, trust ratio, momentum, learning rate.
+One-dimensional parameters (biases, batch-norm scales) have no decay, no trust ratio and another learning rate.
 """
 
 from typing import Any, cast
@@ -15,40 +15,41 @@ from jax.typing import ArrayLike
 from bt_jax.shapes import Float
 
 Rate = float | optax.Schedule
-Tree = Any  # parameters, gradients or the optimizer's state: nested dicts and tuples of arrays
+Tree = Any  # parameters, gradients or optimizer state: nested dicts and tuples of arrays
 
 TRUST_COEFFICIENT = 0.001  # reference main.py, class LARS, eta
 MOMENTUM = 0.9  # reference main.py
-WEIGHT_DECAY = 1.5e-6  # paper section 2.2; reference main.py's default is 1e-6
+WEIGHT_DECAY = 1.5e-6  # paper section 2.2; the default of reference main.py is 1e-6
 CLIPPED_EPS = 1e-8  # solo-learn solo/utils/lars.py
 
 
 def warmup_cosine(
     peak: float, *, warmup_steps: int, total_steps: int, end_factor: float = 0.001, start_factor: float = 0.0
 ) -> optax.Schedule:
-    """Linear rise from `start_factor * peak` over `warmup_steps`, then half a cosine down to `end_factor * peak`.
+    """A linear rise from `start_factor * peak` over `warmup_steps`, then half a cosine down to `end_factor * peak`.
 
-    Defaults: reference main.py, `adjust_learning_rate`, per step; the paper's 10 epochs are `warmup_steps`.
+    The defaults are those of reference main.py, `adjust_learning_rate`, which changes the rate every step. The warm-up
+    of the paper takes 10 epochs.
 
     Args:
-      peak: the rate after the rise, already scaled by the batch.
-      total_steps: where the end is reached; later steps keep it.
+      peak: the rate after the rise, already scaled by the batch size.
+      total_steps: number of steps to the end of the cosine; later steps have its last rate.
 
     Returns:
-      A function of the step (int array) giving a float32 rate, or float64 under x64.
+      A function of the step (int array) that returns a float32 rate, or float64 under x64.
     """
     shape = optax.warmup_cosine_decay_schedule(
         start_factor * peak,
         peak,
         warmup_steps,
-        max(total_steps, warmup_steps + 1),  # optax refuses a fall of no steps
+        max(total_steps, warmup_steps + 1),  # optax needs at least one step for the cosine
         end_factor * peak,
     )
     return lambda step: shape(jnp.asarray(step, jnp.result_type(float)))
 
 
 def cosine_by_epoch(peak: float, *, steps_per_epoch: int, epochs: float) -> optax.Schedule:
-    """Half a cosine to zero that moves once an epoch: torch's CosineAnnealingLR as in the reference's evaluate.py."""
+    """Half a cosine to zero in steps of an epoch: torch's CosineAnnealingLR, as in the reference's evaluate.py."""
     cosine = optax.cosine_decay_schedule(peak, 1)
     return lambda step: cosine(jnp.floor(jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch) / epochs)
 
@@ -62,13 +63,13 @@ def lars(
     trust_coefficient: float = TRUST_COEFFICIENT,
     clip: bool = False,
 ) -> optax.GradientTransformation:
-    """LARS of the reference. The whole array is one layer: its norms are over all of its elements.
+    """The LARS of the reference. Each array is one layer: its norms are over all its elements.
 
     Args:
       lr_weights: rate of parameters with two or more dimensions.
-      lr_biases: rate of parameters with one dimension, which have neither decay nor trust ratio.
-      clip: solo-learn's variant for small data sets: the trust ratio is eta |p| / (|g| + wd |p| + eps), divided by the
-        current rate and cut at 1.
+      lr_biases: rate of one-dimensional parameters, which have neither decay nor trust ratio.
+      clip: use solo-learn's variant for small data sets. Its trust ratio is eta |p| / (|g| + wd |p| + eps), divided by
+        the current rate and capped at 1.
     """
     if clip:
         adapt = _clipped_trust_ratio(lr_weights, weight_decay, trust_coefficient)
@@ -85,7 +86,7 @@ def lars(
 def sgd(
     lr_weights: Rate, lr_biases: Rate, *, weight_decay: float, momentum: float, nesterov: bool = False
 ) -> optax.GradientTransformation:
-    """torch.optim.SGD: decay on every parameter is part of the gradient that enters the momentum."""
+    """torch.optim.SGD: the decay of all parameters is added to the gradient before the momentum."""
 
     def one(lr: Rate) -> optax.GradientTransformation:
         trace = optax.trace(momentum, nesterov=nesterov)
@@ -95,7 +96,7 @@ def sgd(
 
 
 def adamw(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float) -> optax.GradientTransformation:
-    """AdamW with optax's constants; one-dimensional parameters are not decayed."""
+    """AdamW with the constants of optax; one-dimensional parameters have no decay."""
     return _by_dimension(weights=optax.adamw(lr_weights, weight_decay=weight_decay), biases=optax.adam(lr_biases))
 
 
@@ -114,10 +115,10 @@ def _clipped_trust_ratio(lr: Rate, weight_decay: float, trust_coefficient: float
     def adapt(
         gradient: Float[jax.Array, "*shape"], parameter: Float[jax.Array, "*shape"], lr_now: ArrayLike
     ) -> Float[jax.Array, "*shape"]:
-        # Not norm(x.ravel()): of an array split by its last axis, that would gather the whole.
+        # norm(x.ravel()) would gather an array that is split by its last axis.
         p, g = (jnp.sqrt(jnp.square(x).sum()) for x in (parameter, gradient))
         ratio = trust_coefficient * p / (g + weight_decay * p + CLIPPED_EPS)
-        # A zero rate (step 0 of a warm-up from 0) makes the cut infinite, hence 1.
+        # At a rate of zero (step 0 of a warm-up from 0), the quotient is huge, and is capped at 1.
         ratio = jnp.minimum(ratio / jnp.maximum(lr_now, jnp.finfo(p.dtype).tiny), 1)
         ratio = jnp.where((p == 0) | (g == 0), 1, ratio)
         return ratio * (gradient + weight_decay * parameter)

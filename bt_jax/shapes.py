@@ -1,7 +1,7 @@
-"""Words for shapes and dtypes in annotations, as in `Float[Array, "n d"]`: jaxtyping's, where it is installed.
+"""Types for annotations of shapes and dtypes, such as `Float[Array, "n d"]`: those of jaxtyping, if it is installed.
 
-They are checked in the tests alone (see tests/conftest.py). Without jaxtyping each word means its array type and no
-more, so that the modules that use them import nothing for it.
+Only the tests check them (tests/conftest.py). Without jaxtyping, `Float[Array, "n d"]` is `Array`, so that the package
+does not depend on jaxtyping.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What training carries from step to step: one pytree of plain dicts."""
+"""The state of training, which every step updates: one pytree of plain dicts."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ class Nets(NamedTuple):
     """The networks of a method.
 
     Attributes:
-      heads: those after the backbone, by name: projector, predictor, prototypes, classifier.
+      heads: the networks after the backbone, by name: projector, predictor, prototypes, classifier.
     """
 
     backbone: Net
@@ -24,15 +24,15 @@ class Nets(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a run is at one step.
+    """The whole state of a run at one step.
 
     Attributes:
-      step: int32, steps taken; the schedule, the order of the data and all randomness are functions of it.
+      step: int32, number of steps taken; schedule, order of the data and all randomness are functions of it.
       params: {"backbone", the heads by name, "probe" if there is an online probe}, float32.
       batch_stats: {"backbone", the heads by name}, running means and variances, float32.
-      opt_state: of the optax transformation, over the trained params.
-      bad_steps: int32, steps in a row that were skipped because the loss or the gradient was not finite.
-      memory: the method's own state, see `objectives.base.Objective.init_memory`; {} for most methods.
+      opt_state: state of the optax transformation, for the trained params.
+      bad_steps: int32, number of successive steps that were skipped because loss or gradient was not finite.
+      memory: state of the method, see `objectives.base.Objective.init_memory`; {} for most methods.
     """
 
     step: jax.Array
@@ -43,9 +43,9 @@ class TrainState:
     memory: Tree = dataclasses.field(default_factory=dict)
 
     def encoder(self) -> dict[str, Tree]:
-        """The backbone's variables, as `Net.apply` takes them."""
+        """The variables of the backbone, for `Net.apply`."""
         return self.network("backbone")
 
     def network(self, name: str) -> dict[str, Tree]:
-        """The variables of one network, as `Net.apply` takes them."""
+        """The variables of one network, for `Net.apply`."""
         return {"params": self.params[name], "batch_stats": self.batch_stats[name]}

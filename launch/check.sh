@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format and types of the whole repository, in the environment of launch/test.sh; one line a tool, all of them run.
+# Checks lint, format, types, scripts and workflows of the whole repository. Every tool runs and prints one line.
 #   bash launch/check.sh                                   in .venv
 #   PYTHON=/path/to/python3.12 bash launch/check.sh        in .venv-3.12
 set -uo pipefail
@@ -13,7 +13,7 @@ fi
 environment "$folder" "[test,dev]" || exit
 tools=$folder/bin failed=0
 
-check() { # check NAME COMMAND...: the tool's output only if it fails
+check() { # check NAME COMMAND...: runs a tool; prints its output only if it fails
   local name=$1 output
   shift
   if output=$("$@" 2>&1); then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv and pretrains on the embedded data set; further arguments go to bt_jax.main.
+# Sets up .venv and pretrains on the embedded data set. bt_jax.main gets all arguments of this script.
 #   bash launch/quickstart.sh
 #   bash launch/quickstart.sh --config.seed=1 --workdir=runs/seed1
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices for every test, compiled programs that are kept, and where fixtures and data sets are."""
+"""Fixtures of all tests: eight simulated CPU devices, a cache of compiled programs, paths of fixtures and data sets."""
 
 import functools
 import os
@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import typechecker
 
-# Every call of these modules' functions is checked against its annotations, shapes and dtypes among them.
+# jaxtyping checks every call of these modules' functions against the annotated types, shapes and dtypes.
 CHECKED = [
     "bt_jax.augment.colour",
     "bt_jax.augment.filters",
@@ -28,11 +28,11 @@ CHECKED = [
 ]
 CHECKED += [f"bt_jax.evals.{name}" for name in ("confidence", "correlation", "features", "knn", "pictures")]
 CHECKED += [f"bt_jax.evals.{name}" for name in ("probe", "svm")]
-jaxtyping.install_import_hook(CHECKED, f"{typechecker.__name__}.checked")  # before any of them is imported
+jaxtyping.install_import_hook(CHECKED, f"{typechecker.__name__}.checked")  # before the first import of these modules
 
 from bt_jax import sharding
 from bt_jax.models import resnet
-from tests.support import bucket as stand_in
+from tests.support import bucket as fake_bucket
 from tests.support import compiled_programs
 from tests.support.paths import FIXTURES, SHARED
 from tests.support.tiny_net import OneConvolution
@@ -45,13 +45,13 @@ def pytest_sessionstart():
 
 @pytest.fixture
 def unchecked():
-    """The check of annotations is off, so that a function's own error for a wrong shape is the one raised."""
+    """Switches the check of annotations off, so that a function raises its own error for a wrong shape."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-# Files in the order of the CPU seconds they take; begun last, one of them would keep a single worker busy at the end.
+# The files with the most CPU seconds, in that order. If one of them came last, a single worker would finish alone.
 LONGEST = [
     "test_drills",
     "test_pretrain",
@@ -71,20 +71,20 @@ LONGEST = [
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, which workers take in this order; within a file nothing changes."""
+    """Sorts the tests: the longest files first, because workers take files in this order. Keeps the order in a file."""
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
-    """Number fixtures of the reference implementation, in the repository."""
+    """The folder of numbers from the reference implementation."""
     return FIXTURES
 
 
 @pytest.fixture(scope="session")
 def photographs() -> Path:
-    """`augment.npz`: photographs that are not part of the repository."""
+    """The path of `augment.npz`, photographs outside the repository."""
     path = Path(os.environ.get("BT_JAX_FIXTURES", SHARED / "fixtures")) / "augment.npz"
     if not path.exists():
         pytest.skip(f"{path} holds photographs and is not part of the repository; set BT_JAX_FIXTURES to its folder")
@@ -93,7 +93,7 @@ def photographs() -> Path:
 
 @pytest.fixture(scope="session")
 def tfds_dir() -> Path:
-    """Folder with `cifar10` and `imagenet2012` in TFDS form."""
+    """The folder with `cifar10` and `imagenet2012` in TFDS form."""
     path = Path(os.environ.get("TFDS_DATA_DIR", SHARED / "tfds"))
     if not (path / "cifar10").is_dir():
         pytest.skip(f"no TFDS data in {path}; set TFDS_DATA_DIR to a folder that holds cifar10 and imagenet2012")
@@ -102,7 +102,7 @@ def tfds_dir() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def nan_is_not_equal_to_nan():
-    """NumPy takes NaN and NaN for close, and so two computations that both went wrong for equal ones."""
+    """Makes `assert_allclose` fail on NaN. By default, two computations that both give NaN count as equal."""
     import numpy as np
 
     with pytest.MonkeyPatch.context() as patch:
@@ -113,25 +113,25 @@ def nan_is_not_equal_to_nan():
 
 @pytest.fixture(scope="session")
 def bucket():
-    """gs://bucket/, which is a server of this process: `objects` holds what is in it."""
-    with stand_in.running() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in stand_in.environment(server.server_port).items():
+    """The server of gs://bucket/, in this process. Its attribute `objects` has the content."""
+    with fake_bucket.running() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in fake_bucket.environment(server.server_port).items():
             patch.setenv(name, value)
         yield server
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once():
-    """Programs are compiled once: by whichever test, worker and run of the tests needs them first."""
+    """Caches compiled programs on disk, for all tests, workers and later runs of the tests."""
     jax.config.update("jax_compilation_cache_dir", str(compiled_programs.folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-# Test files under strict promotion of dtypes, where no operation may mix dtypes unless it says so. Left out are those
-# that go through optax's Adam (its bias correction raises a float to an int32 power) or through bfloat16 and float64
-# networks (`jnp.promote_types` itself obeys the setting), and those that are not about numbers. Strict promotion of
-# ranks is not set: (n, d) - (d,) is meant, all over the batch norm and the loss.
+# Test files under strict promotion of dtypes, which forbids operations on mixed dtypes. Other files test no numbers, or
+# they use code that mixes dtypes: optax's Adam (its bias correction raises a float to an int32 power), bfloat16 and
+# float64 networks (`jnp.promote_types` obeys the setting). Strict promotion of ranks is off, because batch norm and
+# loss compute (n, d) - (d,) on purpose.
 STRICT = {"test_views", "test_barlow_twins", "test_optim", "test_shapes"}
 
 
@@ -143,10 +143,10 @@ def strict_dtypes(request):
 
 @pytest.fixture(scope="module")
 def compiled_quickly():
-    """Without XLA's optimizations, which take more than half of the time to compile.
+    """Switches XLA's optimizations off, which take more than half of the compilation time.
 
-    For files whose tests compare a run with itself, or look at files and messages. What is compared with numbers from
-    elsewhere is compiled as in the program.
+    Use it for tests that compare a run with itself or check files and messages. Tests that compare with numbers from
+    other programs need the optimizations of a real run.
     """
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
@@ -157,7 +157,7 @@ def compiled_quickly():
 
 @pytest.fixture(scope="module")
 def tiny_arch():
-    """An architecture of five convolutions, for `models.build`: it compiles in a fifth of a ResNet-18's time."""
+    """The name of an architecture with five convolutions, which compiles five times as fast as ResNet-18."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.ARCHITECTURES, "tiny", (OneConvolution, (1, 1, 1, 1)))
         yield "tiny"
@@ -165,14 +165,14 @@ def tiny_arch():
 
 @pytest.fixture
 def resnet10(monkeypatch):
-    """A residual architecture with one block a stage, for `models.build`."""
+    """The name of a residual architecture with one block per stage, for `models.build`."""
     monkeypatch.setitem(resnet.ARCHITECTURES, "resnet10", (resnet.BasicBlock, (1, 1, 1, 1)))
     return "resnet10"
 
 
 @pytest.fixture(scope="module")
 def one_device():
-    """Runs use the first device alone, where nothing is said about several."""
+    """Makes runs use the first device only, unless they name devices."""
     make = sharding.make_mesh
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda devices=None: make(devices or jax.devices()[:1]))

@@ -1,4 +1,4 @@
-"""The flag that keeps XLA's wrong fusions off: where it is set, where not, and that it works."""
+"""The flag that switches XLA's wrong fusions off: when it is set, when it is not, and that it works."""
 
 import os
 import re
@@ -18,24 +18,24 @@ wrong_here = pytest.mark.skipif(not compilers.needs_flag(), reason="this jaxlib 
 
 @pytest.fixture
 def bridge(monkeypatch):
-    """jax's module that starts backends, whose starts are recorded with the XLA_FLAGS of that moment."""
+    """A double of JAX's module that starts backends. It records each start with the XLA_FLAGS of that moment."""
     pytest.importorskip("jaxlib._jax")
-    compilers._name.cache_clear()
+    compilers._warn_of_flag.cache_clear()
     started = []
-    found = SimpleNamespace(
+    module = SimpleNamespace(
         started=started,
         backends_are_initialized=lambda: False,
         _init_backend=lambda platform: started.append((platform, os.environ.get("XLA_FLAGS"))) or "backend",
     )
-    monkeypatch.setitem(sys.modules, compilers._BRIDGE, found)
+    monkeypatch.setitem(sys.modules, compilers._BRIDGE, module)
     monkeypatch.setattr(compilers, "jaxlib_version", lambda: KNOWN)
     monkeypatch.setattr(compilers, "_late", False)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    return found
+    return module
 
 
 @pytest.mark.parametrize("before", [None, "--xla_force_host_platform_device_count=2"])
-def test_the_flag_is_there_while_a_backend_starts_and_not_after(bridge, monkeypatch, before):
+def test_the_flag_is_set_only_while_a_backend_starts(bridge, monkeypatch, before):
     if before:
         monkeypatch.setenv("XLA_FLAGS", before)
     compilers.install()
@@ -45,7 +45,7 @@ def test_the_flag_is_there_while_a_backend_starts_and_not_after(bridge, monkeypa
     assert os.environ.get("XLA_FLAGS") == before
 
 
-def test_it_is_gone_after_a_backend_that_does_not_start(bridge):
+def test_the_flag_is_removed_after_a_backend_that_fails_to_start(bridge):
     def fail(platform):
         raise RuntimeError(platform)
 
@@ -57,7 +57,7 @@ def test_it_is_gone_after_a_backend_that_does_not_start(bridge):
 
 
 @pytest.mark.parametrize("version", ["0.9.2", "0.10.1", "0.12.1", "0.12.0.dev20260801", ""])
-def test_other_versions_are_left_alone(bridge, monkeypatch, version):
+def test_other_versions_start_without_the_flag(bridge, monkeypatch, version):
     monkeypatch.setattr(compilers, "jaxlib_version", lambda: version)
     start = bridge._init_backend
     compilers.install()
@@ -67,7 +67,7 @@ def test_other_versions_are_left_alone(bridge, monkeypatch, version):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kinds", ["", "-reduce", "individual_dot"])
-def test_a_safe_setting_of_the_user_is_kept(bridge, monkeypatch, kinds):
+def test_a_safe_setting_of_the_user_is_not_changed(bridge, monkeypatch, kinds):
     monkeypatch.setenv("XLA_FLAGS", FLAG + kinds)
     compilers.install()
     bridge._init_backend("cpu")
@@ -75,7 +75,7 @@ def test_a_safe_setting_of_the_user_is_kept(bridge, monkeypatch, kinds):
 
 
 @pytest.mark.parametrize("kinds", ["reduce", "-individual_convolution", "dot", "-reduce,+eltwise"])
-def test_a_wrong_setting_of_the_user_is_kept_and_named(bridge, monkeypatch, kinds):
+def test_a_wrong_setting_of_the_user_is_not_changed_but_gives_a_warning(bridge, monkeypatch, kinds):
     monkeypatch.setenv("XLA_FLAGS", f"--xla_a=1 {FLAG}{kinds} --xla_b=2")
     compilers.install()
     with pytest.warns(UserWarning, match=re.escape(f"XLA_FLAGS has {FLAG}{kinds}")):
@@ -83,7 +83,7 @@ def test_a_wrong_setting_of_the_user_is_kept_and_named(bridge, monkeypatch, kind
     assert bridge.started == [("cpu", f"--xla_a=1 {FLAG}{kinds} --xla_b=2")]
 
 
-def test_a_backend_that_runs_already_is_warned_about_once(bridge):
+def test_a_backend_that_has_started_already_gives_one_warning(bridge):
     bridge.backends_are_initialized = lambda: True
     with pytest.warns(UserWarning, match="import bt_jax first") as caught:
         compilers.install()
@@ -94,10 +94,10 @@ def test_a_backend_that_runs_already_is_warned_about_once(bridge):
 
 SUM = """
 import jax, jax.numpy as jnp, numpy as np
-def right(jit):
+def is_correct(jit):
     matrix = np.random.RandomState(0).randint(-64, 65, (64, 64)) / 64
-    found = jit(lambda e, c: ((e @ jnp.broadcast_to(c, e.shape)) * e).sum())(matrix.astype(np.float32), np.float32(0.5))
-    return abs(found - 0.5 * np.square(matrix.sum(1)).sum()) < 0.1
+    total = jit(lambda e, c: ((e @ jnp.broadcast_to(c, e.shape)) * e).sum())(matrix.astype(np.float32), np.float32(0.5))
+    return abs(total - 0.5 * np.square(matrix.sum(1)).sum()) < 0.1
 """
 FIRST = f"""
 import os, subprocess, sys
@@ -105,17 +105,17 @@ import bt_jax
 assert not [name for name in sys.modules if name.split(".")[0] in ("jax", "jaxlib")]
 inherited = [sys.executable, "-c", "import os; print(os.environ.get('XLA_FLAGS'))"]
 assert subprocess.run(inherited, capture_output=True, text=True).stdout == "None\\n"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"  # a user's own, set later
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"  # a flag of the user, set later
 {SUM}
 assert jax.device_count() == 2
-assert right(jax.jit)
+assert is_correct(jax.jit)
 assert subprocess.run(inherited, capture_output=True, text=True).stdout == os.environ["XLA_FLAGS"] + "\\n"
 """
 LATE = f"""
 {SUM}
-print("by jax alone:", right(jax.jit))
+print("by jax alone:", is_correct(jax.jit))
 import bt_jax
-assert right(bt_jax.compilers.jit)
+assert is_correct(bt_jax.compilers.jit)
 inner = bt_jax.compilers.jit(lambda x: x + 1)
 assert bt_jax.compilers.jit(lambda x: inner(x) * 2)(1.0) == 4 and jax.eval_shape(inner, 1.0).shape == ()
 """
@@ -129,12 +129,12 @@ def _run(program: str) -> subprocess.CompletedProcess:
     return done
 
 
-def test_a_users_own_function_is_right_and_no_child_inherits_the_flag():
+def test_a_function_of_the_user_is_correct_and_no_child_inherits_the_flag():
     _run(FIRST)
 
 
 @wrong_here
-def test_our_own_functions_are_right_after_jax_has_started():
+def test_functions_of_bt_jax_are_correct_after_jax_has_started():
     done = _run(LATE)
     assert "by jax alone: False" in done.stdout
     assert done.stderr.count("UserWarning: bt_jax was imported after JAX had started") == 1

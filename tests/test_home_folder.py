@@ -65,17 +65,11 @@ def test_of_shards(home, capsys):
 
 
 def test_of_configs_and_compiled_programs(home, monkeypatch):
-    seen = []
-
-    def parse(argv):
-        seen.append(argv)
-        raise UserError("enough", "")
-
-    monkeypatch.setattr(config_program.flags, "FLAGS", parse)
-    with pytest.raises(UserError, match="enough"):
-        config_program._parse(["main", "--config=~/mine.py:smoke", "-config=~/x.py", "--workdir=~/run", "~/y"])
-    (argv,) = seen
-    assert argv == ["main", f"--config={home}/mine.py:smoke", f"-config={home}/x.py", "--workdir=~/run", "~/y"]
+    (home / "mine.py").touch()
+    rest = ["--workdir=~/run", "~/y"]
+    for flag in ("--config=~/mine.py:smoke", "-config=~/mine.py:smoke"):
+        argv = config_program._recipe_first(["main", *rest, flag], "")
+        assert argv == ["main", f"--config={home}/mine.py:smoke", *rest]
     set_to = []
     monkeypatch.setattr(jax.config, "update", lambda name, value: set_to.append(value))
     for folder, wanted in (("~/c", "c"), ("auto", ".cache/bt_jax/xla")):

@@ -1,6 +1,6 @@
-"""The rules of the house, read from the sources: imports, packages, keys, comments, lengths, versions.
+"""Layout rules, checked in the sources: imports, packages, random keys, config keys, lengths, versions.
 
-Lists of exceptions may only shrink: an entry that is no longer needed fails its test.
+Lists of exceptions may only shrink: an entry that is not needed fails its test.
 """
 
 import ast
@@ -25,10 +25,10 @@ from tests.support.paths import ROOT
 
 FILES = sorted((ROOT / "bt_jax").rglob("*.py"))
 
-DYNAMIC = ("import_module", "__import__", "run_module")  # imports whose argument is made at run time
+DYNAMIC = ("import_module", "__import__", "run_module")  # calls that import a module by a computed name
 TENSORFLOW = ("bt_jax/data/",)  # the folders that may import it
 TORCH = ("bt_jax/weights/",)
-LIGHT = ("bt_jax", "bt_jax.prepare", "bt_jax.config", "bt_jax.augment.recipes")  # load none of the frameworks
+LIGHT = ("bt_jax", "bt_jax.prepare", "bt_jax.config", "bt_jax.augment.recipes")  # modules that load no framework
 
 # (file, function) whose random key is not the first argument.
 KEY_LATER = {
@@ -36,11 +36,11 @@ KEY_LATER = {
     ("bt_jax/evals/spectrum.py", "accumulate"),
     ("bt_jax/evals/spectrum.py", "measure"),
 }
-LONGEST = 400  # lines of a file
+LONGEST = 400  # most lines of a file
 
 
 def name_of(path: Path) -> str:
-    """Such as "bt_jax/data/sources/npz.py"."""
+    """The path from the repository's root, such as "bt_jax/data/sources/npz.py"."""
     return path.relative_to(ROOT).as_posix()
 
 
@@ -56,38 +56,38 @@ def tree(name: str) -> ast.Module:
 
 @cache
 def imported(name: str) -> frozenset[str]:
-    """Full names of everything that a file imports, wherever in it: "numpy", "bt_jax.data.sources.npz.read"."""
-    found = set()
+    """Full names of all imports of a file, also inside functions: "numpy", "bt_jax.data.sources.npz.read"."""
+    names = set()
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{name}: a relative import, which no check here follows"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(DYNAMIC):
-            # The argument is made at run time, from the file's strings.
-            constants = {each.value for each in ast.walk(tree(name)) if isinstance(each, ast.Constant)}
-            strings = {value for value in constants if isinstance(value, str)} - {"__main__"}  # the test of a program
+            # The program computes the module's name from strings in the file, but not from "__main__".
+            constants = {part.value for part in ast.walk(tree(name)) if isinstance(part, ast.Constant)}
+            strings = {value for value in constants if isinstance(value, str)} - {"__main__"}
             inner = {f"{text}{name}" for text in strings if text.startswith("bt_jax.") for name in strings}
-            found |= {module for module in MODULES if {module, module.removeprefix("bt_jax.")} & strings}
-            found |= inner & MODULES.keys()  # made of two strings, such as f"bt_jax.tasks.{name}"
-    return frozenset(found)
+            names |= {module for module in MODULES if {module, module.removeprefix("bt_jax.")} & strings}
+            names |= inner & MODULES.keys()  # joined from two strings, such as f"bt_jax.tasks.{name}"
+    return frozenset(names)
 
 
-def arrows() -> set[tuple[str, str]]:
+def import_pairs() -> set[tuple[str, str]]:
     """(importing file, imported file) within the package."""
-    found = set()
+    pairs = set()
     for name in MODULES.values():
         for full in imported(name):
             while full and full not in MODULES:
                 full = full.rpartition(".")[0]
             if full and MODULES[full] != name:
-                found.add((name, MODULES[full]))
-    return found
+                pairs.add((name, MODULES[full]))
+    return pairs
 
 
 def circle(pairs) -> list[str] | None:
-    """The nodes of one circle, or None if there is none."""
+    """The nodes of one circle of imports, or None if there is none."""
     graph: dict[str, set[str]] = {}
     for start, end in pairs:
         graph.setdefault(start, set()).add(end)
@@ -98,27 +98,28 @@ def circle(pairs) -> list[str] | None:
     return None
 
 
-def room(name: str) -> str:
-    """The folder of a file; a file directly in bt_jax/ is a room of its own."""
+def folder_of(name: str) -> str:
+    """The folder of a file, or the file itself if it is directly in bt_jax/."""
     folder = name.rpartition("/")[0]
     return name if folder == "bt_jax" else folder
 
 
-def between_rooms(pairs) -> set[tuple[str, str]]:
-    return {(room(start), room(end)) for start, end in pairs if room(start) != room(end)}
+def between_folders(pairs) -> set[tuple[str, str]]:
+    folders = {(folder_of(start), folder_of(end)) for start, end in pairs}
+    return {(start, end) for start, end in folders if start != end}
 
 
 def test_files_import_one_way():
-    assert len(arrows()) > 200  # the graph is not empty by mistake
-    assert circle(arrows()) is None
+    assert len(import_pairs()) > 200  # the search finds imports
+    assert circle(import_pairs()) is None
 
 
 def test_folders_import_one_way():
-    assert circle(between_rooms(arrows())) is None
+    assert circle(between_folders(import_pairs())) is None
 
 
 def test_the_root_is_small():
-    """A folder has a noun that a newcomer asks for; what lies beside the folders is the ground floor and commands."""
+    """Most files are in folders, and no file is called like a folder."""
     flat = {name for name in MODULES.values() if name.count("/") == 1 and not name.endswith("__init__.py")}
     folders = {name.split("/")[1] for name in MODULES.values() if name.count("/") > 1}
     assert len(flat) <= 14 and len(folders) > 10
@@ -126,16 +127,16 @@ def test_the_root_is_small():
 
 
 @pytest.mark.parametrize("framework, folders", [("tensorflow", TENSORFLOW), ("torch", TORCH)])
-def test_frameworks_have_one_place(framework, folders):
+def test_only_one_folder_imports_a_framework(framework, folders):
     importing = {
         name for name in MODULES.values() if any(full.split(".")[0].startswith(framework) for full in imported(name))
     }
     assert importing and {name for name in importing if not name.startswith(folders)} == set()
 
 
-def test_the_package_imports_nothing_beside_it():
-    beside = {"tests", "benchmarks", "configs", "launch"}
-    assert {name for name in MODULES.values() if {full.split(".")[0] for full in imported(name)} & beside} == set()
+def test_the_package_imports_no_other_folder_of_the_repository():
+    others = {"tests", "benchmarks", "configs", "launch"}
+    assert {name for name in MODULES.values() if {full.split(".")[0] for full in imported(name)} & others} == set()
 
 
 def test_light_modules_load_no_framework():
@@ -146,7 +147,7 @@ def test_light_modules_load_no_framework():
 
 
 def test_the_self_check_loads_with_jax_alone(tmp_path):
-    """It is the first thing that somebody runs on a new machine, perhaps before anything else is installed."""
+    """The self check runs first on a new machine, perhaps before other packages are installed."""
     packages = Path(jax.__file__).parents[1]
     for name in ("jax", "jaxlib", "numpy", "numpy.libs", "scipy", "scipy.libs", "ml_dtypes", "opt_einsum"):
         if (packages / name).exists():
@@ -157,13 +158,13 @@ def test_the_self_check_loads_with_jax_alone(tmp_path):
         "-S",
         "-c",
         "import bt_jax.selfcheck.__main__",
-    ]  # without the environment's other packages
+    ]  # -S hides the other packages of the environment
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_every_file_is_in_the_wheel(monkeypatch):
-    """`build_py` lists what a wheel gets; a file that it does not list is in the repository alone."""
+    """The wheel gets the files that `build_py` lists. A file outside the list is missing for users."""
     monkeypatch.chdir(ROOT)
     distribution = Distribution({"script_name": "setup.py"})
     distribution.parse_config_files()
@@ -178,21 +179,23 @@ def test_every_file_is_in_the_wheel(monkeypatch):
 
 
 def test_random_keys_come_first():
-    """A parameter `key` is a random one unless it is a str; one that can only be given by name has no place."""
-    found, later = 0, set()
+    """Every parameter `key` without the annotation `str` is a random key. Keyword-only parameters do not count."""
+    count, later = 0, set()
     for name in MODULES.values():
         for node in ast.walk(tree(name)):
             if isinstance(node, ast.FunctionDef):
-                places = [each for each in (*node.args.posonlyargs, *node.args.args) if each.arg not in ("self", "cls")]
-                for place, each in enumerate(places):
-                    if each.arg == "key" and (each.annotation is None or ast.unparse(each.annotation) != "str"):
-                        found += 1
-                        later |= {(name, node.name)} if place else set()
-    assert found > 10 and later == KEY_LATER
+                positional = (*node.args.posonlyargs, *node.args.args)
+                parameters = [parameter for parameter in positional if parameter.arg not in ("self", "cls")]
+                for index, parameter in enumerate(parameters):
+                    annotation = parameter.annotation and ast.unparse(parameter.annotation)
+                    if parameter.arg == "key" and annotation != "str":
+                        count += 1
+                        later |= {(name, node.name)} if index else set()
+    assert count > 10 and later == KEY_LATER
 
 
-def test_every_config_key_has_a_help():
-    described = [each for kind in keys.TASKS.values() for each in keys._described(kind())]
+def test_every_config_key_has_a_help_text():
+    described = [row for kind in keys.TASKS.values() for row in keys._described(kind())]
     assert len({key for key, *_ in described}) > 60
     assert [key for key, _, text in described if len(text) < 10] == []
 
@@ -210,7 +213,7 @@ def test_versions_agree():
 
 
 def requirements(option: str) -> list[Requirement]:
-    """The lines of setup.cfg's "install_requires", or of an extra."""
+    """The requirements in setup.cfg: "install_requires", or those of an extra."""
     package = configparser.RawConfigParser()
     package.read(ROOT / "setup.cfg")
     section = "options" if option == "install_requires" else "options.extras_require"
@@ -218,8 +221,8 @@ def requirements(option: str) -> list[Requirement]:
 
 
 def test_the_oldest_versions_are_the_lower_bounds():
-    wanted = [each for option in ("install_requires", "tfds", "gcs", "test") for each in requirements(option)]
-    lowest = {(each.name, Version(b.version)) for each in wanted for b in each.specifier if b.operator == ">="}
+    needed = [one for option in ("install_requires", "tfds", "gcs", "test") for one in requirements(option)]
+    lowest = {(one.name, Version(b.version)) for one in needed for b in one.specifier if b.operator == ">="}
     lines = (ROOT / "tests/oldest.txt").read_text().splitlines()
     pinned = [line.split("==") for line in lines if not line.startswith("#")]
     assert {(name, Version(version)) for name, version in pinned} == lowest
@@ -227,7 +230,6 @@ def test_the_oldest_versions_are_the_lower_bounds():
 
 def test_hooks_and_check_use_one_ruff():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
-    asked = [Requirement(line) for hook in hooks for line in hook["additional_dependencies"]]
-    assert {each for each in asked if each.name == "ruff"} == {
-        each for each in requirements("dev") if each.name == "ruff"
-    }
+    in_hooks = [Requirement(line) for hook in hooks for line in hook["additional_dependencies"]]
+    in_setup = requirements("dev")
+    assert {one for one in in_hooks if one.name == "ruff"} == {one for one in in_setup if one.name == "ruff"}

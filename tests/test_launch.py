@@ -1,4 +1,4 @@
-"""The launchers: `tpu_vm.sh` against a stand-in for gcloud in its failure modes, `local.sh`, SLURM's script, GKE's."""
+"""The launchers: `tpu_vm.sh` with a fake gcloud that can fail, `local.sh`, `slurm.sbatch`, and the JobSet for GKE."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from tests.support.paths import ROOT
 
 LAUNCH = ROOT / "launch"
 PROGRAM = ("--", "--config=configs/quickstart.py", "--workdir=gs://mine/runs/tpu")
-ON_ITS_DISKS = (*PROGRAM[:-1], "--workdir=runs/tpu")
+PROGRAM_ON_DISK = (*PROGRAM[:-1], "--workdir=runs/tpu")
 
-# Writes its arguments down. A step of $SCRIPT is [what the arguments hold, status, output, state afterwards]; the first
-# that fits is used up; whatever is not in the script is done and says nothing. What is told to a worker is done in the
-# folder `worker`, if there is one.
+# The fake gcloud logs its arguments in the file `calls`. The file `script` lists failures: [part of the arguments, exit
+# status, output, state of the slice afterwards]. A call uses up the first entry that matches its arguments. All other
+# calls succeed. A command for a worker runs in the folder `worker` if that folder exists.
 GCLOUD = """
 import json, os, subprocess, sys
 here, words = os.environ["HERE"], " ".join(sys.argv[1:])
@@ -59,7 +59,7 @@ if "until [ -e" in words:
 
 @pytest.fixture
 def tpu_vm(tmp_path):
-    """tpu_vm(verb, *arguments, state=…, script=…) -> (status, what was said, calls of gcloud)."""
+    """tpu_vm(verb, *arguments, state=…, script=…) -> (exit status, output, calls of gcloud)."""
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(f"#!{sys.executable}\n{GCLOUD}")
     gcloud.chmod(0o755)
@@ -84,7 +84,7 @@ def tpu_vm(tmp_path):
 
 
 def verbs(calls):
-    """["create", "ssh", …] without the looks."""
+    """The verbs of the calls, such as ["create", "ssh"], without "describe"."""
     return [call.split()[1] for call in calls if call.split()[1] != "describe"]
 
 
@@ -92,9 +92,9 @@ SLICE = ("bt-test", "--zone=us-west4-a", "--type=v5litepod-16")
 
 
 def test_dry_run_prints_every_command_and_calls_nothing(tpu_vm):
-    status, said, calls = tpu_vm("all", *SLICE, "--dry-run", *PROGRAM)
+    status, output, calls = tpu_vm("all", *SLICE, "--dry-run", *PROGRAM)
     assert status == 0 and calls == []
-    lines = [line for line in said.splitlines() if line.startswith("+ ")]
+    lines = [line for line in output.splitlines() if line.startswith("+ ")]
     assert "bt_jax.plan --config=configs/quickstart.py --topology=v5e:4x4" in lines[0]
     assert "--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite" in lines[1]
     assert any("bt_jax.main" in line and "gs://mine/runs/tpu" in line and "--worker=all" in line for line in lines)
@@ -103,8 +103,8 @@ def test_dry_run_prints_every_command_and_calls_nothing(tpu_vm):
     assert words == ["bt_jax.plan", "create", "scp", "ssh", "ssh", "ssh", "mkdir", "storage"]
     assert "[tpu,tfds,gcs]" in lines[3] and not (ROOT / "runs" / "tpu").exists()
     assert lines[-1].endswith("gcloud storage rsync --recursive gs://mine/runs/tpu runs/tpu")
-    status, said, _ = tpu_vm("fetch", *SLICE, "--dry-run", "--light", *ON_ITS_DISKS)
-    lines = [line for line in said.splitlines() if line.startswith("+ ")]
+    status, output, _ = tpu_vm("fetch", *SLICE, "--dry-run", "--light", *PROGRAM_ON_DISK)
+    lines = [line for line in output.splitlines() if line.startswith("+ ")]
     assert [next(word for word in line.split() if word in known) for line in lines] == [
         "mkdir",
         "ssh",
@@ -116,75 +116,76 @@ def test_dry_run_prints_every_command_and_calls_nothing(tpu_vm):
 
 
 def test_nothing_is_created_twice(tpu_vm):
-    status, said, calls = tpu_vm("create", *SLICE, state="READY")
-    assert status == 0 and verbs(calls) == [] and "is there and ready" in said
+    status, output, calls = tpu_vm("create", *SLICE, state="READY")
+    assert status == 0 and verbs(calls) == [] and "exists and is ready" in output
     status, _, calls = tpu_vm("create", *SLICE, state="CREATING", script=[["describe", 0, "CREATING", "READY"]])
     assert status == 0 and verbs(calls) == []
     status, _, calls = tpu_vm("create", *SLICE, state="")
     assert status == 0 and verbs(calls) == ["create"]
 
 
-def test_no_quota_is_said_in_one_line(tpu_vm):
+def test_a_missing_quota_is_reported_in_one_line(tpu_vm):
     script = [[" create ", 1, "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepodPerProject' exceeded", None]]
-    status, said, calls = tpu_vm("create", *SLICE, script=script)
-    assert status == 2 and "was not created" in said and "Quota limit" in said and verbs(calls) == ["create"]
+    status, output, calls = tpu_vm("create", *SLICE, script=script)
+    assert status == 2 and "did not create" in output and "Quota limit" in output and verbs(calls) == ["create"]
 
 
-def test_preempted_while_it_is_created(tpu_vm):
+def test_preemption_during_creation(tpu_vm):
     script = [[" create ", 1, "ERROR: the node was preempted", "PREEMPTED"]]
-    status, said, _ = tpu_vm("create", *SLICE, "--spot", script=script)
-    assert status == 2 and "PREEMPTED" in said
-    status, said, calls = tpu_vm("create", *SLICE, "--spot", state="PREEMPTED")  # the same command again
+    status, output, _ = tpu_vm("create", *SLICE, "--spot", script=script)
+    assert status == 2 and "PREEMPTED" in output
+    status, output, calls = tpu_vm("create", *SLICE, "--spot", state="PREEMPTED")  # the same command again
     assert status == 0 and verbs(calls) == ["delete", "create"] and "--spot" in calls[-2]
 
 
-def test_the_connection_is_lost_while_it_is_created(tpu_vm):
+def test_lost_connection_during_creation(tpu_vm):
     script = [[" create ", 1, "ERROR: connection reset", "CREATING"], ["describe", 1, "NOT_FOUND", None]]
-    status, said, calls = tpu_vm("create", *SLICE, script=[*script, ["describe", 0, "CREATING", "READY"]])
-    assert status == 0 and verbs(calls) == ["create"] and "waiting for bt-test: CREATING" in said
+    status, output, calls = tpu_vm("create", *SLICE, script=[*script, ["describe", 0, "CREATING", "READY"]])
+    assert status == 0 and verbs(calls) == ["create"] and "Waiting for bt-test: CREATING" in output
 
 
-def test_gcloud_that_does_not_answer_makes_nothing(tpu_vm):
-    status, said, calls = tpu_vm("create", *SLICE, script=[["describe", 1, "ERROR: not logged in", None]])
-    assert status == 2 and "does not answer" in said and verbs(calls) == []
+def test_no_slice_is_created_if_gcloud_cannot_read_the_state(tpu_vm):
+    status, output, calls = tpu_vm("create", *SLICE, script=[["describe", 1, "ERROR: not logged in", None]])
+    assert status == 2 and "cannot read the state" in output and verbs(calls) == []
 
 
-def test_the_run_goes_on_after_a_lost_connection(tpu_vm):
+def test_the_run_continues_after_a_lost_connection(tpu_vm):
     script = [["until [ -e", 255, "", None]]
-    status, said, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
-    assert status == 0 and "connection lost" in said
+    status, output, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
+    assert status == 0 and "Lost the connection" in output
     starts = [call for call in calls if "bt_jax.main" in call]
-    assert ["rm -f run.status" in start for start in starts] == [True, False]  # the second only if a host was restarted
+    # The second command does not remove the exit status, so it starts nothing after an exit.
+    assert ["rm -f run.status" in start for start in starts] == [True, False]
 
 
-def test_the_run_goes_on_after_a_preemption(tpu_vm):
+def test_the_run_resumes_after_a_preemption(tpu_vm):
     script = [["until [ -e", 255, "", "PREEMPTED"]]
-    status, said, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
-    assert status == 0, said
+    status, output, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
+    assert status == 0, output
     assert verbs(calls) == ["ssh", "ssh", "delete", "create", "scp", "ssh", "ssh", "ssh"]
     starts = [call for call in calls if "-m bt_jax.main" in call]
     assert len(starts) == 2 and starts[0] == starts[1]  # the same command
 
 
-def test_the_run_waits_for_a_slice_to_be_had(tpu_vm):
+def test_the_run_waits_until_a_slice_is_available(tpu_vm):
     script = [["until [ -e", 255, "", "PREEMPTED"], [" create ", 1, "ERROR: no more capacity", None]]
-    status, said, calls = tpu_vm("run", *SLICE, "--spot", *ON_ITS_DISKS, state="READY", script=script)
-    assert status == 0 and "was not created" in said and "--workdir=gs://" in said
+    status, output, calls = tpu_vm("run", *SLICE, "--spot", *PROGRAM_ON_DISK, state="READY", script=script)
+    assert status == 0 and "did not create" in output and "--workdir=gs://" in output
     assert [verb for verb in verbs(calls) if verb != "ssh"] == ["delete", "create", "create", "scp"]
 
 
-def test_a_queued_slice_that_was_preempted_is_queued_again(tpu_vm):
+def test_a_preempted_queued_slice_is_queued_again(tpu_vm):
     script = [["until [ -e", 255, "", ""]]
     options = ("--spot", "--queued")
-    status, said, calls = tpu_vm("run", *SLICE, *options, *PROGRAM, state="READY", queue="SUSPENDED", script=script)
-    assert status == 0 and "QUEUE_SUSPENDED" in said
-    made = [call.split()[:2] for call in calls if call.split()[1] in ("create", "delete")]
-    assert made == [["queued-resources", "delete"], ["queued-resources", "create"]]
+    status, output, calls = tpu_vm("run", *SLICE, *options, *PROGRAM, state="READY", queue="SUSPENDED", script=script)
+    assert status == 0 and "QUEUE_SUSPENDED" in output
+    changes = [call.split()[:2] for call in calls if call.split()[1] in ("create", "delete")]
+    assert changes == [["queued-resources", "delete"], ["queued-resources", "create"]]
 
 
-def test_a_slice_that_somebody_deleted_is_not_made_anew(tpu_vm):
-    status, said, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=[["until [ -e", 255, "", ""]])
-    assert status == 2 and "somebody has deleted it" in said and "create" not in verbs(calls)
+def test_a_deleted_slice_is_not_created_again(tpu_vm):
+    status, output, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=[["until [ -e", 255, "", ""]])
+    assert status == 2 and "someone has deleted it" in output and "create" not in verbs(calls)
 
 
 def test_a_stopped_slice_is_started_with_its_disks(tpu_vm):
@@ -192,13 +193,13 @@ def test_a_stopped_slice_is_started_with_its_disks(tpu_vm):
     assert status == 0 and verbs(calls) == ["start"]
 
 
-def test_a_slice_that_is_being_deleted_is_waited_for(tpu_vm):
+def test_create_waits_for_the_end_of_a_deletion(tpu_vm):
     script = [["describe", 0, "DELETING", None], ["describe", 1, "NOT_FOUND", ""]]
     status, _, calls = tpu_vm("create", *SLICE, state="DELETING", script=script)
     assert status == 0 and verbs(calls) == ["create"]
 
 
-def test_warnings_of_gcloud_are_no_state(tpu_vm, tmp_path):
+def test_a_warning_of_gcloud_is_not_a_state(tpu_vm, tmp_path):
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(
         gcloud.read_text().replace("import json", "import sys; print('WARNING: old', file=sys.stderr)\nimport json", 1)
@@ -208,9 +209,9 @@ def test_warnings_of_gcloud_are_no_state(tpu_vm, tmp_path):
 
 @pytest.fixture
 def worker(tmp_path):
-    """A worker's home, whose python takes what to do from `todo`, a line each time, and writes down its arguments.
+    """A worker's home folder with a fake `python`, which runs the next line of `todo` and logs its arguments in `did`.
 
-    Its seconds are tenths of ours.
+    `sleep 10` sleeps for one second there.
     """
     home = tmp_path / "worker"
     for folder in ("bin", "venv/bin", "bt_jax/configs"):
@@ -228,69 +229,69 @@ def worker(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "todo, starts, ends, says",
+    "todo, starts, status, message",
     [
-        ("sleep 3", 1, 0, "through"),
+        ("sleep 3", 1, 0, "has finished"),
         ("exit 75", 2, 0, "status 75"),
         ("exit 2", 1, 2, "status 2; its last lines"),
-        ("kill -9 $PPID", 2, 0, "status vanished"),  # as a reboot does
-        ("echo 75 > run.status; sleep 100", 2, 0, "status 75"),  # what is left of it is ended first
+        ("kill -9 $PPID", 2, 0, "left no exit status"),  # like a reboot
+        ("echo 75 > run.status; sleep 100", 2, 0, "status 75"),  # a leftover process is killed first
     ],
 )
-def test_what_is_told_to_a_worker_works(tpu_vm, worker, todo, starts, ends, says):
+def test_commands_on_a_worker(tpu_vm, worker, todo, starts, status, message):
     (worker / "todo").write_text(f"echo at work; {todo}\n")
-    status, said, _ = tpu_vm("run", *SLICE, *PROGRAM, state="READY")
-    assert status == ends and says in said and "at work" in said, said
+    got, output, _ = tpu_vm("run", *SLICE, *PROGRAM, state="READY")
+    assert got == status and message in output and "at work" in output, output
     started = (worker / "did").read_text().splitlines()
     assert started == ["-m bt_jax.main --config=configs/quickstart.py --workdir=gs://mine/runs/tpu"] * starts
 
 
-def test_a_program_that_runs_is_not_started_again(tpu_vm, worker):
+def test_a_running_program_is_not_started_again(tpu_vm, worker):
     (worker / "todo").write_text("sleep 30\n")
-    script = [["until [ -e", 255, "", None]] * 3  # the connection is lost, and its place is taken by the next
-    status, said, _ = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
-    assert status == 0 and said.count("connection lost") == 3
+    script = [["until [ -e", 255, "", None]] * 3  # three lost connections; the fourth one holds
+    status, output, _ = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
+    assert status == 0 and output.count("Lost the connection") == 3
     assert len((worker / "did").read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("ended, starts, status", [(75, 3, 0), (143, 3, 0), (2, 1, 2), (1, 1, 2)])
-def test_what_is_started_again(tpu_vm, ended, starts, status):
-    script = [["until [ -e", 0, str(ended), None]] * 2
-    got, said, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
-    assert got == status and sum("-m bt_jax.main" in call for call in calls) == starts, said
+@pytest.mark.parametrize("exit_status, starts, status", [(75, 3, 0), (143, 3, 0), (2, 1, 2), (1, 1, 2)])
+def test_the_exit_status_decides_about_a_restart(tpu_vm, exit_status, starts, status):
+    script = [["until [ -e", 0, str(exit_status), None]] * 2
+    got, output, calls = tpu_vm("run", *SLICE, *PROGRAM, state="READY", script=script)
+    assert got == status and sum("-m bt_jax.main" in call for call in calls) == starts, output
 
 
-def test_it_is_not_started_again_for_ever(tpu_vm):
+def test_the_number_of_restarts_is_limited(tpu_vm):
     script = [["until [ -e", 0, "75", None]] * 9
-    status, said, calls = tpu_vm("run", *SLICE, "--restarts=2", *PROGRAM, state="READY", script=script)
-    assert status == 2 and "2 times" in said and sum("-m bt_jax.main" in call for call in calls) == 3
+    status, output, calls = tpu_vm("run", *SLICE, "--restarts=2", *PROGRAM, state="READY", script=script)
+    assert status == 2 and "after 2 restarts" in output and sum("-m bt_jax.main" in call for call in calls) == 3
 
 
-def test_deleting_asks(tpu_vm):
-    status, said, calls = tpu_vm("delete", *SLICE, state="READY", answer="n\n")
-    assert status == 2 and verbs(calls) == [] and "not deleted" in said
+def test_delete_asks_for_confirmation(tpu_vm):
+    status, output, calls = tpu_vm("delete", *SLICE, state="READY", answer="n\n")
+    assert status == 2 and verbs(calls) == [] and "not deleted" in output
     assert verbs(tpu_vm("delete", *SLICE, state="READY", answer="y\n")[2]) == ["delete"]
     assert verbs(tpu_vm("delete", *SLICE, "--yes", state="READY")[2]) == ["delete"]
     assert verbs(tpu_vm("delete", *SLICE, "--yes", state="READY", queue="ACTIVE")[2]) == ["delete", "delete"]
     refused = [[" delete ", 1, "ERROR: PERMISSION_DENIED", None]]
-    status, said, _ = tpu_vm("delete", *SLICE, "--yes", state="READY", script=refused)
-    assert status == 2 and "costs as before" in said
+    status, output, _ = tpu_vm("delete", *SLICE, "--yes", state="READY", script=refused)
+    assert status == 2 and "still costs money" in output
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
-        (("create", "Bad_Name"), "small letters"),
-        (("create", "a"), "no --zone"),
-        (("create", "a", "--zone=z"), "no --type"),
-        (("create", "a", "--zone=z", "--tpye=v"), "unknown option --tpye=v"),
-        (("run", "a", "--zone=z"), "no --config"),
+        (("create", "Bad_Name"), "lower-case letters"),
+        (("create", "a"), "--zone is missing"),
+        (("create", "a", "--zone=z"), "--type is missing"),
+        (("create", "a", "--zone=z", "--tpye=v"), "Unknown option --tpye=v"),
+        (("run", "a", "--zone=z"), "--config is missing"),
         (("run", "a", "--zone=z", "--", "--config=c"), "--workdir"),
     ],
 )
-def test_mistakes_give_one_line(tpu_vm, arguments, said):
-    status, told, calls = tpu_vm(*arguments)
-    assert status == 2 and said in told and told.count("\n") == 1 and calls == []
+def test_a_mistake_is_reported_in_one_line(tpu_vm, arguments, message):
+    status, output, calls = tpu_vm(*arguments)
+    assert status == 2 and message in output and output.count("\n") == 1 and calls == []
 
 
 # --------------------------------------------------------------------------------------------------------------- others
@@ -298,7 +299,7 @@ def test_mistakes_give_one_line(tpu_vm, arguments, said):
 
 @pytest.fixture
 def fake_python(tmp_path):
-    """An interpreter whose bt_jax.main writes its arguments down and ends with what is next in `statuses`."""
+    """A fake interpreter. Its bt_jax.main logs its arguments in `calls` and exits with the next line of `statuses`."""
     path = tmp_path / "python"
     path.write_text(
         f'#!/usr/bin/env bash\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'
@@ -329,21 +330,21 @@ def test_local_processes(fake_python, tmp_path):
     _, calls = local(fake_python, "2x4", *arguments)
     assert all("device_count=4" in call and "devices=all" in call for call in calls) and len(calls) == 2
     assert local(fake_python, "0")[0].returncode == 2
-    assert "no --workdir" in local(fake_python, "2")[0].stderr
+    assert "--workdir is missing" in local(fake_python, "2")[0].stderr
 
 
 @pytest.mark.parametrize(
     "statuses, restarts, starts, status", [("75 75", 3, 4, 0), ("75 75", 0, 2, 75), ("2 2", 3, 2, 2)]
 )
-def test_local_processes_are_started_again(fake_python, tmp_path, statuses, restarts, starts, status):
+def test_local_processes_are_restarted(fake_python, tmp_path, statuses, restarts, starts, status):
     fake_python.with_name("statuses").write_text(statuses.replace(" ", "\n") + "\n")
     done, calls = local(fake_python, "2", f"--workdir={tmp_path / 'run'}", RESTARTS=str(restarts))
     assert done.returncode == status and len(calls) == starts
 
 
-@pytest.mark.parametrize("told, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_local_processes_are_told_to_stop(fake_python, tmp_path, told, status):
-    """Ctrl-C reaches them as SIGTERM: a shell has it ignored by what it puts into the background."""
+@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_local_processes_get_the_signal(fake_python, tmp_path, sent, status):
+    """They get SIGTERM for Ctrl-C, because background processes of a shell ignore Ctrl-C."""
     lines = fake_python.read_text().splitlines()
     calls = tmp_path / "calls"
     lines[2:] = ["trap 'exit 143' TERM", "trap 'exit 138' USR1", f"echo >> {calls}; while :; do sleep 0.1; done"]
@@ -352,13 +353,13 @@ def test_local_processes_are_told_to_stop(fake_python, tmp_path, told, status):
     running = subprocess.Popen(
         command,
         env=os.environ | {"PYTHON": str(fake_python), "RESTARTS": "3"},
-        # Tests in the background have Ctrl-C ignored, and hand that on.
+        # If the tests run in the background, they ignore Ctrl-C, and a child process inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while not (calls.exists() and calls.read_text().count("\n") == 2) and time.monotonic() < deadline:
         time.sleep(0.05)
-    running.send_signal(told)
+    running.send_signal(sent)
     try:
         assert running.wait(timeout=20) == status and calls.read_text().count("\n") == 2
     finally:
@@ -367,7 +368,7 @@ def test_local_processes_are_told_to_stop(fake_python, tmp_path, told, status):
 
 
 @pytest.mark.parametrize(
-    "ended, state, requeued, status",
+    "exit_status, state, requeued, status",
     [
         (0, "RUNNING", False, 0),
         (138, "RUNNING", True, 0),
@@ -377,11 +378,11 @@ def test_local_processes_are_told_to_stop(fake_python, tmp_path, told, status):
         (2, "RUNNING", False, 2),
     ],
 )
-def test_slurm_queues_the_job_again(fake_python, tmp_path, ended, state, requeued, status):
-    """With stand-ins for srun and scontrol; the real ones: `tests/drills/slurm.sh`."""
+def test_slurm_queues_the_job_again(fake_python, tmp_path, exit_status, state, requeued, status):
+    """With a fake srun and a fake scontrol; `tests/drills/slurm.sh` uses the real ones."""
     for name, body in {
-        "srun": f'echo "$@" > {tmp_path}/srun; exit {ended}',
-        "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/asked || echo "JobId=7 JobState={state} Reason=None"',
+        "srun": f'echo "$@" > {tmp_path}/srun; exit {exit_status}',
+        "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/requeued || echo "JobId=7 JobState={state} Reason=None"',
     }.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -391,10 +392,10 @@ def test_slurm_queues_the_job_again(fake_python, tmp_path, ended, state, requeue
         ["bash", str(LAUNCH / "slurm.sbatch"), "--config=c", "--workdir=w"], env=os.environ | environment, timeout=60
     )
     assert done.returncode == status
-    assert (tmp_path / "asked").exists() == requeued
-    asked = (tmp_path / "srun").read_text().split()
-    assert asked[-4:] == ["-m", "bt_jax.main", "--config=c", "--workdir=w"]
-    assert "--kill-on-bad-exit=0" in asked and "--cpus-per-task=3" in asked
+    assert (tmp_path / "requeued").exists() == requeued
+    arguments = (tmp_path / "srun").read_text().split()
+    assert arguments[-4:] == ["-m", "bt_jax.main", "--config=c", "--workdir=w"]
+    assert "--kill-on-bad-exit=0" in arguments and "--cpus-per-task=3" in arguments
 
 
 @pytest.fixture
@@ -402,14 +403,14 @@ def manifest():
     return yaml.safe_load((LAUNCH / "gke" / "jobset.yaml").read_text())
 
 
-def test_gke_manifest_is_of_one_slice(manifest):
+def test_gke_manifest_describes_one_slice(manifest):
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
-    assert job["parallelism"] == job["completions"] == 16 // 4  # 4x4 chips, four a host
+    assert job["parallelism"] == job["completions"] == 16 // 4  # 4x4 chips, four per host
     assert job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
 
 
 def test_gke_manifest_is_a_jobset(manifest):
-    """By the models that the JobSet project's API description gives; a key that they do not know is dropped."""
+    """The classes of JobSet's API description drop unknown keys. They must drop no key of the manifest."""
     module = "kubeflow_trainer_api.models.jobset_v1alpha2_job_set"
     models = pytest.importorskip(module, reason="pip install kubeflow-trainer-api, which holds JobSet's schema")
     read = json.loads(models.JobsetV1alpha2JobSet.from_dict(manifest).to_json())
@@ -417,14 +418,14 @@ def test_gke_manifest_is_a_jobset(manifest):
 
 
 def _dropped(given, read, path="") -> list[str]:
-    """What is in the first and not in the second, which may have more: defaults."""
+    """Paths of the values that `given` has and `read` lacks. `read` may have more, such as defaults."""
     if isinstance(given, dict):
         keys = [(key, value, (read or {}).get(key)) for key, value in given.items()]
     elif isinstance(given, list):
         keys = [(str(i), *pair) for i, pair in enumerate(zip(given, read or [None] * len(given), strict=True))]
     else:
         return [] if given == read else [path]
-    return [each for key, one, other in keys for each in _dropped(one, other, f"{path}/{key}")]
+    return [lost for key, one, other in keys for lost in _dropped(one, other, f"{path}/{key}")]
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")

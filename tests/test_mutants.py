@@ -1,4 +1,4 @@
-"""The faults of `python -m tests.mutants` are all still there to be planted, and so are the tests that notice them."""
+"""The faults of `python -m tests.mutants`: their places in the code exist, and the tests that must fail exist."""
 
 from pathlib import Path
 
@@ -43,8 +43,8 @@ def tree(tmp_path):
     return tmp_path
 
 
-def test_a_fault_is_planted_in_its_place(tree):
-    """By the name of what holds it, wherever the file is, and however its lines are broken."""
+def test_planting_a_fault(tree):
+    """A fault names a definition: its file and its line breaks may change."""
     fault = Fault("norm-eps", "Norm.apply", "(x - x.mean()) / ( x.std() + EPS)", "x", ("test_mean",))
     path, changed = planted(fault, tree)
     assert path == tree / "bt_jax" / "models" / "norm.py" and nodes(fault, tree) == ["tests/test_norm.py::test_mean"]
@@ -58,11 +58,11 @@ def test_a_fault_is_planted_in_its_place(tree):
     [
         {"where": "Norm.call"},  # renamed
         {"old": "x.var()"},  # rewritten
-        {"where": "Norm", "old": "x"},  # several
-        {"old": "x.std() + EPS)", "new": "x.std("},  # no Python
+        {"where": "Norm", "old": "x"},  # several matches
+        {"old": "x.std() + EPS)", "new": "x.std("},  # not Python
     ],
 )
-def test_a_stale_fault_is_said_to_be(tree, changes):
+def test_a_stale_fault_raises(tree, changes):
     fault = Fault("norm-eps", "Norm.apply", "x.std() + EPS", "x.std()", ("test_mean",))
     planted(fault, tree)
     with pytest.raises(StaleError, match="norm-eps: "):

@@ -1,4 +1,4 @@
-"""Schedule and LARS against the reference's numbers; the alternatives against hand-worked steps."""
+"""Schedule and LARS against the numbers of the reference; the other optimizers against steps by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -29,21 +29,21 @@ def _schedules(stored, rates=(0.2, 0.0048)):
 
 def test_schedule_equals_the_reference(stored, x64):
     steps = jnp.arange(len(stored["lr"]))
-    found = np.stack([schedule(steps) for schedule in _schedules(stored)], axis=1)
-    np.testing.assert_allclose(found, stored["lr"], rtol=1e-14, atol=1e-16)
+    rates = np.stack([schedule(steps) for schedule in _schedules(stored)], axis=1)
+    np.testing.assert_allclose(rates, stored["lr"], rtol=1e-14, atol=1e-16)
 
 
 @pytest.mark.parametrize(
     "warmup, total, start", [(70, 140, 0.0), (10, 300, 0.25), (0, 50, 0.0), (20, 20, 0.0), (20, 5, 0.0)]
 )
-def test_schedule_is_its_formula(warmup, total, start, x64):
-    """To the rounding of float64, past the end too, and without a rise or a fall."""
+def test_schedule_equals_its_formula(warmup, total, start, x64):
+    """It does to the rounding of float64, also after the end, without a warm-up and without a cosine."""
     step = np.arange(max(warmup, total) + 20)
     rise = start + (1 - start) * step / max(warmup, 1)
     progress = np.clip((step - warmup) / max(total - warmup, 1), 0, 1)
-    wanted = np.where(step < warmup, rise, 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
-    found = optim.warmup_cosine(3.0, warmup_steps=warmup, total_steps=total, start_factor=start, end_factor=0.01)(step)
-    np.testing.assert_allclose(found / 3.0, wanted, rtol=0, atol=1e-15)
+    expected = np.where(step < warmup, rise, 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
+    rate = optim.warmup_cosine(3.0, warmup_steps=warmup, total_steps=total, start_factor=start, end_factor=0.01)(step)
+    np.testing.assert_allclose(rate / 3.0, expected, rtol=0, atol=1e-15)
 
 
 def _names(stored):
@@ -70,22 +70,22 @@ def _lars(stored, **changes):
 
 
 def test_sixty_lars_steps_equal_the_reference(stored, x64):
-    """Among them a parameter that starts at zero and a gradient that is zero at step 5."""
+    """One parameter starts at zero, and one gradient is zero at step 5."""
     for step, params in enumerate(_run(_lars(stored), stored, 60)):
         for name, value in params.items():
-            # float64 on both sides; norms of up to 216 terms summed in another order
+            # Both sides use float64. Norms have up to 216 terms, in another order.
             np.testing.assert_allclose(value, stored[f"params/{name}"][step], rtol=1e-12, atol=1e-15, err_msg=name)
 
 
 def test_optax_lars_is_another_optimizer(stored, x64):
-    """It multiplies the rate in before the momentum; with a changing rate the parameters part."""
+    """It multiplies by the rate before the momentum: if the rate changes, the parameters differ."""
     *_, params = _run(optax.lars(_schedules(stored)[0], 1e-3, trust_coefficient=1e-3), stored, 60)
     name = "conv.kernel_oihw"
     assert np.abs(params[name] - stored[f"params/{name}"][59]).max() > 1e-6
 
 
-def test_grad_scale_is_hidden_from_matrices_only(stored, x64):
-    """The 1/W of the reference: without decay LARS matrices do not see it, one-dimensional parameters do."""
+def test_grad_scale_has_no_influence_on_lars_matrices(stored, x64):
+    """It is the 1/W of the reference. Without decay, it changes the steps of one-dimensional parameters alone."""
     plain = optimizer.make_optimizer(_lars(stored, weight_decay=0.0), optax.sgd(0.1))
     scaled = optimizer.make_optimizer(_lars(stored, weight_decay=0.0), optax.sgd(0.1), grad_scale=1 / 16)
     grads = {
@@ -121,7 +121,7 @@ def test_clipped_variant_by_hand(x64):
     np.testing.assert_allclose(updates["w"], -lr * 1.9 * first, rtol=1e-12)
     big = optim.lars(1e-4, 0.5, weight_decay=wd, trust_coefficient=eta, clip=True)
     updates, _ = big.update(grads, big.init(params), params)
-    np.testing.assert_allclose(updates["w"], -1e-4 * first / ratio, rtol=1e-12)  # cut at 1
+    np.testing.assert_allclose(updates["w"], -1e-4 * first / ratio, rtol=1e-12)  # capped at 1
 
 
 def test_sgd_by_hand(x64):
@@ -138,7 +138,7 @@ def test_sgd_by_hand(x64):
 
 
 def test_adamw_by_hand(x64):
-    """Two steps of optax's constants; decay on matrices alone."""
+    """Two steps with the constants of optax, and decay on matrices alone."""
     tx = optim.adamw(0.1, 0.2, weight_decay=0.5)
     params = {"w": jnp.full((1, 1), 3.0), "b": jnp.full(1, 3.0)}
     state, m, v = tx.init(params), 0.0, 0.0

@@ -1,4 +1,4 @@
-"""What the seed decides: the views of each step, and the parameters that training begins with."""
+"""The influence of the seed: on the views of each step, and on the initial parameters."""
 
 from types import SimpleNamespace
 
@@ -19,11 +19,11 @@ from tests.support.runs import changed
 
 
 def test_views_follow_seed_step_and_id(monkeypatch):
-    """Their key is that of (seed, step); ids and sizes are handed on. Which pixels follow, `augment`'s tests say."""
-    asked = []
+    """`two_views` receives the key of (seed, step), the ids and the sizes. Its pixels are tested with `augment`."""
+    calls = []
 
     def two_views(key, images, recipe, *, ids, sizes):
-        asked.append((np.asarray(jax.random.key_data(key)), ids, sizes))
+        calls.append((np.asarray(jax.random.key_data(key)), ids, sizes))
         return images, images
 
     monkeypatch.setattr(augment, "two_views", two_views)
@@ -32,21 +32,21 @@ def test_views_follow_seed_step_and_id(monkeypatch):
         step = train_step.make_step(lambda state, views, batch: batch["label"], recipes.cifar(4), seed=seed)
         for at in (0, 3):
             assert step(SimpleNamespace(step=at), batch) == "labels"
-            wanted = jax.random.fold_in(randomness.stream(seed, randomness.VIEWS), at)
-            found, ids, sizes = asked[-1]
-            np.testing.assert_array_equal(found, jax.random.key_data(wanted))
+            expected = jax.random.fold_in(randomness.stream(seed, randomness.VIEWS), at)
+            key, ids, sizes = calls[-1]
+            np.testing.assert_array_equal(key, jax.random.key_data(expected))
             assert ids is batch["id"] and sizes == "sizes"
-    assert len({key.tobytes() for key, *_ in asked}) == 4
+    assert len({key.tobytes() for key, *_ in calls}) == 4
 
 
-def test_streams_are_apart():
-    streams = (randomness.INIT, randomness.ORDER, randomness.VIEWS, randomness.MONITOR, randomness.OBJECTIVE)
-    keys = [np.asarray(jax.random.key_data(randomness.stream(seed, each))) for seed in (0, 1) for each in streams]
-    assert len({key.tobytes() for key in keys}) == 10
+def test_every_purpose_and_seed_has_its_own_key():
+    purposes = (randomness.INIT, randomness.ORDER, randomness.VIEWS, randomness.MONITOR, randomness.OBJECTIVE)
+    streams = [randomness.stream(seed, purpose) for seed in (0, 1) for purpose in purposes]
+    assert len({np.asarray(jax.random.key_data(key)).tobytes() for key in streams}) == 10
 
 
-def test_the_probe_begins_small():
-    """N(0, 0.01) and no bias, as the reference's linear head; it is there without labels too."""
+def test_the_probe_starts_small():
+    """Its kernel is N(0, 0.01) and its bias zero, as the reference's classifier. It exists without labels too."""
     nets = Nets(models.build_projector(4, (64,)), {"projector": models.build_projector(64, (8,))})
     tx, objective = optax.sgd(0.1), BarlowTwins()
     state = jax.jit(lambda key: build.initial_state(key, nets, tx, objective, probe_classes=500))(jax.random.key(0))

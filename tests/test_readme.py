@@ -1,4 +1,4 @@
-"""README and the pages of docs/: their Python runs as printed, and the files, keys and methods that they name exist."""
+"""README and the pages of docs/: their Python runs as printed, and their files, keys and methods exist."""
 
 import os
 import re
@@ -30,12 +30,12 @@ def name_of(page):
 
 
 def python_of(page):
-    """The fenced blocks of Python of a page, from top to bottom."""
+    """The fenced blocks of Python on a page, from top to bottom."""
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.S | re.M)
 
 
 def targets_of(page):
-    """The files and folders that the relative links of a page lead to."""
+    """The target of every relative link on a page: {link: file or folder}."""
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
     return {link: (page.parent / link.partition("#")[0]).resolve() for link in links if "://" not in link}
 
@@ -47,7 +47,7 @@ def blocks():
 
 @pytest.fixture(params=["resnet18", "resnet50"])
 def run(request, tmp_path, monkeypatch):
-    """A folder in which runs/mine has a checkpoint 8000, of a narrow network with drawn weights."""
+    """Changes to a folder with a checkpoint 8000 of a narrow network in runs/mine; returns its random variables."""
     build = {"arch": request.param} | BUILD | {"small_images": request.param == "resnet18"}
     generator = np.random.default_rng(0)
 
@@ -75,13 +75,13 @@ def test_the_encoder_without_bt_jax(blocks, run):
     images = np.random.default_rng(1).standard_normal((2, 32, 32, 3)).astype(np.float32)
     net, variables = bt_jax.load_encoder("runs/mine")
     expected = net.apply(variables, images, train=False)
-    found = names["features"](names["variables"], images)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    result = names["features"](names["variables"], images)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("run", ["resnet18"], indirect=True)
-def test_the_encoder_of_eight_devices_is_read_on_one(blocks, run, tmp_path):
-    """Orbax wants the devices that it saved from, unless it is told of others."""
+def test_an_encoder_from_eight_devices_loads_on_one(blocks, run, tmp_path):
+    """Without a sharding, Orbax restores to the devices that it saved from."""
     (block,) = (block for block in blocks if "def features" in block)
     everywhere = sharding.replicated(sharding.make_mesh())
     folder = tmp_path / "runs" / "mine" / "checkpoints" / "8000" / "encoder"
@@ -101,9 +101,9 @@ def test_fine_tuning_in_plain_flax(blocks, run):
     exec(block, names)
     images = np.random.default_rng(1).standard_normal((16, 16, 16, 3)).astype(np.float32)
     labels = np.arange(16) % 10
-    carried, losses = (names["params"], names["stats"], names["opt_state"]), []
+    state, losses = (names["params"], names["stats"], names["opt_state"]), []
     for _ in range(20):
-        *carried, loss = names["step"](*carried, images, labels)
+        *state, loss = names["step"](*state, images, labels)
         losses.append(float(loss))
     assert losses[-1] < 0.9 * losses[0]
 
@@ -123,7 +123,7 @@ def test_links_lead_to_files(page):
     assert targets and [link for link, target in targets.items() if not target.exists()] == []
 
 
-def test_readme_is_short_and_leads_to_every_page():
+def test_readme_is_short_and_links_to_every_page():
     assert len(README.read_text().splitlines()) <= 130
     assert set(PAGES) - {README} <= set(targets_of(README).values())
 
@@ -140,7 +140,7 @@ def test_keys_that_the_pages_name_exist():
     text = "\n".join(page.read_text() for page in LINKING)
     named = set(re.findall(r"\bconfig\.([a-z_][\w.]*\w)", text)) - {"json"}
     assert len(named) > 20
-    assert {key for key in named if not any(each.startswith(f"{key}.") for each in known)} == set()
+    assert {key for key in named if not any(other.startswith(f"{key}.") for other in known)} == set()
 
 
 def test_pages_name_every_method_and_every_reference():

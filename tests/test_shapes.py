@@ -1,4 +1,4 @@
-"""Annotated shapes are checked while the tests run, and cost nothing where jaxtyping is not installed."""
+"""The tests check annotated shapes; without jaxtyping, annotations are plain array types."""
 
 import importlib.util
 import sys
@@ -26,13 +26,13 @@ from bt_jax.objectives import barlow_twins, functions
         lambda: knn.top1(np.zeros((4, 3)), np.zeros(4, int), np.zeros((2, 5)), np.zeros(2, int), num_classes=2),
     ],
 )
-def test_a_wrong_shape_or_dtype_is_refused(call):
+def test_a_wrong_shape_or_dtype_raises(call):
     with pytest.raises(TypeCheckError):
         call()
 
 
-def test_without_jaxtyping_a_word_is_its_array_type(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jaxtyping", None)  # importing it raises ImportError
+def test_without_jaxtyping_an_annotation_is_its_array_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxtyping", None)  # an import then raises ImportError
     spec = importlib.util.spec_from_file_location("bare_shapes", shapes.__file__)
     bare = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bare)

@@ -1,11 +1,11 @@
-"""Augmentations on the device: the operations, and two views of every image made of them.
+"""Augmentations on the device: the image operations, and two views of every image.
 
-Names are looked up when they are used, so that `bt_jax.augment.recipes`, which configs need, does not load JAX.
+Names are imported on their first use, so that `bt_jax.augment.recipes`, which configs need, does not load JAX.
 """
 
 import importlib
 
-_HOMES = {
+_MODULES = {
     "colour": ("adjust_brightness", "adjust_contrast", "adjust_hue", "adjust_saturation", "solarize", "to_grayscale"),
     "filters": ("center_crop_of_resize", "gaussian_blur", "horizontal_flip", "resized_crop"),
     "views": ("evaluation_view", "normalise", "two_views"),
@@ -13,11 +13,11 @@ _HOMES = {
 
 
 def __getattr__(name: str):
-    for home, names in _HOMES.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(importlib.import_module(f"bt_jax.augment.{home}"), name)
+            return getattr(importlib.import_module(f"bt_jax.augment.{module}"), name)
     raise AttributeError(f"module 'bt_jax.augment' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(name for names in _HOMES.values() for name in names)
+    return sorted(name for names in _MODULES.values() for name in names)

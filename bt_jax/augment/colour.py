@@ -1,4 +1,4 @@
-"""Colour, on a triple of planes: brightness, contrast, saturation, hue, grey, solarization."""
+"""Operations on colours: brightness, contrast, saturation, hue, grey, solarization."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ Planes = tuple[jax.Array, ...]  # red, green and blue, each (height, width)
 
 
 def luma(rgb: Planes) -> jax.Array:
-    """ITU-R 601-2 luma, Pillow's "L"."""
+    """The luma of ITU-R 601-2, which is Pillow's mode "L"."""
     return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
 
 
@@ -20,17 +20,20 @@ def blend(rgb: Planes, other: float | jax.Array, factor: Number) -> Planes:
 
 
 def contrast(rgb: Planes, factor: Number) -> Planes:
-    # Pillow rounds the mean to a grey level. That moves a pixel by at most 0.2 levels at a factor of 0.6, but would
-    # turn the last bit of a sum, which may depend on the number of devices, into such a step: so it is left out.
+    """The blend with the mean luma.
+
+    Pillow rounds the mean to a grey level, which changes a pixel by at most 0.2 levels at a factor of 0.6. There is no
+    rounding here: it could turn the last bit of the mean, which depends on the number of devices, into a level.
+    """
     return blend(rgb, jnp.mean(luma(rgb)), factor)
 
 
 def hue(rgb: Planes, delta: Number) -> Planes:
-    """Turns the hue by up to half a turn at constant HSV saturation and value.
+    """Rotates the hue by `delta` turns, up to half a turn, at constant HSV saturation and value.
 
-    A channel lies below the value by chroma * clip(2 - d, 0, 1), where d is the distance of the hue, in sixths of a
-    turn around the circle, from the channel's complement. Everything here is in units of the chroma, which saves the
-    divisions and makes grey no special case.
+    A channel is the value minus chroma * clip(2 - d, 0, 1). d is the distance of the hue from the complement of the
+    channel, in sixths of a turn around the circle. The code multiplies all hues by the chroma. It thus needs no
+    division, and grey is no special case.
     """
     r, g, b = rgb
     value = jnp.maximum(jnp.maximum(r, g), b)
@@ -48,34 +51,35 @@ def hue(rgb: Planes, delta: Number) -> Planes:
 
 
 def planes(image: Array) -> Planes:
+    """The three channels of (h, w, 3)."""
     return tuple(jnp.asarray(image[..., channel]) for channel in range(3))
 
 
 def adjust_brightness(image: Float[Array, "h w 3"], factor: Number) -> Float[jax.Array, "h w 3"]:
-    """Blend with black, (h, w, 3): factor 0 is black, 1 the image."""
+    """Blends (h, w, 3) with black: factor 0 is black, 1 is the image."""
     return jnp.stack(blend(planes(image), 0.0, factor), axis=-1)
 
 
 def adjust_contrast(image: Float[Array, "h w 3"], factor: Number) -> Float[jax.Array, "h w 3"]:
-    """Blend with the mean luma of the image, (h, w, 3)."""
+    """Blends (h, w, 3) with the mean luma of the image: factor 0 is grey, 1 is the image."""
     return jnp.stack(contrast(planes(image), factor), axis=-1)
 
 
 def adjust_saturation(image: Float[Array, "h w 3"], factor: Number) -> Float[jax.Array, "h w 3"]:
-    """Blend with the luma of each pixel, (h, w, 3): factor 0 is grey, 1 the image."""
+    """Blends (h, w, 3) with the luma of each pixel: factor 0 is grey, 1 is the image."""
     return jnp.stack(blend(planes(image), luma(planes(image)), factor), axis=-1)
 
 
 def adjust_hue(image: Float[Array, "h w 3"], delta: Number) -> Float[jax.Array, "h w 3"]:
-    """Turn the hue of (h, w, 3) by `delta` turns in [-0.5, 0.5], as in HSV."""
+    """Rotates the HSV hue of (h, w, 3) by `delta` turns in [-0.5, 0.5]."""
     return jnp.stack(hue(planes(image), delta), axis=-1)
 
 
 def to_grayscale(image: Float[Array, "h w 3"]) -> Float[jax.Array, "h w 3"]:
-    """Luma in all three channels, (h, w, 3)."""
+    """The luma in all three channels, (h, w, 3)."""
     return jnp.stack([luma(planes(image))] * 3, axis=-1)
 
 
 def solarize(image: Float[Array, "*shape"], threshold: Number = 128 / 255) -> Float[jax.Array, "*shape"]:
-    """Invert values at and above the threshold, as on grey levels: a value counts as the level that it rounds to."""
+    """Inverts values at and above the threshold. As in Pillow, a value is compared after rounding to a grey level."""
     return jnp.where(image >= threshold - 0.5 / 255, 1 - image, image)

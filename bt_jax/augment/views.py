@@ -1,12 +1,13 @@
-"""Two views of every image, made on the device inside the training step.
+"""Makes two views of every image, on the device, inside the training step.
 
-The image operations equal Pillow's and torchvision's to about one grey level: they work in floating point and clip
-where Pillow clips, but do not round to grey levels in between. Nothing branches on a sample's draws, because `cond`
-under `vmap` would compute both sides: an operation that is not drawn runs with parameters that make it the identity,
-and one that a recipe never draws is not compiled at all. The recipes are in `recipes`.
+The image operations equal those of Pillow and torchvision to about one grey level. They compute in floating point and
+clip when Pillow clips, but do not round to grey levels between operations.
 
-Inside, an image is held as (height, channel, width). In that order both halves of a resize and of a blur are plain
-matrix products, without a transpose, and the channels are planes whose minor axis is long.
+No code branches on random numbers, because `cond` under `vmap` computes both branches. An operation that is not chosen
+for an image runs with parameters of the identity. An operation that the recipe never uses is not compiled.
+
+Images inside this module are (height, channel, width). In that order, both products of a resize or a blur need no
+transpose, and the last axis of a channel is long.
 """
 
 import math
@@ -23,8 +24,8 @@ from bt_jax.messages import UserError
 from bt_jax.shapes import Array, Float, Int, Key, UInt8, Whole
 
 
-class Draw(NamedTuple):
-    """The parameters of one view of one image; whatever was not drawn has the value that changes nothing."""
+class ViewParameters(NamedTuple):
+    """The random parameters of one view of one image; an operation that is not chosen has those of the identity."""
 
     top: jax.Array
     left: jax.Array
@@ -35,21 +36,24 @@ class Draw(NamedTuple):
     contrast: jax.Array
     saturation: jax.Array
     hue: jax.Array
-    order: jax.Array  # (4,): moments in [0, 1) at which brightness, contrast, saturation and hue are applied
+    order: jax.Array  # (4,): sort keys of brightness, contrast, saturation and hue; the smallest is applied first
     grayscale: jax.Array
     sigma: jax.Array
     solarize: jax.Array
 
 
-# Which of a view's 36 uniform numbers decides what. Another order would change every view.
+# The positions of the parameters among the 36 uniform numbers of a view. Another order would change every view.
 CROP_AREAS, CROP_RATIOS, CROP_TOP, CROP_LEFT = slice(0, 10), slice(10, 20), 20, 21  # ten trials of a crop
 FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER = 22, 23, 24, 25, 26, 27, slice(28, 32)
 GRAYSCALE, BLUR, BLUR_SIGMA, SOLARIZE = 32, 33, 34, 35
 
 
-def draw(key: Key[jax.Array, ""], view: View, height: Whole, width: Whole) -> Draw:
-    """Parameters of one view of a (height, width) image, which may be traced, with torchvision's distributions."""
-    u = jax.random.uniform(key, (36,))  # one call, since a hash costs the same for one number as for many
+def sample_parameters(key: Key[jax.Array, ""], view: View, height: Whole, width: Whole) -> ViewParameters:
+    """Samples the parameters of one view of a (height, width) image, with the distributions of torchvision.
+
+    `height` and `width` may be traced.
+    """
+    u = jax.random.uniform(key, (36,))  # one call costs as much for 36 numbers as for one
     jitter = u[JITTER] < view.jitter
 
     def factor(strength: float, u: jax.Array) -> jax.Array:
@@ -57,8 +61,8 @@ def draw(key: Key[jax.Array, ""], view: View, height: Whole, width: Whole) -> Dr
         return jnp.where(jitter, low + u * (1 + strength - low), 1.0)
 
     sigma = view.blur_sigma[0] + u[BLUR_SIGMA] * (view.blur_sigma[1] - view.blur_sigma[0])
-    return Draw(
-        *_draw_crop(u[CROP_AREAS], u[CROP_RATIOS], u[CROP_TOP], u[CROP_LEFT], view, height, width),
+    return ViewParameters(
+        *_sample_crop(u[CROP_AREAS], u[CROP_RATIOS], u[CROP_TOP], u[CROP_LEFT], view, height, width),
         flip=u[FLIP] < view.flip,
         brightness=factor(view.brightness, u[BRIGHTNESS]),
         contrast=factor(view.contrast, u[CONTRAST]),
@@ -71,7 +75,7 @@ def draw(key: Key[jax.Array, ""], view: View, height: Whole, width: Whole) -> Dr
     )
 
 
-def _draw_crop(
+def _sample_crop(
     u_area: jax.Array,
     u_ratio: jax.Array,
     u_top: jax.Array,
@@ -80,65 +84,79 @@ def _draw_crop(
     height: Whole,
     width: Whole,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """torchvision's RandomResizedCrop: the first of ten boxes that fits, else the largest central one in ratio."""
+    """The box (top, left, height, width) of torchvision's RandomResizedCrop.
+
+    It is the first of ten random boxes that fits into the image. If none does, it is the largest central box with a
+    ratio in the range.
+    """
     low, high = view.crop_ratio
-    area = _real(height * width) * (view.crop_scale[0] + u_area * (view.crop_scale[1] - view.crop_scale[0]))
+    area = _as_float(height * width) * (view.crop_scale[0] + u_area * (view.crop_scale[1] - view.crop_scale[0]))
     ratio = jnp.exp(math.log(low) + u_ratio * (math.log(high) - math.log(low)))
     widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
     heights = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first, found = jnp.argmax(fits), jnp.any(fits)
+    first, any_fits = jnp.argmax(fits), jnp.any(fits)
 
-    most_wide = jnp.minimum(width, jnp.round(_real(height) * high).astype(jnp.int32))
-    most_high = jnp.minimum(height, jnp.round(_real(width) / low).astype(jnp.int32))
-    box_height = jnp.where(found, heights[first], most_high)
-    box_width = jnp.where(found, widths[first], most_wide)
+    max_width = jnp.minimum(width, jnp.round(_as_float(height) * high).astype(jnp.int32))
+    max_height = jnp.minimum(height, jnp.round(_as_float(width) / low).astype(jnp.int32))
+    box_height = jnp.where(any_fits, heights[first], max_height)
+    box_width = jnp.where(any_fits, widths[first], max_width)
     spare_height, spare_width = height - box_height, width - box_width
     top = jnp.where(
-        found, jnp.floor(u_top * (spare_height + 1).astype(jnp.float32)).astype(jnp.int32), spare_height // 2
+        any_fits, jnp.floor(u_top * (spare_height + 1).astype(jnp.float32)).astype(jnp.int32), spare_height // 2
     )
     left = jnp.where(
-        found, jnp.floor(u_left * (spare_width + 1).astype(jnp.float32)).astype(jnp.int32), spare_width // 2
+        any_fits, jnp.floor(u_left * (spare_width + 1).astype(jnp.float32)).astype(jnp.int32), spare_width // 2
     )
     return top, left, box_height, box_width
 
 
-def _real(pixels: Whole) -> int | jax.Array:
-    """The same as float32 where it is traced: strict promotion of dtypes allows no product of int32 and float."""
+def _as_float(pixels: Whole) -> int | jax.Array:
+    """A traced int as float32. Strict dtype promotion allows no product of an int32 array and a float."""
     return pixels if isinstance(pixels, int) else jnp.asarray(pixels, jnp.float32)
 
 
-def _jitter(rgb: Planes, drawn: Draw, view: View) -> Planes:
-    """Brightness, contrast, saturation and hue in the order drawn: four places, each one blend and one hue.
+def _jitter(rgb: Planes, parameters: ViewParameters, view: View) -> Planes:
+    """Applies brightness, contrast, saturation and hue in their random order, in four iterations of one loop.
 
-    Brightness, contrast and saturation are the same blend, with black, the mean grey or the grey image, so a place
-    needs one of them; what is not drawn for it has a factor of 1 or a turn of 0. The places are a loop, not a chain:
-    every channel of a hue or a saturation reads all three, and a chain of them that is fused into one expression may be
-    computed over and over (10 s instead of 1 ms for 16 images of 16 pixels on XLA's CPU backend of JAX 0.10).
+    Brightness, contrast and saturation are the same blend, with black, the mean luma or the luma. Each iteration has a
+    blend and a rotation of the hue. One of them is the identity, by a factor of 1 or a delta of 0.
+
+    The loop is a `scan`, not four calls: every channel after a hue or a saturation depends on all three before it. XLA
+    may fuse four calls into one expression, and compute parts of it again and again (10 s instead of 1 ms for 16 images
+    of 16 pixels on XLA's CPU backend of JAX 0.10).
     """
-    factors = jnp.stack([drawn.brightness, drawn.contrast, drawn.saturation, jnp.ones_like(drawn.hue)])
+    factors = jnp.stack(
+        [parameters.brightness, parameters.contrast, parameters.saturation, jnp.ones_like(parameters.hue)]
+    )
 
-    def place(rgb: Planes, turn: jax.Array) -> tuple[Planes, None]:
+    def apply(rgb: Planes, operation: jax.Array) -> tuple[Planes, None]:
         luma = colour.luma(rgb)
-        other = jnp.where(turn == 0, 0.0, jnp.where(turn == 1, luma.mean(), luma))
-        rgb = colour.blend(rgb, other, factors[turn])
+        other = jnp.where(operation == 0, 0.0, jnp.where(operation == 1, luma.mean(), luma))
+        rgb = colour.blend(rgb, other, factors[operation])
         if view.hue > 0:
-            rgb = colour.hue(rgb, jnp.where(turn == 3, drawn.hue, 0.0))
+            rgb = colour.hue(rgb, jnp.where(operation == 3, parameters.hue, 0.0))
         return tuple(rgb), None
 
-    order = jnp.argsort(jnp.stack(drawn.order))
-    rgb, _ = jax.lax.scan(place, tuple(rgb), order)
+    order = jnp.argsort(jnp.stack(parameters.order))
+    rgb, _ = jax.lax.scan(apply, tuple(rgb), order)
     return rgb
 
 
 def _one_view(key: jax.Array, image: jax.Array, size: Array, view: View, recipe: Recipe, dtype: DTypeLike) -> jax.Array:
-    """One view (size, size, c) of a uint8 (height, channel, width) image whose true (height, width) is `size`."""
-    drawn = draw(key, view, size[0], size[1])
+    """One view (size, size, c) of a uint8 canvas (height, channel, width).
+
+    Args:
+      size: (height, width) of the image at the top left of the canvas.
+    """
+    parameters = sample_parameters(key, view, size[0], size[1])
     canvas, channels = (image.shape[0], image.shape[2]), image.shape[1]
-    rows, columns = filters.crop_matrices(canvas, *drawn[:4], recipe.size, view.interpolation, flip=drawn.flip)
+    rows, columns = filters.crop_matrices(
+        canvas, *parameters[:4], recipe.size, view.interpolation, flip=parameters.flip
+    )
 
     def product(*operands: jax.Array) -> jax.Array:
-        # DEFAULT is one bfloat16 pass on TPUs, whose eight bits hold the grey levels and round as coarsely as Pillow.
+        # DEFAULT is one bfloat16 pass on TPUs. Eight bits represent all grey levels and round as coarsely as Pillow.
         return filters.products(*(x.astype(dtype) for x in operands), precision=jax.lax.Precision.DEFAULT).astype(
             jnp.float32
         )
@@ -147,15 +165,15 @@ def _one_view(key: jax.Array, image: jax.Array, size: Array, view: View, recipe:
     if channels == 3 and (view.jitter > 0 or view.grayscale > 0):
         rgb = tuple(image[:, channel] for channel in range(3))
         if view.jitter > 0:
-            rgb = _jitter(rgb, drawn, view)
+            rgb = _jitter(rgb, parameters, view)
         if view.grayscale > 0:
-            rgb = colour.blend(rgb, colour.luma(rgb), jnp.where(drawn.grayscale, 0.0, 1.0))
+            rgb = colour.blend(rgb, colour.luma(rgb), jnp.where(parameters.grayscale, 0.0, 1.0))
         image = jnp.stack(rgb, axis=1)
     if view.blur > 0:
-        blur = filters.blur_matrix(drawn.sigma, recipe.size, view.blur_sigma[1])
+        blur = filters.blur_matrix(parameters.sigma, recipe.size, view.blur_sigma[1])
         image = product(blur, image, blur)
     if view.solarize > 0:
-        image = colour.solarize(image, jnp.where(drawn.solarize, view.solarize_threshold, 2.0))
+        image = colour.solarize(image, jnp.where(parameters.solarize, view.solarize_threshold, 2.0))
     return normalise(filters.swap(image), recipe).astype(dtype)
 
 
@@ -168,17 +186,21 @@ def two_views(
     sizes: Int[Array, "n 2"] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[jax.Array, "n {recipe.size} {recipe.size} c"], Float[jax.Array, "n {recipe.size} {recipe.size} c"]]:
-    """Two independently drawn views of every image.
+    """Makes two independent random views of every image.
 
     Args:
-      key: the step's key. A sample's pixels depend on (key, id) alone, not on its place in the batch or its device.
+      key: random key of the step. The pixels of a view depend on (key, id) alone, not on the position in the batch or
+        the device.
       images: uint8 (n, h, w, c).
       ids: int (n,), by default 0..n-1.
-      sizes: int32 (n, 2), the true (height, width) of images that lie at the top left of a larger canvas.
+      sizes: int32 (n, 2), the (height, width) of images at the top left of a larger canvas.
       dtype: of the views and of the operands of the matrix products; colours are always computed in float32.
 
     Returns:
       view1, view2: (n, size, size, c), normalised.
+
+    Raises:
+      UserError: the images and the recipe differ in their number of channels.
     """
     n, h, w, _ = images.shape
     _check_channels(images, recipe)
@@ -201,10 +223,21 @@ def evaluation_view(
     sizes: Int[Array, "n 2"] | None = None,
     resize: int | None = None,
 ) -> Float[jax.Array, "n {recipe.size} {recipe.size} c"]:
-    """The one view without chance, float32 (n, size, size, c), normalised, of uint8 images (n, h, w, c).
+    """The view for evaluation, which is not random.
 
-    Images of `recipe.size` are only normalised. Others are resized to `resize` (by default `recipe.size`) along their
-    short side, bilinear, and cut at the centre. `sizes` as in `two_views`.
+    Images of `recipe.size` are only normalised. The short side of other images is resized to `resize`, bilinear, and
+    their centre is cropped.
+
+    Args:
+      images: uint8 (n, h, w, c).
+      sizes: as in `two_views`.
+      resize: by default `recipe.size`.
+
+    Returns:
+      float32 (n, size, size, c), normalised.
+
+    Raises:
+      UserError: the images and the recipe differ in their number of channels.
     """
     n, h, w, _ = images.shape
     _check_channels(images, recipe)
@@ -227,6 +260,6 @@ def normalise(image: Float[Array, "*shape c"], recipe: Recipe) -> Float[jax.Arra
 def _check_channels(images: Array, recipe: Recipe) -> None:
     if images.shape[-1] != len(recipe.mean):
         raise UserError(
-            f"the images have {images.shape[-1]} channels and the recipe's mean has {len(recipe.mean)}",
-            "Give mean and std one number per channel",
+            f"The images have {images.shape[-1]} channels, but config.views.mean has {len(recipe.mean)} numbers",
+            "Set mean and std to one number per channel.",
         )

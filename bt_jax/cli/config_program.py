@@ -4,8 +4,11 @@ A program is `main(argv)` under absl's flags; `run(main, doc)` gives it exit sta
 line on stderr.
 """
 
+import importlib
+import importlib.util
 import logging as std_logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,7 @@ from ml_collections import config_flags
 from bt_jax import messages, storage
 from bt_jax.cli import jax_settings
 from bt_jax.config.arguments import suggestions
-from bt_jax.messages import UserError, is_disk_full
+from bt_jax.messages import UserError, is_disk_full, line
 
 RECIPES = Path(__file__).parents[1] / "configs"
 CONFIG = config_flags.DEFINE_config_file(
@@ -39,10 +42,12 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
         from bt_jax.config import keys
 
         sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{keys.describe()}\n"
+    logging._warn_preinit_stderr = False  # "Logging before flag parsing goes to stderr": absl has no public switch
     logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
     logging.get_absl_handler().addFilter(_is_told_by_nobody_else)
     with messages.lasting():
         jax_settings.settle()
+        _make_recipes_importable()
         try:
             sys.argv = _recipe_first(argv or sys.argv, default)  # ml_collections looks for overrides there
             app.run(main, argv=sys.argv, flags_parser=_parse)
@@ -89,12 +94,26 @@ def find_recipe(recipe: str) -> str:
     raise UserError(f"There is no config file {name}", f"Name a file, or a recipe: {suggestions(stem, names)}.")
 
 
+def _make_recipes_importable() -> None:
+    """Lets a config file import `configs` from any working folder: the recipes, unless it has a folder of that name."""
+    if importlib.util.find_spec("configs") is None:
+        sys.modules["configs"] = importlib.import_module("bt_jax.configs")
+
+
 def _parse(argv: list[str]) -> list[str]:
     """absl's flags, with every mistake in one line."""
     try:
         rest = flags.FLAGS(argv)
     except UserError:
         raise
+    except ImportError as error:
+        told = line(error)
+        needs_recipes = re.search(r"\bconfigs\b", told)
+        cure = "Start in the repository of bt_jax, or set PYTHONPATH to it: the recipes are in its folder configs/."
+        raise UserError(
+            f"The config file imports what is not there: {told}",
+            cure if needs_recipes else "Install it, or set PYTHONPATH to the folder that has it.",
+        ) from None
     except (AttributeError, KeyError) as error:
         raise _unknown_key(argv, str(error)) from None
     except Exception as error:

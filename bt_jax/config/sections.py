@@ -65,7 +65,7 @@ class Watch(Section):
 class Data(Section):
     """The images."""
 
-    PATH = "data."
+    PATH, CHOICES = "data.", {"reader": ("auto", "tensorflow", "pillow")}
 
     name: str = key("patterns", '"patterns" (embedded) or the name of a TFDS data set')
     dir: str = key("", 'folder of TFDS data sets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets')
@@ -77,6 +77,7 @@ class Data(Section):
     train_split: str = key("train", 'split to train on; "train[:90%]" cuts it, "train.mixed[:90%]" cuts every class')
     val_split: str = key("test", 'held-out split; "": none, and no evaluation while training')
     on_device: bool = key(True, "keep the whole set on the device as uint8; False: stream it with tf.data")
+    reader: str = key("auto", '"tensorflow" or "pillow" for streamed images; "auto": tensorflow if it is installed')
     canvas: int = key(512, "pixels of the square onto which streamed images are decoded")
     shuffle_buffer: int = key(0, "window of images to shuffle in; 0: a permutation if storage allows it. Streamed only")
 

@@ -1,5 +1,7 @@
 """Opens the data set of a config and makes its feed."""
 
+import importlib.util
+
 from jax.sharding import Mesh
 
 from bt_jax import messages
@@ -26,6 +28,16 @@ def open_data(options: Data) -> tuple[Source, UnreadableImages]:
     return source, UnreadableImages(source, limit=options.broken_limit, say=messages.say)
 
 
+def reader_of(options: Data) -> str:
+    """The reader of the section: "tensorflow" or "pillow" for streamed images, "" for a data set on the device."""
+    if options.on_device:
+        return ""
+    named = options.name and not (options.folder or options.npz)  # a TFDS data set, which TensorFlow describes
+    if options.reader != "auto":
+        return options.reader
+    return "tensorflow" if named or importlib.util.find_spec("tensorflow") else "pillow"
+
+
 def make_feed(
     settings: Run, source: Source, mesh: Mesh, broken: UnreadableImages, channels: int, train_split: str = ""
 ) -> Feed:
@@ -35,5 +47,7 @@ def make_feed(
       broken: records the unreadable images.
       train_split: a split of `source`; by default `config.data.train_split`.
     """
-    make = ResidentFeed if settings.data.on_device else StreamedFeed
-    return make(settings, source, mesh, broken, channels, train_split or settings.data.train_split)
+    train_split = train_split or settings.data.train_split
+    if settings.data.on_device:
+        return ResidentFeed(settings, source, mesh, broken, channels, train_split)
+    return StreamedFeed(settings, source, mesh, broken, channels, train_split, reader=reader_of(settings.data))

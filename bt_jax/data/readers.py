@@ -44,15 +44,19 @@ class Permuted:
             "id": tf_decode.shaped(number, [None]),
         }
 
+    def read(self, step: int) -> tuple[list[bytes | UserError], np.ndarray, np.ndarray]:
+        """Encoded images, with a UserError for an unreadable one; labels int32 (b,), -1 if none; ids int64 (b,)."""
+        ids = self.ids(step)
+        images, labels = zip(*self.source.try_read(self.span.base, ids), strict=True)
+        return list(images), np.array([-1 if label is None else label for label in labels], np.int32), ids
+
     def _read(self, step):
         try:
-            ids = self.ids(int(step))
-            images, labels = zip(*self.source.try_read(self.span.base, ids), strict=True)
+            images, labels, ids = self.read(int(step))
             images = [b"" if isinstance(image, UserError) else image for image in images]
         except Exception as error:
             self.failure = error  # tf.data replaces it by an error of its own
             raise
-        labels = np.array([-1 if label is None else label for label in labels], np.int32)
         return np.array(images, object), labels, ids
 
     def ids(self, step: int) -> np.ndarray:
@@ -71,12 +75,13 @@ class Ordered(Permuted):
     def __init__(self, source: Source, span: Span, batch_size: int, limit: int = 0):
         super().__init__(source, span, batch_size, slice(0, batch_size), seed=0)
         self._ids = span.start + evenly_spaced(span.stop - span.start, limit)
+        self.steps = -(-len(self._ids) // batch_size)
 
     def from_step(self, start):
         if not self.source.random_access(self.span.base):
             first, stop = self.span.start + start * self.batch_size, self.span.start + len(self._ids)
             return self.source.tf_dataset(f"{self.span.base}[{first}:{stop}]").batch(self.batch_size)
-        return super().from_step(start, -(-len(self._ids) // self.batch_size))
+        return super().from_step(start, self.steps)
 
     def ids(self, step):
         return self._ids[step * self.batch_size :][: self.batch_size]

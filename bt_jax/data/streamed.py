@@ -1,6 +1,7 @@
-"""A streamed data set: tf.data decodes it on the host (see `pipeline`) while the devices train."""
+"""A streamed data set: the host decodes it, by tf.data or by Pillow, while the devices train."""
 
 import collections
+import importlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -20,19 +21,28 @@ class StreamedFeed:
     """A feed that decodes images when they are needed."""
 
     def __init__(
-        self, settings: Run, source: Source, mesh: Mesh, broken: UnreadableImages, channels: int, train_split: str
+        self,
+        settings: Run,
+        source: Source,
+        mesh: Mesh,
+        broken: UnreadableImages,
+        channels: int,
+        train_split: str,
+        *,
+        reader: str = "tensorflow",
     ) -> None:
         self._settings, self._source, self._mesh, self._split = settings, source, mesh, train_split
+        # imported here: `pipeline` needs TensorFlow
+        module = {"tensorflow": "pipeline", "pillow": "pillow_stream"}[reader]
+        self._reader = importlib.import_module(f"bt_jax.data.{module}")
         self._decoding = {"canvas": settings.data.canvas, "channels": channels, "broken": broken}
         span = source.span(train_split)
         self.images, self._labelled = span.stop - span.start, source.labelled(span.base)
 
     def batches(self, step: Step, state: TrainState) -> Batches:
         """See `Feed`."""
-        from bt_jax.data import pipeline  # imported here: it needs TensorFlow
-
         settings = self._settings
-        made = pipeline.train_batches(
+        made = self._reader.train_batches(
             self._source,
             self._split,
             batch_size=settings.batch_size,
@@ -61,9 +71,7 @@ class StreamedFeed:
         return lambda: self._pass(split, batch_size=batch_size, limit=limit)
 
     def _pass(self, split: str, **options: int) -> Iterator[dict[str, np.ndarray]]:
-        from bt_jax.data import pipeline  # imported here: it needs TensorFlow
-
-        return pipeline.eval_batches(self._source, split, **options, **self._decoding)
+        return self._reader.eval_batches(self._source, split, **options, **self._decoding)
 
 
 class StreamedBatches(Batches):

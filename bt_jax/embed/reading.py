@@ -129,23 +129,16 @@ def batches_of(reading: Reading, shards: list[Shard]) -> Iterator[tuple[Shard, d
         size, differ = one_size(reading.source, shard.span)
         if size and max(size) <= reading.canvas:
             batches = array_batches(reading, shard.span, size)
-        elif importlib.util.find_spec("tensorflow"):
-            from bt_jax.data import pipeline  # imported here: it needs TensorFlow
-
-            batches = pipeline.eval_batches(
+        else:
+            # imported on demand, because `pipeline` needs TensorFlow
+            name = "pipeline" if importlib.util.find_spec("tensorflow") else "pillow_stream"
+            batches = importlib.import_module(f"bt_jax.data.{name}").eval_batches(
                 reading.source,
                 _slice(shard.span),
                 batch_size=reading.batch_size,
                 canvas=reading.canvas,
                 broken=reading.unreadable,
                 channels=reading.channels,
-            )
-        else:
-            which = differ or f"are {size[1]}x{size[0]}, larger than the canvas of {reading.canvas}"
-            raise UserError(
-                f"The images of {reading.source.name}, split {shard.span.base!r}, {which}, and TensorFlow is not"
-                " installed",
-                "Run pip install -e '.[tfds]'." if differ else f"Give --canvas={max(size)}.",
             )
         for batch in batches:
             yield shard, batch

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier that is trained with its encoder, on held-out images."""
+"""The accuracy on held-out images of a classifier that is trained with its encoder."""
 
 from collections.abc import Callable
 
@@ -13,12 +13,13 @@ from bt_jax.state import Nets, TrainState
 
 
 class Accuracy:
-    """Evaluates a classifier: top-1 and top-5 on held-out images.
+    """An evaluator: top-1 and top-5 accuracy of a classifier on held-out images.
 
     Args:
-      nets: the backbone, and a head called classifier.
-      val: starts a pass over padded labelled batches.
+      nets: the backbone, and a head called "classifier".
+      val: starts a pass over padded batches with labels.
       resize: see `augment.evaluation_view`.
+      every_steps: its schedule; 0 is never.
     """
 
     def __init__(self, nets: Nets, recipe: recipes.Recipe, val: Callable, *, mesh: Mesh, resize: int, every_steps: int):
@@ -32,7 +33,7 @@ class Accuracy:
 
     @cached_for_last_state
     def logits(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (n, classes) and labels int32 (n,)."""
+        """Logits float32 (n, classes) and labels int32 (n,) of the held-out images."""
         variables = {name: state.network(name) for name in ("backbone", "classifier")}
         logits, labels = features.extract(self._logits, variables, self._val(), self._mesh, of="the held-out split")
         assert labels is not None  # the images of `val` have labels
@@ -40,12 +41,15 @@ class Accuracy:
 
     @finite.or_nan("val/top1")
     def run(self, state: TrainState) -> dict[str, float]:
-        """The numbers of `accuracies`, as "val/top1", "val/top5"."""
+        """{"val/top1", "val/top5"}, the values of `accuracies`."""
         return {f"val/{name}": value for name, value in accuracies(*self.logits(state)).items()}
 
 
 def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """{"top1", "top5"}, fractions of the rows of float (n, classes) whose label is not -1; no top-5 of five classes."""
+    """{"top1", "top5"} of logits float (n, classes), fractions of the rows whose label is not -1.
+
+    There is no "top5" for five or fewer classes.
+    """
     logits, labels = logits[labels >= 0], labels[labels >= 0]
     rank = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(axis=1)
     values = {"top1": float((rank == 0).mean())}

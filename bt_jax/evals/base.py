@@ -1,4 +1,4 @@
-"""What an evaluator is: a schedule, and metrics computed from a state."""
+"""The interface of evaluators: a schedule, and metrics of a training state."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from bt_jax.state import TrainState
 
 
 class Evaluator(Protocol):
-    """Measures a training state, during training or on its own.
+    """Computes metrics of a state, during training or after it.
 
     Attributes:
       every_steps: its schedule; 0 is never.
@@ -17,14 +17,14 @@ class Evaluator(Protocol):
     every_steps: int
 
     def run(self, state: TrainState) -> dict[str, float]:
-        """Name -> value, as they stand in metrics.jsonl."""
+        """{name: value}, with the names of metrics.jsonl."""
         ...
 
 
 def cached_for_last_state(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Decorates method(self, state) to compute its result once for the state that it was last called with.
+    """Decorates method(self, state) to cache the result of its last call, for calls with the same state.
 
-    The last result is dropped before the next is computed: both need not fit in memory.
+    A call with another state drops the last result before it computes the next, so that only one is in memory.
     """
     slot = f"_{method.__name__}_of_last_state"
 

@@ -1,21 +1,23 @@
-"""How far an accuracy may be from that of another test set of the same kind."""
+"""The uncertainty of an accuracy from the random choice of its test images."""
 
 import numpy as np
 
 from bt_jax.shapes import Bool
 
 
-def interval(right: Bool[np.ndarray, " n"], *, level: float = 0.95) -> tuple[float, float]:
-    """Quantiles of Binomial(n, p) / n, p the share that is right: where a bootstrap over the images tends to.
+def interval(correct: Bool[np.ndarray, " n"], *, level: float = 0.95) -> tuple[float, float]:
+    """The confidence interval of an accuracy: quantiles of Binomial(n, p) / n, with the accuracy p.
+
+    A bootstrap over the images converges to these quantiles.
 
     Args:
-      right: bool (n,), which test images are classified rightly.
+      correct: bool (n,), whether each test image is classified correctly.
 
     Returns:
-      Ends of the interval, fractions.
+      The ends of the interval, fractions.
     """
-    from scipy.stats import binom  # takes half a second, which no start of a run should wait for
+    from scipy.stats import binom  # the import takes half a second: a run should not wait for it at its start
 
-    right = np.asarray(right, bool)
-    low, high = binom.interval(level, len(right), right.mean())
-    return float(low / len(right)), float(high / len(right))
+    correct = np.asarray(correct, bool)
+    low, high = binom.interval(level, len(correct), correct.mean())
+    return float(low / len(correct)), float(high / len(correct))

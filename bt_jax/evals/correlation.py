@@ -1,4 +1,4 @@
-"""The cross-correlation matrix of some training images, looked at while it becomes the identity."""
+"""The cross-correlation matrix c of a batch of training images, recorded during training."""
 
 import io
 from collections.abc import Mapping
@@ -14,17 +14,18 @@ from bt_jax.objectives import barlow_twins
 from bt_jax.shapes import Float
 from bt_jax.state import Nets, TrainState
 
-PICTURE = 128  # rows and columns of a heat map: a screen shows no more
-MOST = 8192  # rows and columns at the end: 268 MB
+HEAT_MAP_ROWS = 128  # rows and columns of a heat map: a screen displays no more
+MAX_ROWS = 8192  # rows and columns of the matrix at the end: 268 MB
 
 
 class CrossCorrelation:
-    """Keeps a heat map of c in the run folder every so many steps.
+    """An evaluator that writes a heat map of c to the run folder.
 
     Args:
-      batch: {"image" uint8 (n, h, w, c), "id", optionally "size"}: the images, by the networks' statistics of which c
-        is computed, as in training.
-      folder: where STEP.npy is written, float16 (PICTURE, PICTURE); None: nowhere.
+      batch: {"image" uint8 (n, h, w, c), "id", optionally "size"}. As in training, c uses the batch statistics of the
+        networks on these images.
+      key: random key of the views.
+      folder: for the files STEP.npy, float16 (HEAT_MAP_ROWS, HEAT_MAP_ROWS); None writes no files.
       every_steps: its schedule; 0 is never.
     """
 
@@ -51,21 +52,21 @@ class CrossCorrelation:
         self._embeddings = compilers.jit(embeddings)
 
     def run(self, state: TrainState) -> dict[str, float]:
-        """Writes the picture; has no number to tell."""
+        """Writes the heat map; returns no metric."""
         if self._folder is not None:
             storage.make(self._folder)
-            c = self.of(state, PICTURE).astype(np.float16)
+            c = self.matrix(state, HEAT_MAP_ROWS).astype(np.float16)
             storage.write(self._folder / f"{int(state.step)}.npy", lambda file: np.save(file, c))
         return {}
 
-    def of(self, state: TrainState, limit: int = MOST) -> np.ndarray:
+    def matrix(self, state: TrainState, limit: int = MAX_ROWS) -> np.ndarray:
         """c of at most `limit` evenly spaced dimensions, float32 (m, m)."""
         z1, z2 = self._embeddings(state, self._key, self._batch)
         keep = evenly_spaced(z1.shape[1], limit)
         return np.asarray(jnp.asarray(barlow_twins.cross_correlation(z1[:, keep], z2[:, keep]), jnp.float32))
 
     def history(self) -> dict[str, np.ndarray]:
-        """{"c_steps": int64 (t,), "c_over_time": float16 (t, m, m)} of the pictures written so far; empty without."""
+        """The heat maps written so far: {"c_steps": int64 (t,), "c_over_time": float16 (t, m, m)}, or {} for none."""
         files = sorted(self._folder.glob("*.npy"), key=lambda file: int(file.stem)) if self._folder else []
         if not files:
             return {}
@@ -77,7 +78,7 @@ def _array(file: storage.AnyPath) -> np.ndarray:
     return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
 
 
-def picture(c: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "m m"]:
-    """At most PICTURE evenly spaced rows and columns of a (d, d) matrix, for a heat map."""
-    keep = evenly_spaced(len(c), PICTURE)
-    return c[np.ix_(keep, keep)]
+def for_heat_map(c: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "m m"]:
+    """At most HEAT_MAP_ROWS evenly spaced rows and columns of a (d, d) matrix."""
+    rows = evenly_spaced(len(c), HEAT_MAP_ROWS)
+    return c[np.ix_(rows, rows)]

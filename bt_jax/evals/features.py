@@ -1,4 +1,4 @@
-"""Frozen features of every image of a set: each image once, whatever the batch and the number of devices."""
+"""Frozen features of all images of a split: each image counts once, for any batch size and number of devices."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
@@ -19,16 +19,16 @@ HostBatch = Mapping[str, np.ndarray]
 Embed = Callable[[Variables, Batch], jax.Array]
 
 
-class Encoded(Protocol):
-    """What has an encoder to evaluate: a `TrainState`, a `from_encoder.Encoder`."""
+class HasEncoder(Protocol):
+    """A state with an encoder to evaluate, such as `TrainState` or `from_encoder.Encoder`."""
 
     def encoder(self) -> Variables:
-        """The encoder's variables, as `Net.apply` takes them."""
+        """The encoder's variables, for `Net.apply`."""
         ...
 
 
 def make_embed(net: Net, recipe: recipes.Recipe, mesh: Mesh, *, resize: int = 0) -> Embed:
-    """embed(variables, batch) -> float32 (n, feature_dim): the evaluation view, by running statistics."""
+    """embed(variables, batch) -> float32 (n, feature_dim): features of the evaluation view, with running statistics."""
 
     def embed(variables: Variables, batch: Batch) -> jax.Array:
         images = augment.evaluation_view(batch["image"], recipe, sizes=batch.get("size"), resize=resize or None)
@@ -38,7 +38,10 @@ def make_embed(net: Net, recipe: recipes.Recipe, mesh: Mesh, *, resize: int = 0)
 
 
 def raw_pixels(recipe: recipes.Recipe, mesh: Mesh) -> Embed:
-    """The same for no net at all: the normalised pixels of the stored images, whatever the views' size, flattened."""
+    """An embed function without a network: the normalised pixels of the stored images, flattened.
+
+    The size of the views has no influence.
+    """
 
     def embed(variables: Variables, batch: Batch) -> jax.Array:
         del variables
@@ -58,39 +61,42 @@ def extract(
       of: the split, for the message of an error.
 
     Returns:
-      features float32 (n, d) and labels int32 (n,), or None without labels; on the host, the same on every process.
+      Features float32 (n, d), and labels int32 (n,) or None; on the host, the same on every process.
 
     Raises:
       NotFiniteError: some features are not finite.
     """
     features, labels = [], []
     for batch in batches:
-        keep = batch["mask"]
+        real = batch["mask"]
         inputs = sharding.put_global({name: batch[name] for name in ("image", "size") if name in batch}, mesh)
-        features.append(np.asarray(embed(variables, inputs))[keep])
+        features.append(np.asarray(embed(variables, inputs))[real])
         if "label" in batch:
-            labels.append(batch["label"][keep])
-    found = np.concatenate(features)
-    finite.require(found, of)
-    return found, np.concatenate(labels) if labels else None
+            labels.append(batch["label"][real])
+    extracted = np.concatenate(features)
+    finite.require(extracted, of)
+    return extracted, np.concatenate(labels) if labels else None
 
 
-def gallery(
+def extract_with_thumbnails(
     embed: Embed, variables: Variables, batches: Iterable[HostBatch], mesh: Mesh, *, side: int = 64
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Features and labels of `extract`, and between them thumbnails, uint8 (n, side, side, c): the middle square of
-    each image; smaller images keep their size where all have one."""
-    kept: list[np.ndarray] = []
+    """(features, thumbnails, labels): those of `extract`, and the middle square of every image.
 
-    def watched() -> Iterator[HostBatch]:
+    Returns:
+      Thumbnails are uint8 (n, s, s, c). s is `side`, or the shortest side of all images if that is less.
+    """
+    small: list[np.ndarray] = []
+
+    def with_thumbnails() -> Iterator[HostBatch]:
         for batch in batches:
             sizes = batch["size"] if "size" in batch else [batch["image"].shape[1:3]] * len(batch["image"])
-            every = zip(batch["image"], sizes, batch["mask"], strict=True)
-            kept.extend(thumbnail(image[:height, :width], side) for image, (height, width), real in every if real)
+            rows = zip(batch["image"], sizes, batch["mask"], strict=True)
+            small.extend(thumbnail(image[:height, :width], side) for image, (height, width), real in rows if real)
             yield batch
 
-    found, labels = extract(embed, variables, watched(), mesh)
-    smallest = min(len(image) for image in kept)
-    if any(len(image) != smallest for image in kept):
-        kept = [thumbnail(image, smallest) for image in kept]
-    return found, np.stack(kept), labels
+    features, labels = extract(embed, variables, with_thumbnails(), mesh)
+    shortest = min(len(image) for image in small)
+    if any(len(image) != shortest for image in small):
+        small = [thumbnail(image, shortest) for image in small]
+    return features, np.stack(small), labels

@@ -12,7 +12,7 @@ from bt_jax import compilers
 from bt_jax.objectives.functions import unit_rows
 from bt_jax.shapes import Float, Int, Int32
 
-# Queries a call: 256 x 50,000 similarities are 51 MB, and the whole matrix never exists.
+# Queries in one call. 256 x 50,000 similarities take 51 MB; the whole matrix is never in memory.
 CHUNK = 256
 
 
@@ -26,9 +26,9 @@ def top1(
     temperature: float = 0.1,
     num_classes: int,
 ) -> float:
-    """Share of queries whose weighted vote is right; see `predict`, here for one k, cut to m, and one temperature."""
-    lists = {"ks": (min(k, len(bank)),), "temperatures": (temperature,)}
-    predicted = predict(bank, bank_labels, queries, **lists, num_classes=num_classes)[0, 0]
+    """The accuracy of `predict` for one k and one temperature, a fraction; k is capped at the size of the bank."""
+    single = {"ks": (min(k, len(bank)),), "temperatures": (temperature,)}
+    predicted = predict(bank, bank_labels, queries, **single, num_classes=num_classes)[0, 0]
     return float((predicted == np.asarray(labels)).mean())
 
 
@@ -41,30 +41,31 @@ def predict(
     temperatures: Sequence[float],
     num_classes: int,
 ) -> Int32[np.ndarray, "ks temperatures n"]:
-    """Classes of the queries for every k and temperature, all in one pass.
+    """Classifies the queries by a weighted vote, for every k and every temperature.
 
-    Each of the k neighbours nearest in cosine similarity s votes for its class with exp(s / temperature).
+    Each of the k nearest neighbours has a cosine similarity s and votes for its class with weight exp(s / temperature).
 
     Args:
-      bank: (m, d) features of the training images; bank_labels: int (m,).
+      bank: features of the training images, (m, d).
+      bank_labels: int (m,).
       queries: (n, d).
-      ks: each at most m.
+      ks: numbers of neighbours, at most m.
 
     Returns:
-      int32 (len(ks), len(temperatures), n).
+      Predicted classes, int32 (len(ks), len(temperatures), n).
     """
-    unit, asked = unit_rows(bank), np.asarray(unit_rows(queries))
-    unit_labels = jnp.asarray(bank_labels, jnp.int32)
-    found = []
-    for start in range(0, len(asked), CHUNK):
-        chunk = asked[start : start + CHUNK]
+    unit_bank, unit_queries = unit_rows(bank), np.asarray(unit_rows(queries))
+    labels = jnp.asarray(bank_labels, jnp.int32)
+    predicted = []
+    for start in range(0, len(unit_queries), CHUNK):
+        chunk = unit_queries[start : start + CHUNK]
         padded = np.zeros((CHUNK, chunk.shape[1]), np.float32)
         padded[: len(chunk)] = chunk
         votes = _vote(
-            unit, unit_labels, padded, ks=tuple(ks), temperatures=tuple(temperatures), num_classes=num_classes
+            unit_bank, labels, padded, ks=tuple(ks), temperatures=tuple(temperatures), num_classes=num_classes
         )
-        found.append(np.asarray(votes)[..., : len(chunk)])
-    return np.concatenate(found, axis=-1)
+        predicted.append(np.asarray(votes)[..., : len(chunk)])
+    return np.concatenate(predicted, axis=-1)
 
 
 @partial(compilers.jit, static_argnames=("ks", "temperatures", "num_classes"))
@@ -74,7 +75,7 @@ def _vote(bank, bank_labels, queries, *, ks, temperatures, num_classes):
     neighbours = bank_labels[index]
 
     def vote(k, temperature):
-        # exp((s - s_max) / T) is the same vote up to a factor that is common to all classes, and cannot overflow
+        # exp((s - s_max) / T) differs from exp(s / T) by a factor common to all classes, and cannot overflow.
         weight = jnp.exp((nearest[:, :k] - nearest[:, :1]) / temperature)
         onehot = jax.nn.one_hot(neighbours[:, :k], num_classes, dtype=weight.dtype)
         return jnp.einsum("nk,nkc->nc", weight, onehot).argmax(axis=1).astype(jnp.int32)
@@ -83,12 +84,12 @@ def _vote(bank, bank_labels, queries, *, ks, temperatures, num_classes):
 
 
 def _top_k(values, k: int):
-    """As `lax.top_k` of (n, m), exactly, in a fifth of the time on a CPU.
+    """Computes `lax.top_k` of (n, m) exactly, in a fifth of its time on a CPU.
 
-    The k largest lie in the k blocks of largest maxima: a block that is not among these has k maxima before it.
+    The k largest values are in the k blocks with the largest maxima: no other block has a value above those maxima.
     """
     n, m = values.shape
-    block = max(math.isqrt(m // k), 1)  # balances the blocks to choose from, m / block, with the rest, k block
+    block = max(math.isqrt(m // k), 1)  # balances the number of blocks, m / block, with the k block candidates
     values = jnp.pad(values, ((0, 0), (0, -m % block)), constant_values=-jnp.inf).reshape(n, -1, block)
     _, blocks = jax.lax.top_k(values.max(axis=2), k)
     candidates = jnp.take_along_axis(values, blocks[..., None], axis=1).reshape(n, -1)

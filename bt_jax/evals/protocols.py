@@ -1,7 +1,7 @@
-"""The protocols on frozen features, as evaluators: each has a schedule and run(state) -> {name: value}.
+"""The protocols on frozen features, as evaluators: nearest neighbours, linear probes and SVMs.
 
-Training images are the neighbours and train the classifiers; held-out images are only classified. The features are
-taken once for all protocols that share a `Frozen`.
+Training images are the neighbours, or train the classifiers. Held-out images are classified. All protocols that share a
+`FrozenFeatures` extract the features once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,24 +13,25 @@ from jax.sharding import Mesh
 from bt_jax import messages
 from bt_jax.evals import confidence, features, finite, knn, probe, svm
 from bt_jax.evals.base import cached_for_last_state
-from bt_jax.evals.features import Encoded
+from bt_jax.evals.features import HasEncoder
 from bt_jax.messages import UserError
 from bt_jax.state import TrainState
 
 Batches = Callable[[], Iterable[features.HostBatch]]
-Found = tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]
-Labelled = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Splits = tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]
+LabelledSplits = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-class Frozen:
-    """Features of training and held-out images by the encoder of a state; kept for the state last asked for.
+class FrozenFeatures:
+    """The features of training and held-out images by the encoder of a state, cached for the last state.
 
     Args:
-      embed: of `features.make_embed`.
+      embed: as of `features.make_embed`.
       train, val: functions that start a pass over padded batches.
-      num_classes: 0 where labels are not used.
+      num_classes: number of classes; 0 if labels are not used.
       names: of the two splits, for messages.
-      check: refuses held-out images of a class that no training image has, not only warns; not for samples of images.
+      check: require a training image for every class of the held-out images, instead of a warning. A sample of the
+        training images may lack a class: set it to False for one.
     """
 
     def __init__(
@@ -46,73 +47,72 @@ class Frozen:
     ) -> None:
         self.num_classes, self._names, self._check = num_classes, names, check
         self._embed, self._passes, self._mesh = embed, (train, val), mesh
-        self._said = False
+        self._warned = False
 
-    def by(self, embed: features.Embed) -> "Frozen":
-        """The same images by another embed function."""
+    def with_embed(self, embed: features.Embed) -> "FrozenFeatures":
+        """Features of the same images by another embed function."""
         shared = {"mesh": self._mesh, "num_classes": self.num_classes, "names": self._names, "check": self._check}
-        other = Frozen(embed, *self._passes, **shared)
-        other._said = self._said
+        other = FrozenFeatures(embed, *self._passes, **shared)
+        other._warned = self._warned
         return other
 
     @cached_for_last_state
-    def of(self, state: Encoded) -> Found:
-        """(features (m, d), labels (m,), held-out features (n, d), labels (n,)); None for labels where there are none.
+    def for_state(self, state: HasEncoder) -> Splits:
+        """(training features (m, d), labels (m,), held-out features (n, d), labels (n,)); labels may be None.
 
         Raises:
           NotFiniteError: some features are not finite.
-          UserError: with `check`, held-out images of a class that no training image has.
+          UserError: with `check`, a class of the held-out images has no training image.
         """
         train, val = (
             features.extract(self._embed, state.encoder(), start(), self._mesh, of=name)
             for start, name in zip(self._passes, self._names, strict=True)
         )
-        found = (*train, *val)
+        splits = (*train, *val)
         if self.num_classes:
-            _, labels, _, held_out = _labelled(found)
-            self._compare(labels, held_out)
-        return found
+            _, labels, _, val_labels = _labelled(splits)
+            self._compare_labels(labels, val_labels)
+        return splits
 
-    def _compare(self, train: np.ndarray, val: np.ndarray) -> None:
+    def _compare_labels(self, train: np.ndarray, val: np.ndarray) -> None:
         """Fails, or warns once, if the classes of some held-out images have no training image."""
         unknown = sorted(set(np.unique(val).tolist()) - set(np.unique(train).tolist()))
         if not unknown:
             return
-        cause = (
-            f"The held-out images have labels that no training image has ({len(unknown)} of them, such as {unknown[0]})"
-        )
+        names = ", ".join(map(str, unknown[:3])) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        cause = f"No training image has these labels of held-out images: {names}"
         if self._check:
             raise UserError(cause, "Give both splits the same classes, or use more training images.")
-        if not self._said:
-            messages.say(f"WARNING: {cause}: they count as wrong")
-        self._said = True
+        if not self._warned:
+            messages.say(f"WARNING: {cause}. They count as wrong.")
+        self._warned = True
 
-    def labelled(self, state: Encoded) -> Labelled:
-        """As `of`, for images that all have labels.
+    def labelled(self, state: HasEncoder) -> LabelledSplits:
+        """The arrays of `for_state`, all with labels.
 
         Raises:
-          UserError: the training or the held-out images have none.
+          UserError: the training or the held-out images have no labels.
         """
-        return _labelled(self.of(state))
+        return _labelled(self.for_state(state))
 
 
-def _labelled(found: Found) -> Labelled:
-    train, labels, val, held_out = found
-    if labels is None or held_out is None:
+def _labelled(splits: Splits) -> LabelledSplits:
+    train, labels, val, val_labels = splits
+    if labels is None or val_labels is None:
         raise UserError("The training or the held-out images have no labels", "Choose splits that both have labels.")
-    return train, labels, val, held_out
+    return train, labels, val, val_labels
 
 
 class KNN:
-    """Weighted nearest neighbours, see `knn.predict`, for lists of k and of temperatures.
+    """Weighted nearest neighbours: `knn.predict` for several k and temperatures.
 
     Args:
-      ks, temperatures: the first of each is the headline; the others are told beside it, and nothing is chosen.
+      ks, temperatures: the first of each make the main result. All pairs are reported; no accuracy chooses among them.
     """
 
     def __init__(
         self,
-        frozen: Frozen,
+        frozen: FrozenFeatures,
         *,
         ks: Sequence[int] = (200,),
         temperatures: Sequence[float] = (0.1,),
@@ -122,87 +122,98 @@ class KNN:
         self.every_steps = every_steps
 
     @finite.or_nan("val/knn_top1")
-    def run(self, state: Encoded) -> dict[str, float]:
-        """{"val/knn_top1"} and, for lists, "val/knn_top1_k20_t0.07" of every pair; fractions."""
-        bank, labels, queries, wanted = self._frozen.labelled(state)
+    def run(self, state: HasEncoder) -> dict[str, float]:
+        """{"val/knn_top1"}, a fraction. With several pairs, also its 95 % interval "val/knn_low", "val/knn_high", and
+        the accuracy of each pair, such as "val/knn_top1_k20_t0.07".
+
+        Raises:
+          UserError: a k is larger than the number of training images.
+        """
+        bank, labels, queries, val_labels = self._frozen.labelled(state)
         if max(self._ks) > len(bank):
             raise UserError(
-                f"{max(self._ks)} neighbours are asked for, and there are {len(bank)} training images",
-                "Lower the k of kNN (--config.evals.knn_k), or use more images.",
+                f"kNN needs {max(self._ks)} neighbours, but there are {len(bank)} training images",
+                "Lower --config.evals.knn_k, or use more images.",
             )
         classes = self._frozen.num_classes
         predicted = knn.predict(
             bank, labels, queries, ks=self._ks, temperatures=self._temperatures, num_classes=classes
         )
-        right = (predicted == wanted).mean(axis=-1)
+        accuracy = (predicted == val_labels).mean(axis=-1)
         pairs = [(i, j) for i in range(len(self._ks)) for j in range(len(self._temperatures))]
-        named = {f"val/knn_top1_k{self._ks[i]}_t{self._temperatures[j]:g}": float(right[i, j]) for i, j in pairs}
-        low, high = confidence.interval(predicted[0, 0] == wanted)
-        headline = {"val/knn_top1": float(right[0, 0])}
-        return headline if len(named) == 1 else headline | {"val/knn_low": low, "val/knn_high": high} | named
+        by_pair = {f"val/knn_top1_k{self._ks[i]}_t{self._temperatures[j]:g}": float(accuracy[i, j]) for i, j in pairs}
+        low, high = confidence.interval(predicted[0, 0] == val_labels)
+        main = {"val/knn_top1": float(accuracy[0, 0])}
+        return main if len(by_pair) == 1 else main | {"val/knn_low": low, "val/knn_high": high} | by_pair
 
 
 class OnlineProbe:
-    """The classifier that is trained alongside, on held-out images."""
+    """The linear probe that is trained along with the encoder, on held-out images."""
 
-    def __init__(self, frozen: Frozen, *, every_steps: int = 0) -> None:
+    def __init__(self, frozen: FrozenFeatures, *, every_steps: int = 0) -> None:
         self._frozen = frozen
         self.every_steps = every_steps
 
     @finite.or_nan("val/online_top1")
     def run(self, state: TrainState) -> dict[str, float]:
         """{"val/online_top1"}, a fraction."""
-        _, _, queries, wanted = self._frozen.labelled(state)
-        head = jax.device_get(state.params["probe"])
-        logits = queries @ head["kernel"] + head["bias"]
+        _, _, queries, val_labels = self._frozen.labelled(state)
+        weights = jax.device_get(state.params["probe"])
+        logits = queries @ weights["kernel"] + weights["bias"]
         finite.require(logits, "the held-out split")
-        return {"val/online_top1": float((logits.argmax(axis=1) == wanted).mean())}
+        return {"val/online_top1": float((logits.argmax(axis=1) == val_labels).mean())}
 
 
 class LinearProbe:
-    """A linear classifier fitted on the cached features, see `probe.fit`."""
+    """A linear classifier that `probe.fit` fits on the cached features."""
 
-    def __init__(self, frozen: Frozen, *, epochs: int = 30, every_steps: int = 0) -> None:
+    def __init__(self, frozen: FrozenFeatures, *, epochs: int = 30, every_steps: int = 0) -> None:
         self._frozen, self._epochs = frozen, epochs
         self.every_steps = every_steps
 
     @cached_for_last_state
-    def fit(self, state: Encoded) -> tuple[probe.Probe, np.ndarray]:
-        """The classifier with its predictions, and the true labels, int32 (n,)."""
-        x, labels, queries, wanted = self._frozen.labelled(state)
+    def fit(self, state: HasEncoder) -> tuple[probe.Probe, np.ndarray]:
+        """The fitted probe with its predictions, and the true labels, int32 (n,)."""
+        x, labels, queries, val_labels = self._frozen.labelled(state)
         classes = self._frozen.num_classes
-        return probe.fit(x, labels, queries, num_classes=classes, epochs=self._epochs), wanted
+        return probe.fit(x, labels, queries, num_classes=classes, epochs=self._epochs), val_labels
 
-    def run(self, state: Encoded) -> dict[str, float]:
-        """{"val/linear_top1", "val/linear_low", "val/linear_high"}, a fraction and its 95 % interval; and the rate and
-        decay that were chosen on held-out training images."""
-        found, wanted = self.fit(state)
-        low, high = confidence.interval(found.predicted == wanted)
-        values = {"top1": float((found.predicted == wanted).mean()), "low": low, "high": high}
-        values |= {"rate": found.rate, "decay": found.decay}
+    def run(self, state: HasEncoder) -> dict[str, float]:
+        """{"val/linear_top1", "val/linear_low", "val/linear_high"}, a fraction and its 95 % interval. Also
+        "val/linear_rate" and "val/linear_decay", the pair chosen on held-out training images."""
+        fitted, val_labels = self.fit(state)
+        low, high = confidence.interval(fitted.predicted == val_labels)
+        values = {"top1": float((fitted.predicted == val_labels).mean()), "low": low, "high": high}
+        values |= {"rate": fitted.rate, "decay": fitted.decay}
         return {f"val/linear_{name}": value for name, value in values.items()}
 
 
 class SVM:
-    """One linear SVM a class on multi-label images: the VOC07 protocol, see `svm.mean_average_precision`.
+    """The VOC07 protocol: a linear SVM for each class of multi-label images, by `svm.mean_average_precision`.
 
     Args:
-      frozen: over images without single labels.
-      targets, val_targets: int8 (m, classes) and (n, classes) of 1, 0 (not counted) and -1, in the order of the images.
+      frozen: features of images without single labels.
+      targets, val_targets: int8 (m, classes) and (n, classes) of 1, 0 (ignored) and -1, in the order of the images.
     """
 
-    def __init__(self, frozen: Frozen, targets: np.ndarray, val_targets: np.ndarray, *, every_steps: int = 0) -> None:
+    def __init__(
+        self, frozen: FrozenFeatures, targets: np.ndarray, val_targets: np.ndarray, *, every_steps: int = 0
+    ) -> None:
         self._frozen, self._targets = frozen, (targets, val_targets)
         self.every_steps = every_steps
 
-    def run(self, state: Encoded) -> dict[str, float]:
-        """{"val/svm_map"}, the mean over classes of the average precision as VISSL counts it, a fraction."""
-        x, _, queries, _ = self._frozen.of(state)
+    def run(self, state: HasEncoder) -> dict[str, float]:
+        """{"val/svm_map"}, the mean over classes of VISSL's average precision, a fraction.
+
+        Raises:
+          UserError: some images were unreadable.
+        """
+        x, _, queries, _ = self._frozen.for_state(state)
         train, val = self._targets
         if (len(x), len(queries)) != (len(train), len(val)):
             raise UserError(
-                f"{len(x)} and {len(queries)} images were read, and their labels count {len(train)} and {len(val)}",
-                "Restore the unreadable images: this protocol needs all of them.",
+                f"{len(x)} training and {len(queries)} held-out images are readable, of {len(train)} and {len(val)}",
+                "Restore the unreadable images: the VOC07 protocol needs all of them.",
             )
-        found = svm.mean_average_precision(x, train, queries, val, points="all", progress=messages.say)
-        return {"val/svm_map": found["map"]}
+        result = svm.mean_average_precision(x, train, queries, val, points="all", progress=messages.say)
+        return {"val/svm_map": result["map"]}

@@ -1,7 +1,7 @@
-"""What can be said of an encoder without labels: rank and spectrum of its features, alignment, uniformity, collapse.
+"""Metrics of an encoder without labels: rank and spectrum of its features, alignment, uniformity, dead dimensions.
 
-All numbers come from moments that are summed on the device, batch by batch, over two views of every image; features
-are the backbone's, by running statistics. Nothing is kept but (d, d) sums.
+The device sums moments of the features, batch by batch, over two views of every image. The features are the outputs of
+the backbone with running statistics. Only (d, d) sums stay in memory.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,19 +16,27 @@ from bt_jax import augment, compilers, sharding
 from bt_jax.augment import recipes
 from bt_jax.evals import finite
 from bt_jax.evals.base import cached_for_last_state
-from bt_jax.evals.features import Batch, Encoded, HostBatch
+from bt_jax.evals.features import Batch, HasEncoder, HostBatch
 from bt_jax.models import Net, Variables
 from bt_jax.objectives.functions import unit_rows
 
 EPS = 1e-7  # RankMe (Garrido et al., ICML 2023), equation 1
-SLOPE_RANKS = (11, 500)  # between which the power law is fitted: Stringer et al., Nature 2019, figure 2
+SLOPE_RANKS = (11, 500)  # the range of the power-law fit: Stringer et al., Nature 2019, figure 2
 NAMES = ("rank", "spectrum_slope", "alignment", "uniformity", "dead_dimensions", "off_diagonal")
-DEAD = 1e-3  # a dimension whose deviation is below this share of the mean deviation carries nothing
+DEAD = 1e-3  # a dimension with a deviation below this share of the mean deviation is dead
 
 
 class Moments(NamedTuple):
-    """Sums over views. n: how many; total (d,); products (d, d); aligned: squared distances of the two views of an
-    image; close: exp(-2 squared distance) over `pairs` pairs of images of a batch; the last three of unit features."""
+    """Sums over the views of the images.
+
+    Attributes:
+      n: number of views.
+      total: sum of the features, (d,).
+      products: sum of their outer products, (d, d).
+      aligned: sum over images of the squared distance of their two views, of unit features.
+      close: sum of exp(-2 squared distance) over pairs of images in a batch, of unit features.
+      pairs: number of these pairs.
+    """
 
     n: jax.Array | np.ndarray
     total: jax.Array | np.ndarray
@@ -43,7 +51,7 @@ Summary = tuple[dict[str, float], np.ndarray]
 
 
 def make_accumulate(net: Net, recipe: recipes.Recipe, mesh: Mesh) -> Accumulate:
-    """accumulate(moments, key, variables, batch) -> moments with the batch's added.
+    """accumulate(moments, key, variables, batch) -> the moments with those of the batch added.
 
     batch: {"image" uint8 (n, h, w, c), "mask" bool (n,), "id" int32 (n,), optionally "size"}.
     """
@@ -76,7 +84,7 @@ def measure(
     mesh: Mesh,
     features: int,
 ) -> Summary:
-    """The numbers of `summarise` over padded batches of numpy arrays, the same on every process."""
+    """Computes `summarise` over padded batches of NumPy arrays, which are the same on every process."""
     shapes = ((), (features,), (features, features), (), (), ())
     sums = sharding.put_replicated(Moments(*(np.zeros(shape, np.float32) for shape in shapes)), mesh)
     first = 0
@@ -89,19 +97,24 @@ def measure(
 
 
 def summarise(sums: Moments) -> Summary:
-    """From the sums to numbers.
+    """Computes the metrics from the sums.
 
     Returns:
-      {"rank": effective rank of the features, 1 ... d (RankMe: the exponential of the entropy of their singular
-      values), "spectrum_slope": the power with which the covariance's eigenvalues fall with their rank, about 1 for
-      good features (Agrawal et al., 2022), steeper where they collapse, "alignment": mean squared distance of the unit
-      features of two views, 0 ... 4, less is better, "uniformity": log of the mean exp(-2 squared distance) of two
-      images, 0 where all are one point, -4 at best (both: Wang and Isola, ICML 2020), "dead_dimensions": how many do
-      not vary, "off_diagonal": mean absolute correlation of two dimensions, 0 ... 1}, and the eigenvalues of the
-      covariance, float32 (d,), descending. All NaN where the features are not finite.
+      A dict of metrics, and the eigenvalues of the covariance, float32 (d,), descending. All are NaN if the features
+      are not finite. The metrics are:
+
+      - rank: the effective rank, 1 ... d (RankMe: the exponential of the entropy of the singular values).
+      - spectrum_slope: the power with which the eigenvalues of the covariance fall with their rank. About 1 for good
+        features (Agrawal et al., 2022), larger for collapsed ones.
+      - alignment: mean squared distance of the unit features of two views, 0 ... 4; less is better (Wang and Isola,
+        ICML 2020).
+      - uniformity: log of the mean exp(-2 squared distance) of two images. 0 if all features are one point; at best -4
+        (Wang and Isola, ICML 2020).
+      - dead_dimensions: number of dimensions that do not vary.
+      - off_diagonal: mean absolute correlation of two dimensions, 0 ... 1.
     """
     n, total, products = float(sums.n), np.asarray(sums.total, np.float64), np.asarray(sums.products, np.float64)
-    if not np.isfinite(products).all():  # of which there are no eigenvalues
+    if not np.isfinite(products).all():  # NumPy raises an error for their eigenvalues
         return {name: float("nan") for name in NAMES}, np.full(len(total), np.nan, np.float32)
     singular = np.sqrt(np.maximum(np.linalg.eigvalsh(products), 0))
     shares = singular / max(singular.sum(), 1e-300) + EPS
@@ -112,7 +125,7 @@ def summarise(sums: Moments) -> Summary:
     alive = deviation > DEAD * deviation.mean()
     correlation = covariance[np.ix_(alive, alive)] / np.outer(deviation[alive], deviation[alive])
     off = np.abs(correlation[~np.eye(len(correlation), dtype=bool)])
-    shown = (
+    metrics = (
         np.exp(-(shares * np.log(shares)).sum()),
         _slope(eigenvalues),
         float(sums.aligned) / (n / 2),
@@ -120,27 +133,32 @@ def summarise(sums: Moments) -> Summary:
         (~alive).sum(),
         off.mean() if len(off) else 1.0,
     )
-    values: dict[str, float] = dict(zip(NAMES, map(float, shown), strict=True))
+    values: dict[str, float] = dict(zip(NAMES, map(float, metrics), strict=True))
     return values, eigenvalues.astype(np.float32)
 
 
 def _slope(eigenvalues: np.ndarray) -> float:
-    """Minus the slope of log eigenvalue over log rank, least squares; of all ranks where there are few."""
+    """The power of the eigenvalues: minus the least-squares slope of their log over the log of their rank.
+
+    The fit uses the ranks SLOPE_RANKS. With few eigenvalues, it starts at rank 1.
+    """
     first, last = SLOPE_RANKS
     if len(eigenvalues) < 2 * first:
         first = 1
     ranks = np.arange(1, len(eigenvalues) + 1)
-    kept = (ranks >= first) & (ranks <= last) & (eigenvalues > 1e-10 * eigenvalues[0])
-    if kept.sum() < 2:
+    fitted = (ranks >= first) & (ranks <= last) & (eigenvalues > 1e-10 * eigenvalues[0])
+    if fitted.sum() < 2:
         return float("inf")
-    return float(-np.polyfit(np.log(ranks[kept]), np.log(eigenvalues[kept]), 1)[0])
+    return float(-np.polyfit(np.log(ranks[fitted]), np.log(eigenvalues[fitted]), 1)[0])
 
 
 class Spectrum:
-    """An evaluator without labels: see `summarise`; every so many steps.
+    """An evaluator without labels: the metrics of `summarise`.
 
     Args:
+      recipe: of the two views.
       batches: starts a pass over padded batches.
+      key: random key of the views.
       every_steps: its schedule; 0 is never.
     """
 
@@ -159,13 +177,13 @@ class Spectrum:
         self.every_steps = every_steps
 
     @finite.or_nan(*(f"val/{name}" for name in NAMES))
-    def run(self, state: Encoded) -> dict[str, float]:
-        """{"val/rank": …, …}, under the names of `summarise`."""
-        return {f"val/{name}": value for name, value in self.of(state)[0].items()}
+    def run(self, state: HasEncoder) -> dict[str, float]:
+        """{"val/rank": …, …}, with the names of `summarise`."""
+        return {f"val/{name}": value for name, value in self.measure(state)[0].items()}
 
     @cached_for_last_state
-    def of(self, state: Encoded) -> Summary:
-        """The numbers and the eigenvalues for a state's encoder.
+    def measure(self, state: HasEncoder) -> Summary:
+        """The metrics and the eigenvalues of the encoder of a state.
 
         Raises:
           NotFiniteError: features are not finite.

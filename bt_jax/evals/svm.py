@@ -1,12 +1,13 @@
-"""Linear SVMs on frozen features, one per class, by mean average precision: the classification protocol of VOC07.
+"""The classification protocol of VOC07: a linear SVM for each class, on frozen features, and mean average precision.
 
-Settings are VISSL's (vissl/utils/svm_utils/svm_trainer.py). Three things to know when comparing with its numbers:
-- It reports the all-point average precision (`points="all"`); VOC2007's own measure is the 11-point one.
-- In training it takes images that show a class only with difficulty for images without the class. Here they are left
-  out of that class's SVM; `np.where(targets == 0, -1, targets)` as targets of train gives VISSL's way.
-- Its folds follow the order of the images, as here, so another order gives other folds and perhaps another cost.
+The settings are VISSL's (vissl/utils/svm_utils/svm_trainer.py). For a comparison with its numbers:
+- VISSL reports the all-point average precision (`points="all"`). VOC2007 itself uses the 11-point one.
+- VISSL trains on difficult images of a class as on images without the class. This module leaves them out of the SVM of
+  that class. To train as VISSL does, pass `np.where(targets == 0, -1, targets)` as the training targets.
+- The folds follow the order of the images, in VISSL and here. Another order gives other folds, and perhaps another
+  cost.
 
-scikit-learn is imported when it is needed, not with this module.
+scikit-learn is imported only by the functions that need it.
 """
 
 import threading
@@ -28,13 +29,13 @@ POINTS = ("all", "11")
 
 
 class Precisions(TypedDict):
-    """What `mean_average_precision` found; fractions.
+    """The result of `mean_average_precision`; precisions are fractions.
 
     Attributes:
-      map: mean over the classes that count.
-      per_class: average precision of every class, nan where it does not count.
-      costs: the chosen ones, likewise.
-      unconverged: fits that met MAX_ITER, among those on folds too.
+      map: mean over the classes that are evaluated.
+      per_class: average precision of every class; nan for a class that is not evaluated.
+      costs: the chosen cost of every class; nan for a class that is not evaluated.
+      unconverged: number of fits that reached MAX_ITER, those on folds included.
     """
 
     map: float
@@ -43,7 +44,7 @@ class Precisions(TypedDict):
     unconverged: int
 
 
-# liblinear draws from one generator per process, which every fit seeds: fits that ran at once would share its draws.
+# liblinear has one random generator per process, and every fit seeds it. Parallel fits would share its numbers.
 _LIBLINEAR = threading.Lock()
 
 
@@ -59,52 +60,53 @@ def mean_average_precision(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Precisions:
-    """Mean over classes of the average precision on test of a linear SVM fitted on train.
+    """Fits a linear SVM for each class on training images, and computes the mean average precision on test images.
 
-    Features are brought to unit length. For each class the cost is the one with the highest average precision
-    (scikit-learn's) in the mean of the folds of train, the first of several; the SVM is then fitted again on all of
-    train. Folds are stratified and not shuffled. An image whose target is 0 takes no part in that class, neither in
-    train nor in test.
+    Features are scaled to unit length. For each class, cross-validation on the training images chooses the cost: the
+    first of those with the highest mean average precision (scikit-learn's). The SVM is then fitted on all training
+    images. Folds are stratified and not shuffled. An image with target 0 is ignored for that class, in training and
+    in the test.
 
-    A function of its arguments alone, also in several threads, which take turns fitting, and in several processes.
+    The result depends on the arguments alone, with any number of threads or processes. One thread fits at a time.
 
     Args:
-      features: float (n, d); targets: int (n, classes), 1 present, -1 absent, 0 difficult.
-      test_features, test_targets: likewise.
-      folds: fewer for a class that fewer images have, or lack.
-      points: of `average_precision`, on test.
+      features: float (n, d), of the training images.
+      targets: int (n, classes), 1 present, -1 absent, 0 difficult.
+      test_features, test_targets: the same for the test images.
+      folds: number of folds, capped at the number of training images with the class and at that of images without it.
+      points: of `average_precision`, on the test images.
       seed: of the order in which liblinear visits the images.
-      progress: is told one line after each class.
+      progress: called with one line after each class.
 
     Returns:
-      `Precisions`. A class is left out of the mean, and nan in both lists, where no image of test or fewer than two of
-      train have it, or fewer than two of train lack it.
+      `Precisions`. A class is evaluated if at least one test image and two training images have it, and two training
+      images lack it.
 
     Raises:
-      UserError: scikit-learn is missing, `points` is unknown, features are not finite, no class is left.
+      UserError: scikit-learn is missing, `points` is unknown, features are not finite, or no class can be evaluated.
     """
     _check_scikit_learn()
     _check_points(points)
-    features, test_features = _unit_length(features, "train"), _unit_length(test_features, "test")
+    features, test_features = _unit_length(features, "training"), _unit_length(test_features, "test")
     targets, test_targets = np.asarray(targets), np.asarray(test_targets)
     per_class, chosen, unconverged = [], [], 0
     for column, test_column in zip(targets.T, test_targets.T, strict=True):
         parts = min(folds, int((column > 0).sum()), int((column < 0).sum()))
         precision = cost = float("nan")
         if parts >= 2 and (test_column > 0).any():
-            kept = column != 0
-            machine, failed = _fit_best(features[kept], column[kept], costs=costs, folds=parts, seed=seed)
+            used = column != 0
+            machine, failed = _fit_best(features[used], column[used], costs=costs, folds=parts, seed=seed)
             precision = average_precision(machine.decision_function(test_features), test_column, points=points)
             cost, unconverged = float(machine.C), unconverged + failed
         per_class.append(precision)
         chosen.append(cost)
         if progress:
-            said = "left out, too few images have or lack it" if np.isnan(cost) else f"AP {precision:.4f}, C {cost:g}"
-            progress(f"SVM {len(chosen)}/{targets.shape[1]}: {said}")
+            result = "left out, too few images have or lack it" if np.isnan(cost) else f"AP {precision:.4f}, C {cost:g}"
+            progress(f"SVM {len(chosen)}/{targets.shape[1]}: {result}")
     if np.isnan(per_class).all():
         raise UserError(
-            "no class has an image in test and two in train, so there is no average precision",
-            "Choose splits with labels, or more images",
+            "No class has a test image, two training images with it and two without it",
+            "Choose splits with labels, or use more images.",
         )
     return {
         "map": float(np.nanmean(per_class)),
@@ -115,25 +117,27 @@ def mean_average_precision(
 
 
 def average_precision(scores: Real[np.ndarray, " n"], targets: Int[np.ndarray, " n"], *, points: str) -> float:
-    """Average precision of a ranking, interpolated as by the VOC development kit.
+    """The average precision of a ranking, interpolated as in the VOC development kit.
 
-    Images are taken from the highest score down; images of one score come together, so that their order plays no part.
-    After each score stand a recall r (share of the present ones that are taken) and a precision (share of present ones
-    among those taken); p(r) is the highest precision at a recall of r or more.
+    Images are retrieved from the highest score down. Images with equal scores are retrieved together, so that their
+    order has no influence. After each score, the recall r is the share of the present images that are retrieved. The
+    precision is the share of present images among the retrieved ones. p(r) is the highest precision at a recall of r or
+    more.
 
-    With `points` "all" the result is the area under p, sum of (r_i - r_(i-1)) p(r_i), as by the kit since VOC2010 and
-    by VISSL. With "11" it is the mean of p at r = 0, 0.1, ... 1, as by the kit of VOC2007. Recalls are compared as
-    whole numbers: in floating point 3 of 10 would not reach 0.1 + 0.1 + 0.1. scikit-learn's average_precision_score is
-    the sum with the precisions themselves in place of p, and so never more than "all".
+    With `points` "all", the result is the area under p, sum of (r_i - r_(i-1)) p(r_i), as in the kit since VOC2010 and
+    in VISSL. With "11", it is the mean of p at r = 0, 0.1, ... 1, as in the kit of VOC2007. Recalls are compared as
+    integers: in floating point, 3 of 10 is less than 0.1 + 0.1 + 0.1. scikit-learn's average_precision_score sums the
+    precisions instead of p, and is therefore never above "all".
 
     Args:
-      scores: float (n,); targets: int (n,), 1 present, -1 absent, 0 ignored.
+      scores: float (n,).
+      targets: int (n,), 1 present, -1 absent, 0 ignored.
 
     Returns:
-      A fraction; nan where no target is 1.
+      A fraction; nan if no target is 1.
 
     Raises:
-      UserError: another word for `points`.
+      UserError: `points` is unknown.
     """
     _check_points(points)
     targets = np.asarray(targets)
@@ -142,32 +146,32 @@ def average_precision(scores: Real[np.ndarray, " n"], targets: Int[np.ndarray, "
     if not total:
         return float("nan")
     order = np.argsort(-scores, kind="stable")
-    taken = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1) + 1
-    found = np.cumsum(present[order])[taken - 1]
-    envelope = np.maximum.accumulate((found / taken)[::-1])[::-1]
+    retrieved = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1) + 1
+    hits = np.cumsum(present[order])[retrieved - 1]
+    envelope = np.maximum.accumulate((hits / retrieved)[::-1])[::-1]
     if points == "all":
-        return float((np.diff(found, prepend=0) * envelope).sum() / total)
-    return float(envelope[np.searchsorted(10 * found, np.arange(11) * total)].mean())
+        return float((np.diff(hits, prepend=0) * envelope).sum() / total)
+    return float(envelope[np.searchsorted(10 * hits, np.arange(11) * total)].mean())
 
 
 def _fit_best(
     features: np.ndarray, targets: np.ndarray, *, costs: Sequence[float], folds: int, seed: int
 ) -> tuple[Any, int]:
-    """(LinearSVC of the cost that is best in cross-validation, fitted on all; number of fits that did not converge)."""
+    """(LinearSVC with the best cost of cross-validation, fitted on all images; number of unconverged fits)."""
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import StratifiedKFold
 
     splits, unconverged = list(StratifiedKFold(folds).split(features, targets)), 0
     means = []
     for cost in costs:
-        found = []
-        for train, held in splits:
+        precisions = []
+        for train, held_out in splits:
             machine = _fit(features[train], targets[train], cost, seed)
-            found.append(average_precision_score(targets[held], machine.decision_function(features[held])))
-            unconverged += _stopped(machine)
-        means.append(np.mean(found))
+            precisions.append(average_precision_score(targets[held_out], machine.decision_function(features[held_out])))
+            unconverged += _hit_limit(machine)
+        means.append(np.mean(precisions))
     machine = _fit(features, targets, costs[int(np.argmax(means))], seed)
-    return machine, unconverged + _stopped(machine)
+    return machine, unconverged + _hit_limit(machine)
 
 
 def _fit(features: np.ndarray, targets: np.ndarray, cost: float, seed: int) -> Any:
@@ -186,34 +190,34 @@ def _fit(features: np.ndarray, targets: np.ndarray, cost: float, seed: int) -> A
         random_state=seed,
     )
     with _LIBLINEAR, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # counted by `_stopped` instead
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `_hit_limit` counts these fits
         return machine.fit(features, targets)
 
 
-def _stopped(machine: Any) -> bool:
-    """Whether a fit met MAX_ITER: the condition of scikit-learn's ConvergenceWarning."""
+def _hit_limit(machine: Any) -> bool:
+    """Whether a fit reached MAX_ITER: the condition of scikit-learn's ConvergenceWarning."""
     return bool(machine.n_iter_ >= MAX_ITER)
 
 
 def _unit_length(features: np.ndarray, split: str) -> np.ndarray:
-    """Rows of unit length, float64, which is what liblinear computes in."""
+    """Rows of unit length, in float64 like liblinear's computations."""
     features = np.asarray(features)
-    broken = int((~np.isfinite(features)).any(axis=1).sum())
-    if broken:
+    non_finite = int((~np.isfinite(features)).any(axis=1).sum())
+    if non_finite:
         raise UserError(
-            f"the features of {broken} of the {len(features)} images of {split} are not finite",
-            "Evaluate a checkpoint from before the training diverged",
+            f"The features of {non_finite} of the {len(features)} {split} images are not finite",
+            "Evaluate a checkpoint from before the training diverged.",
         )
     return np.asarray(unit_rows(features), np.float64)
 
 
 def _check_points(points: str) -> None:
     if points not in POINTS:
-        raise UserError(f"points is {points!r}", f"Use one of {', '.join(POINTS)}")
+        raise UserError(f"points={points!r} is unknown", f"Choose from {', '.join(POINTS)}.")
 
 
 def _check_scikit_learn() -> None:
     try:
         import sklearn.svm  # noqa: F401
     except ImportError as error:
-        raise UserError(f"scikit-learn cannot be imported ({error})", "Install it: pip install scikit-learn") from None
+        raise UserError(f"scikit-learn cannot be imported ({error})", "Run pip install scikit-learn.") from None

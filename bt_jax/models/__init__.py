@@ -1,9 +1,9 @@
 """Networks as pure functions over plain dicts.
 
-Layers are Flax NNX modules; here they are split once, and everything outside sees `init(key)` and
-`apply(variables, x, *, train)` over `{"params": ..., "batch_stats": ...}`: nested dicts of arrays that `jax.jit`,
-`jax.grad`, optax and a checkpoint take as they are. Modules are put together again while jit traces, so a compiled step
-costs 3 ms of host time on a ResNet-50 tree, against 23 ms through `nnx.jit`.
+The layers are Flax NNX modules. This module splits them into a graph and its variables. The rest of the code sees
+`init(key)` and `apply(variables, x, *, train)`, with variables `{"params": ..., "batch_stats": ...}`. These are nested
+dicts of arrays, which `jax.jit`, `jax.grad`, optax and checkpoints accept. Modules are merged again while jit traces:
+the host needs 3 ms for a compiled step of a ResNet-50, and would need 23 ms with `nnx.jit`.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ from bt_jax.models.resnet import ARCHITECTURES, ResNet
 
 __all__ = ["ARCHITECTURES", "Net", "Tree", "Variables", "build", "build_classifier", "build_projector"]
 
-Tree = Any  # nested dicts of arrays, of which only the names of the outermost are known here
+Tree = Any  # nested dicts of arrays
 Variables = Mapping[str, Tree]  # {"params", "batch_stats"}
 Module = ResNet | Projector | Classifier
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Net:
-    """A network without its numbers.
+    """The definition of a network, without weights.
 
     Attributes:
-      arch, options: what built it, of types that JSON can hold: `build(net.arch, **net.options)` makes it again
-        (`build_projector` or `build_classifier` with the options if arch is "projector" or "classifier").
-      feature_dim: the last axis of what `apply` returns.
+      arch, options: of JSON types. `build(net.arch, **net.options)` builds an equal network. If arch is "projector" or
+        "classifier", it is `build_projector(**net.options)` or `build_classifier(**net.options)`.
+      feature_dim: the last axis of the outputs of `apply`.
     """
 
     arch: str
@@ -43,7 +43,7 @@ class Net:
     _make: Callable[[nnx.Rngs], Module] = dataclasses.field(repr=False)
 
     def init(self, key: jax.Array) -> dict[str, Tree]:
-        """{"params", "batch_stats"}, float32. May be jitted, with out_shardings, or passed to jax.eval_shape."""
+        """New variables {"params", "batch_stats"}, float32; works under `jax.jit` and `jax.eval_shape`."""
         _, params, stats = nnx.split(self._make(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
         return {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
 
@@ -57,16 +57,16 @@ class Net:
     def apply(self, variables: Variables, x: jax.Array, *, train: bool) -> jax.Array | tuple[jax.Array, Tree]: ...
 
     def apply(self, variables: Variables, x: jax.Array, *, train: bool) -> jax.Array | tuple[jax.Array, Tree]:
-        """The features of a batch.
+        """Computes the features of a batch.
 
         Args:
-          variables: {"params", "batch_stats"}, with the structure that `init` gives. They are not changed.
+          variables: {"params", "batch_stats"}, of the structure that `init` returns. They are not changed.
           x: images (n, height, width, channels), float, normalised; for a projector, features (n, in_dim).
-          train: normalise with the batch's statistics, over all devices that share it, instead of the running ones.
+          train: normalise with the statistics of the batch, over all its devices. Otherwise with the running ones.
 
         Returns:
-          The features, (n, feature_dim), float32 (float64 for a float64 net); with `train`, a pair of them and the
-          new batch_stats, which have the structure and dtypes of the old.
+          The features (n, feature_dim), float32, or float64 for a float64 network. With `train`, a pair of the features
+          and the new batch_stats, of the structure and dtypes of the old.
         """
         if train:
             outputs, stats = self.stages(variables, x, train=True)
@@ -86,10 +86,15 @@ class Net:
     def stages(
         self, variables: Variables, x: jax.Array, *, train: bool, **options: Any
     ) -> dict[str, jax.Array] | tuple[dict[str, jax.Array], Tree]:
-        """As `apply`, with a dict of every stage's output in place of the features alone.
+        """Computes the outputs of every stage of a batch; see `apply`.
 
-        A ResNet's stages are "maxpool" and "layer1" to "layer4", (n, h, w, c) in the compute dtype, then "features".
-        The dict is in the network's order; `jax.jit` returns it sorted by name. `options` go to the module's `stages`.
+        Args:
+          options: for the method `stages` of the module.
+
+        Returns:
+          As `apply`, but with a dict of outputs instead of the features. The stages of a ResNet are "maxpool" and
+          "layer1" to "layer4", (n, h, w, c) in the compute dtype, and "features". They are in the order of the network;
+          `jax.jit` sorts them by name.
         """
         module = nnx.merge(self._graph, variables["params"], variables["batch_stats"])
         outputs = module.stages(x, train=train, **options)
@@ -106,10 +111,10 @@ def build(
     stem_padding: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> Net:
-    """A torchvision ResNet without its classifier; `resnet.ResNet` says what the options mean.
+    """Builds a torchvision ResNet without its classifier; `resnet.ResNet` describes the options.
 
     Raises:
-      UserError: the architecture is unknown, or the width does not give whole numbers of channels.
+      UserError: the architecture is unknown, or `width` gives a fractional number of channels.
     """
     options = {
         "small_images": small_images,
@@ -123,13 +128,13 @@ def build(
 
 
 def build_projector(in_dim: int, widths: Sequence[int], *, bias: bool = False, dtype: DTypeLike = jnp.float32) -> Net:
-    """The projector that maps features (n, in_dim) to embeddings (n, widths[-1]); see `projector.Projector`."""
+    """Builds a projector from features (n, in_dim) to embeddings (n, widths[-1]); see `projector.Projector`."""
     options = {"in_dim": in_dim, "widths": list(widths), "bias": bias, "dtype": jnp.dtype(dtype).name}
     return _net("projector", options, lambda rngs: Projector(**options, rngs=rngs))
 
 
 def build_classifier(in_dim: int, classes: int) -> Net:
-    """The linear classifier that maps features (n, in_dim) to logits (n, classes); see `classifier.Classifier`."""
+    """Builds a linear classifier from features (n, in_dim) to logits (n, classes); see `classifier.Classifier`."""
     options = {"in_dim": in_dim, "classes": classes}
     return _net("classifier", options, lambda rngs: Classifier(**options, rngs=rngs))
 

@@ -1,19 +1,19 @@
-"""Batch normalisation with the numbers of `torch.nn.BatchNorm1d/2d`, for the backbones and the projector."""
+"""Batch normalisation that computes the same as `torch.nn.BatchNorm1d/2d`, for backbones and projector."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 EPS = 1e-5  # torch's default, inside the root
-MOMENTUM = 0.1  # torch's sense: the weight of the newest batch in the running statistics
+MOMENTUM = 0.1  # as torch defines it: the weight of the newest batch in the running statistics
 
 
 class BatchNorm(nnx.Module):
-    """Normalises the last axis over all others.
+    """Normalises each channel, the last axis, over all other axes.
 
-    Training uses the batch's mean and biased variance and moves the running statistics, whose variance is unbiased as
-    torch's is (flax's own layer stores the biased one). Statistics are float32, float64 for float64 inputs, whatever
-    the dtype of the input. Under `jax.jit` a batch split over devices is one array, so its statistics are global.
+    Training uses the mean and the biased variance of the batch. It also updates the running statistics, with the
+    unbiased variance as in torch; flax's layer stores the biased one. Statistics are float32, or float64 for float64
+    inputs. Under `jax.jit`, a batch split over devices is one array, and its statistics are global.
     """
 
     def __init__(self, channels: int, *, scale: float = 1.0) -> None:
@@ -23,10 +23,10 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x: (n, ..., channels), float; the result has its shape and dtype.
+        """Normalises x (n, ..., channels), float; the result has its shape and dtype.
 
         Raises:
-          ValueError: `train` with a single value for a channel, which has no unbiased variance (torch raises too).
+          ValueError: with `train`, a channel has a single value, and thus no unbiased variance (torch raises as well).
         """
         dtype = x.dtype
         x = x.astype(jnp.promote_types(dtype, jnp.float32))
@@ -38,26 +38,26 @@ class BatchNorm(nnx.Module):
         return ((x - mean) * factor + self.bias[...].astype(x.dtype)).astype(dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and biased variance of the batch, each (channels,); moves the running statistics as well."""
+        """The mean and the biased variance of the batch, each (channels,); also updates the running statistics."""
         axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
         if count < 2:
             raise ValueError(f"Batch statistics need more than one value for a channel; the input is {x.shape}")
-        # var = E[(x - shift)^2] - E[x - shift]^2 holds for every constant shift; its relative rounding error is about
-        # 1e-7 ((mean - shift) / std)^2, and without a shift flax's came out negative. Feature maps are shifted by the
-        # running mean: one read of x and one all-reduce give both sums, and the gradient needs no third pass.
-        # Embeddings (n, d) can be nearly equal over the batch and are small, so they are shifted by their own mean.
+        # var = E[(x - shift)^2] - E[x - shift]^2 for any constant shift. Its relative rounding error is about
+        # 1e-7 ((mean - shift) / std)^2; flax's layer has no shift, and its variance can be negative. Feature maps are
+        # shifted by the running mean: one read of x and one all-reduce give both sums, and the gradient needs no third
+        # pass. Embeddings (n, d) can be nearly equal over the batch. They are small, and shifted by their own mean.
         shift = x.mean(axes) if x.ndim == 2 else self.mean[...].astype(x.dtype)
         shift = jax.lax.stop_gradient(shift)
         centred = x - shift
         offset = centred.mean(axes)
         var = jnp.maximum(jnp.square(centred).mean(axes) - jnp.square(offset), 0)
         mean = shift + offset
-        self._move(self.mean, mean)
-        self._move(self.var, var * (count / (count - 1)))
+        self._update(self.mean, mean)
+        self._update(self.var, var * (count / (count - 1)))
         return mean, var
 
     @staticmethod
-    def _move(running: nnx.BatchStat, batch: jax.Array) -> None:
+    def _update(running: nnx.BatchStat, batch: jax.Array) -> None:
         old = running[...]
-        # Not `running[...] = `, which asks a tracer for its sharding: more than half of the time to trace a ResNet-50.
+        # `running[...] = ` asks a tracer for its sharding, which takes half of the time to trace a ResNet-50 or more.
         running.set_value(((1 - MOMENTUM) * old.astype(batch.dtype) + MOMENTUM * batch).astype(old.dtype))

@@ -6,7 +6,10 @@ from flax import nnx
 
 
 class Classifier(nnx.Module):
-    """Parameters `kernel` (in_dim, classes), drawn from N(0, 0.01), and `bias`, zeros: the reference's evaluate.py."""
+    """A linear layer with the initial parameters of the reference's evaluate.py.
+
+    `kernel` (in_dim, classes) is normal with deviation 0.01, `bias` is zero.
+    """
 
     def __init__(self, in_dim: int, classes: int, *, rngs: nnx.Rngs) -> None:
         self.feature_dim = classes
@@ -14,6 +17,6 @@ class Classifier(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(classes))
 
     def stages(self, h: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """h: (n, in_dim) -> "features": the logits (n, classes), of the wider dtype of features and parameters."""
-        del train  # it has no statistics
+        """{"features": logits (n, classes)} of h (n, in_dim), in the wider dtype of features and parameters."""
+        del train  # the layer has no statistics
         return {"features": h @ self.kernel[...] + self.bias[...]}

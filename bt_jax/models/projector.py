@@ -1,6 +1,6 @@
-"""The projector: (Linear, batch norm, ReLU) for every hidden layer, then one Linear (paper section 2.2).
+"""The projector: hidden layers of Linear, batch norm and ReLU, then one Linear (paper section 2.2).
 
-The paper's is 8192-8192-8192 without biases; solo-learn's CIFAR recipe is 2048-2048-2048 with them.
+The paper uses 8192-8192-8192 without biases, solo-learn's CIFAR recipe 2048-2048-2048 with biases.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ TORCH_LINEAR = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def linear(in_dim: int, out_dim: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """kernel (in, out) and bias as torch.nn.Linear starts them."""
+    """A linear layer, kernel (in, out), with the initial weights of torch.nn.Linear."""
 
     def bias_init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -(in_dim**-0.5), in_dim**-0.5)
@@ -29,13 +29,16 @@ def linear(in_dim: int, out_dim: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx
 
 
 class Projector(nnx.Module):
-    """Parameters `fc0`, `bn0`, `fc1`, ... with `widths[i]` outputs of `fc{i}`; the last has no batch norm.
+    """A projector with parameters `fc0`, `bn0`, `fc1`, ...; the last layer has no batch norm.
 
     Args:
-      in_dim: features of the encoder.
-      widths: outputs of every layer, the embedding's last.
-      bias: whether the linear layers have one.
-      dtype: what the linear layers compute in; parameters are float32.
+      in_dim: number of features of the encoder.
+      widths: number of outputs of every layer `fc{i}`; the last is the size of the embedding.
+      bias: whether the linear layers have a bias.
+      dtype: of the computations in the linear layers; parameters are float32.
+
+    Raises:
+      UserError: there is no width, or one is not positive.
     """
 
     def __init__(
@@ -61,9 +64,13 @@ class Projector(nnx.Module):
     def stages(
         self, h: jax.Array, *, train: bool, gather: Callable[[jax.Array], jax.Array] = lambda x: x
     ) -> dict[str, jax.Array]:
-        """h: (n, in_dim) -> "hidden0", ...: (n, width) in the compute dtype; "features": (n, widths[-1]), float32+.
+        """Computes the outputs of every layer from features h (n, in_dim).
 
-        Where the parameters are some columns of every layer, `gather` makes a whole hidden output of those columns'.
+        Args:
+          gather: gather(columns) -> the whole hidden output, for a device that has only some columns of every layer.
+
+        Returns:
+          "hidden0", ...: (n, width) in the compute dtype; "features": (n, widths[-1]), float32 or wider.
         """
         x, outputs = h.astype(self.dtype), {}
         for index in range(self.hidden):

@@ -1,9 +1,9 @@
-"""ResNet-18/34/50/101/152 that compute what torchvision's do, in NHWC.
+"""ResNet-18/34/50/101/152 that compute the same as torchvision's, in NHWC.
 
-Every padding is explicit: with "SAME" the stride-2 convolutions and the max-pool would pad (0, 1) where torch pads
-(1, 1), and converted weights would give other features. Bottlenecks stride on their 3x3 convolution (torchvision's
-"v1.5"). Sub-modules carry torchvision's names where those are names (`conv1`, `bn1`, `layer1`) and plain ones where
-they are numbers (`block0`, `downsample.conv`), so the parameters are nested dicts with string keys.
+Every padding is explicit. With "SAME", the stride-2 convolutions and the max-pool would pad (0, 1), but torch pads
+(1, 1): converted weights would give other features. Bottlenecks have the stride in their 3x3 convolution (torchvision's
+"v1.5"). Sub-modules have the names of torchvision (`conv1`, `bn1`, `layer1`), except those that torchvision numbers
+(`block0`, `downsample.conv`): the parameters are nested dicts with string keys.
 """
 
 import jax
@@ -14,14 +14,14 @@ from jax.typing import DTypeLike
 from bt_jax.messages import UserError
 from bt_jax.models.batch_norm import BatchNorm
 
-# He et al. 2015, "Delving deep", fan-out: the initialiser of torchvision's ResNet.__init__.
+# He et al. 2015, "Delving deep", with fan-out: the initialiser in torchvision's ResNet.__init__.
 KAIMING_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def conv(
     in_channels: int, out_channels: int, size: int, *, stride: int = 1, padding: int, dtype: jnp.dtype, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    """A square convolution without bias, zero-padded by the same number on all four sides."""
+    """A square convolution without bias, with the same zero padding on all four sides."""
     return nnx.Conv(
         in_channels,
         out_channels,
@@ -36,7 +36,7 @@ def conv(
 
 
 class Downsample(nnx.Module):
-    """The shortcut's 1x1 convolution where a block changes the resolution or the number of channels."""
+    """The 1x1 convolution in the shortcut of a block that changes the resolution or the number of channels."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.conv = conv(in_channels, out_channels, 1, stride=stride, padding=0, dtype=dtype, rngs=rngs)
@@ -49,7 +49,7 @@ class Downsample(nnx.Module):
 def downsample(
     in_channels: int, out_channels: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
 ) -> Downsample | None:
-    """None where the shortcut is the identity."""
+    """The convolution of a shortcut, or None if the shortcut is the identity."""
     if stride == 1 and in_channels == out_channels:
         return None
     return Downsample(in_channels, out_channels, stride, dtype=dtype, rngs=rngs)
@@ -78,7 +78,7 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet-50 and deeper); the block's output is 4x as wide."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet-50 and deeper); the output has 4 times the channels."""
 
     expansion = 4
     convs = 3
@@ -105,7 +105,7 @@ class Bottleneck(nnx.Module):
 
 Block = BasicBlock | Bottleneck
 
-# He et al. 2015, "Deep residual learning", table 1: the block and how often each of the four stages repeats it.
+# He et al. 2015, "Deep residual learning", table 1: the block, and the number of blocks in each of the four stages.
 ARCHITECTURES: dict[str, tuple[type[Block], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
@@ -116,24 +116,32 @@ ARCHITECTURES: dict[str, tuple[type[Block], tuple[int, int, int, int]]] = {
 
 
 def architecture(arch: str) -> tuple[type[Block], tuple[int, int, int, int]]:
-    """The block class and the four stages' depths; UserError for an unknown name."""
+    """The block class and the depths of the four stages.
+
+    Raises:
+      UserError: the architecture is unknown.
+    """
     if arch not in ARCHITECTURES:
-        raise UserError(f"There is no architecture {arch!r}", f"Take one of {', '.join(ARCHITECTURES)}.")
+        raise UserError(f"There is no architecture {arch!r}", f"Choose from {', '.join(ARCHITECTURES)}.")
     return ARCHITECTURES[arch]
 
 
 def stem_channels(width: float) -> int:
-    """64 * width as an exact integer; every other number of channels is a multiple of it."""
+    """The number of channels of the stem, 64 * width; all others are multiples of it.
+
+    Raises:
+      UserError: it is not a positive integer.
+    """
     channels = 64 * width
     if channels < 1 or channels != int(channels):
         raise UserError(
-            f"A width of {width} gives {channels} channels in the stem", "Take a positive multiple of 1/64, like 0.5."
+            f"A width of {width} gives {channels} channels in the stem", "Set a positive multiple of 1/64, such as 0.5."
         )
     return int(channels)
 
 
 class Stage(nnx.Module):
-    """`depth` blocks; the first one changes the number of channels and, from layer2 on, halves the resolution."""
+    """`depth` blocks. The first changes the number of channels and, in layer2 to layer4, halves the resolution."""
 
     def __init__(
         self,
@@ -160,16 +168,19 @@ class Stage(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """The network up to and including the average pool; there is no classifier.
+    """A ResNet with its average pool, without a classifier.
 
     Args:
       arch: a key of ARCHITECTURES.
-      small_images: a 3x3 stem of stride 1 and no max-pool, for CIFAR, in place of 7x7, stride 2 and max-pool.
-      width: multiplies every number of channels, the stem's and the features' too (R50x2 of SimCLR and VICReg: 2).
+      small_images: for CIFAR, a 3x3 stem of stride 1 without max-pool. Otherwise 7x7, stride 2, with max-pool.
+      width: factor for all numbers of channels, those of stem and features included (R50x2 of SimCLR and VICReg: 2).
       channels: of the images.
-      zero_init_residual: start the last scale of every block at 0, so that blocks begin as their shortcuts.
-      stem_padding: of the 3x3 stem; solo-learn pads 2, which turns 32x32 images into 34x34 maps.
-      dtype: what convolutions compute in; parameters are float32.
+      zero_init_residual: the last scale of every block starts at 0, so that the block starts as its shortcut.
+      stem_padding: of the 3x3 stem. solo-learn pads 2, so that 32x32 images become 34x34 maps.
+      dtype: of the computations in convolutions; parameters are float32.
+
+    Raises:
+      UserError: the architecture is unknown, or `width` gives a fractional number of channels.
     """
 
     def __init__(
@@ -202,19 +213,19 @@ class ResNet(nnx.Module):
         self.feature_dim = base * 8 * out
 
     def stages(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """Every stage's output, in the network's order.
+        """Computes the outputs of every stage, in the order of the network.
 
         Args:
           images: (n, height, width, channels), float, normalised.
 
         Returns:
-          "maxpool" (the stem's output where small images have no max-pool) and "layer1" to "layer4": (n, h, w, c) in
-          the compute dtype; "features": (n, feature_dim), float32, or float64 where that is the compute dtype.
+          "maxpool" (with small_images, the output of the stem) and "layer1" to "layer4": (n, h, w, c) in the compute
+          dtype; "features": (n, feature_dim), float32, or float64 if that is the compute dtype.
         """
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train=train))
         if not self.small_images:
-            padding = ((1, 1), (1, 1))  # with -inf, as torch
-            # Flax documents such pairs and has no type for them: pyright sees the default, a string.
+            padding = ((1, 1), (1, 1))  # with -inf, as in torch
+            # Flax documents such pairs, but its types are those of the default, a string.
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)  # pyright: ignore[reportArgumentType]
         outputs = {"maxpool": x}
         for name in ("layer1", "layer2", "layer3", "layer4"):

@@ -1,13 +1,14 @@
-"""The Barlow Twins loss, exact, in two forms that give the same number, on any number of devices.
+"""The exact Barlow Twins loss, in two forms with equal results, on any number of devices.
 
     c = standardise(z1)^T standardise(z2) / N            paper section 2.1, equation 2
     loss = sum_i (1 - c_ii)^2 + lambd * sum_i sum_{j != i} c_ij^2      equation 1
 
-The statistics are those of the reference's `BatchNorm1d(affine=False)` (main.py): per view, biased variance, eps inside
-the root. The paper's Algorithm 1 has the unbiased deviation, with which c_ii cannot exceed (N - 1) / N.
+The statistics are those of the reference's `BatchNorm1d(affine=False)` (main.py): per view, with biased variance, and
+eps inside the root. Algorithm 1 of the paper has the unbiased deviation, with which c_ii cannot exceed (N - 1) / N.
 
-With a mesh the embeddings are split by feature, so that every device has all N rows of D / P features. Statistics and
-diagonal are then a device's own, and no device holds (D, D): c is made in blocks of rows, or not at all (Gram form).
+With a mesh, the embeddings are split by feature: each of P devices has all N rows of D / P features. It computes the
+statistics and the diagonal of its features alone. No device has a (D, D) matrix: the covariance form computes c in
+blocks of rows, and the Gram form does not need c.
 """
 
 import dataclasses
@@ -24,22 +25,22 @@ from bt_jax.objectives.base import Context, Forward, Metric, Objective, Outcome,
 from bt_jax.objectives.functions import embedding_std
 from bt_jax.shapes import Array, Float
 
-EPS = 1e-5  # torch.nn.BatchNorm1d's default, which the reference keeps
-LAMBD = 0.0051  # reference main.py; the paper's text rounds it to 5e-3 (section 2.2)
-BLOCK = 1 << 24  # elements of c that one device makes at a time: 64 MB of float32
+EPS = 1e-5  # the default of torch.nn.BatchNorm1d, which the reference uses
+LAMBD = 0.0051  # reference main.py; the text of the paper rounds it to 5e-3 (section 2.2)
+BLOCK = 1 << 24  # elements of c that one device computes at a time: 64 MB of float32
 
 Form = Literal["auto", "covariance", "gram"]
 FORMS: tuple[Form, ...] = ("covariance", "gram")
 
 
 def standardise(z: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
-    """Zero mean and unit biased variance for every feature over the batch.
+    """Scales every feature to zero mean and unit biased variance over the batch.
 
     Args:
       z: (n, d), float.
 
     Returns:
-      (n, d), float32 or the input's dtype where that is wider.
+      (n, d), float32, or the dtype of z if that is wider.
     """
     wide = jnp.asarray(z, z.dtype if jnp.finfo(z.dtype).bits > 32 else jnp.float32)
     centred = wide - wide.mean(axis=0)
@@ -47,14 +48,14 @@ def standardise(z: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
 
 
 def cross_correlation(z1: Float[Array, "n d"], z2: Float[Array, "n e"]) -> Float[jax.Array, "d e"]:
-    """c: (d, d) cross-correlation of two embeddings (n, d), in float32 or wider."""
+    """The cross-correlation c (d, d) of two embeddings (n, d), in float32 or wider."""
     return _matmul(standardise(z1).T, standardise(z2)) / z1.shape[0]
 
 
 def choose_form(n: int, d: int) -> Form:
-    """The cheaper form for n samples of d features, by its matrix products.
+    """The form with the cheaper matrix products, for n samples of d features.
 
-    Loss and gradient take 4 n^2 d multiplications in the Gram form and 3 n d^2 in the covariance form.
+    Loss and gradient need 4 n^2 d multiplications in the Gram form and 3 n d^2 in the covariance form.
     """
     return "gram" if 4 * n <= 3 * d else "covariance"
 
@@ -67,19 +68,19 @@ def barlow_twins(
     form: Form = "auto",
     mesh: Mesh | None = None,
 ) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
-    """Loss of two embeddings of the same n images.
+    """The loss of two embeddings of the same n images.
 
     Args:
       z1, z2: (n, d), float32, bfloat16 or float64. Accumulation is in float32 or wider.
       lambd: weight of the off-diagonal term.
-      form: "covariance" builds c, a block of rows at a time. "gram" builds two (n, n) matrices instead, from
-        sum_ij c_ij^2 = <Z1 Z1^T, Z2 Z2^T> / n^2; the diagonal comes from column products. "auto": `choose_form`.
-      mesh: splits the features over its one axis, however z1 and z2 lie; needed under `jax.jit` where the batch is
-        split over devices. Without it, or where d does not divide by the devices, the arrays stay as they are.
+      form: "covariance" computes c, a block of rows at a time. "gram" computes two (n, n) matrices instead, with
+        sum_ij c_ij^2 = <Z1 Z1^T, Z2 Z2^T> / n^2, and the diagonal from products of columns. "auto" is `choose_form`.
+      mesh: the features are split over its one axis, for any sharding of z1 and z2. It is needed under `jax.jit` with
+        a batch that is split over devices. If d is not divisible by the number of devices, it has no effect.
 
     Returns:
-      The loss, and its parts: "on_diag" = sum (1 - c_ii)^2, "off_diag" = sum of c_ij^2 off the diagonal, not yet
-      multiplied by lambd, and "diag_mean" = mean c_ii.
+      The loss, and its parts: "on_diag" = sum (1 - c_ii)^2, "off_diag" = sum of c_ij^2 off the diagonal, without the
+      factor lambd, and "diag_mean" = mean c_ii.
 
     Raises:
       ValueError: the shapes differ or are not (n, d), or the form is unknown.
@@ -106,13 +107,14 @@ def barlow_twins(
 
 @dataclasses.dataclass(frozen=True)
 class BarlowTwins(Objective):
-    """The method of the paper: the projector's outputs of two views, and the loss above.
+    """The method of the paper: the loss above of the projector's outputs for two views.
 
     Attributes:
       lambd: weight of the off-diagonal term.
       form: see `barlow_twins`.
-      two_passes: each view has its own batch statistics, as in the reference (main.py); False: both share one batch.
-      mesh: over whose devices the loss splits the features.
+      two_passes: each view has its own batch statistics, as in the reference (main.py). Otherwise both views share
+        them.
+      mesh: the devices over which the loss splits the features.
     """
 
     lambd: float = LAMBD
@@ -127,16 +129,17 @@ class BarlowTwins(Objective):
     )
     metrics: ClassVar = {
         "on_diag": Metric(
-            "on-diagonal: the two views disagree",
-            "The loss is the first plus lambd times the second. Both should fall. If one falls while the other climbs,"
-            " lambd weighs them badly.",
+            "on-diagonal: disagreement of the views",
+            "The loss is the on-diagonal term plus lambd times the off-diagonal term. The first falls from the start."
+            " The second often rises in the first epochs, then falls slowly.",
             term=True,
         ),
-        "off_diag": Metric("off-diagonal: features repeat each other", "", term=True),
+        "off_diag": Metric("off-diagonal: redundant features", "", term=True),
         "diag_mean": Metric(
             "Mean diagonal of c",
-            "How far the two views of an image agree: towards 1. Stuck near 0: the augmentation leaves nothing in"
-            " common.",
+            # The values of quickstart_cpu.md and cifar10_cpu.md in benchmarks/results.
+            "The mean correlation of a feature between the two views; 1 is full agreement. About 0.8 is normal after 7"
+            " to 12 epochs. If it stays near 0, the views have too little in common.",
             warning=(
                 0.2,
                 "The two views of an image hardly agree: the mean diagonal is {:.2f}, and 1 is full agreement.",
@@ -149,7 +152,7 @@ class BarlowTwins(Objective):
             raise UserError(f"config.objective.form={self.form!r} is unknown", "Choose from auto, covariance, gram.")
 
     def loss(self, run: Forward, views: Sequence[jax.Array], memory: Tree, context: Context) -> Outcome:
-        """Paper section 2.1: the cross-correlation of the two embeddings becomes the identity."""
+        """The loss of paper section 2.1, which pulls the cross-correlation of the two embeddings to the identity."""
         h = run("backbone", views, together=not self.two_passes)
         z = run("projector", h, together=not self.two_passes)
         loss, parts = barlow_twins(*z, lambd=self.lambd, form=cast(Form, self.form), mesh=self.mesh)
@@ -162,7 +165,8 @@ def _sum_of_squares(
 ) -> Float[jax.Array, ""]:
     """sum_ij c_ij^2 of two standardised embeddings.
 
-    The gradient is made beside the value: each block of c serves both and is gone. Autodiff would keep all of them.
+    The gradient is computed along with the value: each block of c is used for both, then freed. Automatic
+    differentiation would store all blocks.
     """
     return _value_and_gradients(z1, z2, form, mesh)[0]
 
@@ -180,7 +184,7 @@ _sum_of_squares.defvjp(_forward, _backward)
 
 
 def _value_and_gradients(z1, z2, form, mesh):
-    """The value and its gradients by z1 and z2; each device works on its own features."""
+    """The value and its gradients by z1 and z2. Each device computes those of its features."""
     compute = {"gram": _gram, "covariance": _covariance}[form]
     if mesh is None:
         return compute(z1, z2, axis=None)
@@ -191,7 +195,7 @@ def _value_and_gradients(z1, z2, form, mesh):
 
 
 def _gram(z1, z2, *, axis):
-    """G1 = Z1 Z1^T and G2 = Z2 Z2^T, sums over all devices' features; d <G1, G2> / d Z1 = 2 G2 Z1."""
+    """The Gram form: G1 = Z1 Z1^T and G2 = Z2 Z2^T, summed over the devices; d <G1, G2> / d Z1 = 2 G2 Z1."""
     n = z1.shape[0]
     grams = _matmul(z1, z1.T), _matmul(z2, z2.T)
     if axis is not None:
@@ -201,9 +205,9 @@ def _gram(z1, z2, *, axis):
 
 
 def _covariance(z1, z2, *, axis):
-    """The rows of c that belong to z1's features, some at a time: C_b = Z1_b^T Z2 / n.
+    """The covariance form: the rows of c for the features of z1, in blocks C_b = Z1_b^T Z2 / n.
 
-    d sum C^2 / d Z1_b = 2 Z2 C_b^T / n, and every block adds 2 Z1_b C_b / n to the gradient by Z2.
+    d sum C^2 / d Z1_b = 2 Z2 C_b^T / n. Every block adds 2 Z1_b C_b / n to the gradient by Z2.
     """
     n, rows = z1.shape
     whole = z2 if axis is None else jax.lax.all_gather(z2, axis, axis=1, tiled=True)
@@ -230,5 +234,5 @@ def _covariance(z1, z2, *, axis):
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    # The default precision on a TPU is bfloat16 and on a GPU TF32; c needs float32 (jax#1856).
+    # The default precision is bfloat16 on a TPU and TF32 on a GPU. c needs float32 (jax#1856).
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,6 +1,6 @@
-"""What a method is: networks after the backbone, what it remembers, and a loss.
+"""The interface of methods: their networks after the backbone, their memory, and their loss.
 
-`Objective` is the whole of it; the other classes are what a loss is given and what it returns.
+`Objective` is a method. The other classes are the arguments of its loss, and the loss's result.
 """
 
 import dataclasses
@@ -13,22 +13,23 @@ from jax.sharding import Mesh
 
 from bt_jax import sharding
 
-if TYPE_CHECKING:  # the self-check computes a loss where JAX alone is installed
+if TYPE_CHECKING:  # the self-check imports this file and needs JAX alone
     from bt_jax.models import Net
 
 Tree = Any  # nested dicts of arrays
 
-RESERVED = ("backbone", "probe", "encoder", "train", "model", "memory")  # names that no head can have
+RESERVED = ("backbone", "probe", "encoder", "train", "model", "memory")  # a head cannot have these names
 
 
 class Metric(NamedTuple):
-    """How a metric of a method is named and explained in the report; the log has it as train/NAME.
+    """The texts of a metric in the report. The log has the metric as train/NAME.
 
     Attributes:
-      label: beside its curve.
-      caption: what to look for.
-      term: a term of the loss, which the progress line shows as well.
-      warning: (limit, sentence with a place for the value): the report opens with it if the last value is lower.
+      label: of its curve.
+      caption: below its plot: the meaning of high and low values.
+      term: whether it is a term of the loss; the progress line shows terms too.
+      warning: (limit, sentence with a placeholder for the value). If the last value is below the limit, the report
+        starts with the sentence.
     """
 
     label: str
@@ -38,14 +39,14 @@ class Metric(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a loss may depend on besides the views, the networks and the memory.
+    """Arguments of a loss besides the views, the networks and the memory.
 
     Attributes:
-      step: int32, steps taken before this one.
+      step: int32, number of the step, from 0.
       total_steps, steps_per_epoch: int, of the whole schedule.
-      rows: int32 (n,), the positions of the batch's images among the training images.
+      rows: int32 (n,), positions of the batch's images among the training images.
       labels: int32 (n,), or None.
-      key: random, of this step.
+      key: random key of the step.
     """
 
     step: jax.Array
@@ -57,11 +58,11 @@ class Context(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Returned in place of an array of the memory: only these of its rows change in this step.
+    """An update of some rows of an array in the memory. A loss returns it in place of the array.
 
     Attributes:
-      at: int32 (k,), which rows.
-      values: (k, ...), what they become.
+      at: int32 (k,), indices of the rows.
+      values: (k, ...), their new values.
     """
 
     at: jax.Array
@@ -69,12 +70,12 @@ class Rows(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a loss returns.
+    """The result of a loss.
 
     Attributes:
-      features: the backbone's outputs (n, feature_dim), one for each view; the online probe trains on them.
-      metrics: scalars by name; `Objective.metrics` explains them.
-      memory: for the next step, of the structure it was given; arrays, or `Rows` of them.
+      features: outputs of the backbone (n, feature_dim), one array for each view; the online probe trains on them.
+      metrics: scalars by name, which `Objective.metrics` explains.
+      memory: that of the next step, of the same structure; arrays, or `Rows` of them.
     """
 
     loss: jax.Array
@@ -84,16 +85,16 @@ class Outcome(NamedTuple):
 
 
 class Forward:
-    """Applies the networks to the batch of a step, and keeps their new batch statistics.
+    """Applies the networks to the batch of a step, and stores their new batch statistics.
 
     Args:
       networks: by name.
-      mesh: over which the batch is split.
-      split: names of networks whose outputs are split by feature already.
+      mesh: that splits the batch.
+      split: names of networks with outputs that are split by feature.
 
     Attributes:
-      params: of all networks, by name; what is trained.
-      batch_stats: of all networks, by name, as the calls so far leave them.
+      params: trained parameters of all networks, by name.
+      batch_stats: statistics of all networks, by name, after the calls so far.
     """
 
     def __init__(
@@ -117,25 +118,29 @@ class Forward:
         together: bool = False,
         train: bool = True,
     ) -> list[jax.Array]:
-        """The outputs of one network, an array for every input.
+        """Applies one network to every input.
 
         Args:
           name: "backbone", or one of `Objective.heads`.
-          weights: borrowed parameters, such as a momentum network's; they are not trained. Their batch statistics are
-            not kept, and with train=False the running ones are the trained network's.
-          together: inputs of one shape share a batch of statistics; else each input has its own.
-          train: batch norm by the statistics of the batch; else by the running ones.
+          weights: parameters that replace those of the network, such as those of a momentum network. They are not
+            trained, and their batch statistics are not stored. With train=False, they use the running statistics of the
+            trained network.
+          together: inputs of one shape share their batch statistics; otherwise each input has its own.
+          train: batch norm uses the statistics of the batch; otherwise the running statistics.
+
+        Returns:
+          The outputs, one array for each input.
         """
         groups: dict[Any, list[int]] = {}
-        for place, each in enumerate(inputs):
-            groups.setdefault(each.shape if together else place, []).append(place)
+        for index, x in enumerate(inputs):
+            groups.setdefault(x.shape if together else index, []).append(index)
         outputs: dict[int, jax.Array] = {}
-        for places in groups.values():
-            x = jnp.concatenate([inputs[place] for place in places]) if len(places) > 1 else inputs[places[0]]
+        for group in groups.values():
+            x = jnp.concatenate([inputs[index] for index in group]) if len(group) > 1 else inputs[group[0]]
             out = self._apply(name, x, weights, train)
-            parts = jnp.split(out, len(places)) if len(places) > 1 else [out]
-            outputs |= dict(zip(places, parts, strict=True))
-        return [self._by_row(name, outputs[place]) for place in range(len(inputs))]
+            parts = jnp.split(out, len(group)) if len(group) > 1 else [out]
+            outputs |= dict(zip(group, parts, strict=True))
+        return [self._by_row(name, outputs[index]) for index in range(len(inputs))]
 
     def _apply(self, name: str, x: jax.Array, weights: Tree | None, train: bool) -> jax.Array:
         params = self.params[name] if weights is None else jax.lax.stop_gradient(weights)
@@ -150,24 +155,25 @@ class Forward:
     def _by_row(self, name: str, out: jax.Array) -> jax.Array:
         if self._mesh is None or name == "backbone" or name in self._split:
             return out
-        # Without it, where the loss splits features over the devices, the compiler also splits the head's last layer by
-        # feature, and gathers its whole input.
+        # If the loss splits features over the devices, the compiler would also split the last layer of the head by
+        # feature, and gather the whole input of that layer. This constraint prevents it.
         return jax.lax.with_sharding_constraint(out, sharding.batch_sharding(self._mesh))
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A method: a frozen dataclass whose fields are the keys of `config.objective`, each with a plain default.
+    """A method: a frozen dataclass. Its fields are the keys of `config.objective`, each with a plain default.
 
-    The trainer sets a field `mesh`, if there is one, to the devices, and a field `classes` to the number of classes of
-    the data set. The formulas are written for the global batch.
+    The trainer sets a field `mesh` to the devices, and a field `classes` to the number of classes of the data set, if
+    the method has such a field. Formulas are those of the global batch.
 
     Attributes:
-      title, paper: of the method, for the report and for model cards: "Barlow Twins", and its authors, title, link.
-      metrics: names and captions of `Outcome.metrics`, for the report and the progress line.
-      unit_rows: heads whose kernels keep length 1 for every output, as the prototypes of SwAV.
-      frozen_epochs: by head, epochs at the start in which the optimizer leaves it alone, momentum and decay included.
-      constant_rate: heads whose learning rate has no schedule, as the predictor of SimSiam.
+      title: name of the method, for the report and for model cards.
+      paper: authors, title and link, for model cards.
+      metrics: texts of `Outcome.metrics`, for the report and the progress line.
+      unit_rows: heads whose kernels have length 1 for every output, such as the prototypes of SwAV.
+      frozen_epochs: by head, number of epochs at the start without any update: no step, no momentum, no decay.
+      constant_rate: heads whose learning rate has no schedule, such as the predictor of SimSiam.
     """
 
     title: ClassVar[str] = ""
@@ -178,12 +184,13 @@ class Objective:
     constant_rate: ClassVar[Sequence[str]] = ()
 
     def heads(self, model: Any, feature_dim: int) -> "dict[str, Net]":
-        """The trained networks after the backbone, by name. By default the projector of the config.
+        """The trained networks after the backbone, by name. The default is the projector of the config.
 
         If one is called "projector", the report has the cross-correlation of its outputs.
 
         Args:
           model: the section `config.model`.
+          feature_dim: number of features of the backbone.
         """
         from bt_jax import models
 
@@ -191,31 +198,34 @@ class Objective:
         return {"projector": models.build_projector(feature_dim, tuple(model.projector), **options)}
 
     def init_memory(self, key: jax.Array, params: Mapping[str, Tree], images: int) -> Tree:
-        """The state that a method carries and saves but does not train: momentum networks, queues, banks.
+        """The initial memory: state that is saved but not trained, such as momentum networks, queues and banks.
 
         Args:
-          params: of all networks at the start, by name.
-          images: number of training images, rounded up to a multiple of 1024. The devices share the rows of an array
-            that has so many, if they divide it; every other array is whole on each of them.
+          key: random key of the initial state.
+          params: initial parameters of all networks, by name.
+          images: number of training images, rounded up to a multiple of 1024. An array with this number of rows is
+            split over the devices, if it is divisible by their number. Every device has a copy of every other array.
         """
         del key, params, images
         return {}
 
     def loss(self, run: Forward, views: Sequence[jax.Array], memory: Tree, context: Context) -> Outcome:
-        """The loss of one batch; pure.
+        """The loss of one batch, a pure function.
 
         Args:
-          views: (n, h, w, c) each, normalised.
+          run: applies the networks.
+          views: normalised images, (n, h, w, c) each.
+          memory: result of the last step, or of `init_memory`.
         """
         raise NotImplementedError
 
 
-def settle(old: Tree, new: Tree, finite: jax.Array) -> Tree:
-    """The memory after a step: `new`, or `old` where the step was not finite. Of `Rows`, only these are written."""
+def memory_after_step(old: Tree, new: Tree, finite: jax.Array) -> Tree:
+    """The memory after a step: `new` if the step was finite, `old` otherwise. For `Rows`, only their rows change."""
 
-    def one(new, old):
+    def update(new, old):
         if isinstance(new, Rows):
             return old.at[new.at].set(jnp.where(finite, new.values, old[new.at]))
         return jnp.where(finite, new, old)
 
-    return jax.tree.map(one, new, old, is_leaf=lambda each: isinstance(each, Rows))
+    return jax.tree.map(update, new, old, is_leaf=lambda leaf: isinstance(leaf, Rows))

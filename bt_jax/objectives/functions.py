@@ -10,29 +10,29 @@ from bt_jax.shapes import Array, Float, Int
 
 
 def unit_rows(z: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
-    """Rows of length one, float32 or wider; rows of zeros stay."""
+    """The rows scaled to unit length, float32 or wider; rows of zeros remain zero."""
     z = _wide(z)
     return z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 
 
 def embedding_std(z: Float[Array, "n d"]) -> Float[jax.Array, ""]:
-    """Spread of the L2-normalised embeddings z (n, d): about 1 when they fill the sphere, 0 when they collapse."""
+    """The spread of L2-normalised embeddings z (n, d): about 1 if they fill the sphere, 0 if they have collapsed."""
     return unit_rows(z).std(axis=0).mean() * jnp.sqrt(z.shape[1])
 
 
 def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[jax.Array, ""]:
-    """Mean cross-entropy of logits (n, classes) and int labels (n,), in nats; rows of label -1 do not count."""
-    import optax  # here: the self-check computes a loss where JAX alone is installed
+    """The mean cross-entropy of logits (n, classes) and int labels (n,), in nats; rows with label -1 do not count."""
+    import optax  # not at the top: the self-check imports this file and needs JAX alone
 
     known = labels >= 0
-    each = optax.softmax_cross_entropy_with_integer_labels(_wide(logits), jnp.maximum(labels, 0))
-    return jnp.where(known, each, 0).sum() / jnp.maximum(known.sum(), 1).astype(each.dtype)
+    values = optax.softmax_cross_entropy_with_integer_labels(_wide(logits), jnp.maximum(labels, 0))
+    return jnp.where(known, values, 0).sum() / jnp.maximum(known.sum(), 1).astype(values.dtype)
 
 
 def top1(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[jax.Array, ""]:
-    """Share of rows whose largest logit is the label's, among those with a label (not -1)."""
-    right = (logits.argmax(axis=1) == labels).sum(dtype=jnp.float32)
-    return right / jnp.maximum((labels >= 0).sum(), 1).astype(jnp.float32)
+    """The share of rows whose largest logit is that of the label; rows with label -1 do not count."""
+    correct = (logits.argmax(axis=1) == labels).sum(dtype=jnp.float32)
+    return correct / jnp.maximum((labels >= 0).sum(), 1).astype(jnp.float32)
 
 
 def _wide(x: Array) -> jax.Array:

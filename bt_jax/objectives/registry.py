@@ -1,6 +1,6 @@
-"""The methods by the name that `config.objective.name` takes.
+"""The methods by their names in `config.objective.name`.
 
-A config file adds a method of another package to METHODS.
+A config file can add a method of another package to METHODS.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from bt_jax.objectives.base import Objective
 
 
 class Method(NamedTuple):
-    """A method: its class, and the pure function of its networks' outputs that its loss calls."""
+    """The class of a method, and the pure function of its networks' outputs that its loss calls."""
 
     objective: type[Objective]
     function: Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
@@ -29,23 +29,23 @@ METHODS: dict[str, Method] = {
     "vicreg": Method(vicreg.VICReg, vicreg.vicreg),
 }
 NAMES = tuple(METHODS)
-GIVEN = ("mesh", "classes")  # fields that the trainer sets, no keys of a config
+SET_BY_TRAINER = ("mesh", "classes")  # fields that are no keys of a config
 
 
 def keys(name: str) -> dict[str, Any]:
-    """The keys of `config.objective` that a method has, with their defaults.
+    """The keys of a method in `config.objective`, with their defaults.
 
     Raises:
       UserError: there is no method of that name.
     """
     method = METHODS[arguments.choose("config.objective.name", name, METHODS)].objective
-    return {field.name: field.default for field in dataclasses.fields(method) if field.name not in GIVEN}
+    return {field.name: field.default for field in dataclasses.fields(method) if field.name not in SET_BY_TRAINER}
 
 
-def of_run(config: Mapping[str, Any]) -> type[Objective]:
-    """The method of a stored config.json; `Objective` itself for one that is not known here.
+def method_of_run(config: Mapping[str, Any]) -> type[Objective]:
+    """The method of a stored config.json; `Objective` itself if METHODS does not have it.
 
-    A run of 0.1.0 names no method: it is Barlow Twins.
+    Runs of release 0.1.0 name no method: they are Barlow Twins.
     """
     section = config.get("objective", {"name": "barlow_twins"})
     name = section.get("name") if isinstance(section, dict) else None
@@ -53,7 +53,11 @@ def of_run(config: Mapping[str, Any]) -> type[Objective]:
 
 
 def build(section: Mapping[str, Any], mesh: Mesh | None = None, classes: int = 0) -> Objective:
-    """The method of the section `config.objective`, for the devices of a mesh and a data set of so many classes.
+    """Builds the method of a section `config.objective`.
+
+    Args:
+      mesh: the devices, for methods with a field `mesh`.
+      classes: number of classes of the data set, for methods with a field `classes`.
 
     Raises:
       UserError: there is no method of that name, or the config sets keys that it does not have.
@@ -63,23 +67,23 @@ def build(section: Mapping[str, Any], mesh: Mesh | None = None, classes: int = 0
     known = keys(name)
     if unknown := sorted(options.keys() - known.keys()):
         raise UserError(
-            f"config.objective has {', '.join(unknown)}, which {name} does not take",
-            f"It takes {', '.join(known)}. Set the whole section in the config file: docs/methods.md.",
+            f"config.objective has {', '.join(unknown)}, which {name} does not use",
+            f"Use {', '.join(known)}. Set the whole section in the config file, as in docs/methods.md.",
         )
     method = METHODS[name].objective
-    given = {"mesh": mesh, "classes": classes}
+    from_trainer = {"mesh": mesh, "classes": classes}
     fields = {field.name for field in dataclasses.fields(method)}
-    return method(**options, **{name: value for name, value in given.items() if name in fields})
+    return method(**options, **{name: value for name, value in from_trainer.items() if name in fields})
 
 
 def evaluate_loss(
     name: str, inputs: Mapping[str, jax.Array], **options: Any
 ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-    """A method's loss of given outputs of its networks; differentiable by every array.
+    """The loss of a method for outputs of its networks, differentiable by every array.
 
     Args:
       name: a key of METHODS.
-      inputs: by the argument names of the method's function, such as {"z1", "z2"}.
+      inputs: arguments of the method's function, such as {"z1": ..., "z2": ...}.
       options: keys of `config.objective`, such as lambd.
 
     Returns:

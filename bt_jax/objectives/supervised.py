@@ -1,7 +1,6 @@
-"""Training with labels: a linear classifier on the backbone, by cross-entropy.
+"""Training with labels: a linear classifier on the backbone, with the cross-entropy.
 
-Fine-tuning and linear evaluation train it on an encoder of a checkpoint; as a method of pretraining it is the
-supervised baseline.
+Fine-tuning and linear evaluation use it on the encoder of a checkpoint. In pretraining, it is the supervised baseline.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from bt_jax.shapes import Array, Float, Int
 def supervised(
     logits: Float[Array, "n classes"], labels: Int[Array, " n"]
 ) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
-    """Mean cross-entropy in nats, and "top1", the share of correct predictions; images of label -1 do not count."""
+    """The mean cross-entropy in nats, and {"top1": share of correct predictions}; images with label -1 do not count."""
     return functions.cross_entropy(logits, labels), {"top1": functions.top1(logits, labels)}
 
 
@@ -28,8 +27,9 @@ class Supervised(Objective):
     """A classifier on the first view.
 
     Attributes:
-      batch_statistics: batch norm uses the statistics of the batch; False: the running ones, which stay as they are.
-      classes: number of classes, which the trainer takes from the data set.
+      batch_statistics: batch norm uses the statistics of the batch. Otherwise it uses the running ones, which then do
+        not change.
+      classes: number of classes, which the trainer sets to that of the data set.
     """
 
     batch_statistics: bool = True
@@ -37,7 +37,11 @@ class Supervised(Objective):
 
     title: ClassVar = "supervised"
     metrics: ClassVar = {
-        "top1": Metric("Accuracy on training batches", "Far above held-out images: the network overfits.", term=True)
+        "top1": Metric(
+            "Accuracy on training batches",
+            "If it is far above the accuracy on held-out images, the network overfits.",
+            term=True,
+        )
     }
 
     def heads(self, model, feature_dim):
@@ -50,13 +54,13 @@ class Supervised(Objective):
 
         if self.classes < 1:
             raise UserError(
-                "The objective supervised needs labels, and the training images have none",
+                "The objective supervised needs labels, but the training images have none",
                 "Name a labelled data set, or set another config.objective.",
             )
         return {"classifier": models.build_classifier(feature_dim, self.classes)}
 
     def loss(self, run: Forward, views: Sequence[jax.Array], memory: Tree, context: Context) -> Outcome:
-        """`supervised` of the classifier's logits."""
+        """The function `supervised` of the logits."""
         assert context.labels is not None, "a data set with classes has labels"
         h = run("backbone", views[:1], train=self.batch_statistics)
         (logits,) = run("classifier", h)

@@ -1,11 +1,11 @@
-"""VICReg (Bardes, Ponce, LeCun, arXiv 2105.04906): the views agree, every feature varies, no two features covary.
+"""VICReg (Bardes, Ponce, LeCun, arXiv 2105.04906): views agree, every feature varies, and no two features covary.
 
     loss = 25 mean (z1 - z2)^2 + 25 mean_v v(z) + sum_v c(z)
     v(z) = mean_j relu(1 - sqrt(var z_j + 1e-4))
     c(z) = sum_{i != j} C_ij^2 / d, C the covariance over n - 1
 
-The authors' code computes this (facebookresearch/vicreg@4e12602, main_vicreg.py:194-220): the variance term is the mean
-over the two views, the covariance term their sum, and variances are unbiased.
+These are the formulas of the authors' code (facebookresearch/vicreg@4e12602, main_vicreg.py:194-220): the variance term
+is the mean over the two views, the covariance term is their sum, and variances are unbiased.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ def vicreg(
     variance: float = 25.0,
     covariance: float = 1.0,
 ) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
-    """Loss of two embeddings (n, d) of the same n images, over the whole batch; the weights are main_vicreg.py's.
+    """The loss of two embeddings (n, d) of the same n images; the default weights are those of main_vicreg.py.
 
     Returns:
-      The loss in float32 or wider, and its terms before their weights: "invariance", "variance", "covariance".
+      The loss in float32 or wider, and its terms without their weights: "invariance", "variance", "covariance".
     """
     z1, z2 = (jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32)) for z in (z1, z2))
     terms = {
@@ -50,17 +50,17 @@ def _hinge(z: jax.Array) -> jax.Array:
 
 
 def _off_diagonal(z: jax.Array) -> jax.Array:
-    """Squares of the covariance off its diagonal, over d, by the (n, n) or (d, d) product, whichever is smaller."""
+    """The sum of squares off the diagonal of the covariance, over d, from the smaller product: (n, n) or (d, d)."""
     n, d = z.shape
     z = z - z.mean(axis=0)
     product = jnp.matmul(z, z.T, precision="highest") if n < d else jnp.matmul(z.T, z, precision="highest")
-    all_of_them = jnp.square(product).sum() / (n - 1) ** 2
-    return (all_of_them - jnp.square(z.var(axis=0, ddof=1)).sum()) / d
+    squares = jnp.square(product).sum() / (n - 1) ** 2
+    return (squares - jnp.square(z.var(axis=0, ddof=1)).sum()) / d
 
 
 @dataclasses.dataclass(frozen=True)
 class VICReg(Objective):
-    """The projector's outputs of two views, each with its own batch statistics, and the loss above."""
+    """The loss above of the projector's outputs for two views, each with its own batch statistics."""
 
     invariance: float = 25.0
     variance: float = 25.0
@@ -68,13 +68,17 @@ class VICReg(Objective):
 
     title, paper = "VICReg", "Bardes, Ponce, LeCun, VICReg, [arXiv 2105.04906](https://arxiv.org/abs/2105.04906)"
     metrics: ClassVar = {
-        "invariance": Metric("invariance: the two views differ", "All should fall.", term=True),
-        "variance": Metric("variance: features that hardly vary", "The variance term near 1: collapse.", term=True),
-        "covariance": Metric("covariance: features repeat each other", "", term=True),
+        "invariance": Metric("invariance: distance of the views", "The loss is their weighted sum.", term=True),
+        "variance": Metric(
+            "variance: features that hardly vary",
+            "If the variance term stays near 1, the embedding has collapsed.",
+            term=True,
+        ),
+        "covariance": Metric("covariance: redundant features", "", term=True),
     }
 
     def loss(self, run: Forward, views: Sequence[jax.Array], memory: Tree, context: Context) -> Outcome:
-        """`vicreg` of the projector's outputs."""
+        """The function `vicreg` of the projector's outputs."""
         h = run("backbone", views)
         z = run("projector", h)
         loss, terms = vicreg(*z, invariance=self.invariance, variance=self.variance, covariance=self.covariance)

@@ -1,4 +1,4 @@
-"""Collectives of a compiled program, read from its text: how many of each kind, and a device's bytes in them."""
+"""Counts the collectives of a compiled program and their bytes, from the text of the program."""
 
 import math
 import re
@@ -14,19 +14,25 @@ _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
 
 
 def count(text: str, devices: int) -> dict[str, dict[str, Any]]:
-    """{"all-reduce": {"count", "bytes", "link_bytes"}, …} of an optimised HLO module, per device.
+    """Counts the collectives of an optimised HLO module, per device.
 
-    bytes: of the whole array that a collective makes or takes apart (an all-gather's result, a reduce-scatter's
-    operand), once. link_bytes: what a device sends in the bandwidth-optimal algorithm: (p - 1) / p of that, twice for
-    an all-reduce, which is a reduce-scatter and an all-gather; p is the size of the group.
+    Args:
+      text: of the module.
+      devices: number of devices: the size of a group that the text does not state.
+
+    Returns:
+      {"all-reduce": {"count", "bytes", "link_bytes"}, …}. "bytes" is the size of the whole array: the result of an
+      all-gather, the operand of a reduce-scatter. "link_bytes" is the number of bytes that a device sends in the
+      bandwidth-optimal algorithm: (p - 1) / p of the array in a group of p devices. An all-reduce sends that twice, as
+      it is a reduce-scatter and an all-gather.
     """
-    found: dict[str, dict[str, Any]] = {}
+    totals: dict[str, dict[str, Any]] = {}
     chains = set()
     for line in text.splitlines():
         match = _INSTRUCTION.search(line)
         if not match:
             continue
-        # A TPU's asynchronous collective stands in every fusion that it runs beside, under the number of its chain.
+        # An asynchronous collective of a TPU appears in every fusion that runs beside it, with the number of its chain.
         chain = _CHAIN.search(line)
         if chain and (match["kind"], chain[1]) in chains:
             continue
@@ -42,11 +48,11 @@ def count(text: str, devices: int) -> dict[str, dict[str, Any]]:
         if kind == "reduce-scatter":
             size *= p
         sent = size if kind == "collective-permute" else size * (p - 1) / p * (2 if kind == "all-reduce" else 1)
-        total = found.setdefault(kind, {"count": 0, "bytes": 0, "link_bytes": 0.0})
+        total = totals.setdefault(kind, {"count": 0, "bytes": 0, "link_bytes": 0.0})
         total["count"] += 1
         total["bytes"] += size
         total["link_bytes"] += sent
-    return found
+    return totals
 
 
 def _nbytes(dtype: str, shape: str) -> int:

@@ -1,4 +1,4 @@
-"""Compiling a training step ahead of time for a TPU slice, and what it needs there: memory, FLOPs, collectives."""
+"""Compiles a training step ahead of time for a TPU slice, and measures its memory, FLOPs and collectives."""
 
 import importlib.util
 import os
@@ -18,7 +18,8 @@ from bt_jax.messages import UserError
 from bt_jax.plan import collectives
 from bt_jax.train import build, epochs
 
-# libtpu compiles here without a chip: it neither asks the cloud where it is nor minds who else has it loaded.
+# Environment in which libtpu compiles without a chip. It sends no request to the metadata server of the cloud, and
+# several processes can load it at the same time.
 COMPILER_ONLY = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -28,23 +29,29 @@ COMPILER_ONLY = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 
-# ImageNet's, so that nothing needs to be opened: they enter the schedule, the probe, and what a method remembers of
-# each image.
+# Sizes of ImageNet, so that no data set has to be opened. The schedule, the probe and the memory of a method depend on
+# them.
 IMAGES, CLASSES = 1_281_167, 1000
 
 
 class Chip(NamedTuple):
-    """Published figures of a chip, per second where they are rates.
+    """Published figures of a chip.
 
     Source: "System architecture" of each version in the Cloud TPU documentation (cloud.google.com/tpu/docs/v4, v5e,
-    v5p, v6e). `link_bytes` is one direction of all of a chip's interconnect links, half of the published bidirectional
-    rate.
+    v5p, v6e).
+
+    Attributes:
+      flops_per_second: in bfloat16.
+      memory_bytes: size of its memory.
+      memory_bytes_per_second: from and to its memory.
+      link_bytes_per_second: sent over all its interconnect links: half of the published bidirectional rate.
+      slices: shapes of the slices that exist.
     """
 
-    flops: float  # bfloat16
-    memory: float  # bytes
+    flops_per_second: float
     memory_bytes: float
-    link_bytes: float
+    memory_bytes_per_second: float
+    link_bytes_per_second: float
     slices: tuple[str, ...]
 
 
@@ -59,48 +66,49 @@ CHIPS = {
 
 
 def topology_mesh(name: str) -> tuple[Mesh, Chip]:
-    """A mesh over the chips of a slice such as "v5e:16x16", and the chip.
+    """The mesh over the chips of a slice such as "v5e:16x16", and the figures of the chip.
 
     Raises:
-      UserError: an unknown name, or no libtpu.
+      UserError: the name is unknown, or libtpu is not installed.
     """
     version, _, shape = name.partition(":")
     if version not in CHIPS:
-        raise UserError(f"Topology {name!r} is unknown", f"Write VERSION:SHAPE with a version of {', '.join(CHIPS)}.")
+        versions = ", ".join(CHIPS)
+        raise UserError(f"--topology={name!r} is unknown", f"Write VERSION:SHAPE, with one of the versions {versions}.")
     chip = CHIPS[version]
     if shape not in chip.slices:
         raise UserError(f"There is no {version} slice {shape!r}", f"Choose from {', '.join(chip.slices)}.")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("The compiler for TPUs, libtpu, is not installed", "Run pip install -e '.[tpu]'.")
     os.environ.update(COMPILER_ONLY | os.environ)
-    described = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    # A v4 chip has two cores; on a TPU VM they are one device.
-    devices = [device for device in described.devices if device.core_on_chip == 0]
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    # A v4 chip has two cores, which are one device on a TPU VM.
+    devices = [device for device in topology.devices if device.core_on_chip == 0]
     return sharding.make_mesh(devices), chip
 
 
 def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
-    """Compiles the config's training step for the mesh and counts.
+    """Compiles the training step of a config for the mesh, and estimates its memory and time.
 
     Returns:
-      Per chip, bytes, FLOPs and seconds; see `plan.__main__.table` for the words. Plain JSON types.
+      A dict of JSON types with bytes, FLOPs and seconds per chip and step; `plan.__main__.table` names them in words.
     """
     started = time.monotonic()
     compiled, state, batch = compile_step(config, mesh)
     seconds = time.monotonic() - started
     need = measure(compiled, mesh)
     times = {
-        "arithmetic": need["flops"] / chip.flops,
-        "memory": need["bytes_accessed"] / chip.memory_bytes,
-        "interconnect": need["link_bytes"] / chip.link_bytes,
+        "arithmetic": need["flops"] / chip.flops_per_second,
+        "memory": need["bytes_accessed"] / chip.memory_bytes_per_second,
+        "interconnect": need["link_bytes"] / chip.link_bytes_per_second,
     }
     return {
         "chips": mesh.devices.size,
         "batch_size": config.batch_size,
         "state_bytes": _bytes_per_chip(state),
         "batch_bytes": _bytes_per_chip(batch),
-        "memory_bytes": chip.memory,
-        "fits": bool(need["peak_bytes"] <= chip.memory),
+        "memory_bytes": chip.memory_bytes,
+        "fits": bool(need["peak_bytes"] <= chip.memory_bytes),
         **need,
         "seconds": times,
         "limit": max(times, key=times.__getitem__),
@@ -109,7 +117,7 @@ def make_plan(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
 
 
 def compile_step(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Compiled, Any, dict[str, Any]]:
-    """The config's training step, compiled without any array; and the shapes and layouts of its state and its batch."""
+    """(compiled training step of a config, shapes and layouts of its state, those of its batch); makes no array."""
     settings = keys.read(config)
     sharding.check_batch(settings.batch_size, mesh)
     recipe = build.build_recipe(settings.views)
@@ -133,20 +141,20 @@ def compile_step(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Compiled, A
 def measure(compiled: jax.stages.Compiled, mesh: Mesh) -> dict[str, Any]:
     """Memory, FLOPs and collectives of a compiled program, per chip.
 
-    XLA counts the body of a loop once: the covariance form is short of FLOPs where its rows of c do not fit one block
-    (objectives.barlow_twins.BLOCK), which takes D^2 / chips above 2^24.
+    XLA counts the body of a loop once. Therefore the FLOPs of the covariance form are too low if its rows of c need
+    several blocks (objectives.barlow_twins.BLOCK), that is if D^2 / chips is above 2^24.
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    found = collectives.count(compiled.as_text(), mesh.devices.size)
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    totals = collectives.count(compiled.as_text(), mesh.devices.size)
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "temporary_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": kept + memory.temp_size_in_bytes,
+        "peak_bytes": arrays + memory.temp_size_in_bytes,
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
-        "collectives": found,
-        "collective_bytes": sum(kind["bytes"] for kind in found.values()),
-        "link_bytes": sum(kind["link_bytes"] for kind in found.values()),
+        "collectives": totals,
+        "collective_bytes": sum(total["bytes"] for total in totals.values()),
+        "link_bytes": sum(total["link_bytes"] for total in totals.values()),
     }
 
 

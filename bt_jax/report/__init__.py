@@ -1,1 +1,1 @@
-"""The command `python -m bt_jax.report`, and the report that every run ends with."""
+"""The command `python -m bt_jax.report`, and the report that every run writes at its end."""

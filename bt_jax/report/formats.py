@@ -1,12 +1,12 @@
-"""How a number is written for a reader."""
+"""Formats numbers for the page; an unknown value is a dash."""
 
 import math
 
 
 def number(value) -> float | None:
-    """A finite float, or None for anything else."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
+    """The value as a float if it is a finite number; None otherwise."""
+    finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if finite else None
 
 
 def plural(count: int, noun: str) -> str:

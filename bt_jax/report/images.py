@@ -1,4 +1,4 @@
-"""Pictures as PNG data; Pillow is imported when something is drawn."""
+"""Pictures as PNG data; Pillow is imported only to draw."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ import numpy as np
 
 from bt_jax.report.page import esc
 
-MOST_PIXELS = 96  # larger pictures are scaled down to this
+MAX_PIXELS = 96  # of a side; larger pictures are scaled down to it
 
 
 def png(image, **options) -> str:
@@ -19,10 +19,13 @@ def png(image, **options) -> str:
 
 
 def heat_map(c: np.ndarray) -> str:
-    """c in [-1, 1]: blue below 0, orange above, clear at 0, so that the page shows through in light and dark mode."""
+    """A matrix in [-1, 1] as a data URI: blue below 0, orange above, and clear at 0, which suits light and dark mode.
+
+    Values that are not finite are magenta.
+    """
     from PIL import Image
 
-    levels = np.arange(255) - 127  # index 255 is for what is not finite
+    levels = np.arange(255) - 127  # index 255 is for values that are not finite
     palette = [(28, 126, 214) if level < 0 else (232, 89, 12) for level in levels] + [(224, 49, 200)]
     opacity = bytes([*np.round(np.abs(levels) / 127 * 255).astype(int), 255])
     index = np.where(np.isfinite(c), np.round(np.clip(np.nan_to_num(c), -1, 1) * 127) + 127, 255).astype(np.uint8)
@@ -31,27 +34,28 @@ def heat_map(c: np.ndarray) -> str:
     return png(image, transparency=opacity)
 
 
-def photograph(pixels: np.ndarray, label: str, most: int = MOST_PIXELS) -> str:
-    """An <img> of uint8 (h, w, 3), at most `most` pixels wide and high."""
+def image_tag(pixels: np.ndarray, label: str, max_pixels: int = MAX_PIXELS) -> str:
+    """An <img> of uint8 (h, w, 3), at most `max_pixels` wide and high."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
-    image.thumbnail((most, most))
+    image.thumbnail((max_pixels, max_pixels))
     return f'<img src="{png(image)}" alt="{esc(label)}" width="{image.width}" height="{image.height}">'
 
 
-def sheet(tiles: np.ndarray, most: int) -> tuple[str, int, int]:
+def sprite_sheet(tiles: np.ndarray, max_pixels: int) -> tuple[str, int, int]:
     """All tiles in one PNG of 256 colours, a third of the size of true colour.
 
     Args:
-      tiles: uint8 (n, s, s, 3); most: largest side of a tile in the sheet.
+      tiles: uint8 (n, s, s, 3).
+      max_pixels: largest side of a tile in the sheet.
 
     Returns:
-      The data URI, and how many columns and rows of tiles the sheet has; tile i lies in row i // columns.
+      The data URI, and the numbers of columns and rows of tiles; tile i is in row i // columns.
     """
     from PIL import Image
 
-    side = min(most, tiles.shape[1])
+    side = min(max_pixels, tiles.shape[1])
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     whole = Image.new("RGB", (columns * side, rows * side))

@@ -1,4 +1,4 @@
-"""The pieces of HTML that the page is made of, its frame, and its style sheet."""
+"""The HTML elements of the page, its frame, and its style sheet."""
 
 import html
 
@@ -8,7 +8,7 @@ COLOURS = 6  # --c0 ... --c5 in the style sheet
 
 
 def document(title: str, sections: list[str]) -> str:
-    """The whole file."""
+    """The whole HTML file."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
         f' content="width=device-width, initial-scale=1"><title>{esc(title)} – bt_jax</title>'
@@ -27,9 +27,9 @@ def figure(title: str, body: str, caption: str, legend: list[str] = ()) -> str:
     return f"<figure><h3>{title}</h3>{body}{below}<figcaption>{caption}</figcaption></figure>"
 
 
-def table(head: list[str], rows: list[list[str]], kind: str = "") -> str:
-    """Cells are HTML already; the first of a row is its name."""
-    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+def table(columns: list[str], rows: list[list[str]], kind: str = "") -> str:
+    """A table of cells of HTML; the first cell of a row is its name."""
+    top = "".join(f'<th scope="col">{name}</th>' for name in columns)
     body = "".join(
         f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         for name, *cells in rows
@@ -38,6 +38,7 @@ def table(head: list[str], rows: list[list[str]], kind: str = "") -> str:
 
 
 def bar(value: float | None, row: str) -> str:
+    """A share as percent, with a bar whose CSS class is `row`."""
     if value is None:
         return "–"
     width = 100 * min(max(value, 0), 1)
@@ -45,10 +46,12 @@ def bar(value: float | None, row: str) -> str:
 
 
 def swatch(i: int) -> str:
+    """The short line of colour i in a legend."""
     return f'<i class="swatch" style="background:var(--c{i % COLOURS})"></i>'
 
 
 def esc(value) -> str:
+    """The value as text that is safe inside HTML."""
     return html.escape(str(value), quote=True)
 
 

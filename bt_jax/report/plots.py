@@ -1,4 +1,4 @@
-"""Plots as inline SVG; matplotlib is imported when something is drawn."""
+"""Plots as inline SVG; matplotlib is imported only to draw."""
 
 import io
 import math
@@ -10,13 +10,13 @@ import numpy as np
 from bt_jax.report.page import COLOURS, esc
 from bt_jax.report.runs import Run
 
-HISTOGRAM = {"before training": 1, "after training": 0}  # colour of each
-SPECTRUM = {"untrained": 1, "trained": 0}  # the same
-NEXT_TO_NOTHING = 1e-5  # share of the values
-LOWEST_SHARE = 1e-7  # of the strongest dimension's variance: the resolution of float32
-MOST_POINTS = 300  # a curve with more is averaged down: a screen shows no more, and the file stays small
+HISTOGRAM = {"before training": 1, "after training": 0}  # index of the colour in CURVE
+SPECTRUM = {"untrained": 1, "trained": 0}  # index of the colour in CURVE
+NEGLIGIBLE_SHARE = 1e-5  # of the values: outer bins with less are cut off
+LOWEST_SHARE = 1e-7  # of the largest variance: the resolution of float32
+MAX_POINTS = 300  # of a curve: a screen displays no more, and the file stays small
 
-# Stand-ins that no plot uses by itself; they become CSS variables, so that the plots follow light and dark mode.
+# Placeholder colours that matplotlib uses nowhere else. CSS variables replace them: plots follow light and dark mode.
 INK = {
     "#010100": "currentColor",
     "#010101": "var(--line)",
@@ -53,8 +53,15 @@ STYLE = {
 
 
 class Panel(NamedTuple):
-    """One plot. curves: (metric, label); percent: values are fractions; log: log y may help; zero: y starts at 0;
-    whole: values are counts."""
+    """One plot.
+
+    Attributes:
+      curves: (metric, label).
+      percent: values are fractions, drawn as percent.
+      log: a logarithmic y axis if the values span a large range.
+      zero: the y axis starts at 0.
+      whole: values are counts.
+    """
 
     title: str
     curves: tuple[tuple[str, str], ...]
@@ -66,29 +73,30 @@ class Panel(NamedTuple):
 
 
 def draw_panel(axes, panel: Panel, runs: list[Run]) -> None:
-    """Colour tells the runs apart, or the curves where there is one run; dashes tell the curves of several runs."""
+    """Draws the curves of the runs. One run has a colour for each curve; several have a colour for each run and dashes
+    for the second curve."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-    scale, seen = 100 if panel.percent else 1, []
+    scale, drawn = 100 if panel.percent else 1, []
     for i, run in enumerate(runs):
         for j, (metric, _) in enumerate(panel.curves):
             points = run.series.get(metric, {})
-            steps, values = thinned(points)
+            steps, values = downsampled(points)
             colour, dash = (CURVE[i % COLOURS], ("-", "--")[j]) if len(runs) > 1 else (CURVE[j], "-")
             axes.plot(steps, scale * values, dash, color=colour, marker="o" if len(steps) < 40 else "", markersize=2.5)
-            seen += [value for value in values if np.isfinite(value)]
-            lost = [step for step, value in points.items() if not math.isfinite(value)]
-            if lost:
-                axes.axvline(lost[0], color=BAD, linestyle=":")
+            drawn += [value for value in values if np.isfinite(value)]
+            non_finite = [step for step, value in points.items() if not math.isfinite(value)]
+            if non_finite:
+                axes.axvline(non_finite[0], color=BAD, linestyle=":")
     if len(runs) == 1:
         draw_baselines(axes, runs[0], panel)
-    if panel.log and seen and min(seen) > 0 and max(seen) > 20 * min(seen):
+    if panel.log and drawn and min(drawn) > 0 and max(drawn) > 20 * min(drawn):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if max(seen) < 1000 * min(seen) else (1,)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if max(drawn) < 1000 * min(drawn) else (1,)))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=panel.whole))
         if panel.zero:
-            axes.set_ylim(bottom=0, top=1.1 * scale * max(seen, default=0) or 1)
+            axes.set_ylim(bottom=0, top=1.1 * scale * max(drawn, default=0) or 1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: tick(v) + (" %" if panel.percent else "")))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(tick))
@@ -96,6 +104,7 @@ def draw_panel(axes, panel: Panel, runs: list[Run]) -> None:
 
 
 def draw_baselines(axes, run: Run, panel: Panel) -> None:
+    """Dotted lines at the scores of the untrained encoder and of raw pixels, if summary.json has them."""
     name = panel.curves[0][0].removeprefix("val/")
     for row, label in (("untrained", "untrained"), ("raw_pixels", "raw pixels")):
         value = run.score(name, row)
@@ -113,7 +122,7 @@ def draw_baselines(axes, run: Run, panel: Panel) -> None:
 
 
 def draw_histogram(axes, histograms: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """{"before training": (counts, edges)}; the axis ends where the bins hold next to nothing."""
+    """Draws {"before training": (counts, edges)}; the x axis ends at the last bin with more than a negligible share."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     reach = 0.0
@@ -122,7 +131,7 @@ def draw_histogram(axes, histograms: dict[str, tuple[np.ndarray, np.ndarray]]) -
         axes.stairs(shares, edges, color=colour, fill=True, alpha=0.35)
         axes.stairs(shares, edges, color=colour)
         outer = np.maximum(np.abs(edges[:-1]), np.abs(edges[1:]))
-        reach = max(reach, *outer[shares > NEXT_TO_NOTHING], 0)
+        reach = max(reach, *outer[shares > NEGLIGIBLE_SHARE], 0)
     axes.set_xlim(-(reach or 1), reach or 1)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{tick(100 * v)} %"))
@@ -132,16 +141,16 @@ def draw_histogram(axes, histograms: dict[str, tuple[np.ndarray, np.ndarray]]) -
 
 
 def draw_spectrum(axes, spectra: dict[str, np.ndarray]) -> None:
-    """{"trained": shares of the variance (d,), descending}, both axes logarithmic."""
+    """Draws {"trained": shares of the variance (d,), descending} on logarithmic axes."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for label, shares in spectra.items():
-        ranks = np.unique(np.geomspace(1, len(shares), MOST_POINTS).round().astype(int))
+        ranks = np.unique(np.geomspace(1, len(shares), MAX_POINTS).round().astype(int))
         drawn = shares[ranks - 1]
         axes.plot(ranks, np.where(drawn > 0, drawn, np.nan), color=CURVE[SPECTRUM[label]])
     axes.set_xscale("log")
     axes.set_yscale("log")
-    # What lies lower is rounding of float32.
+    # Lower values are rounding errors of float32.
     highest = max(float(shares.max()) for shares in spectra.values())
     lowest = min(float(shares[shares > 0].min(initial=highest)) for shares in spectra.values())
     axes.set_ylim(max(lowest, LOWEST_SHARE * highest) / 2, 2 * highest)
@@ -154,19 +163,19 @@ def draw_spectrum(axes, spectra: dict[str, np.ndarray]) -> None:
     axes.set_ylabel("share of the variance")
 
 
-def thinned(points: dict[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values, at most MOST_POINTS: means over neighbours; NaN, a gap, where no neighbour is finite."""
+def downsampled(points: dict[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """At most MAX_POINTS steps and values: means of the finite values of neighbouring steps; NaN if there are none."""
     steps, values = np.array(list(points)), np.array(list(points.values()))
     values = np.where(np.isfinite(values), values, np.nan)
-    if len(steps) <= MOST_POINTS:
+    if len(steps) <= MAX_POINTS:
         return steps, values
-    bins = np.array_split(np.arange(len(steps)), MOST_POINTS)
+    bins = np.array_split(np.arange(len(steps)), MAX_POINTS)
     mean = [np.nanmean(values[b]) if np.isfinite(values[b]).any() else np.nan for b in bins]
     return np.array([steps[b].mean() for b in bins]), np.array(mean)
 
 
 def tick(value: float, _=None) -> str:
-    """1200 as "1.2k"; the second argument is what matplotlib passes along."""
+    """Formats 1200 as "1.2k". Matplotlib passes a position as well, which is ignored."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
@@ -174,25 +183,25 @@ def tick(value: float, _=None) -> str:
 
 
 def svg(draw, label: str, *, width: int = 320, height: int = 190) -> str:
-    """Inline SVG of what `draw(axes)` draws. Size in CSS pixels of a phone; the page stretches it."""
+    """The inline SVG that `draw(axes)` draws. The size is in CSS pixels of a phone; the page stretches it."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    with matplotlib.style.context(["default", STYLE]):  # "default" first: a matplotlibrc must not change the report
+    with matplotlib.style.context(["default", STYLE]):  # "default" undoes the settings of a matplotlibrc
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         draw(figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    # The metadata holds the date, the style is meant for a file of its own and would reach the whole page.
+    # The metadata has the date, which would change the file. The style would apply to the whole page.
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     root = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{esc(label)}">'
     text = re.sub(r"<svg[^>]*>", root, text, count=1)
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)  # 1/100 pixel is enough
-    scope = re.sub(r"\W+", "-", label.lower())  # ids are unique within a plot only
+    scope = re.sub(r"\W+", "-", label.lower())  # a prefix: matplotlib makes ids unique within a plot only
     text = re.sub(r'\bid="', f'id="{scope}.', text)
     text = text.replace("url(#", f"url(#{scope}.").replace('xlink:href="#', f'href="#{scope}.')
-    for stand_in, colour in INK.items():
-        text = text.replace(stand_in, colour)
+    for placeholder, colour in INK.items():
+        text = text.replace(placeholder, colour)
     return re.sub(r"\n\s*", "\n", text)

@@ -1,4 +1,4 @@
-"""What an evaluation or a fine-tuning found: the sentence at the top and the table of accuracies."""
+"""The results of an evaluation or a fine-tuning: the opening sentence and the table of accuracies."""
 
 import re
 
@@ -19,6 +19,7 @@ UNLABELLED = {
 
 
 def task(run: Run) -> str:
+    """The task of the run's config: "evaluate", "finetune" or "pretrain"."""
     return run.config.get("task") if run.config.get("task") in KINDS else "pretrain"
 
 
@@ -37,8 +38,8 @@ def accuracies(run: Run) -> list[tuple[str, float, str]]:
     for key, value in values.items():
         if match := re.fullmatch(r"knn\.knn_top1_k(\d+)_t([\d.]+)", key):
             headline = value == values["knn.knn_top1"] and not any("NN" in row[0] for row in rows)
-            told = interval("knn.knn_low", "knn.knn_high") if headline else "–"
-            rows.append((f"{match[1]}-NN, temperature {match[2]}", value, told))
+            words = interval("knn.knn_low", "knn.knn_high") if headline else "–"
+            rows.append((f"{match[1]}-NN, temperature {match[2]}", value, words))
     if "knn.knn_top1" in values and not any("NN" in row[0] for row in rows):
         rows.insert(0, ("nearest neighbours", values["knn.knn_top1"], "–"))
     if "svm.svm_map" in values:
@@ -51,7 +52,7 @@ def accuracies(run: Run) -> list[tuple[str, float, str]]:
 
 
 def results_verdict(run: Run) -> tuple[str, str]:
-    """(tone, sentence)."""
+    """(tone, sentence) with the main accuracy; `verdict` explains the tone."""
     rows, about = accuracies(run), flat(run.config).get("encoder", "the encoder")
     if task(run) == "finetune":
         trained = flat(run.config).get("train", "classifier")
@@ -64,25 +65,30 @@ def results_verdict(run: Run) -> tuple[str, str]:
         what += f" from {plural(round(many), 'image')}" if many else ""
     else:
         what = f"a {rows[0][0]}" if rows else ""
+    spectrum = run.summary.get("spectrum")
+    if isinstance(spectrum, dict) and "rank" in spectrum and number(spectrum["rank"]) is None:  # an earlier version's
+        return "bad", f"The features of {about} are not finite, so its accuracies say nothing."
     if not rows:
-        return "warn", f"No accuracy of {about} has been written yet: summary.json holds none."
+        return "warn", f"summary.json has no accuracy of {about} yet."
     name, value, interval = rows[0]
-    told = f", 95 % interval {interval}" if interval != "–" else ""
-    measure = "mean average precision" if "precision" in name else "of the held-out images are classified rightly"
-    return "good", f"{percent(value)} {measure} by {what} on {about}{told}."
+    uncertainty = f", 95 % interval {interval}" if interval != "–" else ""
+    measure = "mean average precision" if "precision" in name else "of the held-out images are classified correctly"
+    return "good", f"{percent(value)} {measure} by {what} on {about}{uncertainty}."
 
 
 def results_section(run: Run) -> str:
     rows = [[esc(name), bar(value, "trained"), interval] for name, value, interval in accuracies(run)]
-    found = run.summary.get("spectrum")
+    spectrum = run.summary.get("spectrum")
     body = table(["protocol", "accuracy", "95 % interval"], rows) if rows else ""
-    if isinstance(found, dict):
-        told = [[esc(words), short(number(found.get(key)))] for key, words in UNLABELLED.items() if key in found]
-        body += table(["without labels", ""], told)
+    if isinstance(spectrum, dict):
+        metrics = [
+            [esc(words), short(number(spectrum.get(key)))] for key, words in UNLABELLED.items() if key in spectrum
+        ]
+        body += table(["metric without labels", ""], metrics)
     if not body:
-        return section("Result", "<p>No table: summary.json holds no accuracy.</p>")
+        return section("Result", "<p>No table: summary.json has no accuracy.</p>")
     lead = (
-        "On images never trained on. The interval says how far another test set of the same kind might be off;"
-        " it knows nothing of other seeds."
+        "Accuracies on held-out images. The interval accounts for the random choice of the test images, but not for"
+        " the choice of the seed."
     )
     return section("Result", body, lead)

@@ -1,4 +1,4 @@
-"""The sections of numbers, curves and files, from top to bottom; a part without its input says so in a sentence."""
+"""The sections of scores, curves and files, in the order of the page."""
 
 import math
 
@@ -16,18 +16,19 @@ from bt_jax.report.verdict import ROWS, knn_name, verdict
 SCORES = (("knn_top1", "nearest neighbours"), ("linear_top1", "linear probe"))
 FILES = {
     "metrics.jsonl": "every logged step, one JSON object a line",
-    "summary.json": "the final table",
+    "summary.json": "the final scores",
     "config.json": "the resolved config",
     "environment.json": "versions, devices, commit and command",
     "pictures.npz": "the arrays behind the pictures",
-    "checkpoints": "the trained parameters, to resume from or to load",
+    "checkpoints": "the weights and the training state",
     "tensorboard": "the same metrics for TensorBoard",
 }
 
 
-def head_section(runs: list[Run]) -> str:
+def header_section(runs: list[Run]) -> str:
+    """The kind and the name of the run, the verdict, warnings and the main figures."""
     run = runs[0]
-    kind, pretraining = KINDS.get(task(run)), f"{registry.of_run(run.config).title} pretraining".strip()
+    kind, pretraining = KINDS.get(task(run)), f"{registry.method_of_run(run.config).title} pretraining".strip()
     (tone, first), *others = [results_verdict(run)] if kind else verdict(run)
     notes = "".join(f'<p class="note {t}">{esc(text)}</p>' for t, text in others)
     against = " compared with " + ", ".join(esc(other.name) for other in runs[1:]) if len(runs) > 1 else ""
@@ -47,25 +48,28 @@ def head_section(runs: list[Run]) -> str:
 
 
 def median(run: Run, metric: str) -> float | None:
+    """The median of the finite values of a metric; None if it has none."""
     values = [value for value in run.series.get(metric, {}).values() if math.isfinite(value)]
     return float(np.median(values)) if values else None
 
 
 def summary_section(run: Run) -> str:
+    """The final scores of a pretraining run, with those of the untrained encoder and of raw pixels."""
     scores = [(name, title) for name, title in SCORES if isinstance(run.summary.get(name), dict)]
     if not scores:
-        return section("Result", "<p>No final table: summary.json has no kNN and no linear-probe accuracy.</p>")
+        return section("Result", "<p>No table: summary.json has no kNN and no linear-probe accuracy.</p>")
     rows = [[label, *(bar(run.score(name, row), row) for name, _ in scores)] for row, label in ROWS]
     lead = (
-        "Top-1 accuracy on images never trained on. The trained encoder should be well above both others;"
-        " level with them, it has learned nothing of use."
+        "Top-1 accuracy on held-out images. An encoder that has learned useful features is above the untrained encoder"
+        " and above raw pixels."
     )
-    heads = [f"{title} ({esc(knn_name(run))})" if name == "knn_top1" else title for name, title in scores]
-    return section("Result", table(["", *heads], rows, "even"), lead)
+    columns = [f"{title} ({esc(knn_name(run))})" if name == "knn_top1" else title for name, title in scores]
+    return section("Result", table(["", *columns], rows, "even"), lead)
 
 
 def comparison_section(runs: list[Run]) -> str:
-    ranked = any(run.last("val/rank") is not None for run in runs)
+    """The last scores of every run, and the config keys in which the runs differ."""
+    has_rank = any(run.last("val/rank") is not None for run in runs)
 
     def row(i: int, run: Run) -> list[str]:
         knn = [run.score("knn_top1", "trained"), run.last("val/knn_top1")]
@@ -74,14 +78,14 @@ def comparison_section(runs: list[Run]) -> str:
         return [
             swatch(i) + esc(run.name),
             *best,
-            *([short(run.last("val/rank"))] if ranked else []),
+            *([short(run.last("val/rank"))] if has_rank else []),
             short(run.last("train/loss")),
             f"{run.steps:,.0f}",
             duration(number(run.summary.get("seconds"))),
         ]
 
     rows = [row(i, run) for i, run in enumerate(runs)]
-    rank = ["effective rank"] if ranked else []
+    rank = ["effective rank"] if has_rank else []
     body = table(["run", "kNN top-1", "linear top-1", *rank, "last loss", "steps", "time"], rows)
     configs = [flat(run.config) for run in runs]
     keys = [
@@ -91,15 +95,15 @@ def comparison_section(runs: list[Run]) -> str:
     ]
     if keys:
         cells = [[esc(key), *(esc(config.get(key, "–")) for config in configs)] for key in keys]
-        heads = ["differs in the config", *(swatch(i) + esc(run.name) for i, run in enumerate(runs))]
-        body += table(heads, cells)
+        columns = ["config key", *(swatch(i) + esc(run.name) for i, run in enumerate(runs))]
+        body += table(columns, cells)
     else:
-        body += "<p>The configs hold no difference.</p>"
-    return section("Runs side by side", body)
+        body += "<p>The configs are equal.</p>"
+    return section("Comparison of the runs", body)
 
 
 def curves_section(title: str, panels: tuple[Panel, ...], runs: list[Run], kind: str = "") -> str:
-    """Plots of the panels that have data, a legend of the runs, and a sentence naming what was not logged."""
+    """Plots of the panels that have data, a legend of the runs, and a sentence with the metrics that have none."""
     drawn, absent = [], []
     for panel in panels:
         known = tuple(curve for curve in panel.curves if any(run.last(curve[0]) is not None for run in runs))
@@ -108,11 +112,12 @@ def curves_section(title: str, panels: tuple[Panel, ...], runs: list[Run], kind:
             drawn.append(plot(panel._replace(curves=known), runs, small=bool(kind)))
     names = "".join(f"<li>{swatch(i)}{esc(run.name)}</li>" for i, run in enumerate(runs))
     legend = f'<ul class="legend">{names}</ul>' if len(runs) > 1 and drawn else ""
-    missing = f'<p class="quiet">Not in metrics.jsonl, so not drawn: {esc(", ".join(absent))}.</p>' if absent else ""
+    missing = f'<p class="quiet">Not drawn: metrics.jsonl has no {esc(", ".join(absent))}.</p>' if absent else ""
     return section(title, f'{legend}<div class="plots {kind}">{"".join(drawn)}</div>{missing}')
 
 
 def plot(panel: Panel, runs: list[Run], *, small: bool) -> str:
+    """A figure with the drawing of a panel, its legend and its caption."""
     marks = ("— ", "– – ") if len(runs) > 1 else map(swatch, range(COLOURS))
     legend = [mark + label for mark, (_, label) in zip(marks, panel.curves, strict=False)]
     size = {"width": 260, "height": 165} if small else {}
@@ -121,16 +126,18 @@ def plot(panel: Panel, runs: list[Run], *, small: bool) -> str:
 
 
 def details_section(run: Run) -> str:
+    """The config, the environment, the files of the run folder, and the commands of run and report."""
+
     def listing(title: str, tree: dict, name: str) -> str:
-        lines = "\n".join(f"{key} = {value}" for key, value in flat(tree).items()) or f"{name} holds nothing to show."
+        lines = "\n".join(f"{key} = {value}" for key, value in flat(tree).items()) or f"{name} has no entries."
         return f"<details><summary>{title}</summary><pre>{esc(lines)}</pre></details>"
 
     command = run.environment.get("command")
     command = " ".join(map(str, command)) if isinstance(command, list) else command
-    again = (
-        f"<p>The command that made this run:</p><pre>{esc(command)}</pre>"
+    body = (
+        f"<p>The command of this run:</p><pre>{esc(command)}</pre>"
         if command
-        else "<p>The command that made this run is not known: environment.json does not name it.</p>"
+        else "<p>The command of this run is unknown: environment.json has none.</p>"
     )
     entries = [path for path in sorted(run.path.iterdir()) if not path.name.startswith(".")]
     size = {path: f"{storage.size(path) / 1000:,.1f} kB" if path.is_file() else "folder" for path in entries}
@@ -139,12 +146,11 @@ def details_section(run: Run) -> str:
         for path in entries
         if path.name != "report.html"
     ]
-    again += f"<p>In <code>{esc(storage.absolute(run.path))}</code>:</p>" + table(
-        ["file", "size", "what it holds"], rows
-    )
-    again += f"<p>This report again:</p><pre>python -m bt_jax.report {esc(run.path)}</pre>"
-    missing = "".join(f'<p class="quiet">{esc(why)}</p>' for why in run.why)
+    body += f"<p>The files in <code>{esc(storage.absolute(run.path))}</code>:</p>"
+    body += table(["file", "size", "content"], rows)
+    body += f"<p>To write this report again:</p><pre>python -m bt_jax.report {esc(run.path)}</pre>"
+    missing = "".join(f'<p class="quiet">{esc(sentence)}</p>' for sentence in run.omissions)
     return section(
         "Config and environment",
         listing("Config", run.config, "config.json") + listing("Environment", run.environment, "environment.json"),
-    ) + section("Files, and how to run it again", again + missing)
+    ) + section("Files and commands", body + missing)

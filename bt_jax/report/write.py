@@ -1,6 +1,6 @@
-"""Writing the report of a run, and the end of a run: summary.json, pictures.npz and report.html.
+"""Writes the report of a run, and the results of a finished run: summary.json, pictures.npz and report.html.
 
-Only `metrics.jsonl` must be there. A part whose input is missing or damaged is left out, with a sentence saying why.
+Only `metrics.jsonl` is required. If the input of a section is missing or damaged, a sentence in the report says so.
 """
 
 from functools import partial
@@ -16,14 +16,14 @@ from bt_jax.report.confusion import confusion_section
 from bt_jax.report.correlation import correlation_section, spectrum_section
 from bt_jax.report.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.report.page import document
-from bt_jax.report.panels import FINETUNING, LABEL_FREE, LOSS, MACHINERY, QUALITY, own_panels
+from bt_jax.report.panels import ACCURACY, FINETUNING, LABEL_FREE, LOSS, OPTIMIZATION, method_panels
 from bt_jax.report.results import results_section, task
 from bt_jax.report.runs import Run, read_run
 from bt_jax.report.sections import (
     comparison_section,
     curves_section,
     details_section,
-    head_section,
+    header_section,
     summary_section,
 )
 
@@ -35,9 +35,12 @@ def report(run_dir, *others, out=None) -> Path:
     """Writes the report of a run and returns its path.
 
     Args:
-      run_dir: run folder; what it may hold is in reporting.sections.FILES.
-      others: further run folders, drawn into the same curves.
+      run_dir: run folder; report.sections.FILES lists its files.
+      others: further run folders, whose curves are drawn in the same plots.
       out: the file to write; RUN_DIR/report.html if None.
+
+    Raises:
+      UserError: a folder has no metrics, or the file cannot be written.
     """
     runs = [read_run(folder) for folder in (run_dir, *others)]
     if len({run.name for run in runs}) < len(runs):  # a/run and b/run
@@ -48,32 +51,32 @@ def report(run_dir, *others, out=None) -> Path:
     try:
         storage.write(target, text)
     except OSError as error:
-        fix = "Make room there, or name another file with --out"
+        fix = "Make room on that disk, or name another file with --out."
         raise UserError(f"Cannot write {target}: {error.strerror or error}", fix) from error
     return target
 
 
-def conclude(folder: Path, summary: dict, pictures: dict) -> None:
-    """Writes summary.json (of JSON types), pictures.npz (of arrays) and the report of a run that is over; on the first
-    process alone."""
+def results(folder: Path, summary: dict, pictures: dict) -> None:
+    """Writes summary.json (of JSON types), pictures.npz (of arrays) and the report; the first process alone writes."""
     if jax.process_index():
         return
-    (folder / PAGE).unlink(missing_ok=True)  # it comes last: what `concluded` goes by
+    (folder / PAGE).unlink(missing_ok=True)  # written last, and therefore checked by `has_results`
     storage.write(folder / "pictures.npz", partial(np.savez, **pictures))
     storage.write_json(folder / "summary.json", summary)
     messages.say(f"report      {report(folder)}")
 
 
-def concluded(folder: Path, step: int) -> bool:
-    """Whether the run was judged at that step: a run that was made longer is judged anew."""
+def has_results(folder: Path, step: int) -> bool:
+    """Whether the results of that step are written. A run that was extended is evaluated again at its new end."""
     try:
-        found = storage.read_json(folder / "summary.json") or {}
+        summary = storage.read_json(folder / "summary.json") or {}
     except ValueError:
         return False
-    return found.get("steps") == step and (folder / PAGE).exists()
+    return summary.get("steps") == step and (folder / PAGE).exists()
 
 
 def page(runs: list[Run]) -> str:
+    """The HTML of a report. The curves are those of all runs, the other sections those of the first."""
     first = runs[0]
     body = {"evaluate": _evaluation, "finetune": _finetuning}.get(task(first), _pretraining)(runs)
     return document(first.name, [part for part in body if part])
@@ -82,7 +85,7 @@ def page(runs: list[Run]) -> str:
 def _evaluation(runs: list[Run]) -> list[str]:
     first = runs[0]
     return [
-        head_section(runs),
+        header_section(runs),
         results_section(first),
         spectrum_section(first),
         map_section(first),
@@ -95,10 +98,10 @@ def _evaluation(runs: list[Run]) -> list[str]:
 def _finetuning(runs: list[Run]) -> list[str]:
     first = runs[0]
     return [
-        head_section(runs),
+        header_section(runs),
         results_section(first),
         comparison_section(runs) if len(runs) > 1 else "",
-        curves_section("While it trains", FINETUNING, runs),
+        curves_section("Training", FINETUNING, runs),
         confusion_section(first),
         details_section(first),
     ]
@@ -106,22 +109,22 @@ def _finetuning(runs: list[Run]) -> list[str]:
 
 def _pretraining(runs: list[Run]) -> list[str]:
     first = runs[0]
-    terms, others = own_panels(
-        {name: metric for run in runs for name, metric in registry.of_run(run.config).metrics.items()}
+    terms, others = method_panels(
+        {name: metric for run in runs for name, metric in registry.method_of_run(run.config).metrics.items()}
     )
     return [
-        head_section(runs),
+        header_section(runs),
         summary_section(first),
         comparison_section(runs) if len(runs) > 1 else "",
         curves_section("Loss", [*LOSS, *terms], runs),
-        curves_section("How good are the features", QUALITY, runs),
-        curves_section("Without labels", LABEL_FREE, runs, "small"),
+        curves_section("Accuracy of the features", ACCURACY, runs),
+        curves_section("Metrics without labels", LABEL_FREE, runs, "small"),
         correlation_section(first),
         spectrum_section(first),
         map_section(first),
         neighbours_section(first),
         confusion_section(first),
         pairs_section(first),
-        curves_section("The machinery", [*others, *MACHINERY], runs, "small"),
+        curves_section("Optimization and speed", [*others, *OPTIMIZATION], runs, "small"),
         details_section(first),
     ]

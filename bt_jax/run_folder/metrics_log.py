@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from bt_jax import storage
+from bt_jax.run_folder.append_folder import AppendFolder
 
 NAME = "metrics.jsonl"
 
@@ -26,7 +27,7 @@ class RunLog:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        self._folder = storage.AppendFolder(folder, (NAME,))
+        self._folder = AppendFolder(folder, (NAME,))
         path = self._folder.local / NAME
         if path.exists():
             _drop_after(path, first_step)

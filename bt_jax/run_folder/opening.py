@@ -1,6 +1,7 @@
 """Opens a run folder: makes it, or accepts that of the same run. Reads its JSON files."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def check_folder(path: str, task: str) -> Path:
     return folder
 
 
-def open_folder(path: str, config: dict, images: same_data.Images | None = None) -> Path:
+def open_folder(path: str, config: dict, images: same_data.Images | None = None, *, free: Sequence[str] = ()) -> Path:
     """Makes the folder, or accepts one of the same run; writes config.json, data.json and environment.json.
 
     This process holds the lock of the folder until `lock.release`.
@@ -35,6 +36,7 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None)
     Args:
       config: of `config.arguments.to_dict`.
       images: the images of the run.
+      free: keys that may differ from those of the first start, besides `same_run.FREE_KEYS`.
 
     Raises:
       UserError: the folder cannot be made, another process holds it, or it has a run with another config or other
@@ -55,7 +57,7 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None)
     file = folder / "config.json"
     if file.exists():
         old = _read(file)
-        different = same_run.differences(old, config)
+        different = same_run.differences(old, config, free)
         if different:
             raise UserError(
                 f"{folder} holds a run with another config ({'; '.join(different)})",

@@ -1,6 +1,5 @@
 """The folders of checkpoints, RUN/checkpoints/STEP: lists them, finds intact ones, and reads their parts."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def step_folder(path: str | Path) -> Path:
         )
     intact, damaged = newest_intact(root, steps, parts)
     for step, fault in damaged.items():
-        _say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}): using {intact}")
+        messages.say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}): using {intact}")
     return root / str(intact)
 
 
@@ -75,11 +74,6 @@ def newest_intact(root: Path, steps: list[int], parts: tuple[str, ...] | None = 
         f"No checkpoint in {root} is intact ({reasons})",
         "Restore a copy of one, or give another --workdir to start again.",
     )
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    messages.say(text)
 
 
 def stored_model(folder: Path) -> dict[str, Any]:

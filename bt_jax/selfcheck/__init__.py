@@ -1,1 +1,1 @@
-"""The self-check: whether this machine computes rightly."""
+"""The self-check: whether this machine computes correctly."""

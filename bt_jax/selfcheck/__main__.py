@@ -1,12 +1,14 @@
-"""Checks that this machine computes rightly: python -m bt_jax.selfcheck
+"""Checks that this machine computes correctly: python -m bt_jax.selfcheck
 
-Runs ten small programs on every kind of local device and compares them with stored numbers, which NumPy computed in
-float64: the two patterns that releases of XLA are known to compute wrongly (`compilers`), the loss and its gradient
-in both forms, batch norm, a LARS norm, convolutions with their gradients, and kNN similarities. It takes a second or
-two and needs JAX and NumPy alone. Training, evaluation and embedding run it first, once per version of jaxlib, kind
-of device, XLA_FLAGS and float64 setting, and end with one line if a number is wrong.
+The self-check runs ten small programs on every kind of local device, and compares their results with stored numbers,
+which NumPy computed in float64. The programs are the two patterns that some releases of XLA compute wrongly
+(`compilers`), the loss and its gradient in both forms, batch norm, a LARS norm, convolutions with their gradients, and
+kNN similarities. It takes a second or two and needs JAX and NumPy alone.
 
-Exit status 0: all numbers are right; 2: at least one is wrong.
+Training, evaluation and embedding begin with the self-check, once for each version of jaxlib, kind of device,
+XLA_FLAGS and float64 setting. If a number is wrong, they exit with one line.
+
+Exit status 0: all numbers are correct; 2: at least one is wrong.
 """
 
 import sys
@@ -20,15 +22,15 @@ from bt_jax.selfcheck.comparison import Result
 
 
 def table(device, results: list[Result]) -> str:
-    """The results on one device, a line each."""
+    """The results on one device, one line for each check."""
     width = max(len(result.check) for result in results)
-    head = f"{device.platform}: {device.device_kind}"
+    title = f"{device.platform}: {device.device_kind}"
     rows = [
         f"  {result.check.ljust(width)}  error {result.error:8.1e}  allowed {result.tolerance:.0e}"
-        f"  {'right' if result.right else 'WRONG'}"
+        f"  {'correct' if result.correct else 'WRONG'}"
         for result in results
     ]
-    return "\n".join([head, *rows])
+    return "\n".join([title, *rows])
 
 
 @messages.lasting()
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         tool.Parser("selfcheck", __doc__).parse_args(argv)
         jax_settings.settle(keep="jax_enable_x64")  # which has numbers of its own
-        devices = comparison.kinds()
+        devices = comparison.devices_of_each_kind()
     except UserError as error:
         print(f"bt_jax: {error}", file=sys.stderr)
         return error.status
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     for device in devices:
         results = comparison.run_on(device)
         print(table(device, results))
-        wrong = [result for result in results if not result.right]
+        wrong = [result for result in results if not result.correct]
         failures += [comparison.failure(device, wrong)] if wrong else []
     print(f"{len(devices)} kind{'s' if len(devices) > 1 else ''} of device in {time.perf_counter() - started:.1f} s")
     for failure in failures:

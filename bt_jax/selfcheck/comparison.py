@@ -1,4 +1,4 @@
-"""Comparing what every kind of local device computes with the stored numbers, once for the same conditions."""
+"""Compares the results of every kind of local device with the stored numbers, once for the same conditions."""
 
 import hashlib
 import json
@@ -16,23 +16,31 @@ from bt_jax.objectives import barlow_twins
 from bt_jax.selfcheck import programs
 
 NUMBERS = Path(__file__).with_name("numbers.json")
-# All files that the checks are made of.
+# The files of the checks: a change of one makes the next start check again.
 CODE = (NUMBERS, *(Path(file) for file in (__file__, programs.__file__, barlow_twins.__file__)))
 
-# Allowed error over the largest stored number. Sums in float32 differ by their order: at most 2e-6 was seen on a CPU.
-# "matmul": what accelerators compute by default in bfloat16 or TF32, eight to ten bits, but not on a CPU.
+# Allowed error, as a fraction of the largest stored number. Sums in float32 depend on their order: the largest error on
+# a CPU was 2e-6. "matmul" is for products that accelerators compute by default in bfloat16 or TF32, with eight to ten
+# bits. A CPU computes them in float32.
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12, "matmul": 2e-2}
 
 
 class Result(NamedTuple):
-    """error: the largest difference from the stored numbers, over the largest of them; infinite if not finite."""
+    """The result of one check.
+
+    Attributes:
+      check: its name.
+      error: the largest difference from the stored numbers, as a fraction of the largest of them. Infinite if an
+        output is not finite.
+      tolerance: the allowed error.
+    """
 
     check: str
     error: float
     tolerance: float
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
         return self.error <= self.tolerance
 
 
@@ -49,46 +57,47 @@ def run_on(device) -> list[Result]:
     for check in programs.checks(rows):
         inputs = [jax.device_put(array.astype(dtype), device) for array in check.inputs]
         outputs = jax.device_get(jax.tree.leaves(compilers.jit(check.run)(*inputs)))
-        want = stored[check.stored_name(rows)]
-        error = max(_error(out, np.array(numbers)) for out, numbers in zip(outputs, want, strict=True))
+        expected = stored[check.stored_name(rows)]
+        error = max(_error(out, np.array(numbers)) for out, numbers in zip(outputs, expected, strict=True))
         kind = "matmul" if check.reduced and device.platform != "cpu" else dtype
         results.append(Result(check.name, error, TOLERANCE[kind]))
     return results
 
 
-def _error(out: np.ndarray, want: np.ndarray) -> float:
+def _error(out: np.ndarray, expected: np.ndarray) -> float:
     if not np.isfinite(out).all():
         return np.inf
-    scale = np.abs(want).max()  # a wrong element of ordinary size moves its digest by about this over the root of n
-    return float(np.abs(programs.digest(out) - want).max() / scale)
+    scale = np.abs(expected).max()  # one wrong element of typical size changes the digest by about scale / sqrt(n)
+    return float(np.abs(programs.digest(out) - expected).max() / scale)
 
 
-def kinds() -> list:
+def devices_of_each_kind() -> list:
     """One local device of each kind."""
     local = [device for device in sharding.all_devices() if device.process_index == jax.process_index()]
     return list({(device.platform, device.device_kind): device for device in local}.values())
 
 
 def require(cache: Path | None) -> None:
-    """Checks every kind of local device, unless the cache says that it was right before.
+    """Checks every kind of local device, unless the cache has a record that it passed before.
 
     Args:
-      cache: folder of what passed, made if absent; None: check in any case.
+      cache: folder for the records, created if absent; None checks in any case.
 
     Raises:
       UserError: a device computes wrongly.
     """
-    for device in kinds():
+    for device in devices_of_each_kind():
         file = cache / f"{_key(device)}.json" if cache else None
-        if file and os.path.exists(file):  # where `file.exists()` raises, as for a folder of somebody else's, False
+        # os.path.exists returns False for a folder without access, for which `file.exists()` raises an error.
+        if file and os.path.exists(file):
             compilers.checked[device.device_kind] = "passed before"
             continue
-        wrong = [result for result in run_on(device) if not result.right]
+        wrong = [result for result in run_on(device) if not result.correct]
         if wrong:
             raise failure(device, wrong)
         compilers.checked[device.device_kind] = "passed"
         if file:
-            _remember(file, device)
+            _record(file, device)
 
 
 def _key(device) -> str:
@@ -96,7 +105,7 @@ def _key(device) -> str:
 
 
 def _conditions(device) -> dict[str, str]:
-    """All that a result depends on."""
+    """Everything that a result depends on."""
     return {
         "jax": jax.__version__,
         "jaxlib": compilers.jaxlib_version(),
@@ -111,37 +120,38 @@ def _conditions(device) -> dict[str, str]:
 
 
 def processor() -> str:
-    """What compilers go by: the kind of processor and its instruction sets, as far as this system says them."""
+    """The kind of processor and a hash of its instruction sets, which Linux lists: compilers depend on them."""
     info = Path("/proc/cpuinfo")
     flags = {text for text in info.read_text().splitlines() if text.startswith("flags")} if info.exists() else set()
     return f"{platform.machine()} {hashlib.sha256(''.join(sorted(flags)).encode()).hexdigest()[:16]}"
 
 
-def _remember(file: Path, device) -> None:
+def _record(file: Path, device) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        written = file.with_suffix(f".{os.getpid()}")  # not by `storage`, which needs more than JAX and NumPy
-        written.write_text(json.dumps(_conditions(device), indent=2) + "\n")
-        written.replace(file)
+        temporary = file.with_suffix(f".{os.getpid()}")  # without `storage`, which needs more than JAX and NumPy
+        temporary.write_text(json.dumps(_conditions(device), indent=2) + "\n")
+        temporary.replace(file)
     except OSError:
-        pass  # a cache that cannot be written costs a second at the next start, nothing else
+        pass  # without a cache, the next start takes a second longer
 
 
 def failure(device, wrong: list[Result]) -> UserError:
+    """The error for the wrong results of a device; it names the worst."""
     worst = max(wrong, key=lambda result: result.error / result.tolerance)
     others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     cause = (
         f"jaxlib {compilers.jaxlib_version()} computes wrongly on this {device.platform} device ({device.device_kind}):"
-        f" {worst.check}{others} is off by {worst.error:.1g} of its size, {worst.tolerance:.0g} is allowed"
+        f" {worst.check}{others} has a relative error of {worst.error:.1g}, and {worst.tolerance:.0g} is allowed"
     )
     if device.platform == "cpu" and compilers.user_flag():
-        fix = f"Take {compilers.user_flag()} out of XLA_FLAGS, or set --{compilers.FLAG}={compilers.SAFE} there."
+        fix = f"Remove {compilers.user_flag()} from XLA_FLAGS, or set --{compilers.FLAG}={compilers.SAFE} there."
     elif device.platform == "cpu":
         fix = f"Set XLA_FLAGS=--{compilers.FLAG}={compilers.SAFE}, or install another version of JAX."
     else:
         fix = "Install another version of JAX or of the driver."
     return UserError(
         cause,
-        f"{fix} python -m bt_jax.selfcheck lists all checks; --config.self_check=False, or --no_self_check of"
-        " bt_jax.embed, skips them.",
+        f"{fix} To list all checks, run python -m bt_jax.selfcheck. To skip them, set --config.self_check=False, or"
+        " --no_self_check for bt_jax.embed.",
     )

@@ -1,4 +1,4 @@
-"""The programs of the self-check, and the few numbers that are stored of each output."""
+"""The programs of the self-check, and the digest of an output, of which the expected value is stored."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +15,9 @@ class Check(NamedTuple):
     """One program.
 
     Attributes:
-      run: takes the inputs as jax arrays, gives one array or several.
-      inputs: numpy arrays in float64 whose values float32 represents exactly.
-      reduced: True if accelerators compute it with fewer bits, see `comparison.TOLERANCE`.
+      run: run(*inputs) -> one JAX array or several.
+      inputs: NumPy arrays in float64 with values that float32 represents exactly.
+      reduced: whether accelerators compute it with fewer bits (`comparison.TOLERANCE`).
     """
 
     name: str
@@ -26,22 +26,22 @@ class Check(NamedTuple):
     reduced: bool = False
 
     def stored_name(self, rows: int) -> str:
-        """Its name in selfcheck/numbers.json: the program that loses rows is stored once for each `rows`."""
+        """The name in selfcheck/numbers.json, which has the program that loses rows once for each `rows`."""
         return f"{self.name}, {rows} rows" if self.name.startswith("vmap") else self.name
 
 
 def rows_lost(x, matrix):
-    """The pattern of which jaxlib 0.10.2 loses rows."""
+    """The pattern with which jaxlib 0.10.2 loses rows."""
     return jax.vmap(lambda row: jnp.square(matrix @ row).sum())(x)
 
 
 def memory_read(matrix, c):
-    """The pattern that reads uninitialised memory."""
+    """The pattern with which XLA reads uninitialised memory."""
     return ((matrix @ jnp.broadcast_to(c, matrix.shape)) * matrix).sum()
 
 
 def loss(z1, z2, *, form):
-    """The loss and its two gradients."""
+    """The loss of Barlow Twins and its two gradients."""
     return jax.value_and_grad(lambda *z: barlow_twins.barlow_twins(*z, form=form)[0], argnums=(0, 1))(z1, z2)
 
 
@@ -81,7 +81,7 @@ def similarities(bank, queries):
 
 def checks(rows: int) -> list[Check]:
     """The programs; `rows` is the length at which jaxlib 0.10.2 loses rows: 32,769 in float32, 16,385 in float64."""
-    draw = np.random.RandomState(0)  # whose stream is frozen
+    draw = np.random.RandomState(0)  # NumPy guarantees the numbers of RandomState
 
     def array(*shape):
         return draw.randint(-64, 65, shape) / 64
@@ -112,7 +112,7 @@ def checks(rows: int) -> list[Check]:
 
 
 def digest(array: np.ndarray) -> np.ndarray:
-    """At most eight numbers in float64, sums of all elements by weights between 0.5 and 1.5 and signs."""
+    """At most eight float64 sums of the elements, with random signs and weights between 0.5 and 1.5."""
     flat = np.asarray(array, np.float64).ravel()
     draw = np.random.RandomState(flat.size)
     weights = draw.choice([-1, 1], flat.size) * (0.5 + draw.random_sample(flat.size))

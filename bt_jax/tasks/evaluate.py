@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     written.close()
     summary["seconds"] = round(time.monotonic() - started, 1)
     shown = _pictures(settings, data, evaluators, embed, encoder, mesh)
-    write.conclude(folder, summary, shown)
+    write.results(folder, summary, shown)
     return folder
 
 
@@ -88,7 +88,7 @@ def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[
         val = feed.passes(settings.data.val_split, evals.val_images)
         classes = source.num_classes if labelled else 0
         names = (settings.data.train_split, settings.data.val_split)
-        frozen = protocols.Frozen(
+        frozen = protocols.FrozenFeatures(
             embed, train, val, mesh=mesh, num_classes=classes, names=names, check=not evals.train_images
         )
     found: dict[str, Evaluator] = {}
@@ -128,10 +128,10 @@ def _targets(source, splits: list[str]) -> list[np.ndarray]:
 
 def _pictures(settings: Evaluate, data, evaluators, embed, encoder, mesh) -> dict[str, np.ndarray]:
     passes = data.feed.passes(settings.data.val_split or data.train_split, pictures.MAP_IMAGES)
-    images = features.gallery(embed, encoder.encoder(), passes(), mesh)
-    shown = pictures.of_embedding(*images)
+    images = features.extract_with_thumbnails(embed, encoder.encoder(), passes(), mesh)
+    shown = pictures.map_and_neighbours(*images)
     if "spectrum" in evaluators:
-        _, shown["spectrum_trained"] = evaluators["spectrum"].of(encoder)
+        _, shown["spectrum_trained"] = evaluators["spectrum"].measure(encoder)
     if "linear" in evaluators:
         fitted, labels = evaluators["linear"].fit(encoder)
         shown |= pictures.confusion(labels, fitted.predicted, data.source.num_classes)

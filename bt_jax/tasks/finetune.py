@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     prepared = _prepare(settings, workdir, time.monotonic() if started is None else started)
     training = prepared.training
     state = loop.train(training, loop.resume_or(training, prepared.fresh()))
-    if int(state.step) == training.plan.total_steps and not write.concluded(training.folder, int(state.step)):
+    if int(state.step) == training.plan.total_steps and not write.has_results(training.folder, int(state.step)):
         _finish(prepared, state)
     training.checkpoints.close()
     return training.folder
@@ -186,4 +186,4 @@ def _finish(run: Finetuning, state: TrainState) -> None:
     summary |= {"train_images": run.training.feed.images, "seconds": round(time.monotonic() - run.training.started, 1)}
     messages.say(f"held-out top-1 {100 * values['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
     figures = pictures.confusion(labels, predicted, logits.shape[1])
-    write.conclude(run.training.folder, summary, figures | {"class_names": np.array(run.class_names, str)})
+    write.results(run.training.folder, summary, figures | {"class_names": np.array(run.class_names, str)})

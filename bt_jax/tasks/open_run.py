@@ -49,6 +49,7 @@ def open_machine(settings: Run) -> Mesh:
     check_devices(settings, mesh)
     if isinstance(settings, Pretrain):
         check_rate(settings)
+        check_warmup(settings)
     if settings.task != "evaluate":  # whose batches have another size
         sharding.check_batch(settings.batch_size, mesh)
     return mesh
@@ -78,9 +79,8 @@ def open_data(
 def open_schedule(settings: Run, data: Data) -> epochs.Plan:
     """Epochs as steps. Several processes compare them and their configs; UserError if they differ."""
     plan = epochs.make_plan(settings, data.feed.images)
-    opening.check_same_run(
-        settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch, **data.images.facts()
-    )
+    facts = data.images.facts() | {"reader of images": feeds.reader_of(settings.data)}
+    opening.check_same_run(settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch, **facts)
     return plan
 
 
@@ -91,7 +91,9 @@ def open_folder(settings: Run, workdir: str, data: Data, about: str) -> Path:
       about: printed after the folder's name.
     """
     check_classes(settings, workdir, data.source)
-    folder = opening.open_folder(workdir, arguments.to_dict(settings), data.images)
+    config, reader = arguments.to_dict(settings), settings.data.reader
+    config["data"]["reader"] = feeds.reader_of(settings.data)  # the next start compares it
+    folder = opening.open_folder(workdir, config, data.images, free=() if reader == "auto" else ("data.reader",))
     data.broken.write_to(opening.per_process_file(folder, "broken.txt"))
     messages.say(f"{folder}: {about}")
     return folder
@@ -128,6 +130,16 @@ def check_rate(settings: Pretrain) -> None:
             f"WARNING: the learning rates are tuned for a batch of {settings.tuned_batch_size},"
             f" not {settings.batch_size}: write --config=FILE.py:batch={settings.batch_size} to take the config's rate"
             " for it"
+        )
+
+
+def check_warmup(settings: Pretrain) -> None:
+    """Warns if the learning rates rise until the end of the run."""
+    warmup, total = settings.optim.warmup_epochs, settings.total_epochs + settings.extend_epochs
+    if warmup and warmup >= total:
+        messages.say(
+            f"WARNING: optim.warmup_epochs={warmup:g}, and the run has {total:g} epochs: the learning rates rise until"
+            " its end and never fall; set --config.optim.warmup_epochs to less"
         )
 
 

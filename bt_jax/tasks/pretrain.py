@@ -43,7 +43,7 @@ class Pretraining(NamedTuple):
     mesh: Mesh
     recipe: Recipe
     embed: features.Embed
-    frozen: protocols.Frozen | None
+    frozen: protocols.FrozenFeatures | None
     spectrum: spectrum.Spectrum
     correlation: correlation.CrossCorrelation | None
     sample: dict[str, np.ndarray]
@@ -73,7 +73,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     if prepared.initial and training.checkpoints.latest() is None:
         state = initial_weights.initialise(prepared.initial, state)
     state = loop.train(training, loop.resume_or(training, state))
-    if int(state.step) == training.plan.total_steps and not write.concluded(training.folder, int(state.step)):
+    if int(state.step) == training.plan.total_steps and not write.has_results(training.folder, int(state.step)):
         _finish(prepared, state)
     training.checkpoints.close()
     return training.folder
@@ -140,17 +140,21 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
     )
 
 
-def _frozen(settings: Pretrain, data: open_run.Data, embed: features.Embed, mesh: Mesh) -> protocols.Frozen | None:
+def _frozen(
+    settings: Pretrain, data: open_run.Data, embed: features.Embed, mesh: Mesh
+) -> protocols.FrozenFeatures | None:
     """Features of the train and the held-out split; None unless both have labels."""
     splits, source = (settings.data.train_split, settings.data.val_split), data.source
     if not all(split and source.labelled(source.span(split).base) for split in splits):
         return None
     limits = (settings.evals.train_images, settings.evals.val_images)
     train, val = (data.feed.passes(split, limit) for split, limit in zip(splits, limits, strict=True))
-    return protocols.Frozen(embed, train, val, mesh=mesh, num_classes=source.num_classes, names=splits)
+    return protocols.FrozenFeatures(embed, train, val, mesh=mesh, num_classes=source.num_classes, names=splits)
 
 
-def _with_labels(settings: Pretrain, feed: Feed, frozen: protocols.Frozen | None, every_steps: int) -> list[Evaluator]:
+def _with_labels(
+    settings: Pretrain, feed: Feed, frozen: protocols.FrozenFeatures | None, every_steps: int
+) -> list[Evaluator]:
     """The evaluators that need labels."""
     if frozen is None:
         return []
@@ -190,16 +194,16 @@ def _finish(run: Pretraining, state: TrainState) -> None:
     arrays = _pictures(run, before, state)
     summary: dict[str, Any] = {"steps": int(state.step)}
     if settings.evals.spectrum_images:
-        summary["unlabelled"], arrays["spectrum_trained"] = run.spectrum.of(state)
-        _, arrays["spectrum_untrained"] = run.spectrum.of(before)
-    images = features.gallery(
+        summary["unlabelled"], arrays["spectrum_trained"] = run.spectrum.measure(state)
+        _, arrays["spectrum_untrained"] = run.spectrum.measure(before)
+    images = features.extract_with_thumbnails(
         run.embed, state.encoder(), run.training.feed.passes(run.picture_split, pictures.MAP_IMAGES)(), run.mesh
     )
-    arrays |= pictures.of_embedding(*images)
+    arrays |= pictures.map_and_neighbours(*images)
     if run.frozen and settings.evals.final:
         compared = {"trained": (run.frozen, state), "untrained": (run.frozen, before)}
         if settings.data.on_device:
-            compared["raw_pixels"] = (run.frozen.by(features.raw_pixels(run.recipe, run.mesh)), state)
+            compared["raw_pixels"] = (run.frozen.with_embed(features.raw_pixels(run.recipe, run.mesh)), state)
         names = ", ".join(name.replace("_", " ") for name in compared)
         messages.say(f"evaluating by kNN and linear probe: {names}")
         summary |= _final_scores(run, compared)
@@ -209,11 +213,11 @@ def _finish(run: Pretraining, state: TrainState) -> None:
         messages.say(_table(summary))
     messages.say("writing the report")
     summary["seconds"] = round(time.monotonic() - run.training.started, 1)
-    write.conclude(folder, summary, arrays)
+    write.results(folder, summary, arrays)
     messages.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")
 
 
-def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.Frozen, TrainState]]) -> dict[str, Any]:
+def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.FrozenFeatures, TrainState]]) -> dict[str, Any]:
     """{"knn_top1": {name: …}, "linear_top1": {name: …}, "linear_interval": {name: (low, high)}, "predicted": (classes
     by the linear probe of the first, true classes)}."""
     found: dict[str, Any] = {"knn_top1": {}, "linear_top1": {}, "linear_interval": {}}
@@ -242,10 +246,10 @@ def _pictures(run: Pretraining, before: TrainState, after: TrainState) -> dict[s
     seen = originals | {"view1": view1, "view2": view2}
     if run.correlation is None:
         return seen
-    c_before, c_after = run.correlation.of(before), run.correlation.of(after)
+    c_before, c_after = run.correlation.matrix(before), run.correlation.matrix(after)
     return (
         seen
-        | {"c_before": correlation.picture(c_before), "c_after": correlation.picture(c_after)}
+        | {"c_before": correlation.for_heat_map(c_before), "c_after": correlation.for_heat_map(c_after)}
         | pictures.off_diagonal_histograms(c_before, c_after)
         | pictures.redundant_pairs(c_after)
         | run.correlation.history()

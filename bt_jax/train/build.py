@@ -171,7 +171,7 @@ def build_training(
         seed=settings.seed,
         rates=rates,
         mesh=mesh,
-        head=settings.model.projector_sharding,
+        projector=settings.model.projector_sharding,
     )
 
     def create(key):

@@ -19,7 +19,7 @@ from bt_jax.augment import recipes
 from bt_jax.models import Tree
 from bt_jax.models.split_projector import SplitProjector
 from bt_jax.objectives import functions
-from bt_jax.objectives.base import Context, Forward, Objective, Outcome, settle
+from bt_jax.objectives.base import Context, Forward, Objective, Outcome, memory_after_step
 from bt_jax.state import Nets, TrainState
 from bt_jax.train import optimizer
 
@@ -57,7 +57,7 @@ def make_update(
     seed: int = 0,
     rates: dict[str, optax.Schedule] | None = None,
     mesh: Mesh | None = None,
-    head: str = "replicated",
+    projector: str = "replicated",
     trained: optimizer.Parts | None = None,
 ) -> Update:
     """Builds update(state, views, batch) -> (state, metrics).
@@ -69,8 +69,8 @@ def make_update(
       seed: of what a method draws.
       rates: name -> schedule, among the metrics.
       mesh: over whose devices the batch is split.
-      head: `config.model.projector_sharding`; "sharded" splits the projector over the mesh as well. The state then has
-        the shardings of `sharding.state_sharding`.
+      projector: `config.model.projector_sharding`; "sharded" splits the projector over the mesh as well. The state then
+        has the shardings of `sharding.state_sharding`.
       trained: network -> its parts that are trained, the only ones that are differentiated; None: all networks.
 
     Returns:
@@ -81,7 +81,7 @@ def make_update(
       ValueError: a sharded projector without a mesh.
     """
     networks: dict[str, Any] = {"backbone": nets.backbone, **nets.heads}
-    split = ("projector",) if head == "sharded" else ()
+    split = ("projector",) if projector == "sharded" else ()
     for name in split:
         if mesh is None:
             raise ValueError("A sharded projector needs a mesh to be split over")
@@ -106,7 +106,7 @@ def make_update(
             optimizer.select(state.params, trained), state, views, context
         )
         new, norm, finite = optimizer.apply_gradient(state, tx, grads, batch_stats, metrics["loss"], trained)
-        new = dataclasses.replace(new, memory=settle(state.memory, memory, finite))
+        new = dataclasses.replace(new, memory=memory_after_step(state.memory, memory, finite))
         metrics |= {"grad_norm": norm, "bad_steps": new.bad_steps}
         metrics |= {name: rate(state.step) for name, rate in (rates or {}).items()}
         return new, {f"train/{name}": jnp.asarray(value, jnp.float32) for name, value in metrics.items()}

@@ -11,16 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bt_jax import storage
+from bt_jax import messages, storage
 from bt_jax.augment import recipes
 from bt_jax.messages import UserError, line
-from bt_jax.weights import state_dicts
-from bt_jax.weights.key_names import as_torchvision
+from bt_jax.weights import prefixes, state_dicts
 
 METADATA = "bt_jax"  # of a safetensors file of ours: the JSON that a checkpoint's `model` holds
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".tar", ".bin")
 WRAPPERS = ("model", "state_dict")  # what training programs keep the weights under, beside optimizer and epoch
-NEAREST = "resnet50"  # what weights of no known architecture are compared with in the error
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face and timm
 
 
@@ -53,7 +51,8 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
 
     Args:
       path: a .safetensors or .pth file, or a folder with model.safetensors.
-      arch: "resnet50", ...; by default whichever the names of the arrays fit.
+      arch: "resnet50", ...; by default whichever the names of the arrays fit. They may stand behind a prefix, which a
+        line then names, and heads beside them.
 
     Raises:
       UserError: the file is damaged, wants to execute code, or does not hold a ResNet of torchvision's shapes.
@@ -64,17 +63,19 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
     if path.is_dir():
         path = next(path / name for name in IN_FOLDERS if (path / name).is_file())
     arrays, given = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
-    named = as_torchvision(_unwrapped(arrays))
     try:
-        arch = arch or state_dicts.fitting(named) or NEAREST
-        variables = state_dicts.from_torch(named, arch=arch)
+        found, beside = prefixes.find(_flat(_unwrapped(arrays)), arch)
+        arch = found.arch
+        variables = state_dicts.from_torch(found.arrays, arch=arch)
     except UserError as error:
         raise UserError(f"{path}: {error.cause}", error.fix) from None
+    if found.prefix:
+        messages.say_once(f"{path}: taking the {arch} behind {found.prefix}")
     build = state_dicts.build_options(variables, arch)
     model = {"build": build} | _normalisation(folder, build["channels"])
     if given is not None:
         model = _agreeing(given, build, path)
-    return Weights(model, variables, _projector(named))
+    return Weights(model, variables, _projector(beside))
 
 
 def _agreeing(given: Any, build: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -121,6 +122,17 @@ def _projector(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
 def _unwrapped(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = next((arrays[name] for name in WRAPPERS if isinstance(arrays.get(name), Mapping)), None)
     return arrays if inner is None else _unwrapped(inner)
+
+
+def _flat(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """{"student": {"conv1.weight": …}} as {"student.conv1.weight": …}."""
+    flat: dict[str, Any] = {}
+    for key, value in arrays.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": each for name, each in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:

@@ -5,12 +5,7 @@ torchvision's own names.
 """
 
 import re
-from collections.abc import Mapping
-from typing import TypeVar
-
-Array = TypeVar("Array")
-
-HUGGING_FACE_HEADS = ("resnet.", "")  # ResNetForImageClassification keeps the model behind a prefix, ResNetModel not
+from collections.abc import Callable
 
 
 def to_detectron2(key: str) -> str:
@@ -55,12 +50,9 @@ def from_hugging_face(key: str) -> str:
     return f"layer{int(stage) + 1}.{block}.{rest}"
 
 
-def as_torchvision(state_dict: Mapping[str, Array]) -> dict[str, Array]:
-    """The same arrays under torchvision's keys, where they come under Hugging Face's or detectron2's."""
-    for prefix in HUGGING_FACE_HEADS:
-        if f"{prefix}embedder.embedder.convolution.weight" in state_dict:
-            own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-            return {from_hugging_face(key): value for key, value in own.items() if not key.startswith("classifier.")}
-    if "stem.conv1.weight" in state_dict:
-        return {from_detectron2(key): value for key, value in state_dict.items()}
-    return dict(state_dict)
+# The key of the first convolution in each library, and the function from its keys to torchvision's.
+STEMS: dict[str, Callable[[str], str]] = {
+    "conv1.weight": str,
+    "embedder.embedder.convolution.weight": from_hugging_face,
+    "stem.conv1.weight": from_detectron2,
+}

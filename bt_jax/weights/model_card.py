@@ -22,7 +22,7 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
       licence: of the weights, or "" for a line that asks for it.
     """
     config, summary = _run(where)
-    method = registry.of_run(config)
+    method = registry.method_of_run(config)
     model = source.model
     build = model["build"]
     sections = [

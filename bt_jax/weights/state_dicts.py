@@ -52,6 +52,16 @@ def fitting(state_dict: Mapping[str, Any]) -> str | None:
     return next((arch for arch in ARCHITECTURES if not any(_differences(own, _backbone_table(arch)))), None)
 
 
+def distance(state_dict: Mapping[str, Any], arch: str) -> int:
+    """How many keys a state dict under torchvision's keys lacks, or has beyond those of an architecture."""
+    return sum(map(len, _differences(state_dict, _backbone_table(arch))))
+
+
+def nearest(state_dict: Mapping[str, Any]) -> str:
+    """The architecture of the least `distance`."""
+    return min(ARCHITECTURES, key=lambda arch: distance(state_dict, arch))
+
+
 def build_options(variables: Mapping[str, Any], arch: str) -> dict[str, Any]:
     """Arguments of `models.build` for these variables, as their shapes tell; a 3x3 stem is taken to pad by 1."""
     size, _, channels, base = variables["params"]["conv1"]["kernel"].shape
@@ -80,10 +90,10 @@ def projector_from_torch(state_dict: Mapping[str, Any], *, prefix: str = "projec
     Raises:
       UserError: there is no projector behind the prefix, or some of its keys are missing or left over.
     """
-    own = _below(state_dict, prefix) or _below(state_dict, f"module.{prefix}")
+    own = below(state_dict, prefix) or below(state_dict, f"module.{prefix}")
     if "0.weight" not in own:
         raise UserError(
-            f"The state dict has no {prefix}0.weight; its keys are {_some(state_dict)}",
+            f"The state dict has no {prefix}0.weight; its keys are {some(state_dict)}",
             "Pass prefix=, what stands before the layers' numbers.",
         )
     layers = sum(np.ndim(value) == 2 for value in own.values())
@@ -151,7 +161,7 @@ def _read(state_dict: Mapping[str, Any], table: Mapping[str, Path | None], what:
     missing, unexpected = _differences(state_dict, table)
     if missing or unexpected:
         faults = ((missing, "lacks"), (unexpected, "also has"))
-        fault = " and ".join(f"{verb} {_some(keys)}" for keys, verb in faults if keys)
+        fault = " and ".join(f"{verb} {some(keys)}" for keys, verb in faults if keys)
         raise UserError(f"The state dict is not that of {what}: it {fault}", fix)
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for key, path in table.items():
@@ -170,7 +180,7 @@ def _write(variables: Mapping[str, Any], table: Mapping[str, Path | None]) -> di
     if found.keys() != paths:
         names = ["/".join(path) for path in sorted(found.keys() ^ paths)]
         raise UserError(
-            f"The variables are of another network: {_some(names)} are on one side alone",
+            f"The variables are of another network: {some(names)} are on one side alone",
             "Pass the arch that they were built with, and its params and batch_stats alone.",
         )
     return {key: _to_torch_layout(np.asarray(found[path])) if path else np.int64(0) for key, path in table.items()}
@@ -208,15 +218,16 @@ def _check_shapes(variables: dict[str, Any], arch: str) -> None:
 def _own(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The backbone's entries under plain torchvision keys, without a classifier."""
     prefix = next((prefix for prefix in BACKBONE_PREFIXES if prefix + "conv1.weight" in state_dict), "")
-    return {key: value for key, value in _below(state_dict, prefix).items() if not key.startswith("fc.")}
+    return {key: value for key, value in below(state_dict, prefix).items() if not key.startswith("fc.")}
 
 
-def _below(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def below(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The entries behind a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
 
 
-def _some(keys) -> str:
+def some(keys) -> str:
+    """The first three of some names, and how many more there are."""
     keys = list(keys)
     rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return ", ".join(keys[:3]) + rest

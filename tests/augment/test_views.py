@@ -1,4 +1,4 @@
-"""Image operations against Pillow and the reference's fixtures; views against their recipe, key and sharding."""
+"""Image operations against Pillow and the reference's numbers; views against their recipe, key and sharding."""
 
 import dataclasses
 import math
@@ -14,8 +14,8 @@ from bt_jax import augment
 from bt_jax.augment import filters, recipes, views
 from bt_jax.messages import UserError
 
-# Pillow rounds or truncates to a grey level after every step (torchvision's hue even works in 8-bit HSV), so a correct
-# operation is off by a share of a level on average, and single pixels by more where that rounding is amplified.
+# Pillow rounds or truncates to a grey level after every step; torchvision's hue even works in 8-bit HSV. Therefore the
+# mean error of a correct operation is a fraction of a level. It is larger at pixels that amplify the rounding.
 GREY_LEVELS = {"hue": 2.0, "blur": 2.0}
 
 OPERATIONS = {
@@ -34,7 +34,7 @@ MODES = {
     "vmap": lambda op: lambda *args: jax.jit(jax.vmap(op))(*(np.stack([a, a]) for a in args))[1],
 }
 KEY = jax.random.key(7)
-two_views = jax.jit(augment.two_views, static_argnames=("recipe", "dtype"))  # compiling is faster than running eagerly
+two_views = jax.jit(augment.two_views, static_argnames=("recipe", "dtype"))  # faster than an eager run
 gaussian_blur = jax.jit(augment.gaussian_blur)
 center_crop_of_resize = jax.jit(augment.center_crop_of_resize, static_argnums=(1, 2))
 evaluation_view = jax.jit(augment.evaluation_view, static_argnames=("recipe", "resize"))
@@ -51,8 +51,8 @@ def unit(pixels):
     return jnp.asarray(pixels, jnp.float32) / 255
 
 
-def grey_level_error(got, expected):
-    return np.abs(np.asarray(got) * 255 - np.asarray(expected, np.float64)).mean()
+def grey_level_error(result, expected):
+    return np.abs(np.asarray(result) * 255 - np.asarray(expected, np.float64)).mean()
 
 
 def random_images(n, h, w, c=3):
@@ -82,9 +82,9 @@ def test_operation_equals_the_reference(photographs, name, mode):
         op = MODES[mode](OPERATIONS[name])
         for case in cases if mode == "jit" else cases[:1]:
             arguments = [float(number) for number in case.split("/")[2:]]
-            got = op(unit(data[f"{case[0]}/small"]), *arguments)
+            result = op(unit(data[f"{case[0]}/small"]), *arguments)
             limit = 0.01 if name in ("flip", "solarize128") else GREY_LEVELS.get(name.split("_")[0], 1.0)
-            assert grey_level_error(got, data[case]) < limit, case
+            assert grey_level_error(result, data[case]) < limit, case
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -94,9 +94,9 @@ def test_resized_crop_equals_the_reference(photographs, mode):
         for name in boxes if mode == "jit" else boxes[:1]:
             *box, size = data[name].tolist()
             op = MODES[mode](lambda image, *box, size=size: augment.resized_crop(image, *box, size))
-            got = op(unit(data[f"{name[0]}/source"]), *box)
-            # Half a level of rounding in each of Pillow's two passes, 0.25 on average each.
-            assert grey_level_error(got, data[f"{name.rsplit('/', 1)[0]}/pil_bicubic"]) < 0.5, name
+            result = op(unit(data[f"{name[0]}/source"]), *box)
+            # Each of Pillow's two passes rounds by up to half a level, 0.25 on average.
+            assert grey_level_error(result, data[f"{name.rsplit('/', 1)[0]}/pil_bicubic"]) < 0.5, name
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -113,17 +113,18 @@ def test_center_crop_equals_the_reference(photographs, mode):
 def test_blends_equal_pillow(name, factor):
     op = {"Brightness": "adjust_brightness", "Contrast": "adjust_contrast", "Color": "adjust_saturation"}[name]
     expected = np.asarray(getattr(ImageEnhance, name)(Image.fromarray(pattern())).enhance(factor))
-    got = np.asarray(jax.jit(getattr(augment, op))(unit(pattern()), factor)) * 255
-    # Pillow truncates the result (1 level) and rounds luma or its mean (half a level, times 0.4).
-    assert np.abs(got - expected).max() < 1.25
+    result = np.asarray(jax.jit(getattr(augment, op))(unit(pattern()), factor)) * 255
+    # Pillow truncates the result (1 level) and rounds the luma or its mean (half a level, times 0.4).
+    assert np.abs(result - expected).max() < 1.25
 
 
-def test_hue_turns_pure_colours():
+def test_hue_rotates_pure_colours():
     red = jnp.zeros((1, 1, 3)).at[..., 0].set(1.0)
     turned = {-0.5: (0, 1, 1), -1 / 3: (0, 0, 1), 0.0: (1, 0, 0), 1 / 6: (1, 1, 0), 1 / 3: (0, 1, 0), 0.5: (0, 1, 1)}
     for delta, colour in turned.items():
         np.testing.assert_allclose(augment.adjust_hue(red, delta)[0, 0], colour, atol=1e-6)
-    image = unit(pattern())  # grey stays, and a turn back and forth is the identity, to a few float32 roundings
+    # Grey does not change, and a rotation and its inverse are the identity, to a few float32 roundings.
+    image = unit(pattern())
     grey = augment.to_grayscale(image)
     np.testing.assert_allclose(augment.adjust_hue(grey, 0.3), grey, atol=1e-6)
     np.testing.assert_allclose(augment.adjust_hue(augment.adjust_hue(image, 0.37), -0.37), image, atol=5e-6)
@@ -140,10 +141,10 @@ def test_gray_solarise_and_flip_equal_pillow():
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0, 2.0])
 def test_blur_equals_pillow(sigma):
     expected = np.asarray(Image.fromarray(pattern()).filter(ImageFilter.GaussianBlur(sigma)))
-    got = gaussian_blur(unit(pattern()), sigma)
-    # Pillow rounds after each of six passes: about 0.7 of a level in all. The edge is repeated once instead of thrice.
-    assert grey_level_error(got, expected) < (1.0 if sigma else 1e-4)
-    assert np.abs(np.asarray(got) * 255 - expected)[7:-7, 7:-7].max() < 4
+    result = gaussian_blur(unit(pattern()), sigma)
+    # Pillow rounds after each of six passes: about 0.7 of a level in all. It repeats the edge three times, ours once.
+    assert grey_level_error(result, expected) < (1.0 if sigma else 1e-4)
+    assert np.abs(np.asarray(result) * 255 - expected)[7:-7, 7:-7].max() < 4
 
 
 @pytest.mark.parametrize("size", [12, 64])  # shrinks and enlarges
@@ -153,17 +154,17 @@ def test_resized_crop_equals_pillow(method, size):
     box = Image.fromarray(pattern()).crop((left, top, left + width, top + height))
     expected = np.asarray(box.resize((size, size), getattr(Image.Resampling, method.upper())))
     crop = jax.jit(augment.resized_crop, static_argnames=("size", "method"))
-    got = crop(unit(pattern()), top, left, height, width, size=size, method=method)
-    # Pillow clips between its two passes as well: bicubic overshoot at the checkerboard adds to the roundings.
-    assert grey_level_error(got, expected) < 0.75
+    result = crop(unit(pattern()), top, left, height, width, size=size, method=method)
+    # Pillow also clips between its two passes, which cuts the overshoot of bicubic at the checkerboard.
+    assert grey_level_error(result, expected) < 0.75
 
 
 def test_kernels_at_known_distances():
-    """Keys's with a = -0.5 at quarters of a pixel; averages over an image forgive another a."""
+    """The kernel of Keys with a = -0.5, at quarters of a pixel. The mean over an image would not reveal another a."""
     at = jnp.array([0, 0.25, 0.5, 1, 1.25, 1.5, 1.75, 2, 3])
-    wanted = [1, 0.8671875, 0.5625, 0, -0.0703125, -0.0625, -0.0234375, 0, 0]
-    np.testing.assert_allclose(filters._bicubic(at), wanted, atol=1e-6)
-    np.testing.assert_allclose(filters._bicubic(-at), wanted, atol=1e-6)
+    expected = [1, 0.8671875, 0.5625, 0, -0.0703125, -0.0625, -0.0234375, 0, 0]
+    np.testing.assert_allclose(filters._bicubic(at), expected, atol=1e-6)
+    np.testing.assert_allclose(filters._bicubic(-at), expected, atol=1e-6)
     np.testing.assert_allclose(filters._bilinear(at), np.maximum(1 - at, 0), atol=1e-6)
 
 
@@ -176,7 +177,7 @@ def test_center_crop_equals_torchvision_rule(shape):
     resized = Image.fromarray(pattern(*shape)).resize((width, height), Image.Resampling.BILINEAR)
     expected = np.asarray(resized.crop((left, top, left + size, top + size)))
     assert grey_level_error(center_crop_of_resize(unit(pattern(*shape)), resize, size), expected) < 0.5
-    with pytest.raises(UserError, match="cannot cut"):
+    with pytest.raises(UserError, match="A crop of 24 pixels is larger than the resize to 20"):
         augment.center_crop_of_resize(unit(pattern()), 20, 24)
 
 
@@ -184,36 +185,36 @@ def test_center_crop_equals_torchvision_rule(shape):
 
 
 def composed(key, image, view, size):
-    """A view made of the public operations, one after the other, branching as torchvision does."""
-    drawn = views.draw(key, view, *image.shape[:2])
-    image = augment.resized_crop(image.astype(jnp.float32) / 255, *drawn[:4], size)
-    image = jnp.where(drawn.flip, augment.horizontal_flip(image), image)
+    """A view composed of the public operations, with branches as in torchvision."""
+    sampled = views.sample_parameters(key, view, *image.shape[:2])
+    image = augment.resized_crop(image.astype(jnp.float32) / 255, *sampled[:4], size)
+    image = jnp.where(sampled.flip, augment.horizontal_flip(image), image)
     jitter = (
-        lambda x: augment.adjust_brightness(x, drawn.brightness),
-        lambda x: augment.adjust_contrast(x, drawn.contrast),
-        lambda x: augment.adjust_saturation(x, drawn.saturation),
-        lambda x: augment.adjust_hue(x, drawn.hue),
+        lambda x: augment.adjust_brightness(x, sampled.brightness),
+        lambda x: augment.adjust_contrast(x, sampled.contrast),
+        lambda x: augment.adjust_saturation(x, sampled.saturation),
+        lambda x: augment.adjust_hue(x, sampled.hue),
     )
-    image, _ = jax.lax.scan(lambda x, turn: (jax.lax.switch(turn, jitter, x), None), image, jnp.argsort(drawn.order))
-    image = jnp.where(drawn.grayscale, augment.to_grayscale(image), image)
-    return augment.gaussian_blur(image, drawn.sigma), drawn
+    image, _ = jax.lax.scan(lambda x, i: (jax.lax.switch(i, jitter, x), None), image, jnp.argsort(sampled.order))
+    image = jnp.where(sampled.grayscale, augment.to_grayscale(image), image)
+    return augment.gaussian_blur(image, sampled.sigma), sampled
 
 
 @pytest.mark.parametrize(("hue", "blur"), [(0.1, 0.5), (0.0, 0.0)])
-def test_views_are_the_operations_in_the_order_drawn(hue, blur):
+def test_views_equal_the_operations_in_random_order(hue, blur):
     n, size = 96, 8
     view = recipes.View(blur=blur, hue=hue, brightness=0.8, contrast=0.8, saturation=0.8)
     images = random_images(n, 12, 10)
-    got = two_views(KEY, images, plain_recipe(size, view, view))
+    both = two_views(KEY, images, plain_recipe(size, view, view))
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(KEY, i)))(jnp.arange(n))
     compose = jax.jit(jax.vmap(lambda key, image: composed(key, image, view, size)))
     for i in range(2):
-        expected, drawn = compose(keys[:, i], images)
-        np.testing.assert_allclose(got[i], expected, atol=1e-5)  # a dozen float32 operations on numbers up to 1
-        assert len(np.unique(np.argsort(drawn.order), axis=0)) >= 20  # of the 24 orders
+        expected, sampled = compose(keys[:, i], images)
+        np.testing.assert_allclose(both[i], expected, atol=1e-5)  # a dozen float32 operations on numbers up to 1
+        assert len(np.unique(np.argsort(sampled.order), axis=0)) >= 20  # of the 24 orders
 
 
-def test_solarise_is_the_operation():
+def test_solarized_views_equal_the_operation():
     images = random_images(32, 8, 8)
     recipe = plain_recipe(8, dataclasses.replace(PLAIN, solarize=1.0), dataclasses.replace(PLAIN, solarize=0.5))
     always, sometimes = two_views(KEY, images, recipe)
@@ -224,13 +225,13 @@ def test_solarise_is_the_operation():
     assert 0 < same.sum() < 32
 
 
-def test_flip_is_drawn_for_each_view():
+def test_every_view_has_its_own_flip():
     images = random_images(200, 6, 6)
     view = dataclasses.replace(PLAIN, flip=0.5)
     flipped = []
-    for got in two_views(KEY, images, plain_recipe(6, view, view)):
-        is_flipped = np.isclose(got, unit(images)[:, :, ::-1], atol=1e-6).all((1, 2, 3))
-        np.testing.assert_allclose(got[~is_flipped], unit(images)[~is_flipped], atol=1e-6)
+    for result in two_views(KEY, images, plain_recipe(6, view, view)):
+        is_flipped = np.isclose(result, unit(images)[:, :, ::-1], atol=1e-6).all((1, 2, 3))
+        np.testing.assert_allclose(result[~is_flipped], unit(images)[~is_flipped], atol=1e-6)
         flipped.append(is_flipped)
     flipped.append(flipped[0] != flipped[1])
     for events in flipped:  # 4 standard deviations of a binomial
@@ -260,34 +261,34 @@ def test_pixels_do_not_depend_on_the_number_of_devices():
     sharded = two_views(KEY, jax.device_put(IMAGES, sharding), SMALL, ids=jax.device_put(IDS, sharding))
     for one, eight in zip(two_views(KEY, IMAGES, SMALL, ids=IDS), sharded, strict=True):
         assert eight.sharding.is_equivalent_to(sharding, 4)
-        np.testing.assert_allclose(one, eight, atol=5e-6)  # 1e-6 on [0, 1], divided by a std of 0.22
+        np.testing.assert_allclose(one, eight, atol=5e-6)  # 1e-6 for [0, 1], divided by a std of 0.22
 
 
-def test_a_padded_canvas_changes_nothing():
+def test_the_padding_of_a_canvas_has_no_influence():
     canvas = np.full((16, 20, 24, 3), 255, np.uint8)
     canvas[:, :12, :12] = IMAGES
     sizes = np.full((16, 2), 12, np.int32)
     padded = two_views(KEY, canvas, SMALL, ids=IDS, sizes=sizes)
     for one, two in zip(two_views(KEY, IMAGES, SMALL, ids=IDS), padded, strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-5)  # longer sums, of zeros
+        np.testing.assert_allclose(one, two, atol=1e-5)  # the sums have more terms, which are zero
     one = evaluation_view(IMAGES, SMALL, resize=10)
     np.testing.assert_allclose(one, evaluation_view(canvas, SMALL, sizes=sizes, resize=10), atol=1e-5)
 
 
-def test_bfloat16_views_are_the_same_to_grey_levels():
+def test_bfloat16_views_differ_by_about_a_grey_level():
     full = two_views(KEY, IMAGES, SMALL, ids=IDS)[0]
     half = two_views(KEY, IMAGES, SMALL, ids=IDS, dtype=jnp.bfloat16)[0]
     assert half.dtype == jnp.bfloat16
     error = np.abs(np.asarray(full) - np.asarray(half, np.float32)) * np.array(SMALL.std) * 255
-    assert 0 < error.mean() < 1.5  # each of four products and the result round to eight bits, half a level at white
+    assert 0 < error.mean() < 1.5  # four products and the result round to eight bits, half a level at white
 
 
-def test_limit_keeps_a_box_off_the_padding():
+def test_limit_cuts_a_box_before_the_padding():
     canvas = np.full((20, 24, 3), 255, np.uint8)
     canvas[:11, :14] = 100
     crop = jax.jit(lambda limit: augment.resized_crop(unit(canvas), 4, 6, 12, 13, 8, limit=limit))
     np.testing.assert_allclose(crop((11, 14)), 100 / 255, atol=1e-6)
-    assert crop((20, 24)).max() > 0.9  # without it the white padding shows
+    assert crop((20, 24)).max() > 0.9  # with a larger limit, the box has white padding
 
 
 def test_evaluation_view():
@@ -297,12 +298,12 @@ def test_evaluation_view():
     large = np.stack([pattern(), pattern()[:, ::-1]])
     for resize in (None, 11):
         crop = center_crop_of_resize(unit(large[1]), resize or 8, 8)
-        got = evaluation_view(large, SMALL, resize=resize)
-        assert got.shape == (2, 8, 8, 3) and got.dtype == jnp.float32
-        np.testing.assert_allclose(got[1], (crop - np.array(SMALL.mean)) / np.array(SMALL.std), atol=1e-5)
+        view = evaluation_view(large, SMALL, resize=resize)
+        assert view.shape == (2, 8, 8, 3) and view.dtype == jnp.float32
+        np.testing.assert_allclose(view[1], (crop - np.array(SMALL.mean)) / np.array(SMALL.std), atol=1e-5)
 
 
-def test_one_channel_has_no_colour():
+def test_one_channel_skips_the_colour_operations():
     images = random_images(4, 10, 10, 1)
     recipe = recipes.grayscale(8)
     coloured = [dataclasses.replace(view, jitter=1.0, grayscale=1.0) for view in (recipe.view1, recipe.view2)]
@@ -311,7 +312,7 @@ def test_one_channel_has_no_colour():
         assert view.shape == (4, 8, 8, 1) and float(view.std()) > 0.1
     shape = (5, 8, 8)  # of planes and of blur matrices
     assert operations(recipe, shape, channels=1) == operations(with_colour, shape, channels=1)
-    with pytest.raises(UserError, match="1 channels"):
+    with pytest.raises(UserError, match="have 1 channels, but config.views.mean has 3 numbers"):
         augment.two_views(KEY, images, SMALL)
 
 
@@ -341,74 +342,74 @@ def kolmogorov_smirnov(a, b):
     return max(abs((a[:, None] <= points).mean(0) - (b[:, None] <= points).mean(0)))
 
 
-@pytest.mark.parametrize("shape", [(256, 224), (48, 200), (200, 48)])  # the last two often need the fallback
-def test_crops_are_distributed_as_torchvisions(shape):
+@pytest.mark.parametrize("shape", [(256, 224), (48, 200), (200, 48)])  # the last two often use the central box
+def test_crops_have_the_distribution_of_torchvision(shape):
     n = 2000
     keys = jax.random.split(KEY, n)
-    drawn = jax.jit(jax.vmap(lambda key: views.draw(key, recipes.View(), *shape)))(keys)
-    top, left, height, width = (np.asarray(x) for x in drawn[:4])
+    sampled = jax.jit(jax.vmap(lambda key: views.sample_parameters(key, recipes.View(), *shape)))(keys)
+    top, left, height, width = (np.asarray(x) for x in sampled[:4])
     assert (top >= 0).all() and (left >= 0).all()
     assert (top + height <= shape[0]).all() and (left + width <= shape[1]).all()
     expected = np.array(list(torchvision_boxes(n, *shape)))
-    limit = 1.95 * math.sqrt(2 / n)  # of the two-sample statistic: passed by chance once in a thousand keys
-    for got, want in zip((top, left, height, width), expected.T, strict=True):
-        assert kolmogorov_smirnov(got, want) < limit
+    limit = 1.95 * math.sqrt(2 / n)  # of the two-sample statistic: one in a thousand keys exceeds it by chance
+    for ours, theirs in zip((top, left, height, width), expected.T, strict=True):
+        assert kolmogorov_smirnov(ours, theirs) < limit
     assert kolmogorov_smirnov(height * width, expected[:, 2] * expected[:, 3]) < limit
     assert kolmogorov_smirnov(width / height, expected[:, 3] / expected[:, 2]) < limit
 
 
 def test_probabilities_and_strengths():
     n, view = 2000, recipes.View(blur=0.1, solarize=0.2)
-    drawn = jax.jit(jax.vmap(lambda key: views.draw(key, view, 64, 64)))(jax.random.split(KEY, n))
-    drawn = jax.tree.map(np.asarray, drawn)
-    jittered, blurred = drawn.brightness != 1, drawn.sigma > 0
+    sampled = jax.jit(jax.vmap(lambda key: views.sample_parameters(key, view, 64, 64)))(jax.random.split(KEY, n))
+    sampled = jax.tree.map(np.asarray, sampled)
+    jittered, blurred = sampled.brightness != 1, sampled.sigma > 0
     events = {
-        "flip": (drawn.flip, 0.5),
+        "flip": (sampled.flip, 0.5),
         "jitter": (jittered, 0.8),
-        "grayscale": (drawn.grayscale, 0.2),
+        "grayscale": (sampled.grayscale, 0.2),
         "blur": (blurred, 0.1),
-        "solarize": (drawn.solarize, 0.2),
-        "flip and jitter": (drawn.flip & jittered, 0.4),  # independent
+        "solarize": (sampled.solarize, 0.2),
+        "flip and jitter": (sampled.flip & jittered, 0.4),  # independent
     }
     for name, (happened, p) in events.items():
         assert abs(happened.mean() - p) < 4 * math.sqrt(p * (1 - p) / n), name  # 4 standard deviations
     uniform = {
-        "brightness": (drawn.brightness[jittered], 0.6, 1.4),
-        "contrast": (drawn.contrast[jittered], 0.6, 1.4),
-        "saturation": (drawn.saturation[jittered], 0.8, 1.2),
-        "hue": (drawn.hue[jittered], -0.1, 0.1),
-        "sigma": (drawn.sigma[blurred], 0.1, 2.0),
+        "brightness": (sampled.brightness[jittered], 0.6, 1.4),
+        "contrast": (sampled.contrast[jittered], 0.6, 1.4),
+        "saturation": (sampled.saturation[jittered], 0.8, 1.2),
+        "hue": (sampled.hue[jittered], -0.1, 0.1),
+        "sigma": (sampled.sigma[blurred], 0.1, 2.0),
     }
     for name, (x, low, high) in uniform.items():
         assert low <= x.min() and x.max() <= high, name
         grid = np.linspace(low, high, 10001)
         assert kolmogorov_smirnov(x, grid) < 1.95 / math.sqrt(len(x)) + 1e-3, name
-    orders = Counter(map(tuple, np.argsort(drawn.order)))
-    assert len(orders) == 24 and max(orders.values()) < n / 24 + 5 * math.sqrt(n / 24)  # 5: the largest of 24
-    assert (drawn.contrast[~jittered] == 1).all() and (drawn.hue[~jittered] == 0).all()
+    orders = Counter(map(tuple, np.argsort(sampled.order)))
+    # 5 standard deviations, because it is the largest of 24 counts
+    assert len(orders) == 24 and max(orders.values()) < n / 24 + 5 * math.sqrt(n / 24)
+    assert (sampled.contrast[~jittered] == 1).all() and (sampled.hue[~jittered] == 0).all()
 
 
 def operations(recipe, shape, channels=3):
-    """Names of the primitives of `two_views` whose result has a shape."""
-    found = Counter()
+    """Counts the primitives of `two_views` whose result has this shape, by name."""
+    names = Counter()
 
     def visit(jaxpr):
         for equation in jaxpr.eqns:
-            found.update(equation.primitive.name for out in equation.outvars if out.aval.shape == shape)
+            names.update(equation.primitive.name for out in equation.outvars if out.aval.shape == shape)
             for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
                 if hasattr(inner, "jaxpr"):
                     visit(inner.jaxpr)
 
     images = jax.ShapeDtypeStruct((5, 10, 11, channels), jnp.uint8)
     visit(jax.make_jaxpr(lambda images: augment.two_views(KEY, images, recipe))(images).jaxpr)
-    return found
+    return names
 
 
-def test_what_is_never_drawn_is_not_computed():
+def test_an_operation_of_probability_0_is_not_compiled():
     plane, image, size = (5, 12, 12), (5, 12, 3, 12), 12
-    nothing = operations(plain_recipe(size), plane)
-    assert not nothing
-    assert operations(plain_recipe(size), image)["dot_general"] == 2  # the second of each crop's two
+    assert not operations(plain_recipe(size), plane)
+    assert operations(plain_recipe(size), image)["dot_general"] == 2  # the second product of each crop
     assert "select_n" not in operations(plain_recipe(size), image)
     one_blur = plain_recipe(size, dataclasses.replace(PLAIN, blur=0.1))
     assert operations(one_blur, image)["dot_general"] == 4
@@ -416,13 +417,13 @@ def test_what_is_never_drawn_is_not_computed():
     assert operations(one_solarise, image)["select_n"] == 1
     jitter = operations(plain_recipe(size, dataclasses.replace(PLAIN, jitter=0.8)), plane)
     without_hue = operations(plain_recipe(size, dataclasses.replace(PLAIN, jitter=0.8, hue=0.0)), plane)
-    assert jitter["abs"] > 0 and without_hue["abs"] == 0  # hue alone measures distances
+    assert jitter["abs"] > 0 and without_hue["abs"] == 0  # only the hue computes distances
 
 
 # ---------------------------------------------------------------------------------------------------------- recipes
 
 
-def test_recipes_hold_the_published_numbers():
+def test_recipes_have_the_published_numbers():
     recipe = recipes.imagenet()
     table = dict(crop_scale=(0.08, 1.0), flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
     for view, blur, solarise in ((recipe.view1, 1.0, 0.0), (recipe.view2, 0.1, 0.2)):
@@ -448,15 +449,15 @@ def test_recipe_from_config():
     ("config", "message"),
     [
         ({"name": "imagent"}, "'imagent'.*imagenet"),
-        ({"size": 224}, "unknown augmentation recipe None"),
+        ({"size": 224}, "Unknown view recipe None"),
         ({"name": "cifar", "veiw1": {}}, "'veiw1'.*view1"),
-        ({"name": "cifar", "view2": {"solarise": 0.1}}, "key in view2 'solarise'.*solarize"),
-        ({"name": "cifar", "view1": {"flip": 1.5}}, "flip is 1.5.*between 0 and 1"),
+        ({"name": "cifar", "view2": {"solarise": 0.1}}, "key of config.views.view2 'solarise'.*solarize"),
+        ({"name": "cifar", "view1": {"flip": 1.5}}, "flip=1.5.*between 0 and 1"),
         ({"name": "cifar", "view1": {"crop_scale": [1.0, 0.2]}}, "crop_scale"),
         ({"name": "cifar", "view1": {"interpolation": "nearest"}}, "interpolation.*bicubic or bilinear"),
         ({"name": "cifar", "mean": [0.5]}, "mean"),
     ],
 )
-def test_a_wrong_recipe_names_the_key_and_the_cure(config, message):
+def test_the_error_of_a_wrong_recipe_names_the_key_and_a_fix(config, message):
     with pytest.raises(UserError, match=message):
         recipes.recipe_from_config(config)

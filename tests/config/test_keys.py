@@ -61,5 +61,5 @@ def test_numbers_that_are_not_finite(key, value):
 
 @pytest.mark.parametrize("name, values", [("mean", (0.5, float("nan"), 0.5)), ("std", (0.5, 0.0, 0.5))])
 def test_pixels_have_a_finite_mean_and_a_deviation(name, values):
-    with pytest.raises(UserError, match=f"augmentation: {name} is"):
+    with pytest.raises(UserError, match=f"The view setting {name}=.* is invalid. Set it to"):
         recipes.recipe_from_config({"name": "imagenet", name: values})

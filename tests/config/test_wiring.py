@@ -60,7 +60,7 @@ PRETRAIN = {
     "model.projector_bias": (True, lambda seen: seen.one("build_projector", "bias")),
     "model.projector_sharding": (
         "sharded",
-        lambda seen: {seen.one(name, "head") for name in ("make_update", "state_sharding")},
+        lambda seen: {seen.one(name, "projector") for name in ("make_update", "state_sharding")},
         {"sharded"},
     ),
     "objective.two_passes": (False, lambda seen: seen.forward_rows, False),
@@ -91,7 +91,7 @@ HELD = {
     "task": PROGRAM,
     "watch.": PROGRAM,
     "compile_cache": PROGRAM,
-    "self_check": "test_the_program_checks_first_unless_asked_not_to",
+    "self_check": "test_the_program_begins_with_the_self_check_unless_it_is_switched_off",
     "platform": "test_accelerator_that_is_absent",
     "devices": "test_accelerator_that_is_absent",
     "stop_after_steps": LOOP,
@@ -99,6 +99,7 @@ HELD = {
     "log.tensorboard": LOOP,
     "nonfinite_limit": "test_the_limit_of_steps_that_are_not_finite",
     "data.on_device": "test_a_streaming_key_reaches_the_pipeline",
+    "data.reader": "test_the_reader_of_a_data_set",
     "data.canvas": "test_a_streaming_key_reaches_the_pipeline",
     "data.shuffle_buffer": "test_a_streaming_key_reaches_the_pipeline",
 }
@@ -165,8 +166,8 @@ def test_every_panel_is_of_a_metric_that_is_written(prepared):
     progress = Progress(first_step=0, total_steps=1, batch_size=1, steps_per_epoch=1)
     written = {*prepared.metrics, *progress.measure(1), "val/knn_top1", "val/online_top1"}
     written |= {f"val/{name}" for name in spectrum.NAMES}
-    groups = (panels.LOSS, panels.QUALITY, panels.LABEL_FREE, panels.MACHINERY)
-    groups += panels.own_panels(BarlowTwins.metrics)
+    groups = (panels.LOSS, panels.ACCURACY, panels.LABEL_FREE, panels.OPTIMIZATION)
+    groups += panels.method_panels(BarlowTwins.metrics)
     assert {name for group in groups for panel in group for name, _ in panel.curves} <= written
 
 
@@ -266,13 +267,17 @@ def test_an_evaluation_key_arrives(evaluated, key):
 
 
 FINETUNE = FROZEN | {
-    "seed": (7, lambda seen: {seen.one(name, "seed") for name in ("share", "make_step", "make_update")}, {7}),
+    "seed": (
+        7,
+        lambda seen: {seen.one(name, "seed") for name in ("class_balanced_fraction", "make_step", "make_update")},
+        {7},
+    ),
     "batch_size": (8, lambda seen: seen.training.plan.steps_per_epoch, 5),
     "total_epochs": (3.0, lambda seen: seen.training.plan.total_steps, 20),
     "extend_epochs": (1.0, lambda seen: seen.training.plan.total_steps, 20),
-    "data.train_split": ("learn[4:44]", lambda seen: seen.one("share", "split")),
+    "data.train_split": ("learn[4:44]", lambda seen: seen.one("class_balanced_fraction", "split")),
     "data.val_split": ("look[2:]", lambda seen: seen.one("passes", "split")),
-    "data.fraction": (0.99, lambda seen: seen.one("share", "fraction")),
+    "data.fraction": (0.99, lambda seen: seen.one("class_balanced_fraction", "fraction")),
     "train": ("layer", lambda seen: seen.one("make_update", "trained")["backbone"], ("layer",)),
     "batch_norm": ("train", lambda seen: seen.one("make_update", "objective").batch_statistics, True),
     "views.crop_scale": ((0.4, 0.9), lambda seen: seen.one("make_step", "recipe").view1.crop_scale),
@@ -294,7 +299,7 @@ def tuned(tmp_path_factory):
         seen = watched(patch)
         seen.watch(open_run, "Checkpoints", lambda *_, **__: SimpleNamespace())
         seen.watch(from_encoder, "open_encoder", given_encoder)
-        seen.watch(selection, "share", lambda source, split, *_, **__: Part())
+        seen.watch(selection, "class_balanced_fraction", lambda source, split, *_, **__: Part())
         seen.watch(step, "make_update")
         seen.watch(step, "make_step")
         config = changed(keys.finetune(), **{key: value for key, (value, *_) in FINETUNE.items()})

@@ -130,6 +130,18 @@ def test_batch_changed_behind_the_recipe_warns(capsys):
     assert "tuned for a batch of 2048, not 512" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "warmup, extended, warns", [(10.0, 0.0, True), (2.0, 0.0, True), (1.5, 0.0, False), (2.0, 0.5, False)]
+)
+def test_a_warmup_that_the_run_does_not_outlast_warns(capsys, warmup, extended, warns):
+    """Once."""
+    config = pretrain_imagenet_r50.get_config("epochs=2")
+    config.optim.warmup_epochs, config.extend_epochs = warmup, extended
+    open_run.check_warmup(config)
+    said = capsys.readouterr().out
+    assert said.count("\n") == warns and (f"optim.warmup_epochs={warmup:g}, and the run has 2 epochs" in said) == warns
+
+
 def test_views_are_set_key_by_key():
     config = pretrain_cifar10_r18.get_config()
     config.views.view2.blur, config.views.view1.crop_scale = 0.5, (0.3, 0.9)

@@ -1,1 +1,1 @@
-"""Drills: long commands that break a run on purpose and compare what comes out with an unbroken one."""
+"""Drills: long commands that break a run on purpose and compare the result with that of an unbroken run."""

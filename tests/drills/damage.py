@@ -1,11 +1,11 @@
-"""Every file of a checkpoint truncated, with a flipped bit, or deleted in turn; then the run is opened again.
+"""Damages every file of a checkpoint in turn: truncates it, flips a bit, or deletes it. Then opens the run again.
 
     python -m tests.drills.damage [--out=FILE.json]
 
-Two checkpoints of a small state are written as a run writes them, at steps 1 and 2; each file of the newer one is
-damaged in each way. What may come out: the newer state, bit for bit (the file is not needed), or the older one, with a
-line that names the damaged file (of the manifest: it, or a file that it now describes wrongly). Anything else is
-counted as lost. Exit status 0 only where nothing is.
+The drill writes two checkpoints of a small state, at steps 1 and 2, and damages each file of the newer one in each way.
+Two results are correct: the newer state, bit for bit (the file is not needed); or the older state, with a message that
+names the damaged file. After damage to the manifest, the message may name a file that the manifest describes wrongly.
+All other results count as lost. The exit status is 0 if none is lost.
 """
 
 import argparse
@@ -23,23 +23,23 @@ from tests.support.damage import WAYS, equal, reopened, write_run
 
 
 def outcome(folder: Path, states: list[TrainState], name: str) -> str:
-    """How a run with that damaged file in its newer checkpoint goes on: "right", "previous", or what went wrong."""
+    """The result of opening a run with a damaged file in its newer checkpoint: "right", "previous", or a failure."""
     older, newer = states
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(output):
             checkpoints = reopened(folder)
             step = checkpoints.latest()
-            found = checkpoints.restore(newer, step)
+            restored = checkpoints.restore(newer, step)
             checkpoints.close()
     except Exception as error:
         return f"failed: {type(error).__name__}"
-    if equal(found, newer):
+    if equal(restored, newer):
         return "right"
-    named = name in said.getvalue() or "manifest.json" in said.getvalue()
-    if name == "manifest.json":  # a bit in it may alter what it says of another file, which is then named
-        named |= "checkpoint 2 is damaged" in said.getvalue()
-    return "previous" if equal(found, older) and named else "lost"
+    named = name in output.getvalue() or "manifest.json" in output.getvalue()
+    if name == "manifest.json":  # a flipped bit may change the entry of another file, and the message names that file
+        named |= "checkpoint 2 is damaged" in output.getvalue()
+    return "previous" if equal(restored, older) and named else "lost"
 
 
 def main(arguments=None) -> int:
@@ -57,15 +57,15 @@ def main(arguments=None) -> int:
                 copy = Path(scratch) / "copy"
                 shutil.copytree(Path(scratch) / "run", copy)
                 way(copy / "checkpoints" / "2" / name)
-                found = outcome(copy, states, name)
-                table[way.__name__][found] += 1
-                if found not in ("right", "previous"):
-                    failures.append(f"{way.__name__} {name}: {found}")
+                result = outcome(copy, states, name)
+                table[way.__name__][result] += 1
+                if result not in ("right", "previous"):
+                    failures.append(f"{way.__name__} {name}: {result}")
                 shutil.rmtree(copy)
-    outcomes = sorted({found for counts in table.values() for found in counts})
-    print(f"{len(names)} files  " + "  ".join(f"{found:>10}" for found in outcomes))
+    outcomes = sorted({result for counts in table.values() for result in counts})
+    print(f"{len(names)} files  " + "  ".join(f"{result:>10}" for result in outcomes))
     for way, counts in table.items():
-        print(f"{way:9} " + "  ".join(f"{counts[found]:>10}" for found in outcomes))
+        print(f"{way:9} " + "  ".join(f"{counts[result]:>10}" for result in outcomes))
     print(*failures, sep="\n")
     if options.out:
         options.out.write_text(json.dumps({"files": len(names), "outcomes": table, "failures": failures}, indent=1))

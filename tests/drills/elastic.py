@@ -1,11 +1,12 @@
-"""A run that changes devices half-way, compared with the same run going on where it was.
+"""Resumes a run on other devices, and compares it with the same run on its first devices.
 
-    python -m tests.drills.elastic [--only=ROAD]
+    python -m tests.drills.elastic [--only=CHANGE]
 
-Simulated CPU devices. A small run is stopped after the first of its two epochs; then its folder is continued on the
-same devices, and a copy of it, with the same global batch, on others: fewer, more, two processes of four. Printed: the
-largest relative difference of any number of training in metrics.jsonl from there on, and that of the first loss after
-the change alone, which shows that the order of the data is the same: other images would move it by per cents.
+All devices are simulated CPU devices. A small run stops after the first of its two epochs. It resumes on the same
+devices, and a copy resumes with the same global batch on others: fewer, more, two processes of four. The drill compares
+the training metrics of the two. It prints the relative difference of the first loss after the change, and the largest
+relative difference of all metrics. If the first loss is the same, the order of the data is the same, because other
+images would change the loss by per cents.
 """
 
 import argparse
@@ -21,43 +22,44 @@ from tests.support.paths import ROOT
 from tests.support.processes import free_address
 from tests.support.runs import read_lines, tiny
 
-ROADS = {
+CHANGES = {
     "8 -> 1": [(1, 8), (1, 1)],
     "8 -> 2": [(1, 8), (1, 2)],
     "8 -> 4": [(1, 8), (1, 4)],
     "1 -> 8": [(1, 1), (1, 8)],
-    "8, split head -> 2": [(1, 8, "sharded"), (1, 2)],
-    "2, copies -> 8, split head": [(1, 2), (1, 8, "sharded")],
+    "8, split projector -> 2": [(1, 8, "sharded"), (1, 2)],
+    "2, copies -> 8, split projector": [(1, 2), (1, 8, "sharded")],
     "2 processes of 4 -> 1 of 8": [(2, 4), (1, 8)],
     "1 of 8 -> 2 processes of 4": [(1, 8), (2, 4)],
 }
 STOP = 4  # of eight steps
 
 
-def work(workdir: str, stop: str, head: str, processes: str, process: str, address: str) -> None:
-    """One process of one half."""
+def train_half(workdir: str, stop: str, sharding: str, processes: str, process: str, address: str) -> None:
+    """Trains one half of the run, as one of its processes."""
     import jax
 
     if int(processes) > 1:
         jax.distributed.initialize(address, num_processes=int(processes), process_id=int(process))
     from bt_jax.tasks import pretrain
 
-    config = tiny(**{"model.projector_sharding": head, "stop_after_steps": int(stop)})
+    config = tiny(**{"model.projector_sharding": sharding, "stop_after_steps": int(stop)})
     config.evals.final, config.evals.every_epochs = False, 0.0
-    # SGD at a small rate: Adam divides by a gradient's own rounding where it is zero, LARS by a gradient's norm. Both,
-    # and large steps, make float32's last digit grow to per cents within a few steps, which would hide what is asked.
+    # SGD with a small rate. Adam divides a zero gradient by its rounding error; LARS divides by the gradient's norm.
+    # Both, and large steps, amplify rounding to per cents within a few steps, which would hide a real difference.
     config.optim.name, config.optim.lr_weights, config.optim.lr_biases = "sgd", 1e-4, 1e-4
     pretrain.run(config, workdir)
 
 
-def half(workdir: Path, stop: int, processes: int, devices: int, head: str = "replicated") -> None:
+def start_half(workdir: Path, stop: int, processes: int, devices: int, sharding: str = "replicated") -> None:
+    """Trains one half of the run in new processes."""
     address = free_address()
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.drills.elastic", "work"]
+    command = [sys.executable, "-m", "tests.drills.elastic", "train_half"]
     running = [
         subprocess.Popen(
-            [*command, *map(str, (workdir, stop, head, processes, i, address))],
+            [*command, *map(str, (workdir, stop, sharding, processes, i, address))],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -65,11 +67,11 @@ def half(workdir: Path, stop: int, processes: int, devices: int, head: str = "re
         for i in range(processes)
     ]
     if any([process.wait() for process in running]):
-        sys.exit(f"{workdir.name} failed")
+        sys.exit(f"{workdir.name} failed.")
 
 
 def curve(workdir: Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of every number of training."""
+    """(step, name, value) of every training metric."""
     return [
         (line["step"], name, value)
         for line in read_lines(workdir)
@@ -79,12 +81,12 @@ def curve(workdir: Path) -> list[tuple[int, str, float]]:
 
 
 class Difference(NamedTuple):
-    """How far a run that changed devices is from one that did not.
+    """Relative differences between a run that changed devices and a run that did not.
 
     Attributes:
-      first: relative difference of the first loss after the change.
-      largest: of all numbers of training after the start.
-      where: of which number, and at which step, that is.
+      first: that of the first loss after the change.
+      largest: the largest one of all training metrics.
+      where: metric and step of the largest one.
     """
 
     first: float
@@ -92,27 +94,29 @@ class Difference(NamedTuple):
     where: str
 
 
-def difference(name: str, scratch: Path, begun: dict[tuple, tuple[Path, list]]) -> Difference:
-    """Runs one of `ROADS`.
+def difference(name: str, scratch: Path, first_halves: dict[tuple, tuple[Path, list]]) -> Difference:
+    """Runs one of `CHANGES`.
 
     Args:
-      begun: for each first half that was run, its folder and the curve of the run that changes nothing; more is noted.
+      first_halves: a cache that this function fills: {devices of the first half: (run folder after the first half,
+        curve of the whole run on these devices)}.
     """
-    first, second = ROADS[name]
-    if first not in begun:
-        stopped, whole = scratch / f"stopped{len(begun)}", scratch / f"whole{len(begun)}"
-        half(stopped, STOP, *first)
+    first, second = CHANGES[name]
+    if first not in first_halves:
+        number = len(first_halves)
+        stopped, whole = scratch / f"stopped{number}", scratch / f"whole{number}"
+        start_half(stopped, STOP, *first)
         shutil.copytree(stopped, whole)
-        half(whole, 0, *first)
-        begun[first] = stopped, curve(whole)
-    stopped, wanted = begun[first]
+        start_half(whole, 0, *first)
+        first_halves[first] = stopped, curve(whole)
+    stopped, expected = first_halves[first]
     folder = scratch / name.replace(" ", "_")
     shutil.copytree(stopped, folder)
-    half(folder, 0, *second)
-    found = curve(folder)
-    assert [each[:2] for each in found] == [each[:2] for each in wanted], f"{name}: other lines"
+    start_half(folder, 0, *second)
+    result = curve(folder)
+    assert [line[:2] for line in result] == [line[:2] for line in expected], f"{name}: the metrics have other lines"
     differences = {
-        (step, key): abs(a - b) / max(abs(b), 1e-9) for (step, key, a), (_, _, b) in zip(found, wanted, strict=True)
+        (step, key): abs(a - b) / max(abs(b), 1e-9) for (step, key, a), (_, _, b) in zip(result, expected, strict=True)
     }
     after = next(value for (step, key), value in differences.items() if step > STOP and key == "train/loss")
     worst = max(differences, key=differences.get)
@@ -121,18 +125,18 @@ def difference(name: str, scratch: Path, begun: dict[tuple, tuple[Path, list]]) 
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=ROADS)
+    parser.add_argument("--only", choices=CHANGES)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        begun: dict[tuple, tuple[Path, list]] = {}
-        print("| devices | first loss after | largest difference | of |\n|---|---|---|---|")
-        for name in [options.only] if options.only else ROADS:
-            found = difference(name, Path(scratch), begun)
-            print(f"| {name} | {found.first:.0e} | {found.largest:.0e} | {found.where} |", flush=True)
+        first_halves: dict[tuple, tuple[Path, list]] = {}
+        print("| devices | first loss after the change | largest difference | metric |\n|---|---|---|---|")
+        for name in [options.only] if options.only else CHANGES:
+            result = difference(name, Path(scratch), first_halves)
+            print(f"| {name} | {result.first:.0e} | {result.largest:.0e} | {result.where} |", flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["work"]:
-        work(*sys.argv[2:])
+    if sys.argv[1:2] == ["train_half"]:
+        train_half(*sys.argv[2:])
     else:
         main()

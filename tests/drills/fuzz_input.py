@@ -1,10 +1,10 @@
-"""Damaged files through the decoder path: no crash, nothing lost, no sample silently duplicated.
+"""Streams damaged image files: no crash, no lost sample, no duplicate.
 
     python -m tests.drills.fuzz_input [--files=10000] [--seed=0]
 
-Half of the files are whole. The others are cut, have bytes flipped, overwritten, inserted or removed, or are no image
-at all. One epoch of the streaming path must bring every id once; a whole file its own pixels; a damaged one either
-pixels or a single black pixel without a label, and then its name in the list.
+Half of the files are intact. The others are cut, have flipped, overwritten, inserted or removed bytes, or are random
+bytes. One epoch must give every id once. An intact file must give its own pixels. A damaged file must give pixels, or a
+single black pixel without a label and a line in the list of unreadable images.
 """
 
 import argparse
@@ -22,14 +22,13 @@ CANVAS, BATCH = 32, 50
 
 
 def check(*, files: int, seed: int) -> dict[str, int]:
-    """Raises AssertionError for anything lost, doubled or altered; returns how many were damaged and unreadable."""
+    """Counts the damaged and the unreadable files. Raises AssertionError for a lost, duplicate or changed sample."""
     rng = np.random.default_rng(seed)
-    whole = [picture(rng, KINDS[i % len(KINDS)]) for i in range(files)]
+    intact = [picture(rng, KINDS[i % len(KINDS)]) for i in range(files)]
     damaged = rng.random(files) < 0.5
-    encoded = [damage(rng, data) if bad else data for data, bad in zip(whole, damaged, strict=True)]
+    encoded = [damage(rng, data) if bad else data for data, bad in zip(intact, damaged, strict=True)]
     source = Listed([(data, int(bad)) for data, bad in zip(encoded, damaged, strict=True)], name="fuzz")
-    said: list[str] = []
-    broken = UnreadableImages(source, limit=1, say=said.append)
+    broken = UnreadableImages(source, limit=1, say=lambda message: None)
     batches = train_batches(source, "train", batch_size=BATCH, canvas=CANVAS, seed=seed, broken=broken)
     seen, black = [], []
     for _ in range(files // BATCH):
@@ -39,12 +38,12 @@ def check(*, files: int, seed: int) -> dict[str, int]:
             if label == -1:
                 black.append(int(number))
                 assert (h, w) == (1, 1) and not image.any()
-                assert damaged[number], f"whole file {number} was refused"
+                assert damaged[number], f"intact file {number} is unreadable"
             else:
-                assert label == damaged[number], "another image's label"
+                assert label == damaged[number], "the label of another image"
             if not damaged[number]:
                 np.testing.assert_array_equal(image[:h, :w], decode(encoded[number]))
-    assert len(set(seen)) == len(seen) == files // BATCH * BATCH, "an image is missing or came twice"
+    assert len(set(seen)) == len(seen) == files // BATCH * BATCH, "a missing or duplicate image"
     assert len(broken.lines) == len(black)
     return {"files": len(seen), "damaged": int(damaged[seen].sum()), "unreadable": len(black)}
 
@@ -57,25 +56,25 @@ def picture(rng: np.random.Generator, kind: str) -> bytes:
 
 
 def damage(rng: np.random.Generator, data: bytes) -> bytes:
-    """One of the ways in which files are found broken."""
-    found = np.frombuffer(data, np.uint8).copy()
-    place, length = (int(x) for x in rng.integers(0, len(found), 2))
+    """Damages a file in one of seven ways, drawn at random."""
+    content = np.frombuffer(data, np.uint8).copy()
+    place, length = (int(x) for x in rng.integers(0, len(content), 2))
     way = rng.integers(7)
     if way == 0:
-        return bytes(found[:place])
+        return bytes(content[:place])
     if way == 1:
-        found[rng.integers(0, len(found), 1 + length % 8)] ^= np.uint8(1 << rng.integers(0, 8))
+        content[rng.integers(0, len(content), 1 + length % 8)] ^= np.uint8(1 << rng.integers(0, 8))
     elif way == 2:
-        found[place : place + length] = rng.integers(0, 256, len(found[place : place + length]))
+        content[place : place + length] = rng.integers(0, 256, len(content[place : place + length]))
     elif way == 3:
-        found[place : place + length] = 0
+        content[place : place + length] = 0
     elif way == 4:
-        found = np.insert(found, place, rng.integers(0, 256, 1 + length % 64, np.uint8))
+        content = np.insert(content, place, rng.integers(0, 256, 1 + length % 64, np.uint8))
     elif way == 5:
-        found = np.delete(found, slice(place, place + 1 + length % 64))
+        content = np.delete(content, slice(place, place + 1 + length % 64))
     else:
         return rng.bytes(length)
-    return found.tobytes()
+    return content.tobytes()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Runs that are killed at random moments and started again, compared bit for bit with one that never was.
+"""Kills runs at random moments, starts them again, and compares them bit for bit with an uninterrupted run.
 
     python -m tests.drills.kills [--kills=100] [--input=device|streamed] [--bucket] [--seed=0] [--out=FILE.json]
 
-One small run is left alone. Others are hit again and again until they are through: SIGKILL, SIGTERM or SIGUSR1, after a
-step drawn at random or in the middle of writing a checkpoint. Each start is the same command. At the end every array of
-the last checkpoint (parameters, batch statistics, momentum, probe, counters) and every line of metrics.jsonl but for
-speeds must be the same bytes. Exit status 0 only where all are. With --bucket the run folders are in a stand-in for
-Cloud Storage, of this process.
+One small run finishes without interruption. Others get SIGKILL, SIGTERM or SIGUSR1 again and again until they finish,
+after a random number of steps or in the middle of a save. Every start is the same command. In the end, two things must
+have the same bytes: every array of the last checkpoint (parameters, batch statistics, momentum, probe, counters) and
+every line of metrics.jsonl without its speeds. The exit status is 0 if all runs are equal. With --bucket, the run
+folders are in a fake Cloud Storage in this process.
 """
 
 import argparse
@@ -49,29 +49,29 @@ TINY = {
     "data.train_split": "train[:64]",
     "data.val_split": "test[:16]",
 }
-SHORT = {"total_epochs": 4.0, "evals.every_epochs": 0.0}  # instead, with --short
+SHORT = {"total_epochs": 4.0, "evals.every_epochs": 0.0}  # overrides of TINY with --short
 QUICKSTART = "configs/quickstart.py:smoke"
 MOMENTS = ("step", "save")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
 
 
 def command(workdir: str, images: Path | None, *, short: bool, config: str) -> list[str]:
-    """The run on drawn patterns that live on the device, or on PNG files that are streamed."""
+    """The command of a run on drawn patterns on the device, or on PNG files from disk."""
     options = TINY | (SHORT if short else {})
     if images:
         options |= {"data.folder": str(images), "data.on_device": False, "data.canvas": 24}
         options |= {"data.train_split": "train", "data.val_split": "val"}
     if config != QUICKSTART:
-        del options["model.projector"]  # which another method may need to be of its own widths
+        del options["model.projector"]  # another method may need other widths
     flags = [f"--config.{key}={value}" for key, value in options.items()]
     return [sys.executable, "-m", "bt_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
 
 
 class Run:
-    """One run folder: the disk's, or the bucket's.
+    """A run folder, on disk or in the bucket.
 
     Attributes:
-      log: what it said on the terminal, or process 0 of several did.
+      log: file with the terminal output of the run, or of its process 0.
     """
 
     def __init__(
@@ -88,18 +88,19 @@ class Run:
         self.workdir = storage.parse_path(f"gs://bucket/{name}") if server else scratch / name
 
     def steps(self) -> int:
-        """Lines of steps so far."""
+        """The number of steps in the log so far."""
         try:
             return self.log.read_bytes().count(b"\nstep ")
         except FileNotFoundError:
             return 0
 
     def saving(self) -> bool:
+        """True if the run is writing a checkpoint."""
         if self._server:
             names = [name for name in list(self._server.objects) if name.startswith(f"{self.name}/checkpoints/")]
-            found = [name.split("/")[2:] for name in names]
-            finished = {step for step, *rest in found if rest == ["commit_success.txt"]}
-            return bool({step for step, *_ in found} - finished)
+            parts = [name.split("/")[2:] for name in names]
+            finished = {step for step, *rest in parts if rest == ["commit_success.txt"]}
+            return bool({step for step, *_ in parts} - finished)
         try:
             return any("tmp" in name for name in os.listdir(self.workdir / "checkpoints"))
         except FileNotFoundError:
@@ -108,40 +109,44 @@ class Run:
 
 def start(run: Run, images: Path | None) -> subprocess.Popen:
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "XLA_FLAGS": ""}
-    # Every program, however small, is compiled once: most of a start would be compiling.
+    # All starts share the compiled programs, also the small ones: compilation would take most of a start.
     cache = {"COMPILATION_CACHE_DIR": str(run.scratch / "xla"), "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment |= {f"JAX_{name}": value for name, value in cache.items()}
-    with run.log.open("a") as said:
+    with run.log.open("a") as log:
         return subprocess.Popen(
             command(str(run.workdir), images, short=run.short, config=run.config),
             cwd=ROOT,
             env=environment,
-            stdout=said,
-            stderr=said,
+            stdout=log,
+            stderr=log,
             start_new_session=True,
         )
 
 
-def hit(run: Run, images: Path | None, draw: random.Random, kind: signal.Signals | None, moment: str) -> str:
-    """Starts the run and hits it at that moment. "through" where it ended by itself, else "killed" or its status."""
+def start_and_kill(run: Run, images: Path | None, draw: random.Random, kind: signal.Signals | None, moment: str) -> str:
+    """Starts the run and sends it a signal, at a random step or in a save.
+
+    Returns:
+      "finished" if the run finished, "killed" if the signal ended it, else its exit status.
+    """
     running = start(run, images)
     before = run.steps()
-    wanted = draw.randint(1, 6 if run.short else 16)
+    more = draw.randint(1, 6 if run.short else 16)
     while running.poll() is None:
-        if kind is not None and run.steps() >= before + wanted and (moment == "step" or run.saving()):
+        if kind is not None and run.steps() >= before + more and (moment == "step" or run.saving()):
             time.sleep(draw.uniform(0, 0.03))
             os.killpg(running.pid, kind)
             running.wait()
             break
         time.sleep(0.001)
     if running.returncode == 0:
-        return "through"
+        return "finished"
     expected = -signal.SIGKILL if kind is signal.SIGKILL else 128 + (kind or 0)
     return "killed" if running.returncode == expected else f"status {running.returncode}"
 
 
-def remains(workdir: Path) -> tuple[str, str]:
-    """Hashes of the newest checkpoint's arrays and of the lines of metrics without speeds."""
+def hashes(workdir: Path) -> tuple[str, str]:
+    """Hashes of the arrays in the newest checkpoint and of the metrics without speeds."""
     newest = step_folder(workdir)
     arrays = hashlib.sha256(newest.name.encode())
     for part in sorted(path.name for path in newest.iterdir() if path.is_dir() and path.name != "model"):
@@ -159,11 +164,11 @@ def main(arguments=None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--bucket", action="store_true")
-    parser.add_argument("--config", default=QUICKSTART, help="another pretraining config")
-    parser.add_argument("--short", action="store_true", help="four epochs, and no evaluations")
+    parser.add_argument("--config", default=QUICKSTART, help="a pretraining config (default: the quickstart)")
+    parser.add_argument("--short", action="store_true", help="four epochs without evaluations")
     options = parser.parse_args(arguments)
     draw = random.Random(options.seed)
-    hits: Counter[str] = Counter()
+    kills: Counter[str] = Counter()
     equal = different = 0
     faults: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -172,43 +177,42 @@ def main(arguments=None) -> int:
         os.environ.update(bucket.environment(server.server_port) if server else {})
         images = draw_folder(scratch / "images") if options.input == "streamed" else None
         whole = Run(scratch, "whole", server, short=options.short, config=options.config)
-        if hit(whole, images, draw, None, "") != "through":
+        if start_and_kill(whole, images, draw, None, "") != "finished":
             print(whole.log.read_text()[-2000:])
             return 1
-        wanted = remains(whole.workdir)
+        expected = hashes(whole.workdir)
         number = 0
-        while hits.total() < options.kills:
+        while kills.total() < options.kills:
             number += 1
-            victim, came = Run(scratch, f"victim{number}", server, short=options.short, config=options.config), ""
-            while came != "through":
-                enough = hits.total() >= options.kills
+            victim, end = Run(scratch, f"victim{number}", server, short=options.short, config=options.config), ""
+            while end != "finished":
+                enough = kills.total() >= options.kills
                 kind, moment = draw.choice(SIGNALS), draw.choice(MOMENTS)
-                came = hit(victim, images, draw, None if enough else kind, moment)
-                if came == "killed":
-                    hits[f"{kind.name} at a {moment}"] += 1
-                elif came != "through":
-                    faults.append(
-                        f"{victim.workdir}: {came} after {kind.name} at a {moment}\n{victim.log.read_text()[-2000:]}"
-                    )
+                end = start_and_kill(victim, images, draw, None if enough else kind, moment)
+                if end == "killed":
+                    kills[f"{kind.name} at a {moment}"] += 1
+                elif end != "finished":
+                    log = victim.log.read_text()[-2000:]
+                    faults.append(f"{victim.workdir}: {end} after {kind.name} at a {moment}\n{log}")
                     break
-            found = remains(victim.workdir) if came == "through" else ("", "")
-            names = [name for name, a, b in zip(("arrays", "metrics"), found, wanted, strict=True) if a != b]
+            result = hashes(victim.workdir) if end == "finished" else ("", "")
+            names = [name for name, a, b in zip(("arrays", "metrics"), result, expected, strict=True) if a != b]
             equal, different = equal + (not names), different + bool(names)
             if names:
-                faults.append(f"{victim.workdir}: other {' and '.join(names)}")
-            print(f"{hits.total()} kills, {number} runs, {equal} equal", flush=True)
-    print(*(f"{name:22} {count}" for name, count in sorted(hits.items())), *faults, sep="\n")
-    print(f"{hits.total()} kills in {number} runs: {equal} equal bit for bit, {different} not")
+                faults.append(f"{victim.workdir}: different {' and '.join(names)}")
+            print(f"{kills.total()} kills, {number} runs, {equal} equal", flush=True)
+    print(*(f"{name:22} {count}" for name, count in sorted(kills.items())), *faults, sep="\n")
+    print(f"{kills.total()} kills in {number} runs: {equal} equal bit for bit, {different} not")
     if options.out:
-        result = {
+        table = {
             "input": options.input,
             "bucket": options.bucket,
-            "kills": dict(hits),
+            "kills": dict(kills),
             "runs": number,
             "equal": equal,
             "faults": faults,
         }
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        options.out.write_text(json.dumps(table, indent=1) + "\n")
     return 1 if faults else 0
 
 

@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# A SLURM of one machine, from Debian's packages (slurmctld, slurmd, munge), and launch/slurm.sbatch on it: submitted,
-# signalled, a task killed, queued again by itself, gone on, compared with the run that was left alone; a job with a
-# mistake and one that is cancelled, which must not be queued again. As root, in a container or VM:
+# Tests launch/slurm.sbatch on a SLURM of this one machine, with Debian's packages slurmctld, slurmd and munge.
+# The first job is uninterrupted. The second job gets signals, and one of its tasks is killed; the job must queue itself
+# again, resume, and give the same run as the first. Two more jobs must not queue themselves again: one with an error in
+# its command, and one that scancel ends. Run it as root in a container or VM:
 #   apt-get install -y slurmctld slurmd munge && bash tests/drills/slurm.sh
-# PYTHON: .venv/bin/python by default. Everything is written below WORK (a temporary folder) but for munge's key.
+# PYTHON names the interpreter (default .venv/bin/python). All files go below WORK (default: a temporary folder), except
+# munge's key.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHON=${PYTHON:-$PWD/.venv/bin/python}
 for program in slurmctld slurmd munged; do
-  command -v "$program" >/dev/null || { echo "tests/drills/slurm.sh: $program is not installed, see its head." >&2; exit 2; }
+  if ! command -v "$program" >/dev/null; then
+    echo "tests/drills/slurm.sh: $program is not installed. The first lines of this file have the command." >&2
+    exit 2
+  fi
 done
 work=${WORK:-$(mktemp -d)}
 mkdir -p "$work/state" "$work/spool" "$work/log"
@@ -67,14 +72,14 @@ options=(--config=configs/quickstart.py:smoke --config.total_epochs=10.0 --confi
 submit() { # $1: the run folder, then more options; prints the job's number
   local run=$1
   shift
-  # A GPU a task is what the script asks for; this machine has none. USR1 comes when the bench sends it.
+  # The script asks for one GPU per task, but this machine has none. This drill sends USR1 itself.
   sbatch --parsable --gpus-per-task=0 --cpus-per-task=1 --ntasks-per-node="$cpus" --time=60 --output="$work/$run.out" \
     launch/slurm.sbatch --workdir="$work/$run" "${options[@]}" "$@"
 }
 wait_for() {
   while squeue --noheader --jobs="$1" 2>/dev/null | grep -q .; do sleep 1; done
 }
-echo "--- left alone, $cpus tasks"
+echo "--- uninterrupted, $cpus tasks"
 wait_for "$(submit whole)"
 tail -n 3 "$work/whole.out"
 echo "--- signalled and killed"
@@ -87,7 +92,7 @@ for signal in USR1 TERM KILL; do
     sleep 0.2
   done
   if [ "$signal" = KILL ]; then
-    echo "kill -9 of one task"
+    echo "kill -9 on one task"
     pkill -9 -n -f "bt_jax.main --workdir=$work/victim"
   else
     echo "scancel --signal=$signal $job"
@@ -96,22 +101,22 @@ for signal in USR1 TERM KILL; do
   sleep 3
 done
 wait_for "$job"
-grep -E 'saving within|stopped at|collective of all processes failed|has ended|queueing|going on from|step 40/40' "$work/victim.out" | cut -c 1-160 || true
+grep -iE 'saving within|stopped at|processes failed|has ended|queueing|resuming from|step 40/40' "$work/victim.out" | cut -c 1-160 || true
 "$PYTHON" - "$work/whole" "$work/victim" <<'PYTHON'
 import pathlib, sys
-from tests.drills.kills import remains
-whole, victim = (remains(pathlib.Path(path)) for path in sys.argv[1:])
+from tests.drills.kills import hashes
+whole, victim = (hashes(pathlib.Path(path)) for path in sys.argv[1:])
 print("the same arrays, the same lines" if whole == victim else f"NOT the same: {whole} {victim}")
 sys.exit(whole != victim)
 PYTHON
-echo "--- a mistake"
+echo "--- an error in the command"
 wait_for "$(submit mistake --config.data.folder=/no-such-folder)"
-grep -E 'no-such-folder|queueing' "$work/mistake.out" | cut -c 1-160
-if grep -q queueing "$work/mistake.out"; then exit 1; fi
+grep -iE 'no-such-folder|queueing' "$work/mistake.out" | cut -c 1-160
+if grep -qi queueing "$work/mistake.out"; then exit 1; fi
 echo "--- cancelled"
 job=$(submit cancelled)
 while [ ! -s "$work/cancelled/metrics.jsonl" ]; do sleep 0.5; done
 scancel "$job"
 wait_for "$job"
-grep -E 'saving within|stopped at|slurm.sbatch' "$work/cancelled.out" | cut -c 1-160
-if grep -q queueing "$work/cancelled.out"; then exit 1; fi
+grep -iE 'saving within|stopped at|slurm.sbatch' "$work/cancelled.out" | cut -c 1-160
+if grep -qi queueing "$work/cancelled.out"; then exit 1; fi

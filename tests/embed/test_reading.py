@@ -38,7 +38,7 @@ def test_shards_are_on_disk_before_they_get_their_name(tmp_path, monkeypatch):
 
 
 class Drawn(records.Source):
-    """Twenty images of 4 x 4 pixels; grey level and, of every second image, label are the id; image 7 is unreadable."""
+    """Twenty images of 4 x 4 pixels; the grey level is the id, every second id is a label, image 7 is unreadable."""
 
     name, splits, num_classes = "drawn", {"train": 20}, 20
 

@@ -1,4 +1,4 @@
-"""kNN and the probe against scikit-learn, the spectrum against NumPy; every image counted once."""
+"""kNN and the probe against scikit-learn, and the spectrum against NumPy; every image counts once."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("tiny_arch")
 
 @pytest.fixture(scope="module")
 def clusters():
-    """Noisy classes, so that accuracy is well under 1 and every vote matters: train and test features and labels."""
+    """Features and labels of train and test images. The classes are noisy: accuracy is far from 1, and every vote
+    matters."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((7, 24))
 
@@ -36,11 +37,11 @@ def test_knn_equals_scikit_learn(clusters, k, temperature):
     reference = KNeighborsClassifier(
         k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / temperature)
     ).fit(bank, bank_labels)
-    found = knn.predict(bank, bank_labels, queries, ks=(3, k), temperatures=(9.0, temperature), num_classes=7)[1, 1]
-    # A vote that is a tie to float32 may fall either way.
-    assert (found == reference.predict(queries)).mean() > 0.998
-    share = knn.top1(bank, bank_labels, queries, labels, k=k, temperature=temperature, num_classes=7)
-    assert share == (found == labels).mean() and 0.3 < share < 0.95
+    predicted = knn.predict(bank, bank_labels, queries, ks=(3, k), temperatures=(9.0, temperature), num_classes=7)[1, 1]
+    # A tie in float32 has no defined winner.
+    assert (predicted == reference.predict(queries)).mean() > 0.998
+    accuracy = knn.top1(bank, bank_labels, queries, labels, k=k, temperature=temperature, num_classes=7)
+    assert accuracy == (predicted == labels).mean() and 0.3 < accuracy < 0.95
 
 
 def test_k_larger_than_the_bank(clusters):
@@ -50,8 +51,8 @@ def test_k_larger_than_the_bank(clusters):
 
 
 @pytest.mark.parametrize("m, k", [(1000, 7), (1001, 250), (64, 64), (50, 1)])
-def test_top_k_in_blocks_is_the_whole_one(m, k):
-    """Rounded to a decimal, so that there are many ties: the values must be right, and each index another one."""
+def test_top_k_in_blocks_is_exact(m, k):
+    """The values have one decimal, and thus many ties: the largest values must be right, and all indices different."""
     values = np.random.default_rng(0).standard_normal((5, m)).astype(np.float32).round(1)
     largest, index = knn._top_k(jnp.asarray(values), k)
     np.testing.assert_array_equal(largest, np.sort(values)[:, ::-1][:, :k])
@@ -60,34 +61,34 @@ def test_top_k_in_blocks_is_the_whole_one(m, k):
 
 
 def test_interval_of_an_accuracy():
-    """About the normal approximation where that is good, and never outside 0 to 1."""
-    right = np.arange(2000) % 5 > 0
-    low, high = confidence.interval(right)
+    """It is near the normal approximation for many images, and never outside of 0 to 1."""
+    correct = np.arange(2000) % 5 > 0
+    low, high = confidence.interval(correct)
     half = 1.96 * np.sqrt(0.8 * 0.2 / 2000)
     np.testing.assert_allclose([low, high], [0.8 - half, 0.8 + half], atol=1e-3)  # steps of 1/2000
     assert confidence.interval(np.ones(7, bool)) == (1.0, 1.0) and confidence.interval(np.zeros(7, bool)) == (0.0, 0.0)
-    narrow = confidence.interval(right, level=0.5)
+    narrow = confidence.interval(correct, level=0.5)
     assert low < narrow[0] < 0.8 < narrow[1] < high
 
 
 def test_probe_is_as_good_as_logistic_regression(clusters):
     features_, labels, test, test_labels = clusters
     reference = LogisticRegression(max_iter=1000).fit(features_, labels).score(test, test_labels)
-    found = probe.top1(features_, labels, test, test_labels, num_classes=7)
-    assert abs(found - reference) < 0.03  # sd of a share of 701 images at 0.7 is 0.017; both see the same images
+    accuracy = probe.top1(features_, labels, test, test_labels, num_classes=7)
+    assert abs(accuracy - reference) < 0.03  # the deviation for 701 images at 0.7 is 0.017; both see the same images
 
 
 def test_probe_chooses_on_held_out_training_images(clusters):
-    """The choice is the table's largest, and does not see the test images."""
+    """The chosen pair has the highest accuracy of the table, and does not depend on the test images."""
     features_, labels, test, _ = clusters
-    found = probe.fit(features_, labels, test, num_classes=7, epochs=3)
-    place = probe.LEARNING_RATES.index(found.rate), probe.WEIGHT_DECAYS.index(found.decay)
-    assert found.held_out_top1[place] == found.held_out_top1.max() > found.held_out_top1.min()
+    fitted = probe.fit(features_, labels, test, num_classes=7, epochs=3)
+    pair = probe.LEARNING_RATES.index(fitted.rate), probe.WEIGHT_DECAYS.index(fitted.decay)
+    assert fitted.held_out_top1[pair] == fitted.held_out_top1.max() > fitted.held_out_top1.min()
     again = probe.fit(features_, labels, test[::-1], num_classes=7, epochs=3)
-    np.testing.assert_array_equal(again.predicted, found.predicted[::-1])
+    np.testing.assert_array_equal(again.predicted, fitted.predicted[::-1])
 
 
-def test_probe_does_not_mind_the_scale(clusters):
+def test_probe_is_independent_of_scale_and_shift(clusters):
     features_, labels, test, test_labels = clusters
     shift = np.linspace(-100, 100, 24, dtype=np.float32)
     moved = probe.top1(1e-3 * features_ + shift, labels, 1e-3 * test + shift, test_labels, num_classes=7)
@@ -97,7 +98,7 @@ def test_probe_does_not_mind_the_scale(clusters):
 
 @pytest.mark.parametrize("batch_size", (8, 16, 64))
 def test_every_image_counts_once(batch_size):
-    """37 images in any batch over 8 devices: the same features, in order, without padding."""
+    """37 images in batches of any size over 8 devices: the features are the same, in order, without padding."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (37, 16, 16, 3), np.uint8), np.arange(37)
     net, recipe, mesh = (
@@ -108,11 +109,12 @@ def test_every_image_counts_once(batch_size):
     variables = jax.jit(net.init)(jax.random.key(0))
     embed = features.make_embed(net, recipe, mesh)
     batches = device.eval_batches(images, labels, batch_size=batch_size)
-    found, order = features.extract(embed, variables, batches, mesh)
+    extracted, order = features.extract(embed, variables, batches, mesh)
     view = jax.jit(augment.evaluation_view, static_argnames="recipe")(images, recipe)
-    wanted = jax.jit(lambda variables, view: net.apply(variables, view, train=False))(variables, view)
+    expected = jax.jit(lambda variables, view: net.apply(variables, view, train=False))(variables, view)
     np.testing.assert_array_equal(order, labels)
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())  # float32, other batches
+    tolerance = {"rtol": 1e-3, "atol": 1e-4 * np.abs(expected).max()}  # float32, other batches
+    np.testing.assert_allclose(extracted, expected, **tolerance)
 
 
 @pytest.mark.parametrize("steps, limit, size", [(195, 65, 65), (390, 50, 39), (97, 50, 49), (44, 50, 44), (7, 1, 1)])
@@ -120,7 +122,7 @@ def test_dispatch_size(steps, limit, size):
     assert device.dispatch_size(steps, limit) == size
 
 
-def test_epoch_order_is_a_permutation_of_its_own():
+def test_every_epoch_has_its_own_permutation():
     key = jax.random.key(0)
     first, again, second = (np.asarray(epoch_order(key, epoch, 101)) for epoch in (0, 0, 1))
     assert sorted(first) == list(range(101))
@@ -128,7 +130,7 @@ def test_epoch_order_is_a_permutation_of_its_own():
     assert (first != second).any()
 
 
-# Without labels ------------------------------------------------------------------------------------------------------
+# Metrics without labels ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +142,10 @@ def small(tiny_arch):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_spectrum_equals_numpy(small, streamed):
-    """37 images in padded batches of 16 over 8 devices, against the whole features at once. Streamed, what fills a
-    batch up is of no pixels here: NaN after the crop, and left out all the same."""
+    """37 images in padded batches of 16 over 8 devices, against the features of all images at once.
+
+    In the streamed case, the padding has images of size 0: their crops are NaN, and must not count either.
+    """
     net, recipe, variables, images = small
     mesh, key = sharding.make_mesh(), jax.random.key(5)
     accumulate = spectrum.make_accumulate(net, recipe, mesh)
@@ -157,10 +161,10 @@ def test_spectrum_equals_numpy(small, streamed):
     singular = np.linalg.svd(both, compute_uv=False)
     share = singular / singular.sum()
     np.testing.assert_allclose(values["rank"], np.exp(-(share * np.log(share + 1e-12)).sum()), rtol=5e-3)
-    wanted = np.linalg.eigvalsh(np.cov(both.T, bias=True))[::-1]
-    np.testing.assert_allclose(eigenvalues, wanted, rtol=1e-3, atol=1e-5 * wanted[0])
+    expected = np.linalg.eigvalsh(np.cov(both.T, bias=True))[::-1]
+    np.testing.assert_allclose(eigenvalues, expected, rtol=1e-3, atol=1e-5 * expected[0])
     alive = both.std(axis=0) > 1e-3 * both.std(axis=0).mean()
-    assert values["dead_dimensions"] == (~alive).sum() < 20  # an untrained ReLU may never open
+    assert values["dead_dimensions"] == (~alive).sum() < 20  # an untrained ReLU may be 0 for every image
     correlation = np.corrcoef(both.T[alive])
     off = np.abs(correlation[~np.eye(len(correlation), dtype=bool)]).mean()
     np.testing.assert_allclose(values["off_diagonal"], off, rtol=1e-3)
@@ -172,24 +176,25 @@ def test_spectrum_equals_numpy(small, streamed):
 
 
 def moments_of(features_):
-    """Sums of features (n, d), as if both views were equal."""
+    """The moments of features (n, d), with two equal views."""
     n, zero = 2 * len(features_), np.zeros((), np.float32)
     return spectrum.Moments(np.float32(n), 2 * features_.sum(0), 2 * features_.T @ features_, zero, zero, zero)
 
 
-def test_spectrum_tells_a_collapse():
+def test_spectrum_detects_a_collapse():
     rng = np.random.default_rng(0)
     good = rng.standard_normal((4000, 64))
     line = rng.standard_normal((4000, 1)) * rng.standard_normal(64)
     half = good * (np.arange(64) < 32)
-    found = {name: spectrum.summarise(moments_of(x))[0] for name, x in (("good", good), ("line", line), ("half", half))}
-    assert found["good"]["rank"] > 63 and found["good"]["off_diagonal"] < 0.02
-    assert found["line"]["rank"] < 1.1 and found["line"]["off_diagonal"] > 0.99
-    assert found["half"]["dead_dimensions"] == 32 and 30 < found["half"]["rank"] < 33
-    assert found["good"]["spectrum_slope"] < 0.3 < found["line"]["spectrum_slope"]
+    kinds = {"good": good, "line": line, "half": half}
+    metrics = {name: spectrum.summarise(moments_of(x))[0] for name, x in kinds.items()}
+    assert metrics["good"]["rank"] > 63 and metrics["good"]["off_diagonal"] < 0.02
+    assert metrics["line"]["rank"] < 1.1 and metrics["line"]["off_diagonal"] > 0.99
+    assert metrics["half"]["dead_dimensions"] == 32 and 30 < metrics["half"]["rank"] < 33
+    assert metrics["good"]["spectrum_slope"] < 0.3 < metrics["line"]["spectrum_slope"]
 
 
-def test_features_that_are_not_finite_are_told_not_raised():
+def test_features_that_are_not_finite_have_nan_metrics():
     values, eigenvalues = spectrum.summarise(moments_of(np.full((50, 4), np.nan)))
     assert set(values) == set(spectrum.NAMES) and all(map(np.isnan, values.values())) and np.isnan(eigenvalues).all()
 
@@ -204,15 +209,15 @@ def test_slope_is_the_power():
 # Protocols as evaluators ---------------------------------------------------------------------------------------------
 
 
-class Alone:
-    """A state that is an encoder and no more."""
+class EncoderState:
+    """A state with an encoder alone."""
 
     def encoder(self):
         return {}
 
 
 def frozen_of(features_, labels, test, test_labels, classes):
-    """A `Frozen` whose encoder returns stored features."""
+    """(`FrozenFeatures` whose encoder returns stored features, list of its batch sizes so far)."""
     calls = []
 
     def embed(variables, batch):
@@ -223,93 +228,96 @@ def frozen_of(features_, labels, test, test_labels, classes):
         return lambda: device.eval_batches(x[:, None, None].astype(np.float32), y, batch_size=64)
 
     mesh = sharding.make_mesh()
-    whole = protocols.Frozen(
+    frozen = protocols.FrozenFeatures(
         embed, passes(features_, labels), passes(test, test_labels), mesh=mesh, num_classes=classes, check=True
     )
-    return whole, calls
+    return frozen, calls
 
 
 def test_protocols_share_the_features(clusters):
     frozen, calls = frozen_of(*clusters, 7)
-    state = Alone()
+    state = EncoderState()
     values = protocols.KNN(frozen, ks=(20, 5), temperatures=(0.1, 0.5)).run(state)
     once = len(calls)
     values |= protocols.LinearProbe(frozen, epochs=3).run(state)
     assert len(calls) == once == 15 + 11  # 900 and 701 images in batches of 64
     bank, bank_labels, queries, labels = clusters
     for k, t in ((20, 0.1), (5, 0.5)):
-        wanted = knn.top1(bank, bank_labels, queries, labels, k=k, temperature=t, num_classes=7)
-        np.testing.assert_allclose(values[f"val/knn_top1_k{k}_t{t}"], wanted, atol=2e-3)  # a tie may fall either way
+        expected = knn.top1(bank, bank_labels, queries, labels, k=k, temperature=t, num_classes=7)
+        np.testing.assert_allclose(values[f"val/knn_top1_k{k}_t{t}"], expected, atol=2e-3)  # ties have no winner
     assert values["val/knn_top1"] == values["val/knn_top1_k20_t0.1"]
     assert values["val/linear_low"] < values["val/linear_top1"] < values["val/linear_high"]
-    protocols.KNN(frozen, ks=(5,)).run(Alone())
+    protocols.KNN(frozen, ks=(5,)).run(EncoderState())
     assert len(calls) == 2 * once  # another state
 
 
 def test_wrong_input_to_protocols(clusters):
     bank, bank_labels, queries, labels = clusters
-    with pytest.raises(UserError, match="1000 neighbours are asked for, and there are 900"):
-        protocols.KNN(frozen_of(*clusters, 7)[0], ks=(5, 1000)).run(Alone())
+    with pytest.raises(UserError, match="kNN needs 1000 neighbours, but there are 900"):
+        protocols.KNN(frozen_of(*clusters, 7)[0], ks=(5, 1000)).run(EncoderState())
     few = bank_labels < 6
-    with pytest.raises(UserError, match="labels that no training image has .1 of them, such as 6"):
-        protocols.KNN(frozen_of(bank[few], bank_labels[few], queries, labels, 7)[0], ks=(5,)).run(Alone())
+    with pytest.raises(UserError, match="No training image has these labels of held-out images: 6[.]"):
+        protocols.KNN(frozen_of(bank[few], bank_labels[few], queries, labels, 7)[0], ks=(5,)).run(EncoderState())
     targets = np.ones((900, 3), np.int8)
-    with pytest.raises(UserError, match="900 and 701 images were read, and their labels count 900 and 5"):
-        protocols.SVM(frozen_of(*clusters, 0)[0], targets, targets[:5]).run(Alone())
+    with pytest.raises(UserError, match="900 training and 701 held-out images are readable, of 900 and 5"):
+        protocols.SVM(frozen_of(*clusters, 0)[0], targets, targets[:5]).run(EncoderState())
 
 
-def test_intervals_are_of_the_headline(clusters, monkeypatch):
-    """The first k and the first temperature; the probe's is of the test images, not of those that chose it."""
+def test_intervals_are_of_the_main_result(clusters, monkeypatch):
+    """The main result of kNN is that of the first k and temperature; that of the probe is on the test images."""
     *_, labels = clusters
-    right = np.random.default_rng(1).uniform(size=(2, 2, len(labels))) < np.array([[[0.9], [0.7]], [[0.5], [0.3]]])
-    monkeypatch.setattr(knn, "predict", lambda *_, **__: np.where(right, labels, -2))
+    correct = np.random.default_rng(1).uniform(size=(2, 2, len(labels))) < np.array([[[0.9], [0.7]], [[0.5], [0.3]]])
+    monkeypatch.setattr(knn, "predict", lambda *_, **__: np.where(correct, labels, -2))
     frozen, _ = frozen_of(*clusters, 7)
-    state = Alone()
+    state = EncoderState()
     values = protocols.KNN(frozen, ks=(20, 5), temperatures=(0.1, 0.5)).run(state)
-    assert (values["val/knn_low"], values["val/knn_high"]) == confidence.interval(right[0, 0])
-    shares = {name: values[f"val/knn_top1_{name}"] for name in ("k20_t0.1", "k20_t0.5", "k5_t0.1", "k5_t0.5")}
-    np.testing.assert_allclose([*shares.values()], right.mean(axis=-1).ravel())
-    assert values["val/knn_top1"] == shares["k20_t0.1"]
+    assert (values["val/knn_low"], values["val/knn_high"]) == confidence.interval(correct[0, 0])
+    accuracies = {name: values[f"val/knn_top1_{name}"] for name in ("k20_t0.1", "k20_t0.5", "k5_t0.1", "k5_t0.5")}
+    np.testing.assert_allclose([*accuracies.values()], correct.mean(axis=-1).ravel())
+    assert values["val/knn_top1"] == accuracies["k20_t0.1"]
     assert set(protocols.KNN(frozen, ks=(20,)).run(state)) == {"val/knn_top1"}
 
-    fitted = probe.Probe(np.where(right[0, 1], labels, -2), 0.1, 0.0, np.ones((5, 3)))
+    fitted = probe.Probe(np.where(correct[0, 1], labels, -2), 0.1, 0.0, np.ones((5, 3)))
     monkeypatch.setattr(probe, "fit", lambda *_, **__: fitted)
     values = protocols.LinearProbe(frozen).run(state)
-    assert values["val/linear_top1"] == right[0, 1].mean()
-    assert (values["val/linear_low"], values["val/linear_high"]) == confidence.interval(right[0, 1])
+    assert values["val/linear_top1"] == correct[0, 1].mean()
+    assert (values["val/linear_low"], values["val/linear_high"]) == confidence.interval(correct[0, 1])
 
 
-def test_online_probe_is_the_heads_classifier(clusters):
-    """Kernel and bias of the state, on held-out images."""
+def test_online_probe_uses_the_weights_of_the_state(clusters):
+    """It applies kernel and bias to held-out images."""
     *_, queries, labels = clusters
     rng = np.random.default_rng(0)
     kernel, bias = rng.standard_normal((24, 7)), 9 * rng.standard_normal(7)
-    state = Alone()
+    state = EncoderState()
     state.params = {"probe": {"kernel": kernel, "bias": bias}}
-    found = protocols.OnlineProbe(frozen_of(*clusters, 7)[0]).run(state)
-    assert found == {"val/online_top1": ((queries @ kernel + bias).argmax(axis=1) == labels).mean()}
-    assert found["val/online_top1"] != ((queries @ kernel).argmax(axis=1) == labels).mean()
+    values = protocols.OnlineProbe(frozen_of(*clusters, 7)[0]).run(state)
+    assert values == {"val/online_top1": ((queries @ kernel + bias).argmax(axis=1) == labels).mean()}
+    assert values["val/online_top1"] != ((queries @ kernel).argmax(axis=1) == labels).mean()
 
 
-def test_decay_of_the_probe_makes_it_smaller(clusters):
+def test_weight_decay_of_the_probe_shrinks_its_kernel(clusters):
     x, labels = map(jnp.asarray, clusters[:2])
     decays = np.linspace(0, 0.5, 15)
     options = {"num_classes": 7, "epochs": 3}
-    heads = probe._fit(jax.random.key(0), x[:810], labels[:810], np.full(15, 0.3), decays, **options)
-    assert (np.diff(np.linalg.norm(heads["kernel"].reshape(15, -1), axis=1)) < 0).all()
+    classifiers = probe._fit(jax.random.key(0), x[:810], labels[:810], np.full(15, 0.3), decays, **options)
+    assert (np.diff(np.linalg.norm(classifiers["kernel"].reshape(15, -1), axis=1)) < 0).all()
 
 
-def test_the_gallery_shows_the_middle_of_each_image():
-    """Of a padded canvas too: what lies below and beside the image is not shown."""
+def test_thumbnails_are_the_middle_of_the_image_without_its_padding():
     canvas = np.zeros((8, 10, 3), np.uint8)
     canvas[:4, :10] = np.arange(10)[:, None]
     mesh = sharding.make_mesh(jax.devices()[:1])
 
-    def shown(image, size, side):
-        batch = {"image": image[None], "size": np.array([size]), "mask": np.array([True])}
-        return features.gallery(lambda *_: np.zeros((1, 2), np.float32), {}, [batch], mesh, side=side)[1][0]
+    def embed(variables, batch):
+        return np.zeros((1, 2), np.float32)
 
-    assert shown(canvas, (4, 10), 64).shape == (4, 4, 3)
-    assert shown(canvas, (4, 10), 64)[0, :, 0].tolist() == [3, 4, 5, 6]
-    assert shown(canvas.transpose(1, 0, 2), (10, 4), 64)[:, 0, 0].tolist() == [3, 4, 5, 6]
-    assert shown(canvas, (4, 10), 2)[0, :, 0].tolist() == [4, 6]  # means of two: 3.5 and 5.5, rounded up
+    def thumbnail(image, size, side):
+        batch = {"image": image[None], "size": np.array([size]), "mask": np.array([True])}
+        _, thumbnails, _ = features.extract_with_thumbnails(embed, {}, [batch], mesh, side=side)
+        return thumbnails[0]
+
+    assert thumbnail(canvas, (4, 10), 64).shape == (4, 4, 3)
+    assert thumbnail(canvas, (4, 10), 64)[0, :, 0].tolist() == [3, 4, 5, 6]
+    assert thumbnail(canvas.transpose(1, 0, 2), (10, 4), 64)[:, 0, 0].tolist() == [3, 4, 5, 6]
+    assert thumbnail(canvas, (4, 10), 2)[0, :, 0].tolist() == [4, 6]  # means of two: 3.5 and 5.5, rounded up

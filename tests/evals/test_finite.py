@@ -16,9 +16,12 @@ from bt_jax.evals import accuracy, features, finite, protocols, spectrum
 class Alone:
     """A state that is an encoder, with a classifier beside it."""
 
-    params = {"probe": {"kernel": np.ones((4, 3)), "bias": np.zeros(3)}, "head": None}
+    params = {"probe": {"kernel": np.ones((4, 3)), "bias": np.zeros(3)}}
 
     def encoder(self):
+        return {}
+
+    def network(self, name):
         return {}
 
 
@@ -35,7 +38,7 @@ def embed(variables, batch):
 
 @pytest.fixture
 def frozen():
-    return lambda train, val: protocols.Frozen(
+    return lambda train, val: protocols.FrozenFeatures(
         embed, passes(9, train), passes(5, val), mesh=sharding.make_mesh(), num_classes=3, names=("train", "test[:5]")
     )
 
@@ -48,7 +51,7 @@ def test_no_protocol_makes_a_result_of_them(frozen):
             protocols.LinearProbe(frozen(*broken)),
             protocols.SVM(frozen(*broken), *targets),
             protocols.OnlineProbe(frozen(*broken)),
-            protocols.KNN(frozen(*broken).by(embed), ks=(1,)),
+            protocols.KNN(frozen(*broken).with_embed(embed), ks=(1,)),
         ):
             with pytest.raises(finite.NotFiniteError, match=f"The features of {said}.* are not finite. Take"):
                 protocol.run(Alone())
@@ -56,14 +59,22 @@ def test_no_protocol_makes_a_result_of_them(frozen):
         features.extract(embed, {}, passes(9, 3)(), sharding.make_mesh())
 
 
-def spectrum_of(eigenvalues, every_steps):
-    found, state = object.__new__(spectrum.Spectrum), Alone()
-    found._state, found.every_steps = state, every_steps
-    found._found = dict.fromkeys(spectrum.NAMES, 0.5), np.array(eigenvalues)
-    return found, state
+@pytest.fixture
+def spectrum_of(monkeypatch):
+    """spectrum_of(eigenvalues, every_steps) -> an evaluator that has measured these, and its state."""
+
+    def made(eigenvalues, every_steps):
+        evaluator = object.__new__(spectrum.Spectrum)
+        evaluator.every_steps, evaluator._batches = every_steps, lambda: []
+        evaluator._accumulate = evaluator._key = evaluator._mesh = evaluator._features = None
+        measured = dict.fromkeys(spectrum.NAMES, 0.5), np.array(eigenvalues)
+        monkeypatch.setattr(spectrum, "measure", lambda *_: measured)
+        return evaluator, Alone()
+
+    return made
 
 
-def test_the_spectrum_is_none_of_theirs():
+def test_the_spectrum_is_none_of_theirs(spectrum_of):
     found, state = spectrum_of([1.0, 0.5], 0)
     assert found.run(state) == {f"val/{name}": 0.5 for name in spectrum.NAMES}
     found, state = spectrum_of([np.nan, np.nan], 0)
@@ -74,14 +85,14 @@ def test_the_spectrum_is_none_of_theirs():
 def test_logits_that_are_not_finite_are_no_accuracy():
     """Nothing is larger than NaN: every image would count as right."""
     found = object.__new__(accuracy.Accuracy)
-    found._state, found._mesh, found._val, found.every_steps = None, sharding.make_mesh(), passes(5, 2), 7
+    found._mesh, found._val, found.every_steps = sharding.make_mesh(), passes(5, 2), 7
     found._logits = embed
     with pytest.raises(finite.NotFiniteError, match="2 of the 5 images of the held-out split"):
         found.logits(Alone())
     assert np.isnan(found.run(Alone())["val/top1"])
 
 
-def test_while_something_trains_there_is_no_number_and_a_warning(frozen, capsys):
+def test_while_something_trains_there_is_no_number_and_a_warning(frozen, spectrum_of, capsys):
     """It may pass, and the run must be able to continue."""
     spectral, state = spectrum_of([np.nan], 2)
     for evaluator, given, names in (

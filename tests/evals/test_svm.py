@@ -1,4 +1,4 @@
-"""Linear SVMs: average precision by hand and against scikit-learn, and the protocol written out a second time."""
+"""Linear SVMs: average precision by hand and against scikit-learn, and the protocol in a second implementation."""
 
 import threading
 import warnings
@@ -18,10 +18,10 @@ RANKED = np.array([1, -1, 1, 1, -1, -1, 1, -1, -1, 1])  # from the highest score
 
 
 def test_average_precision_by_hand():
-    """Five present ones at ranks 1, 3, 4, 7, 10: precisions 1, 2/3, 3/4, 4/7, 1/2 at recalls 1/5 ... 5/5.
+    """Five present images at ranks 1, 3, 4, 7, 10: precisions 1, 2/3, 3/4, 4/7, 1/2 at recalls 1/5 ... 5/5.
 
-    The highest precision at each recall or beyond it is 1, 3/4, 3/4, 4/7, 1/2. The points 0, 0.1, 0.2 fall to the
-    first, 0.3 to 0.6 to the 3/4 of two, 0.7 and 0.8 to the fourth, 0.9 and 1 to the last.
+    The highest precision at each recall or above it is 1, 3/4, 3/4, 4/7, 1/2. The points 0, 0.1, 0.2 have the first,
+    0.3 to 0.6 have 3/4, 0.7 and 0.8 have 4/7, and 0.9 and 1 have the last.
     """
     scores = np.linspace(1, 0, 10)
     area = (1 + 3 / 4 + 3 / 4 + 4 / 7 + 1 / 2) / 5
@@ -33,54 +33,54 @@ def test_average_precision_by_hand():
 
 
 def test_a_recall_of_three_tenths_reaches_the_fourth_point():
-    """Ten present ones, three of them first, then 7 absent ones, then the rest: p is 1 at 0, 0.1, 0.2 and 0.3."""
+    """Three of ten present images come first, then 7 absent ones, then the rest: p is 1 at 0, 0.1, 0.2 and 0.3."""
     targets = np.array([1] * 3 + [-1] * 7 + [1] * 7)
-    found = svm.average_precision(-np.arange(17.0), targets, points="11")
-    assert found == pytest.approx((4 * 1 + 7 * 10 / 17) / 11, abs=1e-12)
+    precision = svm.average_precision(-np.arange(17.0), targets, points="11")
+    assert precision == pytest.approx((4 * 1 + 7 * 10 / 17) / 11, abs=1e-12)
 
 
 def test_perfect_and_reversed_rankings():
     targets = np.array([1, 1, -1, -1, -1])
     for points in svm.POINTS:
         assert svm.average_precision(np.arange(5)[::-1], targets, points=points) == 1
-        # The last two of five: precisions 1/4 and 2/5, so 2/5 everywhere.
+        # The present images are the last two of five: precisions 1/4 and 2/5, so that p is 2/5 everywhere.
         assert svm.average_precision(np.arange(5), targets, points=points) == pytest.approx(0.4)
 
 
 def test_all_points_against_scikit_learn():
-    """Equal where precision never rises with recall, so that there is nothing to interpolate; never less elsewhere."""
+    """Both are equal if precision never rises with recall; otherwise ours is never less, as it interpolates."""
     falling = np.array([1, 1, -1, 1, -1, -1, 1, -1, -1, -1, -1, 1])  # precisions 1, 1, 3/4, 4/7, 5/12
     scores = -np.arange(12.0)
-    wanted = average_precision_score(falling, scores)
-    assert svm.average_precision(scores, falling, points="all") == pytest.approx(wanted, abs=1e-12)
-    rng, more = np.random.default_rng(0), 0
+    expected = average_precision_score(falling, scores)
+    assert svm.average_precision(scores, falling, points="all") == pytest.approx(expected, abs=1e-12)
+    rng, larger = np.random.default_rng(0), 0
     for _ in range(50):
         targets, scores = np.where(rng.random(40) < 0.3, 1, -1), rng.integers(0, 15, 40) / 15  # with ties
         targets[0] = 1
-        found = svm.average_precision(scores, targets, points="all")
-        below = average_precision_score(targets, scores)
-        assert found >= below - 1e-12
-        more += found > below + 1e-6
-    assert more > 40
+        interpolated = svm.average_precision(scores, targets, points="all")
+        plain = average_precision_score(targets, scores)
+        assert interpolated >= plain - 1e-12
+        larger += interpolated > plain + 1e-6
+    assert larger > 40
 
 
-def test_equal_scores_come_together():
+def test_equal_scores_are_retrieved_together():
     for order in (RANKED, RANKED[::-1]):
         for points in svm.POINTS:
             assert svm.average_precision(np.zeros(10), order, points=points) == 0.5
 
 
-def test_difficult_ones_are_not_ranked():
+def test_difficult_images_are_not_ranked():
     scores, targets = np.linspace(1, 0, 10), RANKED.copy()
     targets[1] = 0
-    kept = targets != 0
+    used = targets != 0
     for points in svm.POINTS:
-        found = svm.average_precision(scores, targets, points=points)
-        assert found == svm.average_precision(scores[kept], targets[kept], points=points)
-        assert found > svm.average_precision(scores, RANKED, points=points)
+        precision = svm.average_precision(scores, targets, points=points)
+        assert precision == svm.average_precision(scores[used], targets[used], points=points)
+        assert precision > svm.average_precision(scores, RANKED, points=points)
 
 
-def test_nothing_to_find_and_unknown_points():
+def test_no_present_image_and_unknown_points():
     assert np.isnan(svm.average_precision(np.arange(3.0), np.array([-1, 0, -1]), points="11"))
     with pytest.raises(UserError, match="'10'"):
         svm.average_precision(np.arange(3.0), np.array([-1, 1, -1]), points="10")
@@ -93,7 +93,8 @@ COSTS = (0.01, 1.0, 100.0)
 
 @pytest.fixture(scope="module")
 def noisy():
-    """Train and test features (300, 12), of any length, and targets (300, 4), one in six difficult: far from 1."""
+    """Features (300, 12) and targets (300, 4) of train and test; one target in six is difficult. The precision is far
+    from 1."""
     rng = np.random.default_rng(1)
     directions = rng.standard_normal((12, 4))
 
@@ -114,23 +115,23 @@ def machine(cost):
 
 
 def test_protocol_equals_scikit_learn_class_by_class(noisy):
-    """Cross-validated cost, refit on all of train, difficult ones out of train and test: each step in another way."""
+    """A second implementation: cross-validation, a fit on all training images, difficult images left out of both."""
     features, targets, test, test_targets = noisy
-    found = svm.mean_average_precision(*noisy, costs=COSTS, points="all")
+    result = svm.mean_average_precision(*noisy, costs=COSTS, points="all")
     features, test = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (features, test))
     precisions, chosen = [], []
     for k in range(4):
-        kept, test_kept = targets[:, k] != 0, test_targets[:, k] != 0
-        x, y = features[kept], targets[kept, k]
+        used, test_used = targets[:, k] != 0, test_targets[:, k] != 0
+        x, y = features[used], targets[used, k]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             folds = [cross_val_score(machine(c), x, y, cv=3, scoring="average_precision").mean() for c in COSTS]
             chosen.append(COSTS[int(np.argmax(folds))])
-            scores = machine(chosen[-1]).fit(x, y).decision_function(test[test_kept])
-        precisions.append(svm.average_precision(scores, test_targets[test_kept, k], points="all"))
-    assert found["costs"] == chosen and len(set(chosen)) > 1, "the classes are to differ in cost"
-    np.testing.assert_allclose(found["per_class"], precisions, atol=2e-3)  # float32 unit lengths; a swap of ranks
-    assert found["map"] == pytest.approx(np.mean(found["per_class"])) and 0.3 < found["map"] < 0.9
+            scores = machine(chosen[-1]).fit(x, y).decision_function(test[test_used])
+        precisions.append(svm.average_precision(scores, test_targets[test_used, k], points="all"))
+    assert result["costs"] == chosen and len(set(chosen)) > 1, "the classes must have different costs"
+    np.testing.assert_allclose(result["per_class"], precisions, atol=2e-3)  # float32 can swap two ranks
+    assert result["map"] == pytest.approx(np.mean(result["per_class"])) and 0.3 < result["map"] < 0.9
 
 
 @pytest.mark.parametrize("points", svm.POINTS)
@@ -142,15 +143,15 @@ def test_separable_classes_give_one(points):
         return targets + 0.1 * rng.standard_normal((n, 3)), targets
 
     lines = []
-    found = svm.mean_average_precision(*draw(60), *draw(40), points=points, progress=lines.append)
-    assert found["map"] == 1 and found["per_class"] == [1, 1, 1] and set(found["costs"]) <= set(svm.COSTS)
+    result = svm.mean_average_precision(*draw(60), *draw(40), points=points, progress=lines.append)
+    assert result["map"] == 1 and result["per_class"] == [1, 1, 1] and set(result["costs"]) <= set(svm.COSTS)
     assert [line.partition(":")[0] for line in lines] == ["SVM 1/3", "SVM 2/3", "SVM 3/3"]
 
 
 @pytest.mark.parametrize("split", [1, 3])
 def test_difficult_images_count_in_neither_split(noisy, split):
-    """What a difficult image looks like does not matter, and calling it absent or present does."""
-    arguments = [a[:, :1] if a.shape[1] == 4 else a for a in noisy]  # one class, so that its rows can change
+    """The features of a difficult image have no influence. With another target, they would have one."""
+    arguments = [a[:, :1] if a.shape[1] == 4 else a for a in noisy]  # a single class: other classes use these images
     plain = svm.mean_average_precision(*arguments, costs=(1.0,))["map"]
     difficult = arguments[split][:, 0] == 0
     moved = [a.copy() for a in arguments]
@@ -164,17 +165,17 @@ def test_difficult_images_count_in_neither_split(noisy, split):
 
 def test_classes_without_images_are_left_out(noisy):
     features, targets, test, test_targets = (a.copy() for a in noisy)
-    wanted = svm.mean_average_precision(features, targets[:, 3:], test, test_targets[:, 3:], costs=(1.0,))
+    expected = svm.mean_average_precision(features, targets[:, 3:], test, test_targets[:, 3:], costs=(1.0,))
     targets[targets[:, 0] == 1, 0] = -1
     test_targets[test_targets[:, 1] == 1, 1] = 0
-    one = np.flatnonzero(targets[:, 2] == 1)[1:]  # one is left, which no two folds can share
-    targets[one, 2] = -1
+    all_but_one = np.flatnonzero(targets[:, 2] == 1)[1:]  # one image with the class is too few for two folds
+    targets[all_but_one, 2] = -1
     lines = []
-    found = svm.mean_average_precision(features, targets, test, test_targets, costs=(1.0,), progress=lines.append)
-    assert np.isnan(found["per_class"][:3]).all() and np.isnan(found["costs"][:3]).all()
-    assert found["map"] == found["per_class"][3] == wanted["map"]
+    result = svm.mean_average_precision(features, targets, test, test_targets, costs=(1.0,), progress=lines.append)
+    assert np.isnan(result["per_class"][:3]).all() and np.isnan(result["costs"][:3]).all()
+    assert result["map"] == result["per_class"][3] == expected["map"]
     assert ["left out" in line for line in lines] == [True, True, True, False]
-    with pytest.raises(UserError, match="no class"):
+    with pytest.raises(UserError, match="^No class"):
         svm.mean_average_precision(features, targets[:, :3], test, test_targets[:, :3], costs=(1.0,))
 
 
@@ -183,23 +184,23 @@ def test_two_images_of_a_class_make_two_folds(noisy):
     targets[np.flatnonzero(targets[:, 0] == 1)[2:], 0] = -1
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # scikit-learn warns of folds without an image of the class
-        found = svm.mean_average_precision(features, targets[:, :1], test, test_targets[:, :1], costs=(1.0,))
-    assert 0 < found["map"] < 1
+        result = svm.mean_average_precision(features, targets[:, :1], test, test_targets[:, :1], costs=(1.0,))
+    assert 0 < result["map"] < 1
 
 
-def test_unconverged_fits_are_counted_and_silent(noisy, monkeypatch):
+def test_unconverged_fits_are_counted_without_a_warning(noisy, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert svm.mean_average_precision(*noisy, costs=(0.01,))["unconverged"] == 0
         monkeypatch.setattr(svm, "MAX_ITER", 2)
-        found = svm.mean_average_precision(*noisy, costs=(100.0, 1000.0))
-    assert found["unconverged"] == 4 * (2 * 3 + 1)
+        result = svm.mean_average_precision(*noisy, costs=(100.0, 1000.0))
+    assert result["unconverged"] == 4 * (2 * 3 + 1)
 
 
-def test_threads_do_not_disturb_each_other(noisy, monkeypatch):
-    """Unconverged fits show the order in which liblinear visits the images, which it draws from one generator."""
+def test_threads_have_no_influence_on_the_result(noisy, monkeypatch):
+    """An unconverged fit depends on the order in which liblinear visits the images, from its one random generator."""
     monkeypatch.setattr(svm, "MAX_ITER", 5)
-    rows = [np.tile(a, (10, 1)) for a in noisy]  # a fit takes long enough to be met by another
+    rows = [np.tile(a, (10, 1)) for a in noisy]  # a fit takes so long that others would run at the same time
 
     def evaluate(seed):
         return svm.mean_average_precision(*rows, costs=(100.0,), seed=seed)["per_class"]
@@ -218,5 +219,5 @@ def test_threads_do_not_disturb_each_other(noisy, monkeypatch):
 def test_features_that_are_not_finite(noisy):
     features, targets, test, test_targets = (a.copy() for a in noisy)
     test[7, 3] = np.nan
-    with pytest.raises(UserError, match="1 of the 300 images of test are not finite"):
+    with pytest.raises(UserError, match="1 of the 300 test images are not finite"):
         svm.mean_average_precision(features, targets, test, test_targets)

@@ -1,4 +1,4 @@
-"""The networks compute what torchvision's and the reference's do, at any precision, width and number of devices."""
+"""The networks compute the same as torchvision's and the reference's, at any precision, width and number of devices."""
 
 import zlib
 
@@ -13,15 +13,16 @@ from bt_jax.messages import UserError
 from bt_jax.models.batch_norm import BatchNorm
 from bt_jax.objectives import barlow_twins
 
-# Float64 on both sides, so only the order of sums differs. Eval mode measures 2e-15. In train mode the statistics of
-# layer4 come from 2 to 36 numbers and amplify the rounding of all layers before: 2e-12 at resnet101, 2e-13 at resnet50.
+# Both sides compute in float64: only the order of sums differs. In eval mode, the measured error is 2e-15. In train
+# mode, the statistics of layer4 are those of 2 to 36 numbers, and amplify the rounding of all layers before: 2e-12 for
+# resnet101, 2e-13 for resnet50.
 PARITY = {"eval": 1e-13, "train": 2e-11}
 
 TINY = {"small_images": True, "width": 0.125}  # 8 to 64 channels
 
 
 def rule(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """The fixtures' weights: a function of the state-dict key, so that none are stored."""
+    """The weights of the fixtures: a function of the state-dict key, so that no weights have to be stored."""
     generator = np.random.default_rng([zlib.crc32(name.encode()), seed])
     if name.endswith("running_var"):
         return generator.uniform(0.5, 1.5, shape)
@@ -38,7 +39,7 @@ def abstract(net: models.Net):
 
 
 def torch_weights(net: models.Net, seed: int, prefix: str = "") -> dict[str, np.ndarray]:
-    """A float64 state dict of the network by the rule."""
+    """A float64 state dict of the network, with the weights of `rule`."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), abstract(net))
     if net.arch == "projector":
         state_dict = convert.projector_to_torch(zeros, prefix=prefix)
@@ -49,7 +50,7 @@ def torch_weights(net: models.Net, seed: int, prefix: str = "") -> dict[str, np.
 
 @pytest.fixture(scope="module")
 def tiny_variables() -> dict:
-    """Float32 variables of resnet18 with TINY, by the rule: `init` would compile for seconds."""
+    """Float32 variables of resnet18 with TINY, by `rule`: a compilation of `init` would take seconds."""
     weights = torch_weights(models.build("resnet18", **TINY), seed=0)
     return jax.tree.map(jnp.float32, convert.from_torch(weights, arch="resnet18"))
 
@@ -62,7 +63,7 @@ def relative_error(actual, expected) -> float:
     "arch",
     ["resnet18", "resnet50", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("resnet34", "resnet101"))],
 )
-def test_backbone_is_torchvisions_at_every_stage(arch, fixtures):
+def test_backbone_equals_torchvision_at_every_stage(arch, fixtures):
     with np.load(fixtures / "backbones.npz") as file:
         saved = {key.removeprefix(f"{arch}/"): file[key] for key in file if key.startswith((f"{arch}/", "seed"))}
     seed = int(saved["seed"])
@@ -91,17 +92,18 @@ def test_backbone_is_torchvisions_at_every_stage(arch, fixtures):
 
 
 def test_projector_on_backbone_gives_the_references_first_loss(fixtures):
-    """The reference's whole model: its training trajectory starts at this loss."""
+    """It is the whole model of the reference, whose training trajectory starts at this loss."""
     saved = np.load(fixtures / "trajectory.npz")
-    seed = 20  # of backbones.npz; the fixtures share it
+    seed = 20  # of all fixtures, such as backbones.npz
     x = np.random.default_rng([seed, 11]).standard_normal((8, 2, 16, 3, 32, 32))[0].transpose(0, 1, 3, 4, 2)
     x[1] = 0.8 * x[0] + 0.6 * x[1]
     with jax.enable_x64(True):
         backbone = models.build("resnet18", dtype=jnp.float64)
         projector = models.build_projector(512, (64, 64, 64), dtype=jnp.float64)
         variables = convert.from_torch(torch_weights(backbone, seed, "backbone."), arch="resnet18")
-        head = convert.projector_from_torch(torch_weights(projector, seed, "projector."))
-        z1, z2 = (projector.apply(head, backbone.apply(variables, view, train=True)[0], train=True)[0] for view in x)
+        weights = convert.projector_from_torch(torch_weights(projector, seed, "projector."))
+        h = [backbone.apply(variables, view, train=True)[0] for view in x]
+        z1, z2 = (projector.apply(weights, features, train=True)[0] for features in h)
         loss, _ = barlow_twins.barlow_twins(z1, z2, lambd=float(saved["lambda"]))
     assert relative_error(loss, saved["loss"][0]) < PARITY["train"]
 
@@ -165,7 +167,7 @@ def test_spatial_sizes(options, size, heights):
     assert stages["features"].shape == (2, 512)
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32(tiny_variables):
+def test_bfloat16_networks_have_float32_parameters_and_features(tiny_variables):
     full, half = models.build("resnet18", **TINY), models.build("resnet18", dtype=jnp.bfloat16, **TINY)
     assert {leaf.dtype for leaf in jax.tree.leaves(abstract(half))} == {jnp.dtype("float32")}
     images = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
@@ -175,17 +177,17 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(tiny_variables):
     assert {leaf.dtype for leaf in jax.tree.leaves(batch_stats)} == {jnp.dtype("float32")}
     h, expected = jax.jit(lambda v, x: full.apply(v, x, train=True))(tiny_variables, images)
     assert jax.tree.structure(batch_stats) == jax.tree.structure(expected)
-    # A bfloat16 has 8 bits: 2^-9 a rounding, some 40 of them in a row here; a wrong statistic would be off by its size.
+    # A bfloat16 has 8 bits: each of about 40 successive roundings is up to 2^-9. A wrong statistic has an error near 1.
     assert relative_error(stages["features"], h) < 0.1
     assert jax.eval_shape(lambda v, x: half.apply(v, x, train=False), tiny_variables, images).dtype == jnp.float32
 
 
-def test_init_is_torchs():
+def test_init_equals_torch():
     net = models.build("resnet18", **TINY)
     kernel = jax.jit(lambda key: net.init(key)["params"]["layer4"]["block1"]["conv2"]["kernel"])(jax.random.key(0))
     kernel = np.asarray(kernel)
     assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)  # 37k values: 5 standard errors
-    assert np.abs(kernel).max() > 3 * kernel.std()  # normal, neither truncated nor uniform
+    assert np.abs(kernel).max() > 3 * kernel.std()  # the distribution is normal, neither truncated nor uniform
     params = models.build_projector(256, (64,), bias=True).init(jax.random.key(0))["params"]
     for leaf in jax.tree.leaves(params):
         assert 0.8 / 16 < np.abs(leaf).max() <= 1 / 16  # U(-1/sqrt(256), 1/sqrt(256))
@@ -200,13 +202,13 @@ def test_zero_init_residual_starts_the_last_scale_of_a_block_at_zero(arch, last)
             block = net.init(key)["params"]["layer3"]["block1"]
             return {name: layer["scale"] for name, layer in block.items() if name.startswith("bn")}
 
-        # Under jit, what is not returned is not drawn.
+        # jit removes the random numbers that are not returned.
         for name, scale in jax.jit(scales)(jax.random.key(0)).items():
             assert (scale == (0 if zero and name == last else 1)).all(), name
 
 
 @pytest.mark.parametrize("shape", [(64, 5), (4, 4, 4, 5)])
-def test_batch_norm_and_its_gradient_are_the_two_pass_ones(shape):
+def test_batch_norm_and_its_gradient_equal_two_passes(shape):
     x = jax.random.normal(jax.random.key(0), shape) * 2 + 3
     weights = jax.random.normal(jax.random.key(1), shape)
 
@@ -222,14 +224,14 @@ def test_batch_norm_and_its_gradient_are_the_two_pass_ones(shape):
 
 @pytest.mark.parametrize("shape", [(64, 5), (4, 4, 4, 5)])
 def test_batch_variance_survives_a_large_mean(shape):
-    """Without a shift, E[x^2] - E[x]^2 in float32 would be wrong here by more than the variance itself."""
+    """Without a shift, the float32 error of E[x^2] - E[x]^2 would be larger than the variance."""
     noise = np.random.default_rng(0).standard_normal(shape)
     layer = BatchNorm(5)
-    if len(shape) == 4:  # feature maps rely on the running mean; here it lags by 6 deviations
+    if len(shape) == 4:  # feature maps use the running mean, which lags by 6 deviations
         layer.mean[...] = jnp.full((5,), 4090.0)
     actual = layer(jnp.asarray(noise + 4096, jnp.float32), train=True)
     axes = tuple(range(len(shape) - 1))
-    # Rounding x itself to float32 at 4096 moves it by up to 2.5e-4.
+    # The rounding of x to float32 at 4096 is up to 2.5e-4.
     np.testing.assert_allclose(actual, (noise - noise.mean(axes)) / noise.std(axes), atol=2e-3)
 
 
@@ -242,14 +244,14 @@ def test_one_value_for_a_channel_has_no_statistics():
 def test_sharded_batch_gives_the_numbers_of_one_device(tiny_variables):
     net = models.build("resnet18", **TINY)
     images = jax.random.normal(jax.random.key(1), (16, 8, 8, 3))
-    images += jnp.arange(16).reshape(-1, 1, 1, 1)  # the devices hold different means
+    images += jnp.arange(16).reshape(-1, 1, 1, 1)  # the devices have different means
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     step = jax.jit(lambda v, x: net.apply(v, x, train=True))
     expected = step(tiny_variables, images)
     actual = step(jax.device_put(tiny_variables, whole), jax.device_put(images, rows))
     assert actual[0].sharding.is_equivalent_to(rows, ndim=2)
-    # Float32 and another order of sums, through 20 layers with batch statistics.
+    # The order of float32 sums differs, in 20 layers with batch statistics.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
 
 
@@ -268,7 +270,7 @@ def test_gradients_trace_under_jit_and_checkpoint():
     assert shapes == jax.tree.map(lambda leaf: leaf.shape, variables)
 
 
-def test_a_net_is_rebuilt_from_its_record():
+def test_a_net_is_rebuilt_from_its_options():
     net = models.build("resnet34", dtype=jnp.bfloat16, **TINY)
     assert abstract(models.build(net.arch, **net.options)) == abstract(net)
     projector = models.build_projector(8, (4, 2), bias=True)

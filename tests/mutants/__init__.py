@@ -1,1 +1,1 @@
-"""Proves that the tests can fail: plants small faults in bt_jax one at a time and runs the tests that should notice."""
+"""Proves that the tests can fail: plants small faults in bt_jax and runs the tests that must fail on them."""

@@ -1,13 +1,14 @@
-"""Plants faults one at a time in a copy of the tree and runs the tests that should notice.
+"""Plants faults one at a time in a copy of the repository and runs the tests that must fail on them.
 
     python -m tests.mutants                   # all faults: 20 to 30 minutes of one core
-    python -m tests.mutants NAME ...          # these, or all of a subject: "loss" takes loss-sign, loss-eps, ...
-    python -m tests.mutants --list            # what is planted where, and which files have no fault
+    python -m tests.mutants NAME ...          # these faults, or all of a subject: "loss" is loss-sign, loss-eps, ...
+    python -m tests.mutants --list            # prints the faults of every file, and the files without a fault
 
-Exit status 0: every fault was noticed; 1: one was not, or is stale, or its tests fail without it.
+Exit status 0: the tests notice every fault. 1: they miss one, one is stale, or a test fails without a fault.
 """
 
 import argparse
+import collections
 import os
 import re
 import shutil
@@ -22,29 +23,29 @@ from .fault import CODE, Fault, StaleError, nodes, planted
 from .faults import FAULTS
 
 ROOT = Path(__file__).parents[2]
-LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs")
-SECONDS = 300  # for the tests of one fault
+NOT_COPIED = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs")
+SECONDS = 300  # limit for the tests of one fault
 NOTICED = "noticed"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a fault, or a subject")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="name of a fault, or a subject")
     parser.add_argument("--list", action="store_true", help="print the faults and run nothing")
-    parser.add_argument("--trust", action="store_true", help="do not run the tests without faults first")
+    parser.add_argument("--trust", action="store_true", help="skip the run of the tests without faults")
     options = parser.parse_args(arguments)
-    chosen = [fault for fault in FAULTS if not options.names or asked(fault.name, options.names)]
+    chosen = [fault for fault in FAULTS if not options.names or is_selected(fault.name, options.names)]
     if not chosen:
-        print(f"No fault is named {', '.join(options.names)}; --list shows all.", file=sys.stderr)
+        print(f"No fault is named {', '.join(options.names)}. See --list.", file=sys.stderr)
         return 1
     if options.list:
-        return show(chosen)
+        return print_faults(chosen)
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         tree = Path(scratch) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
-        environment = surroundings(Path(scratch) / "xla")
-        if not options.trust and not sound(chosen, tree, environment):
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        environment = test_environment(Path(scratch) / "xla")
+        if not options.trust and not pass_without_faults(chosen, tree, environment):
             return 1
         results = []
         for fault in chosen:
@@ -56,56 +57,56 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any(result != NOTICED for _, result, _ in results))
 
 
-def asked(name: str, names: list[str]) -> bool:
-    """Whether a fault is named, or its subject."""
-    return any(f"{name}-".startswith(f"{each}-") for each in names)
+def is_selected(name: str, names: list[str]) -> bool:
+    """True if `names` has the fault or its subject."""
+    return any(f"{name}-".startswith(f"{part}-") for part in names)
 
 
-def surroundings(cache: Path) -> dict[str, str]:
-    """The environment of the tests: one cache of compiled programs for all runs, data that lies beside the tree. What
-    is set already stays."""
+def test_environment(cache: Path) -> dict[str, str]:
+    """The environment of the tests: one cache of compiled programs for all runs, and data beside the repository.
+
+    Variables of this process have priority.
+    """
     shared = ROOT.parent / "shared"
     data = {"BT_JAX_FIXTURES": shared / "fixtures", "TFDS_DATA_DIR": shared / "tfds"}
-    wanted = {name: str(path) for name, path in data.items() if path.is_dir()}
-    wanted |= {"BT_JAX_TEST_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    wanted |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    return wanted | os.environ
+    added = {name: str(path) for name, path in data.items() if path.is_dir()}
+    added |= {"BT_JAX_TEST_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    added |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    return added | os.environ
 
 
-def sound(faults: list[Fault], tree: Path, environment: dict[str, str]) -> bool:
-    """Whether all tests pass without a fault: one that fails anyway notices nothing."""
-    wanted = set()
+def pass_without_faults(faults: list[Fault], tree: Path, environment: dict[str, str]) -> bool:
+    """True if all tests pass without a fault. A test that always fails proves nothing."""
+    tests = set()
     for fault in faults:
         try:
-            wanted |= set(nodes(fault, tree))
+            tests |= set(nodes(fault, tree))
         except StaleError:
-            continue  # which its own run reports
+            continue  # `outcome` reports it
     began = time.monotonic()
     try:
-        done = pytest(sorted(wanted), tree, environment, seconds=SECONDS * 10)
+        done = pytest(sorted(tests), tree, environment, seconds=SECONDS * 10)
     except subprocess.TimeoutExpired:
-        print(f"{len(wanted)} tests without a fault: not finished within {SECONDS * 10} s")
+        print(f"{len(tests)} tests without a fault: not finished within {SECONDS * 10} s.")
         return False
-    print(
-        f"{len(wanted)} tests without a fault: status {done.returncode}, {time.monotonic() - began:.0f} s", flush=True
-    )
+    print(f"{len(tests)} tests without a fault: status {done.returncode}, {time.monotonic() - began:.0f} s", flush=True)
     if done.returncode:
         print(done.stdout[-3000:])
     return done.returncode == 0
 
 
 def outcome(fault: Fault, tree: Path, environment: dict[str, str]) -> str:
-    """Plants the fault, runs its tests and takes it out again."""
+    """Plants the fault, runs its tests and removes the fault."""
     try:
         path, changed = planted(fault, tree)
-        wanted = nodes(fault, tree)
+        tests = nodes(fault, tree)
     except StaleError as error:
         print(f"  {error}")
         return "STALE"
     before = path.read_text()
     path.write_text(changed)
     try:
-        done = pytest(["-x", *wanted], tree, environment, seconds=SECONDS)
+        done = pytest(["-x", *tests], tree, environment, seconds=SECONDS)
     except subprocess.TimeoutExpired:
         return "HUNG"
     finally:
@@ -119,7 +120,7 @@ def outcome(fault: Fault, tree: Path, environment: dict[str, str]) -> str:
 
 
 def pytest(arguments: list[str], tree: Path, environment: dict[str, str], *, seconds: float):
-    """Runs tests of the tree; ends what they have started, too, where they take longer than they may."""
+    """Runs tests of a tree. On a timeout, kills them with the processes that they started."""
     running = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
         cwd=tree,
@@ -130,16 +131,16 @@ def pytest(arguments: list[str], tree: Path, environment: dict[str, str], *, sec
         start_new_session=True,
     )
     try:
-        said, _ = running.communicate(timeout=seconds)
+        output, _ = running.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         raise
-    return subprocess.CompletedProcess(running.args, running.returncode, said)
+    return subprocess.CompletedProcess(running.args, running.returncode, output)
 
 
-def show(faults: list[Fault]) -> int:
-    """Prints the faults by file, and the files without one."""
+def print_faults(faults: list[Fault]) -> int:
+    """Prints the faults of every file, and the files without a fault."""
     by_file: dict[str, list[Fault]] = {
         path.relative_to(ROOT).as_posix(): [] for path in sorted((ROOT / CODE[0]).rglob("*.py")) if path.stat().st_size
     }
@@ -149,17 +150,17 @@ def show(faults: list[Fault]) -> int:
         except StaleError as error:
             file = f"stale: {error}"
         by_file.setdefault(file, []).append(fault)
-    for file, found in by_file.items():
-        print(file if found else f"{file}: none")
-        for fault in found:
+    for file, planted_here in by_file.items():
+        print(file if planted_here else f"{file}: none")
+        for fault in planted_here:
             print(f"  {fault.name:28} {fault.where}: {' '.join(fault.old.split())!r} -> {fault.new!r}")
     print(f"{len(faults)} faults")
     return 0
 
 
 def table(results: list[tuple[Fault, str, float]]) -> str:
-    """How many of each outcome, and the names of those that were not noticed."""
-    counts = {result: sum(each == result for _, each, _ in results) for result in {each for _, each, _ in results}}
+    """The number of faults per outcome, and the faults that no test noticed."""
+    counts = collections.Counter(result for _, result, _ in results)
     lines = ["", f"{len(results)} faults, {sum(seconds for *_, seconds in results):.0f} s"]
     lines += [f"  {count:4} {result}" for result, count in sorted(counts.items())]
     lines += [f"{result}: {fault.name} in {fault.where}" for fault, result, _ in results if result != NOTICED]

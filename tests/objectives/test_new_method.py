@@ -1,4 +1,4 @@
-"""A method that no file of the package knows: in training, checkpoints, log, report and plan."""
+"""A method from outside of the package: in training, checkpoints, log, report and plan."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ OPTIM = {"name": "lars", "lr_weights": 0.3, "lr_biases": 1e-3, "warmup_epochs": 
 
 
 def trained(devices, steps, views_of):
-    """The states after each of `steps`, on so many devices."""
+    """(states and metrics after every step, layout of the state), on a number of devices."""
     objective, mesh = new_method.Everything(), sharding.make_mesh(jax.devices()[:devices])
     heads = {
         "projector": models.build_projector(invariance.OneConv.feature_dim, (16, 8)),
@@ -47,21 +47,21 @@ def trained(devices, steps, views_of):
     return states, layout
 
 
-def drawn(number):
+def random_views(number):
     return list(np.random.default_rng(number).standard_normal((2, 8, 8, 8, 3)).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
 def on_two():
-    return trained(2, 4, drawn)
+    return trained(2, 4, random_views)
 
 
 def test_it_trains_alike_on_one_device_and_two(on_two):
-    """float32, and sums in another order: 1e-5 after four steps."""
+    """The order of float32 sums differs: 1e-5 after four steps."""
     states, layout = on_two
-    (alone, _) = trained(1, 4, drawn)
-    for (one, told), (two, told_too) in zip(alone, states, strict=True):
-        np.testing.assert_allclose(told["train/loss"], told_too["train/loss"], rtol=1e-5)
+    (alone, _) = trained(1, 4, random_views)
+    for (one, metrics), (two, metrics_of_two) in zip(alone, states, strict=True):
+        np.testing.assert_allclose(metrics["train/loss"], metrics_of_two["train/loss"], rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.memory, two.memory)
     assert layout.memory["bank"].spec == layout.memory["halves"].spec == jax.sharding.PartitionSpec("data")
     assert layout.memory["queue"].is_fully_replicated
@@ -70,22 +70,23 @@ def test_it_trains_alike_on_one_device_and_two(on_two):
     assert np.abs(memory["bank"][:16]).min(axis=1).max() > 0 and not memory["bank"][16:].any()
 
 
-def test_its_prototypes_are_frozen_for_an_epoch_and_keep_length_one(on_two):
+def test_its_prototypes_are_frozen_for_an_epoch_and_have_length_one(on_two):
     states = [state for state, _ in on_two[0]]
     kernels = [state.params["prototypes"]["fc0"]["kernel"] for state in states]
-    np.testing.assert_array_equal(kernels[0], kernels[1])  # two steps are an epoch
+    np.testing.assert_array_equal(kernels[0], kernels[1])  # an epoch has two steps
     assert np.abs(kernels[2] - kernels[1]).max() > 1e-4
     for kernel in kernels:
         np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1, rtol=1e-6)
 
 
-def test_a_step_that_is_not_finite_moves_no_memory(on_two):
-    bad = trained(2, 3, lambda number: drawn(number) if number < 2 else [np.full((8, 8, 8, 3), np.nan, np.float32)] * 2)
-    (before, _), (after, told) = bad[0][1:]
-    assert told["train/bad_steps"] == 1 and int(after.step) == 3
+def test_a_step_that_is_not_finite_does_not_change_the_memory(on_two):
+    not_finite = [np.full((8, 8, 8, 3), np.nan, np.float32)] * 2
+    states, _ = trained(2, 3, lambda number: random_views(number) if number < 2 else not_finite)
+    (before, _), (after, metrics) = states[1:]
+    assert metrics["train/bad_steps"] == 1 and int(after.step) == 3
     jax.tree.map(np.testing.assert_array_equal, before.memory, after.memory)
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), on_two[0][1][0].memory, on_two[0][2][0].memory)
-    assert moved["queue"] and moved["epoch"] and moved["halves"]  # a finite third step would have moved them
+    changes = jax.tree.map(lambda a, b: bool((a != b).any()), on_two[0][1][0].memory, on_two[0][2][0].memory)
+    assert changes["queue"] and changes["epoch"] and changes["halves"]  # a finite third step changes them
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,9 @@ def config(tiny_arch, one_device, compiled_quickly):
 
 
 def test_it_is_saved_resumed_and_reported(config, tmp_path, capsys):
-    """Stopped in the middle and resumed, every array and number is that of the run that was not."""
+    """Every array and number of a resumed run equals that of an uninterrupted run."""
     pretrain.run(config, str(tmp_path / "whole"))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     pretrain.run(changed(config, stop_after_steps=3), str(tmp_path / "resumed"))
     pretrain.run(changed(config, stop_after_steps=0), str(tmp_path / "resumed"))
     assert without_speeds(tmp_path / "whole") == without_speeds(tmp_path / "resumed")
@@ -107,12 +108,12 @@ def test_it_is_saved_resumed_and_reported(config, tmp_path, capsys):
         )
         assert jax.tree.leaves(whole)
         jax.tree.map(np.testing.assert_array_equal, whole, resumed)
-    assert "agreement" in said.split("step 8/8")[1]
+    assert "agreement" in output.split("step 8/8")[1]
     assert "Agreement of prediction and target" in (tmp_path / "whole" / "report.html").read_text()
 
 
-def test_it_is_planned(config):
+def test_the_plan_estimates_it(config):
     mesh = sharding.make_mesh(jax.devices()[:2])
     _, state, _ = estimate.compile_step(config, mesh)
-    assert state.memory["bank"].shape == (1_282_048, 8)  # ImageNet's images, rounded up to a multiple of 1024
+    assert state.memory["bank"].shape == (1_282_048, 8)  # number of ImageNet's images, rounded up by 1024
     assert state.memory["bank"].sharding.spec == jax.sharding.PartitionSpec("data")

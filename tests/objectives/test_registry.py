@@ -1,4 +1,4 @@
-"""Every method: its loss and gradients against the numbers of official codes, and what a config may ask for."""
+"""Every method: its loss and gradients against the numbers of official codes, and its keys in a config."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from bt_jax.objectives import registry
 from bt_jax.objectives.barlow_twins import BarlowTwins
 from bt_jax.objectives.vicreg import VICReg
 
-SECTIONS = {"barlow_twins": "barlow"}  # of the fixtures, where it is not the method's name
+SECTIONS = {"barlow_twins": "barlow"}  # sections of the fixtures with another name than the method
 
 
 @pytest.fixture(scope="module")
@@ -30,46 +30,47 @@ def test_loss_and_gradients_equal_the_official_codes(numbers, name):
         inputs = {key: jnp.asarray(numbers[f"{section}/{key}"]) for key in gradients}
         assert inputs and all(each.dtype == jnp.float64 for each in inputs.values())
         function = jax.jit(jax.value_and_grad(lambda inputs: bt_jax.objectives.evaluate_loss(name, inputs)[0]))
-        loss, found = function(inputs)
+        loss, gradient = function(inputs)
         np.testing.assert_allclose(loss, numbers[f"{section}/loss"], rtol=1e-13)
-        for key, wanted in gradients.items():
-            np.testing.assert_allclose(found[key], wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+        for key, expected in gradients.items():
+            np.testing.assert_allclose(gradient[key], expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
 def test_supervised_by_hand():
-    """Cross-entropy and its gradient in float64; an image without a label does not count."""
+    """The cross-entropy and its gradient in float64; an image without a label does not count."""
     rng = np.random.default_rng(0)
     logits, labels = rng.standard_normal((6, 5)), np.array([0, 4, -1, 2, 2, 1])
     known = labels >= 0
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    wanted = -log_p[known, labels[known]].mean()
-    gradient = np.where(known[:, None], np.exp(log_p) - np.eye(5)[labels], 0) / known.sum()
+    expected = -log_p[known, labels[known]].mean()
+    expected_gradient = np.where(known[:, None], np.exp(log_p) - np.eye(5)[labels], 0) / known.sum()
     with jax.enable_x64(True):
 
         def loss(logits):
             return registry.evaluate_loss("supervised", {"logits": logits, "labels": jnp.asarray(labels)})
 
-        (value, metrics), found = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logits))
-        np.testing.assert_allclose(value, wanted, rtol=1e-13)
-        np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-14)
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logits))
+        np.testing.assert_allclose(value, expected, rtol=1e-13)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=1e-14)
         assert metrics["top1"] == np.mean(logits.argmax(axis=1)[known] == labels[known])
 
 
 @pytest.mark.parametrize("n, d", [(6, 9), (9, 6)])
 def test_vicreg_by_hand(n, d):
-    """Both products give the covariance; NumPy makes the whole matrix."""
+    """The loss uses the smaller of two products; NumPy computes the covariance matrix."""
     rng = np.random.default_rng(0)
     z1, z2 = rng.standard_normal((2, n, d)) * rng.uniform(0.1, 2, d)
     covariances = [np.cov(z.T) for z in (z1, z2)]
-    wanted = {
+    expected = {
         "invariance": ((z1 - z2) ** 2).mean(),
         "variance": np.mean([np.maximum(0, 1 - np.sqrt(np.diag(c) + 1e-4)) for c in covariances]),
         "covariance": sum((c[~np.eye(d, dtype=bool)] ** 2).sum() / d for c in covariances),
     }
     with jax.enable_x64(True):
         loss, terms = registry.evaluate_loss("vicreg", {"z1": jnp.asarray(z1), "z2": jnp.asarray(z2)}, covariance=3.0)
-        assert {name: pytest.approx(value, rel=1e-12) for name, value in wanted.items()} == terms
-        assert loss == pytest.approx(25 * wanted["invariance"] + 25 * wanted["variance"] + 3 * wanted["covariance"])
+        assert {name: pytest.approx(value, rel=1e-12) for name, value in expected.items()} == terms
+        weighted = 25 * expected["invariance"] + 25 * expected["variance"] + 3 * expected["covariance"]
+        assert loss == pytest.approx(weighted)
 
 
 def test_the_method_of_the_config_is_built():
@@ -81,16 +82,16 @@ def test_the_method_of_the_config_is_built():
     assert registry.build(config.objective) == VICReg(variance=9.0)
 
 
-def test_a_config_of_the_defaults_has_every_key():
-    """The keys of Barlow Twins are written down twice: configs are read without JAX."""
+def test_the_default_config_has_every_key():
+    """The keys of Barlow Twins are in two places, because configs are read without JAX."""
     assert config_keys.pretrain().objective.to_dict() == {"name": "barlow_twins"} | registry.keys("barlow_twins")
 
 
-def test_a_method_that_is_not_there():
+def test_an_unknown_method_and_unknown_keys():
     config = config_keys.pretrain()
     config.objective.name = "barlow"
     with pytest.raises(UserError, match="Choose from barlow_twins, "):
         registry.build(config.objective)
     config.objective.name = "vicreg"
-    with pytest.raises(UserError, match="has form, lambd, two_passes, which vicreg does not take"):
+    with pytest.raises(UserError, match="has form, lambd, two_passes, which vicreg does not use"):
         registry.build(config.objective)

@@ -1,4 +1,4 @@
-"""The supervised baseline: a method without a projector, whose labels are part of its loss."""
+"""The supervised baseline: a method without a projector, with labels in its loss."""
 
 import json
 
@@ -21,12 +21,12 @@ def config(tiny_arch, one_device, compiled_quickly):
 
 
 def test_it_trains_without_a_projector(config, tmp_path, capsys):
-    """To the report, which leaves the cross-correlation out, and to a classifier for the classes of the data set."""
+    """Its report has no cross-correlation, and its classifier has the classes of the data set."""
     assert list(registry.keys("supervised")) == ["batch_statistics"]
     run = pretrain.run(changed(config, **{"total_epochs": 0.5, "stop_after_steps": 0}), str(tmp_path / "run"))
     assert "  top1 " in capsys.readouterr().out.split("step 2/2")[1]
-    kept = {path.name for path in (run / "checkpoints" / "2").iterdir()}
-    assert "classifier" in kept and "projector" not in kept and not (run / "correlation").exists()
+    parts = {path.name for path in (run / "checkpoints" / "2").iterdir()}
+    assert "classifier" in parts and "projector" not in parts and not (run / "correlation").exists()
     summary = json.loads((run / "summary.json").read_text())
     assert 0 <= summary["knn_top1"]["trained"] <= 1
     report = (run / "report.html").read_text()
@@ -36,7 +36,7 @@ def test_it_trains_without_a_projector(config, tmp_path, capsys):
 
 
 def test_it_needs_labels_and_has_no_projector_to_split(config, tmp_path):
-    with pytest.raises(UserError, match="needs labels, and the training images have none"):
+    with pytest.raises(UserError, match="needs labels, but the training images have none"):
         Supervised(classes=0).heads(config.model, 4)
     with pytest.raises(UserError, match="has no projector"):
         pretrain.run(changed(config, **{"model.projector_sharding": "sharded"}), str(tmp_path / "run"))

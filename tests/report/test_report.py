@@ -1,4 +1,4 @@
-"""The report of synthetic runs: what a reader finds, what is left out and said so, and that it is one clean file."""
+"""The report of synthetic runs: its content, its sentences about missing input, and that it is one valid file."""
 
 import base64
 import errno
@@ -23,8 +23,8 @@ from bt_jax.report.__main__ import main
 from bt_jax.report.confusion import cell
 from bt_jax.report.formats import duration, number, percent, plural, short
 from bt_jax.report.page import bar
-from bt_jax.report.plots import INK, thinned
-from bt_jax.report.results import accuracies
+from bt_jax.report.plots import INK, downsampled
+from bt_jax.report.results import accuracies, results_verdict
 from bt_jax.report.runs import read_run
 from bt_jax.report.sections import summary_section
 from bt_jax.report.verdict import verdict
@@ -34,7 +34,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Checks that tags balance and ids are unique; keeps the text, the drawings and the addresses."""
+    """Checks that tags balance and ids are unique; collects the text, the drawings and the addresses."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -77,7 +77,7 @@ def train_line(step: int, **changes) -> str:
 
 
 def make_run(folder: Path, *, config: dict | None = None, trained: float = 0.781) -> Path:
-    """A finished run with every part."""
+    """A finished run with every file."""
     folder.mkdir(parents=True)
     with open(folder / "metrics.jsonl", "w") as file:
         for step in range(0, 1201, 100):
@@ -102,7 +102,7 @@ def make_run(folder: Path, *, config: dict | None = None, trained: float = 0.781
 
 
 def add_pictures(folder: Path, **changes) -> dict[str, np.ndarray]:
-    """Every further array of pictures.npz; a change of None leaves one out."""
+    """Adds every other array to pictures.npz; a change to None leaves an array out."""
     numbers = np.random.default_rng(1)
     c = numbers.uniform(-0.5, 0.5, (12, 20, 20))
     images = numbers.integers(0, 256, (40, 32, 32, 3)).astype(np.uint8)
@@ -133,23 +133,23 @@ def test_whole_report(run):
     assert path == run / "report.html"
     assert ("After 1,200 steps the encoder reaches 78.1 % 200-NN top-1 on held-out images, 31 points above the same"
             " encoder untrained and 40 points above raw pixels.") in page.text  # fmt: skip
-    order = ["Result", "Loss", "How good are the features", "Without labels", "Cross-correlation of the two views",
-             "Augmented pairs", "The machinery", "Config and environment",
-             "Files, and how to run it again"]  # fmt: skip
+    order = ["Result", "Loss", "Accuracy of the features", "Metrics without labels",
+             "Cross-correlation of the two views", "Augmented pairs", "Optimization and speed",
+             "Config and environment", "Files and commands"]  # fmt: skip
     assert re.findall(r"<h2>(.*?)</h2>", page.source) == order
-    terms, others = panels.own_panels(BarlowTwins.metrics)
-    everything = [*write.LOSS, *terms, *others, *write.QUALITY, *write.LABEL_FREE, *write.MACHINERY]
+    terms, others = panels.method_panels(BarlowTwins.metrics)
+    everything = [*write.LOSS, *terms, *others, *write.ACCURACY, *write.LABEL_FREE, *write.OPTIMIZATION]
     assert sorted(page.drawings) == sorted([panel.title for panel in everything] + ["Off-diagonal values"])
     for words in ("82.3 %", "2 min 51 s", "optim.lr_weights = 0.2", "versions.jax = 0.10.2", "--seed 7", "raw pixels"):
         assert words in page.text
-    assert 'style="width:78.1%"' in page.source  # the bar of the number
-    assert 'class="note' not in page.source  # nothing to warn of
+    assert 'style="width:78.1%"' in page.source  # the bar of the accuracy
+    assert 'class="note' not in page.source  # no warning
     assert "Mean diagonal 0.90" in page.text
     assert page.source.count("<img") == 2 + 3 * 4
     assert len(page.source) < 400_000
 
 
-def test_file_needs_nothing_else(run):
+def test_the_file_is_self_contained(run):
     add_pictures(run)
     page = Page(write.report(run))
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
@@ -158,13 +158,13 @@ def test_file_needs_nothing_else(run):
     )
     assert "<script" not in page.source and "@import" not in page.source
     assert "prefers-color-scheme:dark" in page.source and 'name="viewport"' in page.source
-    assert not any(stand_in in page.source for stand_in in INK)  # a colour that would not follow dark mode
+    assert not any(placeholder in page.source for placeholder in INK)  # a fixed colour does not follow dark mode
     assert all(a.startswith(("data:image/png;base64,", "#")) for a in re.findall(r"url\(([^)]*)", page.source))
     used = set(re.findall(r"url\(#([^)]*)\)", page.source)) | {a[1:] for a in page.addresses if a[0] == "#"}
     assert used and used <= page.ids
 
 
-def test_pictures_show_the_arrays(run):
+def test_pictures_equal_the_arrays(run):
     page = Page(write.report(run))
     images = [Image.open(io.BytesIO(base64.b64decode(a.split(",")[1]))) for a in page.addresses if a.startswith("data")]
     with np.load(run / "pictures.npz") as arrays:
@@ -172,7 +172,7 @@ def test_pictures_show_the_arrays(run):
         assert (np.asarray(images[4]) == arrays["view2"][0]).all()
         blue, opacity = np.asarray(images[0].convert("RGBA"))[..., 2:].transpose(2, 0, 1)
         c = arrays["c_before"]
-    assert np.abs(opacity - 255 * np.abs(c)).max() <= 1.5  # clear at 0, full at 1: 254 levels over [-1, 1]
+    assert np.abs(opacity - 255 * np.abs(c)).max() <= 1.5  # clear at 0, opaque at 1: 254 levels over [-1, 1]
     clear = np.abs(c) < 0.01
     assert ((blue == 214) == (c < 0))[~clear].all()
 
@@ -188,26 +188,27 @@ def test_same_input_same_bytes(run):
     assert (run / "report.html").read_bytes() == once
 
 
-# The further pictures ------------------------------------------------------------------------------------------------
+# Pictures ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def few_curves(monkeypatch):
-    """A page with the loss alone drawn over the steps: the other plots take most of the time of a page."""
+    """A page whose only curve is the loss: the other plots take most of the time of a page."""
     monkeypatch.setattr(write, "LOSS", write.LOSS[:1])
-    monkeypatch.setattr(write, "own_panels", lambda metrics: ([], []))
-    for name in ("QUALITY", "LABEL_FREE", "MACHINERY"):
+    monkeypatch.setattr(write, "method_panels", lambda metrics: ([], []))
+    for name in ("ACCURACY", "LABEL_FREE", "OPTIMIZATION"):
         monkeypatch.setattr(write, name, [])
 
 
-def part(page: Page, title: str) -> str:
-    """HTML of one section."""
+def section_of(page: Page, title: str) -> str:
+    """The HTML of one section."""
     return page.source.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
 
 
 def decoded(source: str) -> list[Image.Image]:
-    found = re.findall(r"data:image/png;base64,([^\")]*)", source)
-    return [Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA").convert("RGB") for data in found]
+    """The embedded images of some HTML."""
+    images = re.findall(r"data:image/png;base64,([^\")]*)", source)
+    return [Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA").convert("RGB") for data in images]
 
 
 def test_every_picture_has_its_section(run):
@@ -215,31 +216,31 @@ def test_every_picture_has_its_section(run):
     page = Page(write.report(run))
     titles = re.findall(r"<h2>(.*?)</h2>", page.source)
     assert titles[4:10] == ["Cross-correlation of the two views", "Spectrum", "Map of the embedding",
-                            "Nearest neighbours", "Confusion", "Augmented pairs"]  # fmt: skip
-    assert "Not drawn" not in page.text and "not drawn" not in page.text
+                            "Nearest neighbours", "Confusion matrix", "Augmented pairs"]  # fmt: skip
+    assert "Not drawn" not in page.text
     assert len(page.source) < 900_000
 
 
 def test_matrices_over_time_are_eight_with_first_and_last(run, few_curves):
     add_pictures(run)
     steps = re.findall(
-        r"<figcaption>step ([\d,]*)<", part(Page(write.report(run)), "Cross-correlation of the two views")
+        r"<figcaption>step ([\d,]*)<", section_of(Page(write.report(run)), "Cross-correlation of the two views")
     )
     assert len(steps) == 8 and steps[0] == "0" and steps[-1] == "1,100"
 
 
 def test_histogram_is_of_the_full_matrices(run, few_curves):
     def outline() -> str:
-        return part(Page(write.report(run)), "Cross-correlation of the two views").split("Off-diagonal values")[2]
+        return section_of(Page(write.report(run)), "Cross-correlation of the two views").split("Off-diagonal values")[2]
 
-    thinned_only = outline()
+    downsampled_only = outline()
     arrays = add_pictures(run)
-    assert (full := outline()) != thinned_only
+    assert (full := outline()) != downsampled_only
     add_pictures(run, off_after=arrays["off_after"][::-1] * np.arange(81))
     assert outline() != full
 
 
-def test_redundant_pairs_are_named(run, few_curves):
+def test_redundant_pairs_are_listed(run, few_curves):
     arrays = add_pictures(run)
     page = Page(write.report(run))
     (i, j), value = arrays["redundant_index"][0], arrays["redundant_value"][0]
@@ -254,12 +255,12 @@ def test_spectrum_counts_dimensions(run, few_curves):
     assert f"trained encoder {half} {most} {all_but}" in page.text
     assert "Spectrum" in page.drawings
     add_pictures(run, spectrum_trained=np.zeros(8, np.float32), spectrum_untrained=None)
-    assert "The features do not vary at all" in Page(write.report(run)).text
+    assert "the features are the same for every image" in Page(write.report(run)).text
 
 
-def test_map_tiles_show_their_image(run, few_curves):
+def test_map_tiles_have_their_image(run, few_curves):
     arrays = add_pictures(run)
-    source = part(Page(write.report(run)), "Map of the embedding")
+    source = section_of(Page(write.report(run)), "Map of the embedding")
     (sheet,) = decoded(source)
     tiles = re.findall(r'<i style="left:([\d.]*)%;top:([\d.]*)%;background-position:([\d.]*)% ([\d.]*)%', source)
     assert len(tiles) == 40
@@ -268,42 +269,42 @@ def test_map_tiles_show_their_image(run, few_curves):
     for tile, xy, image in zip(tiles, arrays["map_xy"], arrays["map_images"], strict=True):
         x, y, left, top = map(float, tile)
         np.testing.assert_allclose([x, y], [2 + 96 * xy[0], 98 - 96 * xy[1]], atol=0.06)
-        # CSS: what sticks out of the box, (count - 1) boxes, times the per cent lies left of it
+        # CSS moves the background to the left by a percentage of its overhang, which is (count - 1) boxes.
         column, row = round(left / 100 * (columns - 1)), round(top / 100 * (rows - 1))
-        shown = np.asarray(sheet)[32 * row : 32 * (row + 1), 32 * column : 32 * (column + 1)].astype(int)
-        errors = [np.abs(shown - other.astype(int)).mean() for other in arrays["map_images"]]
-        assert (arrays["map_images"][np.argmin(errors)] == image).all()  # 256 colours change pixels, not the image
+        pixels = np.asarray(sheet)[32 * row : 32 * (row + 1), 32 * column : 32 * (column + 1)].astype(int)
+        errors = [np.abs(pixels - other.astype(int)).mean() for other in arrays["map_images"]]
+        assert (arrays["map_images"][np.argmin(errors)] == image).all()  # the nearest: a palette changes some pixels
     assert source.count('title="cat"') == 14 and 'title="&lt;b&gt;ship"' in source
     assert len(set(re.findall(r"--frame:(hsl[^\"]*)", source))) == 3
 
 
 def test_map_without_labels_has_no_frames(run, few_curves):
     add_pictures(run, map_labels=None, class_names=None)
-    source = part(Page(write.report(run)), "Map of the embedding")
+    source = section_of(Page(write.report(run)), "Map of the embedding")
     assert source.count("<i style") == 40
     assert "--frame" not in source and "title=" not in source and "true class" not in source
 
 
 def test_rows_of_neighbours(run, few_curves):
     arrays = add_pictures(run)
-    source = part(Page(write.report(run)), "Nearest neighbours")
-    shown = decoded(source)
-    assert len(shown) == 10 * 7
-    assert (np.asarray(shown[7]) == arrays["neighbour_images"][1, 0]).all()
-    assert (np.asarray(shown[9]) == arrays["neighbour_images"][1, 2]).all()
-    said = [float(value) for value in re.findall(r"<span>([\d.]+)</span>", source)]
-    np.testing.assert_allclose(said, arrays["neighbour_similarity"].ravel(), atol=0.0051)
+    source = section_of(Page(write.report(run)), "Nearest neighbours")
+    images = decoded(source)
+    assert len(images) == 10 * 7
+    assert (np.asarray(images[7]) == arrays["neighbour_images"][1, 0]).all()
+    assert (np.asarray(images[9]) == arrays["neighbour_images"][1, 2]).all()
+    similarities = [float(value) for value in re.findall(r"<span>([\d.]+)</span>", source)]
+    np.testing.assert_allclose(similarities, arrays["neighbour_similarity"].ravel(), atol=0.0051)
 
 
 def test_confusion_in_numbers_and_words(run, few_curves):
     add_pictures(run)
     page = Page(write.report(run))
-    assert "84.0 % of 25 images are right" in page.text
-    assert re.search(r"cat 70 30 dog & wolf 10 90 <b>ship 100 Of 100 images", page.text)  # rows true, columns predicted
-    assert "cat taken for dog & wolf : 3 of 10 images dog & wolf taken for cat : 1 of 10 images" in page.text
+    assert "84.0 % of 25 images are classified correctly" in page.text
+    assert re.search(r"cat 70 30 dog & wolf 10 90 <b>ship 100 The numbers", page.text)  # rows true, columns predicted
+    assert "cat predicted as dog & wolf : 3 of 10 images dog & wolf predicted as cat : 1 of 10 images" in page.text
     add_pictures(run, confusion=np.diag([3, 4]), class_names=None)
     text = Page(write.report(run)).text
-    assert "Not one image is taken for another class." in text and "class 1" in text
+    assert "Every image with a label is classified correctly." in text and "class 1" in text
 
 
 def test_confusion_of_many_classes_is_a_picture(run, few_curves):
@@ -311,31 +312,33 @@ def test_confusion_of_many_classes_is_a_picture(run, few_curves):
     counts[997, 3] = 30
     add_pictures(run, confusion=counts)
     page = Page(write.report(run))
-    source = part(page, "Confusion")
+    source = section_of(page, "Confusion matrix")
     (picture,) = decoded(source)
     assert picture.size == (250, 250) and "<td" not in source
-    assert "class 997 taken for class 3 : 30 of 50 images" in page.text
+    assert "class 997 predicted as class 3 : 30 of 50 images" in page.text
 
 
-# An array, and what the page has only with it.
-LOST = {"off_edges": 'aria-label="Off-diagonal values"', "redundant_value": "repeat each other most",
-        "map_xy": "Map of the embedding", "map_images": "Map of the embedding",
-        "neighbour_similarity": "Nearest neighbours</h2>", "c_steps": "While it trains", "confusion": "<h2>Confusion",
-        "class_names": "dog &amp; wolf", "spectrum_trained": "</i>trained</li>"}  # fmt: skip
-ALONE = ("off_edges", "confusion", "class_names", "spectrum_trained")  # without it the others are complete
+# For each array, some HTML that the page has only with it.
+DRAWN_FROM = {"off_edges": 'aria-label="Off-diagonal values"', "redundant_value": "Most redundant pairs",
+              "map_xy": "Map of the embedding", "map_images": "Map of the embedding",
+              "neighbour_similarity": "Nearest neighbours</h2>", "c_steps": "During training",
+              "confusion": "<h2>Confusion", "class_names": "dog &amp; wolf",
+              "spectrum_trained": "</i>trained</li>"}  # fmt: skip
+OPTIONAL = ("off_edges", "confusion", "class_names", "spectrum_trained")  # no other array needs these
 
 
-@pytest.mark.parametrize("name", LOST)
+@pytest.mark.parametrize("name", DRAWN_FROM)
 @pytest.mark.parametrize("damage", ["absent", "shape", "kind"])
 def test_picture_without_its_input_is_left_out(run, name, damage, few_curves):
-    """A line says so; for an array that is absent, where one that belongs to it is there."""
+    """A line names the array, unless it is absent and optional."""
     array = add_pictures(run)[name]
     text = np.full(array.shape, "x") if array.dtype.kind != "U" else np.full((3, 2), "x")
     add_pictures(run, **{name: {"absent": None, "shape": array[None], "kind": text}[damage]})
     page = Page(write.report(run))
     lines = re.findall(r"Not drawn from pictures.npz, [^.]*?" + name, page.text)
-    assert bool(lines) == (damage != "absent" or name not in ALONE), page.text[-900:]
-    assert LOST[name] not in page.source or (name, damage) == ("off_edges", "absent")  # then of the thinned matrices
+    assert bool(lines) == (damage != "absent" or name not in OPTIONAL), page.text[-900:]
+    from_matrices = (name, damage) == ("off_edges", "absent")  # the downsampled matrices replace it
+    assert DRAWN_FROM[name] not in page.source or from_matrices
     assert "Mean diagonal 0.90" in page.text and "Augmented pairs" in page.text
 
 
@@ -351,7 +354,7 @@ def test_arrays_that_do_not_fit_together(run, name, partner, few_curves):
 def test_an_array_that_cannot_be_read_is_named(run, few_curves):
     add_pictures(run)
     data = bytearray((run / "pictures.npz").read_bytes())
-    data[data.index(b"map_xy.npy") + 300] ^= 1  # within its numbers: the checksum of the archive tells
+    data[data.index(b"map_xy.npy") + 300] ^= 1  # within its numbers: the checksum of the archive differs
     (run / "pictures.npz").write_bytes(data)
     page = Page(write.report(run))
     assert "map_xy of pictures.npz cannot be read (Bad CRC-32" in page.text
@@ -363,22 +366,22 @@ def test_cut_off_last_line_and_repeated_step(run, few_curves):
         file.write(train_line(1200, **{"train/loss": 41.0}))
         file.write(train_line(1300)[:50])
     text = Page(write.report(run)).text
-    assert "Skipped 1 line of metrics.jsonl" in text and "After 1,200 steps" in text
+    assert "Skipped 1 unreadable line of metrics.jsonl" in text and "After 1,200 steps" in text
     assert read_run(run).last("train/loss") == 41.0
 
 
-def test_unfinished_run_with_nothing_but_metrics(tmp_path):
+def test_unfinished_run_with_metrics_alone(tmp_path):
     lines = ['{"step": 0, "train/loss": 9}', '{"step": 40, "epoch": 2, "train/loss": 7.5}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     page = Page(write.report(tmp_path))
-    assert "After 40 steps the loss is 7.5; how good the features are was not measured." in page.text
-    assert "still going or was stopped" in page.text and "as of step 40" in page.text
+    assert "After 40 steps the loss is 7.5. The run has no accuracy of the features." in page.text
+    assert "The run is not finished" in page.text and "up to step 40" in page.text
     assert page.drawings == ["Total"]
     for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
         assert f"There is no {name} in the run folder." in page.text
-    for reason in ("Not drawn: pictures.npz holds no c_before and no c_after.", "No final table",
-                   "Not drawn: pictures.npz holds no view1", "environment.json does not name it",
-                   "so not drawn: train/on_diag, train/off_diag."):  # fmt: skip
+    for reason in ("Not drawn: pictures.npz has no c_before and no c_after.", "No table: summary.json",
+                   "Not drawn: pictures.npz has no view1", "environment.json has none",
+                   "Not drawn: metrics.jsonl has no train/on_diag, train/off_diag."):  # fmt: skip
         assert reason in page.text
 
 
@@ -388,66 +391,66 @@ def test_damaged_files_are_named_and_skipped(run, damage):
         (run / name).write_bytes(damage)
     damaged = read_run(run)
     for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
-        assert re.search(f"{name} cannot be read", " ".join(damaged.why)), name
+        assert re.search(f"{name} cannot be read", " ".join(damaged.omissions)), name
     assert "the last measured kNN top-1 on held-out images is 70.0 %" in verdict(damaged)[0][1]
 
 
-def test_no_line_at_all(tmp_path, few_curves):
+def test_empty_metrics(tmp_path, few_curves):
     (tmp_path / "metrics.jsonl").write_text("")
-    assert "No finite loss has been logged" in Page(write.report(tmp_path)).text
+    assert "The run has logged no finite loss yet." in Page(write.report(tmp_path)).text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_loss_that_ends_non_finite_is_the_main_news(run, value, few_curves):
+def test_a_loss_that_ends_non_finite_comes_first(run, value, few_curves):
     with open(run / "metrics.jsonl", "a") as file:
         file.writelines(train_line(step, **{"train/loss": value}) for step in (1300, 1400))
     page = Page(write.report(run))
-    said = "train/loss is not finite (NaN or infinite) at 2 logged steps, first at step 1,300."
-    assert f'<p class="verdict bad">{said}' in page.source
-    assert "var(--bad)" in page.source.split('aria-label="Total"')[1].split("</svg>")[0]  # a line where it happened
+    warning = "train/loss is not finite (NaN or infinite) at 2 logged steps, first at step 1,300."
+    assert f'<p class="verdict bad">{warning}' in page.source
+    assert "var(--bad)" in page.source.split('aria-label="Total"')[1].split("</svg>")[0]  # a line at the first step
     assert not re.search(r"\b(nan|inf)\b", page.text)
 
 
-def test_one_skipped_step_is_a_note(run, few_curves):
+def test_one_skipped_step_is_a_warning(run, few_curves):
     with open(run / "metrics.jsonl", "a") as file:
         file.write(train_line(650, **{"train/loss": None}) + train_line(1200))
     page = Page(write.report(run))
-    said = "train/loss is not finite (NaN or infinite) at 1 logged step, first at step 650."
-    assert '<p class="verdict good">' in page.source and f'<p class="note warn">{said}' in page.source
+    warning = "train/loss is not finite (NaN or infinite) at 1 logged step, first at step 650."
+    assert '<p class="verdict good">' in page.source and f'<p class="note warn">{warning}' in page.source
 
 
-@pytest.mark.parametrize(("changes", "said"), [
+@pytest.mark.parametrize(("changes", "warning"), [
     ({"train/embedding_std": 0.001}, "The embedding has collapsed"),
     ({"train/diag_mean": 0.05}, "The two views of an image hardly agree"),
     ({"train/loss": 900.0}, "The loss did not fall: 200 at first, 900 at the end"),
 ])  # fmt: skip
-def test_bad_curves_are_said_in_words(run, changes, said):
+def test_bad_curves_give_warnings(run, changes, warning):
     assert len(verdict(read_run(run))) == 1
     with open(run / "metrics.jsonl", "a") as file:
         file.write(train_line(1300, **changes))
-    assert any(text.startswith(said) for _, text in verdict(read_run(run)))
+    assert any(text.startswith(warning) for _, text in verdict(read_run(run)))
 
 
 SPECTRUM = np.ones(400, np.float32)
 
 
-@pytest.mark.parametrize(("changes", "said"), [
+@pytest.mark.parametrize(("changes", "warning"), [
     ({"val/rank": 19.0}, "The features have collapsed: they use about 19 of 400 dimensions"),
     ({"val/rank": 21.0}, None),
     ({"val/dead_dimensions": 201}, "Most of the features are dead: 201 of 400 dimensions"),
     ({"val/dead_dimensions": 199}, None),
     ({"train/embedding_std": 0.001}, "The embedding has collapsed"),
 ])  # fmt: skip
-def test_collapse_is_the_main_news(run, changes, said):
+def test_a_collapse_comes_first(run, changes, warning):
     add_pictures(run, spectrum_trained=SPECTRUM)
-    (run / "summary.json").unlink()  # where no final table shows that the encoder has learned all the same
+    (run / "summary.json").unlink()  # final scores could prove that the encoder has learned
     with open(run / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 1200, **changes}) + "\n")
     (tone, first), *_ = verdict(read_run(run))
-    assert (tone == "bad" and first.startswith(said)) if said else tone == "good"
+    assert (tone == "bad" and first.startswith(warning)) if warning else tone == "good"
 
 
-def test_collapse_of_a_run_that_has_learned_is_a_note(run):
+def test_collapse_of_a_run_that_has_learned_comes_second(run):
     add_pictures(run, spectrum_trained=SPECTRUM)
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 1200, "val/rank": 3.0}\n')
@@ -455,7 +458,7 @@ def test_collapse_of_a_run_that_has_learned_is_a_note(run):
     assert tone == "good" and first.startswith("After 1,200 steps") and second[0] == "bad"
 
 
-def test_low_rank_that_climbs_is_no_collapse(run):
+def test_a_low_rank_that_rises_is_no_collapse(run):
     add_pictures(run, spectrum_trained=SPECTRUM)
     for first, bad in ((14.0, True), (12.0, False)):
         with open(run / "metrics.jsonl", "a") as file:
@@ -463,30 +466,31 @@ def test_low_rank_that_climbs_is_no_collapse(run):
         assert any("collapsed" in text for _, text in verdict(read_run(run))) == bad
 
 
-def test_rank_of_unknown_size_is_judged_by_itself(run):
+def test_rank_without_a_spectrum_has_its_own_limit(run):
+    """The number of features is unknown: a rank below 2 is a collapse."""
     for rank, bad in ((1.9, True), (2.1, False)):
         with open(run / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": 1200, "val/rank": rank, "val/dead_dimensions": 500}) + "\n")
-        said = verdict(read_run(run))
-        assert (len(said) == 2 and "collapsed: they use about 1.9 dimensions" in said[1][1]) == bad
+        sentences = verdict(read_run(run))
+        assert (len(sentences) == 2 and "collapsed: they use about 1.9 dimensions" in sentences[1][1]) == bad
 
 
-def test_learned_nothing(tmp_path):
+def test_an_encoder_below_its_rivals_is_a_warning(tmp_path):
     (tone, text), *_ = verdict(read_run(make_run(tmp_path / "run", trained=0.41)))
     assert tone == "warn"
     assert "6 points below the same encoder untrained and 3 points above raw pixels" in text
 
 
 def test_markup_in_user_strings_stays_text(tmp_path, few_curves):
-    evil = '<script>alert("1")</script>'
-    run = make_run(tmp_path / "<b>run", config={"data": {"name": evil, "</pre>": 1}, "evals": {"knn_k": evil}})
-    (run / "environment.json").write_text(json.dumps({"command": ["python", evil]}))
+    script = '<script>alert("1")</script>'
+    run = make_run(tmp_path / "<b>run", config={"data": {"name": script, "</pre>": 1}, "evals": {"knn_k": script}})
+    (run / "environment.json").write_text(json.dumps({"command": ["python", script]}))
     page = Page(write.report(run, make_run(tmp_path / "<i>other")))
     assert "<script" not in page.source and "<b>" not in page.source and "<i>other" not in page.source
-    assert f"data.name = {evil}" in page.text and f"python {evil}" in page.text
+    assert f"data.name = {script}" in page.text and f"python {script}" in page.text
 
 
-def test_several_runs_side_by_side(tmp_path, run, few_curves):
+def test_several_runs_are_compared(tmp_path, run, few_curves):
     other = make_run(tmp_path / "slow", config={"optim": {"lr_weights": 0.7}}, trained=0.64)
     out = tmp_path / "both.html"
     assert main([str(run), str(other), "--out", str(out)]) == 0
@@ -498,7 +502,7 @@ def test_several_runs_side_by_side(tmp_path, run, few_curves):
     assert "var(--c0)" in total and "var(--c1)" in total and "var(--c2)" not in total
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path, few_curves):
+def test_runs_of_one_name_go_by_their_paths(tmp_path, few_curves):
     first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
     text = Page(write.report(first, second)).text
     assert str(first) in text and str(second) in text
@@ -512,10 +516,10 @@ def test_large_inputs_stay_a_small_file(run, few_curves):
     page = Page(write.report(run))
     assert page.source.count("<img") == 2 * 32
     assert len(page.source) < 3_000_000
-    assert "There is no matrix" not in page.text and "holds no c_before" in page.text
-    steps, losses = thinned(read_run(run).series["train/loss"])
+    assert "There is no matrix" not in page.text and "has no c_before" in page.text
+    steps, losses = downsampled(read_run(run).series["train/loss"])
     assert len(steps) == len(losses) == 300
-    np.testing.assert_allclose(losses, 200 - 150 * steps / 1200)  # means of a straight line lie on it
+    np.testing.assert_allclose(losses, 200 - 150 * steps / 1200)  # means of points on a line are on the line
 
 
 def test_arrays_of_another_shape_are_named(run, few_curves):
@@ -523,7 +527,7 @@ def test_arrays_of_another_shape_are_named(run, few_curves):
     np.savez(run / "pictures.npz", c_before=np.zeros((3, 5), np.float32), c_after=c, view1=np.zeros((2, 8, 8, 3)))
     text = Page(write.report(run)).text
     assert "Not drawn from pictures.npz, c_before of shape (3, 5) and type float32" in text
-    assert "holds no view1 and view2" in text and "Not one finite value" in text
+    assert "has no view1 and view2" in text and "of the matrix has no finite value" in text
 
 
 @pytest.mark.parametrize("make", [lambda folder: None, Path.mkdir])
@@ -556,12 +560,12 @@ def test_full_disk_leaves_the_old_report(run, monkeypatch):
     assert (run / "report.html").read_text() == "old" and not list(run.glob(".report*"))
 
 
-def test_bars_stay_in_their_box():
+def test_bars_stay_within_0_and_100_percent():
     widths = [re.search(r"width:([\d.-]+)%", bar(value, "trained"))[1] for value in (-0.2, 0.25, 1.7)]
     assert widths == ["0.0", "25.0", "100.0"] and bar(None, "trained") == "–"
 
 
-def test_numbers_for_a_reader():
+def test_formats_of_numbers():
     assert [duration(s) for s in (None, 59.4, 61, 3600, 3661, 360_000)] == [
         "–", "59 s", "1 min 1 s", "1 h 0 min", "1 h 1 min", "100 h 0 min"]  # fmt: skip
     assert [short(v) for v in (None, 0.01234, 1234.6)] == ["–", "0.0123", "1,235"] and percent(0.5) == "50.0 %"
@@ -570,14 +574,14 @@ def test_numbers_for_a_reader():
 
 
 def test_long_curves_are_means():
-    steps, values = thinned({float(step): float(step % 10) for step in range(3000)})
+    steps, values = downsampled({float(step): float(step % 10) for step in range(3000)})
     assert len(steps) == 300
     np.testing.assert_allclose(values, 4.5)
     np.testing.assert_allclose(steps, 4.5 + 10 * np.arange(300))
 
 
 def test_level_with_one_rival_is_not_learned(tmp_path):
-    """Above the untrained encoder and level with raw pixels: nothing of use."""
+    """The encoder is above the untrained encoder, but level with raw pixels."""
     folder = make_run(tmp_path / "run", trained=0.5)
     summary = json.loads((folder / "summary.json").read_text())
     for pixels, tone in ((0.5, "warn"), (0.4, "good")):
@@ -586,15 +590,15 @@ def test_level_with_one_rival_is_not_learned(tmp_path):
         assert verdict(read_run(folder))[0][0] == tone
 
 
-def test_intervals_stand_beside_their_protocol(run):
-    found = read_run(run)
-    found.summary = {
+def test_intervals_belong_to_their_protocol(run):
+    run_files = read_run(run)
+    run_files.summary = {
         "linear": {"linear_top1": 0.7, "linear_low": 0.68, "linear_high": 0.72},
         "knn": {"knn_top1": 0.6, "knn_low": 0.58, "knn_high": 0.62, "knn_top1_k200_t0.1": 0.6,
                 "knn_top1_k20_t0.1": 0.5},
         "top1": 0.8, "top1_interval": [0.77, 0.83], "top5": 0.9, "svm": {"svm_map": 0.4},
     }  # fmt: skip
-    assert accuracies(found) == [
+    assert accuracies(run_files) == [
         ("linear probe", 0.7, "68.0 % to 72.0 %"),
         ("200-NN, temperature 0.1", 0.6, "58.0 % to 62.0 %"),
         ("20-NN, temperature 0.1", 0.5, "–"),
@@ -604,22 +608,33 @@ def test_intervals_stand_beside_their_protocol(run):
     ]
 
 
-def test_right_is_blue_and_wrong_is_orange():
-    """The stronger, the more often; a share that rounds to nothing has neither colour nor number."""
-    right, wrong = cell(0.64, True), cell(0.25, False)
-    assert "28 126 214/0.60" in right and ">64<" in right and "232 89 12/0.38" in wrong and ">25<" in wrong
+@pytest.mark.parametrize("rank", [float("nan"), None])
+def test_accuracies_of_features_that_are_not_finite_are_no_result(run, rank):
+    """Earlier versions evaluated such encoders: every protocol is at chance."""
+    found = read_run(run)
+    found.config, found.summary = {"task": "evaluate"}, {"knn": {"knn_top1": 0.1}, "spectrum": {"rank": 3.0}}
+    assert results_verdict(found)[0] == "good"
+    found.summary["spectrum"]["rank"] = rank
+    tone, text = results_verdict(found)
+    assert tone == "bad" and "are not finite" in text
+
+
+def test_correct_is_blue_and_wrong_is_orange():
+    """A larger share has a stronger colour; a share that rounds to 0 leaves its cell blank."""
+    correct, wrong = cell(0.64, True), cell(0.25, False)
+    assert "28 126 214/0.60" in correct and ">64<" in correct and "232 89 12/0.38" in wrong and ">25<" in wrong
     assert cell(0.004, False) == "<td></td>"
 
 
-def test_the_newest_finite_value_is_shown(run):
-    found = read_run(run)
-    found.series["val/rank"] = {100.0: 3.0, 200.0: 5.0, 300.0: float("nan")}
-    assert found.last("val/rank") == 5.0 and found.last("val/absent") is None and found.steps == 1200
-    found.series["val/rank"] = {100.0: float("inf")}
-    assert found.last("val/rank") is None
+def test_the_last_value_is_the_newest_finite_one(run):
+    run_files = read_run(run)
+    run_files.series["val/rank"] = {100.0: 3.0, 200.0: 5.0, 300.0: float("nan")}
+    assert run_files.last("val/rank") == 5.0 and run_files.last("val/absent") is None and run_files.steps == 1200
+    run_files.series["val/rank"] = {100.0: float("inf")}
+    assert run_files.last("val/rank") is None
 
 
-def test_every_row_of_the_table_has_its_own_numbers(run):
+def test_every_row_of_the_table_has_its_own_scores(run):
     text = " ".join(re.sub(r"<[^>]*>", " ", summary_section(read_run(run))).split())
     rows = ("trained encoder 78.1 % 82.3 %", "the same encoder untrained 47.0 % 55.0 %", "raw pixels 38.0 % 41.0 %")
     assert text.endswith(" ".join(rows)) and "nearest neighbours (200-NN) linear probe" in text

@@ -171,16 +171,16 @@ def test_processes_may_write_one_file_at_once(tmp_path, monkeypatch):
 def test_an_old_report_does_not_finish_a_longer_run(tmp_path, monkeypatch):
     """After an extended run is killed while writing its report, the next start finishes it."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 8, "train/loss": 1.0}\n')
-    write.conclude(tmp_path, {"steps": 8}, {})
-    assert write.concluded(tmp_path, 8) and not write.concluded(tmp_path, 12)
+    write.results(tmp_path, {"steps": 8}, {})
+    assert write.has_results(tmp_path, 8) and not write.has_results(tmp_path, 12)
 
     def die(folder):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(write, "report", die)
     with pytest.raises(KeyboardInterrupt):
-        write.conclude(tmp_path, {"steps": 12}, {})
-    assert not write.concluded(tmp_path, 12)
+        write.results(tmp_path, {"steps": 12}, {})
+    assert not write.has_results(tmp_path, 12)
 
 
 def test_every_form_of_a_full_disk_error():

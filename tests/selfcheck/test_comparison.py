@@ -1,4 +1,4 @@
-"""The self-check's stored numbers, by NumPy in float64, and what it does about wrong ones.
+"""The stored numbers of the self-check against NumPy in float64, and its errors for wrong numbers.
 
 python -m tests.selfcheck.test_comparison      writes bt_jax/selfcheck/numbers.json
 """
@@ -22,11 +22,11 @@ from bt_jax.selfcheck import comparison, programs
 from bt_jax.tasks import pretrain
 from tests.support.paths import ROOT
 
-# ------------------------------------------------------------------------------------- the same programs by NumPy alone
+# ---------------------------------------------------------------------------------------- the same programs in NumPy
 
 
 def standardised(z):
-    """z (n, d) with zero mean and unit biased variance, and the gradient of a sum through it."""
+    """z (n, d) with zero mean and unit biased variance, and the function of its backward pass."""
     offset = z - z.mean(0)
     scale = 1 / np.sqrt(np.square(offset).mean(0) + barlow_twins.EPS)
     out = offset * scale
@@ -83,45 +83,45 @@ BY_NUMPY = {
 }
 
 
-PATTERNS = list(BY_NUMPY)[:2]  # those that releases of XLA compute wrongly
+PATTERNS = list(BY_NUMPY)[:2]  # the patterns that some releases of XLA compute wrongly
 
 
 def numbers() -> dict[str, list[list[float]]]:
-    """What selfcheck/numbers.json holds."""
-    found = {}
+    """The content of selfcheck/numbers.json."""
+    digests = {}
     for rows in (16_385, 32_769):
         for check in programs.checks(rows):
             outputs = BY_NUMPY[check.name](*check.inputs)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            found[check.stored_name(rows)] = [programs.digest(np.asarray(out)).tolist() for out in outputs]
-    return found
+            digests[check.stored_name(rows)] = [programs.digest(np.asarray(out)).tolist() for out in outputs]
+    return digests
 
 
-def test_the_stored_numbers_are_numpys():
+def test_the_stored_numbers_equal_numpy():
     stored, computed = json.loads(comparison.NUMBERS.read_text()), numbers()
     assert stored.keys() == computed.keys()
-    for name, wanted in computed.items():
-        for found, want in zip(stored[name], wanted, strict=True):
-            # Another order of summing in another release of NumPy, no more.
-            np.testing.assert_allclose(found, want, rtol=0, atol=1e-13 * np.abs(want).max(), err_msg=name)
+    for name, outputs in computed.items():
+        for digest, expected in zip(stored[name], outputs, strict=True):
+            # Another release of NumPy may sum in another order.
+            np.testing.assert_allclose(digest, expected, rtol=0, atol=1e-13 * np.abs(expected).max(), err_msg=name)
 
 
-# ------------------------------------------------------------------------------------------------ this machine is right
+# ---------------------------------------------------------------------------------------------- this machine is correct
 
 
 @pytest.mark.parametrize("x64", [False, True])
-def test_this_machine_computes_rightly(x64):
+def test_this_machine_computes_correctly(x64):
     with jax.enable_x64(x64):
-        wrong = [result for result in comparison.run_on(jax.devices()[0]) if not result.right]
+        wrong = [result for result in comparison.run_on(jax.devices()[0]) if not result.correct]
     assert not wrong
 
 
-# ------------------------------------------------------------------------------------------------- wrong ones are found
+# ------------------------------------------------------------------------------------------- wrong numbers are detected
 
 
 @pytest.mark.parametrize("name", BY_NUMPY)
-def test_a_wrong_number_is_found(name, monkeypatch, tmp_path):
-    """One element of an output is off by a tenth of the largest."""
+def test_a_wrong_number_is_detected(name, monkeypatch, tmp_path):
+    """One element of an output is off by a tenth of the largest element."""
     check = next(check for check in programs.checks(32_769) if check.name == name)
 
     def planted(*inputs):
@@ -136,18 +136,18 @@ def test_a_wrong_number_is_found(name, monkeypatch, tmp_path):
     assert all(
         part in message for part in (name, compilers.jaxlib_version(), jax.devices()[0].device_kind, "selfcheck")
     )
-    assert not list(tmp_path.iterdir())  # what failed is checked again
+    assert not list(tmp_path.iterdir())  # a failed check runs again at the next start
 
 
-def test_not_a_number_is_found(monkeypatch):
+def test_nan_is_detected(monkeypatch):
     check = programs.checks(32_769)[1]
     monkeypatch.setattr(programs, "checks", lambda rows: [check._replace(run=lambda *inputs: jax.numpy.nan)])
     assert comparison.run_on(jax.devices()[0])[0].error == np.inf
 
 
 @pytest.mark.skipif(not compilers.needs_flag(), reason="this jaxlib is not known to compute wrongly")
-def test_the_patterns_are_found_wrong_with_the_fusion_on():
-    """The command, with a user's own flag, which is left alone and named."""
+def test_the_patterns_are_wrong_with_the_fusion_on():
+    """The command does not change a user's flag, and its message names the flag."""
     flag = f"--{compilers.FLAG}=individual_dot,individual_convolution,reduce"
     environment = os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "bt_jax.selfcheck"]
@@ -155,14 +155,14 @@ def test_the_patterns_are_found_wrong_with_the_fusion_on():
     assert done.returncode == 2
     wrong = [text.split("  ")[1] for text in done.stdout.splitlines() if text.endswith("WRONG")]
     assert wrong == [name for name in PATTERNS if "vmap" not in name or compilers.jaxlib_version() == "0.10.2"]
-    assert f"Take {flag} out of XLA_FLAGS" in done.stderr
+    assert f"Remove {flag} from XLA_FLAGS" in done.stderr
     assert f"XLA_FLAGS has {flag}" in done.stderr  # the warning
 
 
-# ------------------------------------------------------------------------------------------------------ when it is made
+# -------------------------------------------------------------------------------------------------------- when it runs
 
 
-def test_it_is_made_once_for_the_same_conditions(monkeypatch, tmp_path):
+def test_it_runs_once_for_the_same_conditions(monkeypatch, tmp_path):
     device = jax.devices()[0].device_kind
 
     def passed():
@@ -177,14 +177,15 @@ def test_it_is_made_once_for_the_same_conditions(monkeypatch, tmp_path):
     assert passed() == {device: "passed"}
     with jax.enable_x64(True):
         assert passed() == {device: "passed"}
-    now, like = compilers.jaxlib_version(), compilers.needs_flag()  # of another version that is treated alike
+    current, in_table = compilers.jaxlib_version(), compilers.needs_flag()
     table = compilers.WRONG_REDUCE_FUSION
-    other = next(each for each in (*table, "0.99") if each != now and (each in table) == like)
+    # The version alone may change, not whether it needs the flag.
+    other = next(version for version in (*table, "0.99") if version != current and (version in table) == in_table)
     monkeypatch.setattr(compilers, "jaxlib_version", lambda: other)
     assert passed() == {device: "passed"}
 
 
-def test_the_program_checks_first_unless_asked_not_to(monkeypatch, tmp_path):
+def test_the_program_begins_with_the_self_check_unless_it_is_switched_off(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value=str(tmp_path / "run")))
     monkeypatch.setattr(compilers, "checked", {})

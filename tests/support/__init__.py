@@ -1,1 +1,1 @@
-"""Equipment that several test files, or tests and drills, share."""
+"""Code that several test files or drills share."""

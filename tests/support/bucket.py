@@ -1,7 +1,7 @@
-"""A stand-in for Cloud Storage on this machine: the part of its JSON API that gcsfs and TensorStore speak, with the
-preconditions (ifGenerationMatch) on which concurrent writers rely. What is published for tests knows no preconditions.
+"""A fake Cloud Storage on this machine: the part of its JSON API that gcsfs and TensorStore use. It has the
+preconditions (ifGenerationMatch) that concurrent writers need; the published fakes for tests lack them.
 
-    python -m tests.support.bucket 9023    then with `environment(9023)`: --workdir=gs://bucket/...
+    python -m tests.support.bucket 9023    serves gs://bucket/ to programs that run with `environment(9023)`
 
 https://cloud.google.com/storage/docs/json_api/v1
 """
@@ -24,23 +24,23 @@ NAME = "bucket"
 
 
 def environment(port: int) -> dict[str, str]:
-    """What a process needs, to take the stand-in for Google."""
-    place = f"http://127.0.0.1:{port}"
+    """The variables that make a process use the fake instead of Google's servers."""
+    url = f"http://127.0.0.1:{port}"
     return {
-        "STORAGE_EMULATOR_HOST": place,  # gcsfs
-        "TENSORSTORE_GCS_HTTP_URL": place,
+        "STORAGE_EMULATOR_HOST": url,  # gcsfs
+        "TENSORSTORE_GCS_HTTP_URL": url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # TensorStore
         "NO_GCE_CHECK": "true",
     }
 
 
 class Bucket(ThreadingHTTPServer):
-    """One bucket called NAME.
+    """A server of one bucket, called NAME.
 
     Attributes:
       objects: name -> (bytes, generation).
-      refuses: status with which it answers everything, or 0.
-      hidden: nobody may look at the bucket itself, as an account that has rights on objects alone.
+      refuses: the HTTP status of every answer, as in an outage; 0: normal answers.
+      hidden: if true, the bucket itself is not readable, as for an account with rights on objects only.
     """
 
     daemon_threads = True
@@ -52,12 +52,12 @@ class Bucket(ThreadingHTTPServer):
         self.lock, self.generations, self.uploads = threading.Lock(), itertools.count(1), {}
 
     def handle_error(self, request, client_address):
-        """Clients that hang up are killed processes here."""
+        """Ignores errors: a client that hangs up is a process that a test killed."""
 
 
 @contextlib.contextmanager
 def running() -> Iterator[Bucket]:
-    """The stand-in, in a thread."""
+    """Runs the server in a thread."""
     with Bucket() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -74,7 +74,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def _answer(self):
         address = urlsplit(self.path)
-        asked = {key: values[-1] for key, values in parse_qs(address.query, keep_blank_values=True).items()}
+        query = {key: values[-1] for key, values in parse_qs(address.query, keep_blank_values=True).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = self._chunks()
@@ -91,24 +91,24 @@ class _Request(BaseHTTPRequestHandler):
             if to:
                 return self._rewrite(name, to)
             if kind == "/upload":
-                return self._upload(asked, body)
+                return self._upload(query, body)
             if self.command == "DELETE":
-                return self._delete(name, asked)
+                return self._delete(name, query)
             if name:
-                return self._get(name, asked, media=kind == "/download" or asked.get("alt") == "media")
+                return self._get(name, query, media=kind == "/download" or query.get("alt") == "media")
             if address.path.endswith("/o"):
-                return self._list(asked)
-            return self._error(403) if self.server.hidden else self._say({"name": NAME})
+                return self._list(query)
+            return self._error(403) if self.server.hidden else self._send_json({"name": NAME})
 
     do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the names that http.server calls
 
     def _chunks(self) -> bytes:
-        found = b""
+        body = b""
         while size := int(self.rfile.readline(), 16):
-            found += self.rfile.read(size)
+            body += self.rfile.read(size)
             self.rfile.readline()
         self.rfile.readline()
-        return found
+        return body
 
     def _send(self, status: int, body: bytes = b"", **headers: str):
         self.send_response(status)
@@ -118,14 +118,14 @@ class _Request(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _say(self, content: dict):
+    def _send_json(self, content: dict):
         self._send(200, json.dumps(content).encode(), Content_Type="application/json")
 
     def _error(self, status: int):
-        told = {"error": {"code": status, "message": f"the stand-in says {status}"}}
-        self._send(status, json.dumps(told).encode(), Content_Type="application/json")
+        error = {"error": {"code": status, "message": f"status {status} of the fake bucket"}}
+        self._send(status, json.dumps(error).encode(), Content_Type="application/json")
 
-    def _described(self, name: str) -> dict:
+    def _metadata(self, name: str) -> dict:
         content, generation = self.server.objects[name]
         return {
             "kind": "storage#object",
@@ -139,61 +139,61 @@ class _Request(BaseHTTPRequestHandler):
             "crc32c": base64.b64encode(google_crc32c.Checksum(content).digest()).decode(),
         }
 
-    def _unmet(self, name: str, asked: dict) -> int:
-        """The status where a precondition does not hold, else 0."""
+    def _failed_precondition(self, name: str, query: dict) -> int:
+        """The HTTP status if a precondition of the request does not hold, else 0."""
         generation = self.server.objects.get(name, (b"", 0))[1]
-        if "ifGenerationMatch" in asked and int(asked["ifGenerationMatch"]) != generation:
+        if "ifGenerationMatch" in query and int(query["ifGenerationMatch"]) != generation:
             return 412
-        return 304 if "ifGenerationNotMatch" in asked and int(asked["ifGenerationNotMatch"]) == generation else 0
+        return 304 if "ifGenerationNotMatch" in query and int(query["ifGenerationNotMatch"]) == generation else 0
 
-    def _get(self, name: str, asked: dict, *, media: bool):
+    def _get(self, name: str, query: dict, *, media: bool):
         if name not in self.server.objects:
             return self._error(404)
-        if status := self._unmet(name, asked):
+        if status := self._failed_precondition(name, query):
             return self._send(status)
         if not media:
-            return self._say(self._described(name))
+            return self._send_json(self._metadata(name))
         content, generation = self.server.objects[name]
         headers = {"x_goog_generation": str(generation), "Content_Type": "application/octet-stream"}
-        if wanted := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
-            first = int(wanted[1]) if wanted[1] else max(len(content) - int(wanted[2]), 0)
-            last = min(int(wanted[2]), len(content) - 1) if wanted[1] and wanted[2] else len(content) - 1
+        if span := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
+            first = int(span[1]) if span[1] else max(len(content) - int(span[2]), 0)
+            last = min(int(span[2]), len(content) - 1) if span[1] and span[2] else len(content) - 1
             if first > last:
                 return self._send(416)
             headers["Content_Range"] = f"bytes {first}-{last}/{len(content)}"
             return self._send(206, content[first : last + 1], **headers)
         return self._send(200, content, **headers)
 
-    def _list(self, asked: dict):
-        prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter", "")
+    def _list(self, query: dict):
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         items, prefixes = [], set()
         for name in sorted(self.server.objects):
-            if not name.startswith(prefix) or not asked.get("startOffset", "") <= name:
+            if not name.startswith(prefix) or not query.get("startOffset", "") <= name:
                 continue
-            if "endOffset" in asked and name >= asked["endOffset"]:
+            if "endOffset" in query and name >= query["endOffset"]:
                 continue
-            inner, found, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
-            if found:
+            inner, slash, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
+            if slash:
                 prefixes.add(prefix + inner + delimiter)
             else:
-                items.append(self._described(name))
-        self._say({"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)})
+                items.append(self._metadata(name))
+        self._send_json({"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)})
 
-    def _upload(self, asked: dict, body: bytes):
-        if "upload_id" in asked:
-            return self._upload_more(asked["upload_id"], body)
-        if asked["uploadType"] == "resumable":
+    def _upload(self, query: dict, body: bytes):
+        if "upload_id" in query:
+            return self._upload_more(query["upload_id"], body)
+        if query["uploadType"] == "resumable":
             key = str(next(self.server.generations))
-            self.server.uploads[key] = (asked.get("name") or json.loads(body)["name"], b"")
-            place = f"http://127.0.0.1:{self.server.server_port}/upload/storage/v1/b/{NAME}/o?upload_id={key}"
-            return self._send(200, Location=place)
-        if asked["uploadType"] == "multipart":
+            self.server.uploads[key] = (query.get("name") or json.loads(body)["name"], b"")
+            url = f"http://127.0.0.1:{self.server.server_port}/upload/storage/v1/b/{NAME}/o?upload_id={key}"
+            return self._send(200, Location=url)
+        if query["uploadType"] == "multipart":
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-            told, content = BytesParser().parsebytes(head + body).get_payload()
-            asked["name"] = json.loads(told.get_payload())["name"]
+            metadata, _ = BytesParser().parsebytes(head + body).get_payload()
+            query["name"] = json.loads(metadata.get_payload())["name"]
             start = body.index(b"\n\n", body.index(b"Content-Type", body.index(b"{"))) + 2
             body = body[start : body.rindex(b"\n--")]
-        return self._store(asked["name"], body, asked)
+        return self._store(query["name"], body, query)
 
     def _upload_more(self, key: str, body: bytes):
         name, before = self.server.uploads[key]
@@ -202,16 +202,16 @@ class _Request(BaseHTTPRequestHandler):
             return self._store(name, before + body, {})
         return self._send(308, Range=f"bytes=0-{len(before + body) - 1}")
 
-    def _store(self, name: str, content: bytes, asked: dict):
-        if status := self._unmet(name, asked):
+    def _store(self, name: str, content: bytes, query: dict):
+        if status := self._failed_precondition(name, query):
             return self._error(status)
         self.server.objects[name] = (content, next(self.server.generations))
-        return self._say(self._described(name))
+        return self._send_json(self._metadata(name))
 
-    def _delete(self, name: str, asked: dict):
+    def _delete(self, name: str, query: dict):
         if name not in self.server.objects:
             return self._error(404)
-        if status := self._unmet(name, asked):
+        if status := self._failed_precondition(name, query):
             return self._error(status)
         del self.server.objects[name]
         return self._send(204)
@@ -220,7 +220,7 @@ class _Request(BaseHTTPRequestHandler):
         if name not in self.server.objects:
             return self._error(404)
         self.server.objects[to] = (self.server.objects[name][0], next(self.server.generations))
-        return self._say({"kind": "storage#rewriteResponse", "done": True, "resource": self._described(to)})
+        return self._send_json({"kind": "storage#rewriteResponse", "done": True, "resource": self._metadata(to)})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The training loop on a step that counts: what happens, in order."""
+"""The training loop with a step that only counts, and a record of the events in their order."""
 
 import json
 from types import SimpleNamespace
@@ -19,8 +19,8 @@ class State(NamedTuple):
     step: int
 
 
-class Looker:
-    """An evaluator that notes its turns."""
+class CountingEvaluator:
+    """An evaluator that records its evaluations."""
 
     def __init__(self, name, every_steps, events):
         self.name, self.every_steps, self._events = name, every_steps, events
@@ -31,7 +31,7 @@ class Looker:
         return {f"val/{self.name}": 1.0}
 
     def during(self, step):
-        """What happens in an evaluation."""
+        """Does nothing; a test replaces this method to act during an evaluation."""
 
 
 def run(
@@ -48,12 +48,15 @@ def run(
     events=None,
     **values,
 ):
-    """Trains ten steps, five an epoch -> what happened, in order; saves at 4 and 8 and evaluates at 3, 6 and 9.
+    """Trains ten steps, five per epoch; saves at steps 4 and 8 and evaluates at steps 3, 6 and 9.
 
     Args:
-      bad: bad(step) -> steps in a row that were not finite.
-      before_step, during, in_save: called with the step, before it, in its evaluation, and in its save.
-      events: where to note what happens.
+      bad: bad(step) -> number of steps in a row whose loss or gradient was not finite.
+      before_step, during, in_save: callbacks with the step: before it, in its evaluation, and in its save.
+      events: the list that gets the events; None: a new list.
+
+    Returns:
+      The events in their order.
     """
     events = [] if events is None else events
     config = keys.pretrain()
@@ -80,11 +83,11 @@ def run(
     monkeypatch.setattr(
         metrics_log.RunLog, "sync", lambda self: events.append(f"sync {lines(folder)[-1]['step']}") or sync(self)
     )
-    lookers = [Looker("often", every, events), Looker("never", 0, events)]
-    lookers[0].during = during
-    this = TrainingRun(config, folder, epochs.Plan(5, 10), None, feed, lookers, checkpoints, 0.0)
+    evaluators = [CountingEvaluator("often", every, events), CountingEvaluator("never", 0, events)]
+    evaluators[0].during = during
+    training_run = TrainingRun(config, folder, epochs.Plan(5, 10), None, feed, evaluators, checkpoints, 0.0)
     try:
-        loop.train(this, State(at))
+        loop.train(training_run, State(at))
     except (UserError, Stopped) as error:
         events.append(error)
     return events

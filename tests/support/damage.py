@@ -1,4 +1,4 @@
-"""A small run folder with two checkpoints, and the ways to damage a file of it."""
+"""A small run folder with two checkpoints, and three ways to damage one of its files."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ MODEL = {"build": BUILD, "mean": [0.5], "std": [0.25]}
 
 
 def random_state(step: int) -> TrainState:
-    """Of the structure that a run has, small, its numbers drawn from the step."""
+    """A small state with the structure of a real one. The step is the seed of its random numbers."""
     generator = np.random.default_rng(step)
 
     def draw(shapes):
@@ -34,7 +34,7 @@ def equal(a: TrainState, b: TrainState) -> bool:
 
 
 def write_run(folder: Path) -> list[TrainState]:
-    """Two checkpoints, of steps 1 and 2; returns their states."""
+    """Writes two checkpoints, of steps 1 and 2; returns their states."""
     states = [random_state(1), random_state(2)]
     checkpoints = reopened(folder)
     for state in states:
@@ -44,7 +44,7 @@ def write_run(folder: Path) -> list[TrainState]:
 
 
 def reopened(folder: Path) -> Checkpoints:
-    """The checkpoints of that folder, as a run opens them."""
+    """Opens the checkpoints of a folder, as a run does."""
     return Checkpoints(folder, model=MODEL)
 
 

@@ -1,4 +1,4 @@
-"""Images drawn by a test: encoded, as a source in memory, as a folder."""
+"""Images that a test draws: as encoded bytes, as a source in memory, as a folder of files."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from bt_jax.data.sources.base import Source
 
 
 def encode(image: np.ndarray, kind: str = "PNG", mode: str | None = None) -> bytes:
-    """The file of an image, uint8 (h, w, 3) or (h, w); `mode` is Pillow's, to which it is converted before."""
+    """Encodes an image, uint8 (h, w, 3) or (h, w), after its conversion to Pillow's `mode` (None: no conversion)."""
     buffer = io.BytesIO()
     picture = Image.fromarray(image)
     (picture.convert(mode) if mode else picture).save(buffer, kind)
@@ -25,7 +25,7 @@ def write_images(root: Path, *paths: str) -> None:
 
 
 class Listed(Source):
-    """A source over a list in memory: (encoded image, label or None) each."""
+    """A source of records in memory, each (encoded image, label or None)."""
 
     def __init__(self, records, name="listed", class_names=()):
         self.name, self.splits, self.records, self.class_names = name, {"train": len(records)}, records, class_names
@@ -37,10 +37,10 @@ class Listed(Source):
 
 
 class Counted(Listed):
-    """Remembers what was read.
+    """A `Listed` that records its reads.
 
     Attributes:
-      asked: ids, in the order in which they were asked for.
+      asked: the ids of all reads, in their order.
     """
 
     def __init__(self, records):
@@ -53,7 +53,7 @@ class Counted(Listed):
 
 
 def draw_folder(folder: Path) -> Path:
-    """64 + 16 PNG files of noise, 24 x 24, in the splits "train" and "val" and two classes; returns the folder."""
+    """Writes PNG files of noise, 24 x 24 pixels: 64 in "train" and 16 in "val", in two classes; returns the folder."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 32), ("val", 8)):
         for label in ("a", "b"):

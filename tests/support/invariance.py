@@ -1,7 +1,8 @@
-"""The same five steps on any devices: what `tests/train/test_step.py` compares, and what each of two processes runs.
+"""Five training steps that must give the same numbers on any devices; `tests/train/test_step.py` compares them.
 
-As a program, `python -m tests.support.invariance ADDRESS PROCESS OUT.npz [views] [HEAD/FORM ...]`, it is one of two
-processes with four devices each.
+    python -m tests.support.invariance ADDRESS PROCESS OUT.npz [views] [SHARDING/FORM ...]
+
+runs the steps as one of two processes with four devices each.
 """
 
 import os
@@ -31,7 +32,7 @@ BATCH = 32
 
 
 class OneConv:
-    """A backbone that compiles in a second: convolution, batch norm, ReLU, mean."""
+    """A backbone that compiles within a second: convolution, batch norm, ReLU, mean."""
 
     feature_dim = 24
 
@@ -57,9 +58,10 @@ def nets():
 
 
 def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
-    """Losses (5,) and the last state, numpy and whole, of five steps (or `steps`) from the same start.
+    """Takes five steps (or `steps`) from a fixed start; returns the losses (5,) and the last state, in NumPy arrays.
 
-    Every step has other images, and every device other ones of them. `loss` replaces `barlow_twins.barlow_twins`.
+    Every step has new images, and every device has different images of the batch. `loss` replaces
+    `barlow_twins.barlow_twins`.
     """
     networks = networks or nets()
     tx = optimizer.make_optimizer(optim.lars(0.3, 1e-3), optax.sgd(0.1))
@@ -71,28 +73,28 @@ def five_steps(mesh, head, form, networks=None, loss=None, steps=5):
 
     layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, head)
     state = jax.jit(create, out_shardings=layout)(randomness.stream(0, randomness.INIT))
-    kept = barlow_twins.barlow_twins
-    barlow_twins.barlow_twins = loss or kept
+    original = barlow_twins.barlow_twins
+    barlow_twins.barlow_twins = loss or original
     try:
-        update = train_step.make_update(objective, networks, tx, mesh=mesh, head=head)
+        update = train_step.make_update(objective, networks, tx, mesh=mesh, projector=head)
         step = train_step.make_step(update, RECIPE, seed=0)
         step = jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)))
-        rng, found = np.random.default_rng(0), []
+        rng, losses = np.random.default_rng(0), []
         for _ in range(steps):
             batch = {
                 "image": rng.integers(0, 256, (BATCH, 16, 16, 3), np.uint8),
                 "id": rng.permutation(1000)[:BATCH].astype(np.int32),
                 "label": rng.integers(0, 10, BATCH).astype(np.int32),
             }
-            state, shown = step(state, sharding.put_global(batch, mesh))
-            found.append(float(shown["train/loss"]))
+            state, metrics = step(state, sharding.put_global(batch, mesh))
+            losses.append(float(metrics["train/loss"]))
     finally:
-        barlow_twins.barlow_twins = kept
-    return np.array(found), jax.tree.map(_whole(mesh), state)
+        barlow_twins.barlow_twins = original
+    return np.array(losses), jax.tree.map(_whole(mesh), state)
 
 
 def views(mesh):
-    """Both views of the first batch, float32 (2, n, h, w, c)."""
+    """The two views of the first batch, float32 (2, n, h, w, c)."""
     rng = np.random.default_rng(0)
     images = sharding.put_global(
         (rng.integers(0, 256, (BATCH, 16, 16, 3), np.uint8), rng.permutation(1000)[:BATCH].astype(np.int32)), mesh
@@ -107,10 +109,10 @@ def _whole(mesh):
 
 
 def flat(result):
-    """Arrays by name, for a file."""
-    found, state = result
+    """The losses and the arrays of the state, by name, for `np.savez`."""
+    losses, state = result
     named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    return {"losses": found} | named
+    return {"losses": losses} | named
 
 
 def main(address, process, out, *what):

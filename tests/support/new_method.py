@@ -1,4 +1,4 @@
-"""A method that no file of the package knows, with one of everything, and a config for it.
+"""A method outside the package that uses every feature of `Objective`, and a config for it.
 
 python -m bt_jax.main --config=tests/support/new_method.py --workdir=RUN
 """
@@ -18,7 +18,7 @@ from tests.support.runs import tiny
 
 @dataclasses.dataclass(frozen=True)
 class Everything(Objective):
-    """Predictor, momentum network, queue, prototypes, and a bank of all images whose halves are assigned each epoch."""
+    """A predictor, a momentum network, a queue, prototypes, and a bank of all images, split into halves every epoch."""
 
     rate: float = 0.9
     unit_rows, frozen_epochs, constant_rate = ("prototypes",), {"prototypes": 1.0}, ("predictor",)
@@ -42,7 +42,7 @@ class Everything(Objective):
         target = jax.tree.map(lambda a, b: self.rate * a + (1 - self.rate) * b, memory["target"], online)
         t = run("projector", run("backbone", views, weights=target["backbone"]), weights=target["projector"])
         (scores,) = run("prototypes", [unit_rows(jax.lax.stop_gradient(p[0]))])
-        p, t = [unit_rows(each) for each in p], [unit_rows(jax.lax.stop_gradient(each)) for each in t]
+        p, t = [unit_rows(rows) for rows in p], [unit_rows(jax.lax.stop_gradient(rows)) for rows in t]
         epoch = context.step // context.steps_per_epoch
         halves = jax.lax.cond(epoch > memory["epoch"], _assign, lambda m: m["halves"], memory)
         agreement = ((p[0] * t[1]).sum(1).mean() + (p[1] * t[0]).sum(1).mean()) / 2
@@ -50,8 +50,8 @@ class Everything(Objective):
         loss += 0.1 * jax.nn.logsumexp(p[0] @ memory["queue"].T, 1).mean() - agreement
         loss += jnp.where(halves[context.rows] >= 0, jnp.square(p[0][:, 0] - halves[context.rows]), 0).mean()
         place = (context.step * len(t[0]) + jnp.arange(len(t[0]))) % len(memory["queue"])
-        kept = {"queue": Rows(place, t[1]), "bank": Rows(context.rows, t[0]), "halves": halves, "epoch": epoch}
-        return Outcome(loss, h, {"agreement": agreement}, kept | {"target": jax.lax.stop_gradient(target)})
+        new_memory = {"queue": Rows(place, t[1]), "bank": Rows(context.rows, t[0]), "halves": halves, "epoch": epoch}
+        return Outcome(loss, h, {"agreement": agreement}, new_memory | {"target": jax.lax.stop_gradient(target)})
 
 
 def _assign(memory):
@@ -62,7 +62,7 @@ registry.METHODS["everything"] = registry.Method(Everything, None)
 
 
 def get_config(arg=None):
-    """The quickstart's smallest form with this method; its projector ends in eight features."""
+    """The smallest form of the quickstart with this method and a projector of eight outputs."""
     del arg
     config = tiny(**{"model.projector": (16, 8), "log.every_steps": 1})
     with config.unlocked():

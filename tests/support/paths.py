@@ -1,7 +1,7 @@
-"""Where things lie."""
+"""Folders that tests use."""
 
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]  # the repository's, from which the programs run
+ROOT = Path(__file__).parents[2]  # of the repository; programs start there
 FIXTURES = ROOT / "tests" / "fixtures"
-SHARED = ROOT.parent / "shared"  # photographs and TFDS data sets, which are not part of the repository
+SHARED = ROOT.parent / "shared"  # photographs and TFDS data sets; not part of the repository

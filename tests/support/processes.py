@@ -1,16 +1,16 @@
-"""Two processes of one program on this machine."""
+"""Runs of two processes on this machine."""
 
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from tests.support.paths import ROOT
 
 
 def free_address() -> str:
-    """HOST:PORT on this machine that nobody listens at."""
+    """A free HOST:PORT of this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return f"localhost:{free.getsockname()[1]}"
@@ -20,19 +20,17 @@ def run_two(
     module: str,
     arguments: Callable[[str, int], Iterable[object]],
     *,
-    ends: Sequence[int] = (0, 1),
     seconds: float = 120,
     environment: Mapping[str, str] | None = None,
 ) -> list[tuple[int, str, str]]:
-    """Runs `python -m module` twice at a time, and kills whichever is left after `seconds` or when `ends` have ended.
+    """Runs two processes of `python -m module` and waits for both; kills them after `seconds`.
 
     Args:
-      arguments: arguments(address, process) of process 0 or 1; both get the same free address.
-      ends: the processes that are waited for.
-      environment: variables added to this process's.
+      arguments: arguments(address, process) -> command-line arguments of process 0 or 1; the address is a free one.
+      environment: variables to add to those of this process.
 
     Returns:
-      (status, stdout, stderr) of each of `ends`.
+      (status, stdout, stderr) of process 0 and of process 1.
     """
     address = free_address()
     running = [
@@ -47,8 +45,8 @@ def run_two(
         for process in range(2)
     ]
     try:
-        said = [running[process].communicate(timeout=seconds) for process in ends]
+        outputs = [process.communicate(timeout=seconds) for process in running]
     finally:
         for process in running:
             process.kill()
-    return [(running[process].returncode, *texts) for process, texts in zip(ends, said, strict=True)]
+    return [(process.returncode, *texts) for process, texts in zip(running, outputs, strict=True)]

@@ -1,4 +1,4 @@
-"""A tiny run's config, and the lines of metrics that any run leaves behind."""
+"""The config of a tiny run, and the metrics lines of any run."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from bt_jax.configs import quickstart
 
 
 def tiny(**changes) -> ConfigDict:
-    """The quickstart, four steps an epoch for two epochs; dotted keys are overridden."""
+    """The quickstart with two epochs of four steps; `changes` overrides dotted keys."""
     config = quickstart.get_config("smoke")
     config.data.train_split, config.data.val_split = "train[:64]", "test[:40]"
     config.evals.knn_k = 5
@@ -17,14 +17,14 @@ def tiny(**changes) -> ConfigDict:
 
 
 def changed(config: ConfigDict, **changes) -> ConfigDict:
-    """The same config, in which dotted keys are overridden."""
+    """Overrides dotted keys of the config in place; returns it."""
     with config.unlocked():
         config.update_from_flattened_dict(changes)
     return config
 
 
 def read_lines(folder: Path) -> list[dict]:
-    """Every line of the run's metrics, in order."""
+    """All lines of the run's metrics.jsonl, in order."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -46,5 +46,5 @@ def strict_json(folder: Path) -> set[str]:
 
 
 def without_speeds(folder: Path) -> list[dict]:
-    """Every line of the run's metrics without what differs between two equal runs."""
+    """All lines of the run's metrics without the speeds, which differ between two equal runs."""
     return [{name: value for name, value in line.items() if "perf/" not in name} for line in read_lines(folder)]

@@ -1,10 +1,10 @@
-"""Scenes of two processes that talk and compute nothing, for `tests/processes/test_join.py`.
+"""Scenes of two processes that communicate and compute nothing, for `tests/processes/test_join.py`.
 
     python -m tests.support.scenes FOLDER SCENE ...
 
-All scenes are played at the same time, by processes that are forked from this one, which has imported what they need. A
-scene is FOLDER/SCENE; what its process 0 says is in the files 0.out, with one JSON line of what it found, 0.err and
-0.status there.
+All scenes run at the same time. Their processes are forks of this process and share its imports. Process 0 of a scene
+writes its output to FOLDER/SCENE/0.out and 0.err. The last line of 0.out is its result, in JSON. The file 0.status has
+its exit status. Process 1 writes 1.out, 1.err and 1.status.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from bt_jax.processes import coordination, exits, join, watchdog
 from bt_jax.processes.stop_signals import Stopped, StopSignals
 
 
-def refusal(call, *arguments, **options) -> str:
+def error_of(call, *arguments, **options) -> str:
+    """The text of the UserError that the call raises, or ""."""
     try:
         call(*arguments, **options)
     except UserError as error:
@@ -30,17 +31,20 @@ def refusal(call, *arguments, **options) -> str:
 
 
 def talk(folder: Path) -> dict:
+    """Gathers, compares and stops; returns the results."""
     me = coordination.process()
-    found = {"gathered": coordination.gather([me, "x"], barrier="a test")}
-    found["agreed"] = refusal(join.check_identical, {"rate": 0.1, "images": 7})
-    found["disagreed"] = refusal(join.check_identical, {"rate": 0.1 + me, "images": 7, **({"extra": 1} if me else {})})
-    found["shared"] = refusal(join.check_shared, folder)
+    result = {"gathered": coordination.gather([me, "x"], barrier="a test")}
+    result["agreed"] = error_of(join.check_identical, {"rate": 0.1, "images": 7})
+    result["disagreed"] = error_of(
+        join.check_identical, {"rate": 0.1 + me, "images": 7, **({"extra": 1} if me else {})}
+    )
+    result["shared"] = error_of(join.check_shared, folder)
     join.SEEN_SECONDS = 1
     apart = folder / str(me)
     apart.mkdir()
-    found["apart"] = refusal(join.check_shared, apart)
-    found["left"] = sorted(path.name for path in [*folder.iterdir(), *apart.iterdir()])
-    # Process 0 is hasty, process 1 slow: their hosts are several windows apart when one of them is told to stop.
+    result["apart"] = error_of(join.check_shared, apart)
+    result["left"] = sorted(path.name for path in [*folder.iterdir(), *apart.iterdir()])
+    # Process 0 is fast, process 1 slow: they are several windows apart when process 1 gets a signal to stop.
     stop, at, windows = StopSignals(0), 0, []
     while not stop.requested_before(at, at + 3):
         windows.append(at)
@@ -51,29 +55,29 @@ def talk(folder: Path) -> dict:
         if at > 3000:
             break
     stop.close()
-    found |= {"stopped_at": at, "windows": len(windows), "signal": int(stop.signal)}
+    result |= {"stopped_at": at, "windows": len(windows), "signal": int(stop.signal)}
     if me == 0:
-        found["absent"] = refusal(coordination.gather, 0, barrier="dinner", seconds=1)
+        result["absent"] = error_of(coordination.gather, 0, barrier="dinner", seconds=1)
         time.sleep(1)
     else:
-        time.sleep(2)  # does not come
-    return found
+        time.sleep(2)  # process 1 misses the last `gather`
+    return result
 
 
 def late(folder: Path) -> dict:
-    """Process 1 is told to stop when it has taken its last window, and process 0 is not."""
+    """Process 1 alone gets a signal to stop, after its last window."""
     del folder
     stop = StopSignals(0)
-    found = {"before": stop.requested_before(0, 3)}
+    result = {"before": stop.requested_before(0, 3)}
     if coordination.process() == 1:
         os.kill(os.getpid(), signal.SIGUSR1)
-    found |= {"after": stop.requested_anywhere(), "signal": int(stop.signal)}
+    result |= {"after": stop.requested_anywhere(), "signal": int(stop.signal)}
     stop.close()
-    return found
+    return result
 
 
 def silent(folder: Path) -> dict:
-    """The process that the folder is named after stops; nobody is there to wake it."""
+    """The process in the folder's name receives SIGSTOP and never continues."""
     watchdog.begin(stuck_seconds=0, silent_seconds=3)
     coordination.gather(None, barrier="a test")
     time.sleep(2)
@@ -84,6 +88,7 @@ def silent(folder: Path) -> dict:
 
 
 def mistake(folder: Path) -> dict:
+    """Process 1 raises a UserError while process 0 waits for it."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
     with exits.failures_end_all():
@@ -94,7 +99,7 @@ def mistake(folder: Path) -> dict:
 
 
 def broken(folder: Path) -> dict:
-    """Process 0 sees a broken collective before it hears that process 1 made a mistake."""
+    """The collective of process 0 fails before the UserError of process 1 reaches process 0."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
     with exits.failures_end_all():
@@ -106,7 +111,7 @@ def broken(folder: Path) -> dict:
 
 
 def unequal(folder: Path) -> dict:
-    """Process 1 is through long before process 0."""
+    """Process 1 finishes long before process 0."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=4)
     coordination.gather(None, barrier="a test")
@@ -115,8 +120,8 @@ def unequal(folder: Path) -> dict:
     return {}
 
 
-def told_to_stop(folder: Path) -> dict:
-    """An agreed stop is no failure: the status is everybody's own, and JAX's exit is waited for."""
+def stop_together(folder: Path) -> dict:
+    """Both processes stop by agreement. That is no failure: each keeps its own status and waits for JAX's exit."""
     del folder
     watchdog.begin(stuck_seconds=0, silent_seconds=30)
     try:
@@ -134,20 +139,20 @@ SCENES = {
     "mistake": mistake,
     "broken": broken,
     "unequal": unequal,
-    "stop": told_to_stop,
+    "stop": stop_together,
 }
 
 
 def play(scene: str, process: int, port: int, folder: Path) -> None:
-    """As the process that this one was forked for."""
+    """Runs a scene in this fork, with its output in files of the folder."""
     for name, descriptor in {"out": 1, "err": 2}.items():
         os.dup2(os.open(folder / f"{process}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
     join.start(f"localhost:{port}", 2, process)
     print(json.dumps(SCENES[scene](folder)))
 
 
-def see_to_the_end(running: dict[int, tuple[Path, int]]) -> None:
-    """Writes down how each process ends; who was stopped is killed when all others have ended."""
+def wait_for_all(running: dict[int, tuple[Path, int]]) -> None:
+    """Writes the exit status of each process to a file. Kills the stopped processes when all others have exited."""
     stopped = []
     while len(stopped) < len(running):
         pid, status = os.waitpid(-1, os.WUNTRACED)
@@ -161,11 +166,11 @@ def see_to_the_end(running: dict[int, tuple[Path, int]]) -> None:
 
 
 def main(root: str, *scenes: str) -> None:
-    with contextlib.ExitStack() as stack:  # all ports at once, else two scenes could be given one
-        free = [stack.enter_context(socket.socket()) for _ in scenes]
-        for each in free:
-            each.bind(("localhost", 0))
-        ports = [each.getsockname()[1] for each in free]
+    with contextlib.ExitStack() as stack:  # binds all ports at once, so that no two scenes get the same one
+        sockets = [stack.enter_context(socket.socket()) for _ in scenes]
+        for free in sockets:
+            free.bind(("localhost", 0))
+        ports = [free.getsockname()[1] for free in sockets]
     running = {}
     for scene, port in zip(scenes, ports, strict=True):
         folder = Path(root) / scene
@@ -176,7 +181,7 @@ def main(root: str, *scenes: str) -> None:
                 play(scene, process, port, folder)
                 return
             running[pid] = folder, process
-    see_to_the_end(running)
+    wait_for_all(running)
 
 
 if __name__ == "__main__":

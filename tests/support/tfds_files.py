@@ -1,15 +1,15 @@
-"""A data set in TFDS form, written record by record, so that records may be of any kind and damaged."""
+"""Writes a data set in TFDS form from given records, which may be damaged."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def write_dataset(folder: Path, name: str, split: str, features, records: Sequence[bytes], *, files: int) -> Path:
-    """Writes version 1.0.0 of data set `name` with one split, in `files` TFRecord files of equal length.
+    """Writes version 1.0.0 of a data set with one split, in `files` TFRecord files of equal length.
 
     Args:
-      features: its `tfds.features.FeaturesDict`.
-      records: serialized `tf.train.Example`s, a multiple of `files`.
+      features: the `tfds.features.FeaturesDict` of the data set.
+      records: serialized `tf.train.Example`s; their number is a multiple of `files`.
 
     Returns:
       The folder of the version, below `folder`.
@@ -17,14 +17,14 @@ def write_dataset(folder: Path, name: str, split: str, features, records: Sequen
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    home, each = folder / name / "1.0.0", len(records) // files
+    home, per_file = folder / name / "1.0.0", len(records) // files
     home.mkdir(parents=True)
     for file in range(files):
         path = home / f"{name}-{split}.tfrecord-{file:05d}-of-{files:05d}"
         with tf.io.TFRecordWriter(str(path)) as writer:
-            for record in records[each * file : each * (file + 1)]:
+            for record in records[per_file * file : per_file * (file + 1)]:
                 writer.write(record)
     template = tfds.core.ShardedFileTemplate(dataset_name=name, split=split, filetype_suffix="tfrecord", data_dir="")
-    info = tfds.core.SplitInfo(name=split, shard_lengths=[each] * files, num_bytes=0, filename_template=template)
+    info = tfds.core.SplitInfo(name=split, shard_lengths=[per_file] * files, num_bytes=0, filename_template=template)
     tfds.folder_dataset.write_metadata(data_dir=home, features=features, split_infos=[info], check_data=False)
     return home

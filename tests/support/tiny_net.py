@@ -1,4 +1,4 @@
-"""The smallest network that `models.build` makes."""
+"""The block of the smallest architecture that `models.build` can make."""
 
 from flax import nnx
 

@@ -1,4 +1,4 @@
-"""Runs of the program on images in memory with its calls on record, to see where a config's keys arrive."""
+"""Runs the program on images in memory and records its calls, to check which function gets each config key."""
 
 import inspect
 
@@ -15,7 +15,7 @@ from bt_jax.run_folder import opening
 
 
 class Squares(Source):
-    """Images of one grey level, their id; the label is the id's last digit. Splits "learn" and "look"."""
+    """Images whose grey level is their id and whose label is its last digit, in the splits "learn" and "look"."""
 
     name, splits, num_classes, class_names = "squares", {"learn": 48, "look": 26}, 10, list("0123456789")
 
@@ -30,7 +30,7 @@ class Squares(Source):
 
 
 class Mean(models.Net):
-    """A backbone of the mean of an image's pixels, and a projector of three of its features: quick to trace."""
+    """A network that is quick to trace: a linear layer on the mean pixel of an image, or on three features."""
 
     def __init__(self):
         super().__init__("mean", {"dtype": "float32", "widths": [8]}, 8, None, None)
@@ -45,12 +45,13 @@ class Mean(models.Net):
 
 
 class Calls:
-    """Arguments of the calls of some functions, which are still called, or give `result` instead."""
+    """A record of the arguments of calls to watched functions."""
 
     def __init__(self, patch):
         self.of, self._patch = {}, patch
 
     def watch(self, where, name, result=None):
+        """Records the calls of the function `name` of a module. If `result` is given, it replaces the function."""
         function, calls = getattr(where, name), self.of.setdefault(name, [])
         signature = inspect.signature(function)
 
@@ -63,17 +64,17 @@ class Calls:
         self._patch.setattr(where, name, called)
 
     def all(self, name, argument):
-        """The argument in every call, in their order."""
+        """The values of an argument in all calls, in order."""
         return [call[argument] for call in self.of[name]]
 
     def one(self, name, argument):
-        """The argument in the only call."""
+        """The value of an argument in the only call."""
         (value,) = self.all(name, argument)
         return value
 
 
 class Enough(Exception):  # noqa: N818  (no error: it ends a call early)
-    """Everything has been built."""
+    """Stops a run after everything is built."""
 
 
 def stop(*arguments, **options):
@@ -81,7 +82,7 @@ def stop(*arguments, **options):
 
 
 def watched(patch):
-    """The calls by which data are opened and evaluators made, on images in memory."""
+    """Records the calls that open data and make evaluators; the data are images in memory."""
     calls = Calls(patch)
     calls.watch(feeds, "open_source", lambda *_, **__: Squares())
     calls.watch(feeds, "UnreadableImages")
@@ -90,17 +91,17 @@ def watched(patch):
     calls.watch(protocols, "KNN")
     calls.watch(randomness, "stream")
     calls.watch(opening, "check_same_run", lambda *_, **__: None)
-    made = feeds.make_feed
+    original = feeds.make_feed
 
     def make_feed(*arguments):
-        """With the passes over splits on record."""
-        feed = calls.feed = made(*arguments)
+        """Makes a feed that records its passes over splits."""
+        feed = calls.feed = original(*arguments)
         passes_of = feed.passes
 
         def passes(split, limit):
             calls.of.setdefault("passes", []).append({"split": split, "limit": limit})
             start = passes_of(split, limit)
-            next(iter(start()))  # so that its batches have been asked for
+            next(iter(start()))  # so that the call of `eval_batches` is on record
             return start
 
         feed.passes = passes

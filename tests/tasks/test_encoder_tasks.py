@@ -210,7 +210,10 @@ def test_evaluation_end_to_end(pretrained, tmp_path):
     linear = summary["linear"]
     assert 1 <= summary["spectrum"]["rank"] <= net.feature_dim
     assert 0 <= linear["linear_low"] <= linear["linear_top1"] <= linear["linear_high"] <= 1
-    assert runs.strict_json(folder) == {"config.json", "environment.json", "summary.json", "metrics.jsonl"}
+    assert runs.strict_json(folder) == {"config.json", "data.json", "environment.json"} | {
+        "summary.json",
+        "metrics.jsonl",
+    }
     line = runs.read_lines(folder)[0]
     assert line["val/knn_top1"] == summary["knn"]["knn_top1"] and (folder / "report.html").exists()
     page = (folder / "report.html").read_text()
@@ -241,7 +244,7 @@ def test_wrong_input(pretrained, tmp_path):
         "is empty", evaluate.run, evaluation(**{"data.train_split": "train[5:5]", "data.name": "patterns"}), tmp_path
     )
     many = {"evals.knn_k": (300,), "protocols": ("knn",)}
-    refused("300 neighbours are asked for, and there are 64", evaluate.run, evaluation(**many), tmp_path / "k")
+    refused("kNN needs 300 neighbours, but there are 64", evaluate.run, evaluation(**many), tmp_path / "k")
     refused("one label an image", evaluate.run, evaluation(protocols=("svm",)), tmp_path)
     refused("Choose from", evaluate.run, evaluation(protocols=("knm",)), tmp_path)
     refused("config.train='layer9' is unknown", finetune.run, tiny(pretrained, train="layer9"), tmp_path)

@@ -75,7 +75,7 @@ def test_a_run_leaves_everything_behind(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary["knn_top1"]) == set(summary["linear_top1"]) == {"trained", "untrained", "raw_pixels"}
     assert all(0 <= v <= 1 for table in ("knn_top1", "linear_top1") for v in summary[table].values())
-    written = {"config.json", "environment.json", "summary.json", "metrics.jsonl", "manifest.json"}
+    written = {"config.json", "data.json", "environment.json", "summary.json", "metrics.jsonl", "manifest.json"}
     assert runs.strict_json(finished) == written | {"metadata", "_METADATA"}
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["versions"]["jax"] == jax.__version__ and len(environment["devices"]) == 8
@@ -316,7 +316,7 @@ def test_another_config_in_the_folder(finished):
 
 
 def test_batch_that_does_not_divide(tmp_path, eight_devices):
-    refused("batch of 12 does not divide by 8 devices. Set --config.batch_size=16", tmp_path / "run", batch_size=12)
+    refused("batch of 12 is not divisible by 8 devices. Set --config.batch_size=16", tmp_path / "run", batch_size=12)
     assert not (tmp_path / "run").exists()  # refused before anything is written
 
 

@@ -30,9 +30,9 @@ BEFORE, AFTER = State(name="before", step=0), State(name="after", step=40)
 
 @pytest.fixture
 def concluded(monkeypatch):
-    """What `write.conclude` is given."""
+    """What `write.results` is given."""
     found = {}
-    monkeypatch.setattr(write, "conclude", lambda folder, summary, shown: found.update(summary=summary, shown=shown))
+    monkeypatch.setattr(write, "results", lambda folder, summary, shown: found.update(summary=summary, shown=shown))
     return found
 
 
@@ -40,8 +40,9 @@ def concluded(monkeypatch):
 def finish(monkeypatch, tmp_path, concluded):
     """finish(**config) -> (summary and pictures, rows of the table as (features by, encoder)) of a pretraining run."""
     monkeypatch.setattr(pretrain, "_pictures", lambda this, before, after: {"c": (before.name, after.name)})
-    monkeypatch.setattr(features, "gallery", lambda embed, variables, images, mesh: (embed, variables, None))
-    monkeypatch.setattr(pictures, "of_embedding", lambda *images: {"map": images})
+    extracted = "extract_with_thumbnails"
+    monkeypatch.setattr(features, extracted, lambda embed, variables, images, mesh: (embed, variables, None))
+    monkeypatch.setattr(pictures, "map_and_neighbours", lambda *images: {"map": images})
     monkeypatch.setattr(features, "raw_pixels", lambda *_: "pixels")
     rows = {}
 
@@ -55,14 +56,14 @@ def finish(monkeypatch, tmp_path, concluded):
     def run(**values):
         config = keys.pretrain()
         config.update_from_flattened_dict(values)
-        frozen = SimpleNamespace(embed="net", by=lambda embed: SimpleNamespace(embed=embed))
+        frozen = SimpleNamespace(embed="net", with_embed=lambda embed: SimpleNamespace(embed=embed))
         this = SimpleNamespace(
             training=SimpleNamespace(
                 settings=config, folder=tmp_path, started=0.0, feed=SimpleNamespace(passes=lambda *_: list)
             ),
             fresh=lambda: BEFORE,
             frozen=frozen,
-            spectrum=SimpleNamespace(of=lambda state: ({"rank": state.step}, f"spectrum {state.name}")),
+            spectrum=SimpleNamespace(measure=lambda state: ({"rank": state.step}, f"spectrum {state.name}")),
             embed="net",
             picture_split="test",
             class_names=["a", "b"],
@@ -134,7 +135,7 @@ def test_pictures_before_and_after_are_named_rightly(monkeypatch):
         sample={"image": image, "id": np.arange(20)},
         recipe=recipe,
         training=SimpleNamespace(settings=keys.pretrain()),
-        correlation=SimpleNamespace(of=lambda state: matrices[state.name], history=lambda: history),
+        correlation=SimpleNamespace(matrix=lambda state: matrices[state.name], history=lambda: history),
     )
     shown = pretrain._pictures(this, BEFORE, AFTER)
     for name in ("before", "after"):

@@ -149,7 +149,7 @@ def buffers(nets, mesh, head, clip):
 
     shapes = jax.eval_shape(create, jax.random.key(0))
     layout = sharding.state_sharding(shapes, mesh, head)
-    update = step.make_update(barlow_twins.BarlowTwins(mesh=mesh), nets, tx, mesh=mesh, head=head)
+    update = step.make_update(barlow_twins.BarlowTwins(mesh=mesh), nets, tx, mesh=mesh, projector=head)
     views = [jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.float32, sharding=sharding.batch_sharding(mesh))] * 2
     state = sharding.abstract(shapes, layout)
     batch = {"id": jnp.arange(16)}

@@ -18,7 +18,7 @@ from bt_jax import convert, models
 from bt_jax.augment import recipes
 from bt_jax.messages import UserError
 from bt_jax.run_folder import manifest, opening
-from bt_jax.weights import export_formats, foreign_files, key_names, load, model_card
+from bt_jax.weights import export_formats, foreign_files, key_names, load, model_card, prefixes
 
 NARROW = 1 / 16
 
@@ -163,13 +163,13 @@ def test_names_go_there_and_back(arch, there, back):
     renamed = [there(key) for key in keys]
     assert [back(key) for key in renamed] == keys and len(set(renamed)) == len(keys)
     arrays = {key: index for index, key in enumerate(renamed)}
-    assert key_names.as_torchvision(arrays) == {key: index for index, key in enumerate(keys)}
+    assert prefixes.find(arrays)[0].arrays == {key: index for index, key in enumerate(keys)}
 
 
 def test_names_of_a_hugging_face_classifier():
     keys = list(state_dict("resnet18", width=NARROW))
     arrays = {f"resnet.{key_names.to_hugging_face(key)}": key for key in keys} | {"classifier.1.weight": "dropped"}
-    assert key_names.as_torchvision(arrays) == {key: key for key in keys}
+    assert prefixes.find(arrays)[0] == prefixes.Backbone("resnet.", {key: key for key in keys}, "resnet18")
 
 
 @pytest.mark.parametrize(

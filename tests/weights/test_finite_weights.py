@@ -26,9 +26,8 @@ def variables(broken):
 def test_they_are_no_encoder(tmp_path, capsys, broken):
     checkpoint, file = tmp_path / "checkpoint", tmp_path / "weights.safetensors"
     export_formats.write_encoder(checkpoint, model=damage.MODEL, variables=variables(broken))
-    save_file(
-        {name: np.array(each) for name, each in convert.to_torch(variables(broken), arch="resnet18").items()}, file
-    )
+    arrays = convert.to_torch(variables(broken), arch="resnet18")
+    save_file({name: np.array(each) for name, each in arrays.items()}, file)
     for path in (checkpoint, file):
         for name, to in (("", "safetensors"), ("--arch=resnet18", "checkpoint")):
             arguments = [str(path), f"--to={to}", f"--out={tmp_path / 'out'}", *([name] if name else [])]

@@ -262,7 +262,7 @@ FAULTS = (
         "epoch_order",
         "jax.random.fold_in(key, epoch)",
         "key",
-        ("test_epoch_order_is_a_permutation_of_its_own",),
+        ("test_every_epoch_has_its_own_permutation",),
     ),
     Fault(
         "feed-first-id",

@@ -1,4 +1,4 @@
-"""Faults of what is measured: kNN, probes, spectrum, SVMs, pictures, intervals, and what the summary means."""
+"""Faults of evaluations: kNN, probes, spectrum, SVMs, pictures, intervals, and the summary."""
 
 from ..fault import Fault
 
@@ -17,26 +17,30 @@ FAULTS = (
         "_top_k",
         "* block + place % block",
         "* block + place // block",
-        ("test_top_k_in_blocks_is_the_whole_one",),
+        ("test_top_k_in_blocks_is_exact",),
     ),
     Fault("knn-padding", "predict", "[..., : len(chunk)]", "[..., : CHUNK]", ("test_knn_equals_scikit_learn",)),
     Fault("knn-too-many", "KNN.run", "if max(self._ks) > len(bank):", "if False:", ("test_wrong_input_to_protocols",)),
     Fault(
         "knn-interval",
         "KNN.run",
-        "confidence.interval(predicted[0, 0] == wanted)",
-        "confidence.interval(predicted[-1, 0] == wanted)",
-        ("test_intervals_are_of_the_headline",),
+        "confidence.interval(predicted[0, 0] == val_labels)",
+        "confidence.interval(predicted[-1, 0] == val_labels)",
+        ("test_intervals_are_of_the_main_result",),
     ),
     Fault(
-        "online-probe-bias", "OnlineProbe.run", ' + head["bias"]', "", ("test_online_probe_is_the_heads_classifier",)
+        "online-probe-bias",
+        "OnlineProbe.run",
+        ' + weights["bias"]',
+        "",
+        ("test_online_probe_uses_the_weights_of_the_state",),
     ),
     Fault(
         "linear-interval",
         "LinearProbe.run",
-        '"top1": float((found.predicted == wanted).mean())',
-        '"top1": float(found.held_out_top1.max())',
-        ("test_intervals_are_of_the_headline",),
+        '"top1": float((fitted.predicted == val_labels).mean())',
+        '"top1": float(fitted.held_out_top1.max())',
+        ("test_intervals_are_of_the_main_result",),
     ),
     Fault(
         "frozen-stale",
@@ -48,7 +52,7 @@ FAULTS = (
     Fault(
         "features-mask",
         "extract",
-        "np.asarray(embed(variables, inputs))[keep]",
+        "np.asarray(embed(variables, inputs))[real]",
         "np.asarray(embed(variables, inputs))",
         ("test_every_image_counts_once",),
     ),
@@ -57,21 +61,21 @@ FAULTS = (
         "thumbnail",
         "left : left + short",
         "top : top + short",
-        ("test_the_gallery_shows_the_middle_of_each_image",),
+        ("test_thumbnails_are_the_middle_of_the_image_without_its_padding",),
     ),
     Fault(
         "probe-choice",
         "fit",
-        "found.argmax(), found.argmax() + 1",
-        "found.argmin(), found.argmin() + 1",
+        "accuracy.argmax(), accuracy.argmax() + 1",
+        "accuracy.argmin(), accuracy.argmin() + 1",
         ("test_probe_chooses_on_held_out_training_images",),
     ),
     Fault(
         "probe-decay",
         "_fit.update",
-        'decay * head["kernel"]',
-        '0 * head["kernel"]',
-        ("test_decay_of_the_probe_makes_it_smaller",),
+        'decay * classifier["kernel"]',
+        '0 * classifier["kernel"]',
+        ("test_weight_decay_of_the_probe_shrinks_its_kernel",),
     ),
     Fault("spectrum-mean", "summarise", "products / n - np.outer(mean, mean)", "products / n", SPECTRUM),
     Fault(
@@ -86,15 +90,15 @@ FAULTS = (
     Fault(
         "svm-recall",
         "average_precision",
-        "np.maximum.accumulate((found / taken)[::-1])[::-1]",
-        "found / taken",
+        "np.maximum.accumulate((hits / retrieved)[::-1])[::-1]",
+        "hits / retrieved",
         ("test_average_precision_by_hand",),
     ),
     Fault(
         "svm-difficult",
         "mean_average_precision",
-        "kept = column != 0",
-        "kept = column < 2",
+        "used = column != 0",
+        "used = column < 2",
         ("test_difficult_images_count_in_neither_split", "test_protocol_equals_scikit_learn_class_by_class"),
     ),
     Fault(
@@ -130,7 +134,7 @@ FAULTS = (
         "confusion",
         "labels[known] * num_classes + predicted[known]",
         "predicted[known] * num_classes + labels[known]",
-        ("test_confusion_is_that_of_scikit_learn",),
+        ("test_confusion_equals_that_of_scikit_learn",),
     ),
     Fault(
         "pictures-film",
@@ -149,22 +153,22 @@ FAULTS = (
     Fault(
         "summary-pixels",
         "_finish",
-        "run.frozen.by(features.raw_pixels(run.recipe, run.mesh))",
+        "run.frozen.with_embed(features.raw_pixels(run.recipe, run.mesh))",
         "run.frozen",
         ("test_rows_of_the_table_are_of_the_encoders_they_name",),
     ),
     Fault(
         "summary-spectrum",
         "_finish",
-        '_, arrays["spectrum_untrained"] = run.spectrum.of(before)',
-        '_, arrays["spectrum_untrained"] = run.spectrum.of(state)',
+        '_, arrays["spectrum_untrained"] = run.spectrum.measure(before)',
+        '_, arrays["spectrum_untrained"] = run.spectrum.measure(state)',
         ("test_rows_of_the_table_are_of_the_encoders_they_name",),
     ),
     Fault(
         "summary-correlation",
         "_pictures",
-        "c_before, c_after = run.correlation.of(before), run.correlation.of(after)",
-        "c_before, c_after = run.correlation.of(after), run.correlation.of(before)",
+        "c_before, c_after = run.correlation.matrix(before), run.correlation.matrix(after)",
+        "c_before, c_after = run.correlation.matrix(after), run.correlation.matrix(before)",
         ("test_pictures_before_and_after_are_named_rightly",),
     ),
     Fault("finetune-top5", "accuracies", "(rank < 5)", "(rank <= 5)", ("test_accuracies",)),
@@ -198,5 +202,33 @@ FAULTS = (
     ),
     Fault(
         "evaluate-labels", "_evaluators", "all(source.labelled(base) for base in bases)", "True", ("test_wrong_input",)
+    ),
+    Fault(
+        "finite-features",
+        "extract",
+        "finite.require(extracted, of)",
+        "pass",
+        ("test_no_protocol_makes_a_result_of_them",),
+    ),
+    Fault(
+        "finite-while-training",
+        "or_nan",
+        "if not self.every_steps:",
+        "if True:",
+        ("test_while_something_trains_there_is_no_number_and_a_warning",),
+    ),
+    Fault(
+        "finite-spectrum",
+        "Spectrum.measure",
+        "if not np.isfinite(found[1]).all():",
+        "if False:",
+        ("test_the_spectrum_is_none_of_theirs",),
+    ),
+    Fault(
+        "finite-shards",
+        "_rows",
+        'finite.require(rows, f"shard {shard.span.base}/{shard.stem}")',
+        "pass",
+        ("test_no_shard_is_written_of_them",),
     ),
 )

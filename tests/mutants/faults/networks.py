@@ -1,8 +1,8 @@
-"""Faults of augmentation, networks and where their arrays lie."""
+"""Faults of augmentation, of networks, and of the sharding of their arrays."""
 
 from ..fault import Fault
 
-BACKBONE = ("test_backbone_is_torchvisions_at_every_stage",)
+BACKBONE = ("test_backbone_equals_torchvision_at_every_stage",)
 
 FAULTS = (
     Fault("augment-bicubic", "_bicubic", "(1.5 * x - 2.5)", "(1.25 * x - 2.25)", ("test_kernels_at_known_distances",)),
@@ -12,7 +12,7 @@ FAULTS = (
         "hue",
         "channel(3.0), channel(5.0), channel(1.0)",
         "channel(3.0), channel(1.0), channel(5.0)",
-        ("test_hue_turns_pure_colours",),
+        ("test_hue_rotates_pure_colours",),
     ),
     Fault(
         "augment-luma",
@@ -36,11 +36,11 @@ FAULTS = (
         ("test_blur_equals_pillow",),
     ),
     Fault(
-        "augment-one-draw",
+        "augment-one-key",
         "two_views.views",
         "_one_view(keys[1], swapped",
         "_one_view(keys[0], swapped",
-        ("test_flip_is_drawn_for_each_view",),
+        ("test_every_view_has_its_own_flip",),
     ),
     Fault(
         "augment-place-in-batch",
@@ -51,14 +51,14 @@ FAULTS = (
     ),
     Fault(
         "augment-ratio",
-        "_draw_crop",
+        "_sample_crop",
         "jnp.sqrt(area / ratio)",
         "jnp.sqrt(area * ratio)",
-        ("test_crops_are_distributed_as_torchvisions",),
+        ("test_crops_have_the_distribution_of_torchvision",),
     ),
     Fault(
-        "augment-grayscale-draw",
-        "draw",
+        "augment-grayscale-probability",
+        "sample_parameters",
         "grayscale=u[GRAYSCALE] < view.grayscale",
         "grayscale=u[GRAYSCALE] < view.flip",
         ("test_probabilities_and_strengths",),
@@ -75,11 +75,11 @@ FAULTS = (
         "imagenet",
         "View(blur=0.1, solarize=0.2)",
         "View(solarize=0.2)",
-        ("test_recipes_hold_the_published_numbers",),
+        ("test_recipes_have_the_published_numbers",),
     ),
     Fault("model-stride", "Bottleneck.__init__", "3, stride=stride, padding=1", "3, padding=1, stride=1", BACKBONE),
     Fault("model-pool", "ResNet.stages", "strides=(2, 2), padding=padding", 'strides=(2, 2), padding="SAME"', BACKBONE),
-    Fault("model-projector-init", "TORCH_LINEAR", "1 / 3", "1.0", ("test_init_is_torchs",)),
+    Fault("model-projector-init", "TORCH_LINEAR", "1 / 3", "1.0", ("test_init_equals_torch",)),
     Fault("model-stem-padding", "ResNet.__init__", "3, padding=stem_padding", "3, padding=1", ("test_spatial_sizes",)),
     Fault(
         "model-zero-init",
@@ -102,17 +102,17 @@ FAULTS = (
         "Net.stages",
         "module.stages(x, train=train",
         "module.stages(x, train=True",
-        ("test_backbone_is_torchvisions_at_every_stage",),
+        ("test_backbone_equals_torchvision_at_every_stage",),
     ),
     Fault(
-        "head-gather",
+        "projector-gather",
         "SplitProjector.apply.columns",
         "train=True, gather=gather",
         "train=True",
         ("test_devices_change_nothing",),
     ),
     Fault(
-        "head-widths",
+        "projector-widths",
         "SplitProjector.__init__",
         "if any(width % devices",
         "if all(width % devices",
@@ -120,8 +120,8 @@ FAULTS = (
     ),
     Fault(
         "sharding-layout",
-        "state_sharding.place",
-        'if head == "sharded" and "projector" in keys and leaf.ndim:',
+        "state_sharding.sharding_of",
+        'if projector == "sharded" and "projector" in keys and leaf.ndim:',
         "if False:",
         ("test_sharded_head_holds_no_whole_matrix",),
     ),
@@ -145,9 +145,9 @@ FAULTS = (
     Fault(
         "plan-fits",
         "make_plan",
-        '"fits": bool(need["peak_bytes"] <= chip.memory)',
+        '"fits": bool(need["peak_bytes"] <= chip.memory_bytes)',
         '"fits": True',
-        ("test_what_does_not_fit_is_said",),
+        ("test_memory_that_does_not_fit_is_marked",),
     ),
     Fault(
         "metrics-spread",

@@ -203,4 +203,25 @@ FAULTS = (
         "return False",
         ("test_every_form_of_a_full_disk_error",),
     ),
+    Fault(
+        "jax-settings",
+        "settle",
+        "jax.config.update(name, value)",
+        "pass",
+        ("test_a_run_is_the_same_whatever_is_set",),
+    ),
+    Fault(
+        "jax-no-device",
+        "all_devices",
+        "(RuntimeError, AssertionError)",
+        "RuntimeError",
+        ("test_a_platform_that_is_not_there_is_one_line",),
+    ),
+    Fault(
+        "stop-terminal",
+        "StopSignals.__init__",
+        "if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:",
+        "if False:",
+        ("test_a_closed_terminal_may_say_so_twice",),
+    ),
 )

@@ -1,4 +1,4 @@
-"""Faults of what is written: checkpoints, manifests, the log, run folders, embeddings."""
+"""Faults of written files: checkpoints, manifests, the log, run folders, embeddings."""
 
 from ..fault import Fault
 
@@ -132,10 +132,10 @@ FAULTS = (
         ("test_lines_after_the_checkpoint_are_dropped",),
     ),
     Fault(
-        "log-nan",
+        "json-nan",
         "_finite",
-        "None if isinstance(content, float) and not math.isfinite(content) else content",
-        "content",
+        "None if isinstance(content, float) and not",
+        "content if",
         ("test_a_line_is_strict_json",),
     ),
     Fault(
@@ -169,14 +169,14 @@ FAULTS = (
     ),
     Fault(
         "report-concluded",
-        "concluded",
-        'found.get("steps") == step and',
+        "has_results",
+        'summary.get("steps") == step and',
         "",
         ("test_an_old_report_does_not_finish_a_longer_run",),
     ),
     Fault(
         "report-order",
-        "conclude",
+        "results",
         "(folder / PAGE).unlink(missing_ok=True)",
         "pass",
         ("test_an_old_report_does_not_finish_a_longer_run",),
@@ -213,5 +213,47 @@ FAULTS = (
         "self._spans[span.base]",
         "span",
         ("test_the_limit_of_embed_counts_over_the_split",),
+    ),
+    Fault(
+        "paths-patterns",
+        "WRITTEN",
+        "[\\[*?\\\\]",
+        "[*?\\\\]",
+        ("test_a_path_that_orbax_misreads_is_an_error",),
+    ),
+    Fault(
+        "manifest-arrays",
+        "_lacking",
+        'if f"{part}/{needed}" not in names:',
+        "if False:",
+        ("test_a_checkpoint_that_cannot_be_opened_is_damaged",),
+    ),
+    Fault(
+        "lock-kernel",
+        "_Kernel.__init__",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        ("test_the_folder_is_held_until_the_run_ends",),
+    ),
+    Fault(
+        "lock-deleted",
+        "_Kernel.__init__",
+        "path.exists() and os.path.samestat(os.fstat(self._descriptor), path.stat())",
+        "True",
+        ("test_a_file_that_its_holder_has_just_deleted_is_not_a_lock",),
+    ),
+    Fault(
+        "lock-release",
+        "releasing",
+        "release()",
+        "pass",
+        ("test_the_folder_is_held_until_the_run_ends",),
+    ),
+    Fault(
+        "lock-beats",
+        "_Beats.__init__",
+        "if (storage.read(path) or before) != before:",
+        "if False:",
+        ("test_without_locks_a_renewed_file_holds_the_folder",),
     ),
 )

@@ -1,4 +1,4 @@
-"""Faults of what a person reads."""
+"""Faults of messages."""
 
 from ..fault import Fault
 
@@ -70,5 +70,26 @@ FAULTS = (
         "not in (0, settings.batch_size)",
         "not in (0,)",
         ("test_batch_changed_behind_the_recipe_warns",),
+    ),
+    Fault(
+        "text-warmup",
+        "check_warmup",
+        "warmup >= total",
+        "warmup > total",
+        ("test_a_warmup_that_the_run_does_not_outlast_warns",),
+    ),
+    Fault(
+        "print-full-disk",
+        "_Lasting._failed",
+        "not is_disk_full(error)",
+        "True",
+        ("test_a_program_goes_on_and_says_so_once",),
+    ),
+    Fault(
+        "print-flush",
+        "_Lasting.end",
+        "self._leave()",
+        "pass",
+        ("test_the_exit_status_of_a_program_whose_reader_is_gone",),
     ),
 )

@@ -73,7 +73,7 @@ FAULTS = (
         "initial_state",
         "optimizer.unit_columns(p) if p.ndim == 2 else p",
         "p",
-        ("test_its_prototypes_are_frozen_for_an_epoch_and_keep_length_one",),
+        ("test_its_prototypes_are_frozen_for_an_epoch_and_have_length_one",),
     ),
     Fault(
         "step-bad-count",
@@ -94,14 +94,14 @@ FAULTS = (
         "apply_gradient",
         'for name, grad in grads.items() if name != "probe"',
         "for name, grad in grads.items()",
-        ("test_norm_of_the_gradient_is_without_the_probes",),
+        ("test_the_gradient_norm_excludes_the_probe",),
     ),
     Fault(
         "state-probe-scale",
         "initial_state",
         "0.01 * jax.random.normal(probe_key",
         "jax.random.normal(probe_key",
-        ("test_the_probe_begins_small",),
+        ("test_the_probe_starts_small",),
     ),
     Fault(
         "optim-order",

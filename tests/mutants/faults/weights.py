@@ -133,4 +133,25 @@ FAULTS = (
         "if False:",
         ("test_given_weights_of_another_network",),
     ),
+    Fault(
+        "prefix-several",
+        "find",
+        "if others:",
+        "if False:",
+        ("test_of_several_none_is_taken_unless_they_are_one",),
+    ),
+    Fault(
+        "prefix-heads",
+        "_backbones",
+        "if not AFTER.match(name)",
+        "if True",
+        ("test_one_whole_resnet_is_taken",),
+    ),
+    Fault(
+        "finite-weights",
+        "_is_finite",
+        "bool((np if isinstance(array, np.ndarray) else jnp).isfinite(array).all())",
+        "True",
+        ("test_they_are_no_encoder",),
+    ),
 )

@@ -1,4 +1,4 @@
-"""Faults on the way from a config to objects: a key that is not passed on."""
+"""Faults in the use of a config: a key that is not passed to the object it configures."""
 
 from ..fault import Fault
 
