@@ -54,7 +54,7 @@ def say(text: str) -> None:
 
 @functools.cache
 def say_once(text: str) -> None:
-    """`say`, unless this process has said it before."""
+    """Prints a line as `say` does, but only once per process."""
     say(text)
 
 

@@ -71,7 +71,7 @@ def test_other_addresses_are_an_error(text):
 @pytest.mark.parametrize("mark", "#?*[ ")
 def test_special_characters_are_an_error(mark):
     """Orbax would cut the address at some of them, and gcsfs would read others as patterns when deleting."""
-    with pytest.raises(UserError, match="in it. Name the folder with letters"):
+    with pytest.raises(UserError, match="contains .*Name the folder with letters"):
         storage.parse_path(f"gs://bucket/runs/a{mark}b")
 
 

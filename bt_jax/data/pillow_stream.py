@@ -1,10 +1,10 @@
 """Streaming input without TensorFlow: threads decode by Pillow onto a canvas, in the order of `pipeline`.
 
-It yields the batches of `pipeline`: the same images in the same order, to the same pixels but for JPEGs that both
-decoders shrink while they decode. It reads folders and cache files. TFRecord files in sequence, as buckets need them,
-are for TensorFlow alone.
+It yields the batches of `pipeline`: the same images in the same order, with the same pixels except for JPEGs that are
+shrunk during decoding. It reads folders and cache files. Only TensorFlow reads TFRecord files in sequence, as buckets
+need.
 
-Threads are enough, because Pillow lets others run while it decodes and resizes.
+Threads are enough, because Pillow releases the interpreter lock while it decodes and resizes.
 """
 
 import io
@@ -38,10 +38,10 @@ def train_batches(
     broken: UnreadableImages | None = None,
     channels: int = 3,
 ) -> Iterator[Batch]:
-    """Endless batches of this process, from step `start_step` on; see `pipeline.train_batches`.
+    """Yields endless batches of this process from step `start_step` on; see `pipeline.train_batches`.
 
     Raises:
-      UserError: a window of images is asked for, or storage that reads well only in sequence.
+      UserError: `shuffle_buffer` asks for a window, or the storage is fast only in sequence.
     """
     span = source.span(split)
     _require_random_access(source, span.base)
@@ -69,14 +69,14 @@ def eval_batches(
     channels: int = 3,
     limit: int = 0,
 ) -> Iterator[Batch]:
-    """The split once, in order, with "mask"; see `pipeline.eval_batches`."""
+    """Yields the split once, in order, with "mask"; see `pipeline.eval_batches`."""
     span = source.span(split)
     _require_random_access(source, span.base)
     records = Ordered(source, span, batch_size, limit)
     for batch in _decoded(records, iter(range(records.steps)), canvas, channels, broken or UnreadableImages(source)):
         missing = batch_size - len(batch["id"])
         batch["mask"] = ~batch.pop("broken")
-        # An image of no pixels would become NaN in the crop, so padding has the size 1.
+        # The crop of an image without pixels would be NaN, so padding has size 1.
         fill = {"size": 1}
         yield {
             name: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1), constant_values=fill.get(name, 0))
@@ -87,7 +87,7 @@ def eval_batches(
 def _require_random_access(source: Source, base: str) -> None:
     if not source.random_access(base):
         raise UserError(
-            f"{source.name} can only be read in sequence where it is stored, which needs TensorFlow",
+            f"The storage of {source.name} can only be read in sequence, which needs TensorFlow",
             "Run pip install -e '.[tfds]', or copy the data set to a local disk.",
         )
 
@@ -95,7 +95,7 @@ def _require_random_access(source: Source, base: str) -> None:
 def _decoded(
     records: Permuted, steps: Iterator[int], canvas: int, channels: int, broken: UnreadableImages
 ) -> Iterator[Batch]:
-    """Batches with "broken", bool (b,): images that cannot be read, in whose place is one black pixel."""
+    """Yields batches with "broken", bool (b,): True for images replaced by a black pixel."""
     with ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(decode.cores()) as pool:
         ahead = disk.submit(_read, records, steps)  # the next batch is read while this one is decoded
         while (encoded := ahead.result()) is not None:
@@ -122,7 +122,7 @@ def _canvases(records, images, labels, ids, pool, canvas: int, channels: int, br
             return None
         try:
             pixels = fit(images[row], canvas, channels)
-        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, its own ...
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
             return error
         height, width, _ = pixels.shape
         batch["image"][row, :height, :width], batch["size"][row] = pixels, (height, width)
@@ -137,9 +137,9 @@ def _canvases(records, images, labels, ids, pool, canvas: int, channels: int, br
 
 
 def fit(data: bytes | Exception, canvas: int, channels: int = 3) -> np.ndarray:
-    """Encoded image -> uint8 (h, w, channels) with no side over `canvas`; a smaller image keeps its size.
+    """Decodes an image to uint8 (h, w, channels) with no side over `canvas`; a smaller image keeps its size.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that still covers the result, which takes fewer coefficients.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that still covers the result: fewer coefficients take less time.
 
     Raises:
       Exception: the image cannot be read.
@@ -166,9 +166,9 @@ def fit(data: bytes | Exception, canvas: int, channels: int = 3) -> np.ndarray:
 
 
 def _area_means(pixels: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Shrinks an axis to `length` by means over areas, fractions of pixels included, as TensorFlow's "area"; float32.
+    """Shrinks an axis to `length` by means over areas, with fractions of pixels, like TensorFlow's "area"; float32.
 
-    Pillow's BOX filter takes whole pixels alone.
+    Pillow's BOX filter uses whole pixels only.
     """
     pixels = np.moveaxis(pixels, axis, 0)
     count = len(pixels)

@@ -45,7 +45,7 @@ class Permuted:
         }
 
     def read(self, step: int) -> tuple[list[bytes | UserError], np.ndarray, np.ndarray]:
-        """Encoded images, or the error of an unreadable one; labels, int32 (b,), -1 for none; ids, int64 (b,)."""
+        """Encoded images, with a UserError for an unreadable one; labels int32 (b,), -1 if none; ids int64 (b,)."""
         ids = self.ids(step)
         images, labels = zip(*self.source.try_read(self.span.base, ids), strict=True)
         return list(images), np.array([-1 if label is None else label for label in labels], np.int32), ids

@@ -1,4 +1,4 @@
-"""A data set that is streamed: the host decodes it while the devices train, by tf.data or by Pillow."""
+"""A streamed data set: the host decodes it, by tf.data or by Pillow, while the devices train."""
 
 import collections
 import importlib

@@ -130,7 +130,7 @@ def batches_of(reading: Reading, shards: list[Shard]) -> Iterator[tuple[Shard, d
         if size and max(size) <= reading.canvas:
             batches = array_batches(reading, shard.span, size)
         else:
-            # imported here: `pipeline` needs TensorFlow
+            # imported on demand, because `pipeline` needs TensorFlow
             name = "pipeline" if importlib.util.find_spec("tensorflow") else "pillow_stream"
             batches = importlib.import_module(f"bt_jax.data.{name}").eval_batches(
                 reading.source,

@@ -1,4 +1,4 @@
-"""Files that grow, such as metrics.jsonl, on a disk or in a bucket, whose objects cannot be appended to."""
+"""Files for appending, such as metrics.jsonl, on a disk or in a bucket. Objects of a bucket cannot be appended to."""
 
 import shutil
 import sys
@@ -12,7 +12,7 @@ from bt_jax.messages import line
 
 
 class AppendFolder:
-    """A folder with files that are appended to. Those of a bucket grow in a folder of this machine and are copied.
+    """A folder with files for appending. If it is in a bucket, a local folder holds them, which is copied regularly.
 
     Attributes:
       local: the folder to write to.
@@ -43,17 +43,17 @@ class AppendFolder:
             )
 
     def sync(self) -> None:
-        """Copies changed files, and returns when they are in the bucket."""
+        """Copies changed files and waits until they are in the bucket."""
         if self._copies:
             self._thread.submit(self._copy).result()
 
     def close(self) -> None:
-        """Copies for the last time. A failure is only a warning: another error may be ending the run."""
+        """Copies for the last time. A failure is only a warning, because another error may be ending the run."""
         if self._copies:
             try:
                 self.sync()
                 shutil.rmtree(self.local, ignore_errors=True)
-            except Exception as error:  # gcsfs has no class for its errors
+            except Exception as error:  # gcsfs has no base class for its errors
                 self._warn(error)
                 print(f"They are in {self.local}", file=sys.stderr)
             self._thread.shutdown()

@@ -41,7 +41,7 @@ def differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
     old, new = {RENAMED_KEYS.get(key, key): value for key, value in flatten(old).items()}, flatten(new)
     if old.get("task") == "pretrain":
         old = ADDED_KEYS | old
-    if "data.reader" in new:  # before there was a choice, TensorFlow read what was streamed
+    if "data.reader" in new:  # older runs without this key streamed by TensorFlow
         old = {"data.reader": "" if old.get("data.on_device", True) else "tensorflow"} | old
     removed = {key: old.pop(key) for key in REMOVED_KEYS.keys() & old.keys()}
     moved = old.get("data.folder") and new.get("data.folder")  # a folder may move, but not become a named data set

@@ -166,10 +166,10 @@ class Clock:
 def test_evaluating_may_take_long(monkeypatch):
     clock = Clock(monkeypatch)
     seen = watchdog.Watch(stuck_seconds=5, silent_seconds=9)
-    seen.at(3, Phase.EVALUATING, "KNN", None)
+    seen.report_progress(3, Phase.EVALUATING, "KNN", None)
     clock.go_on(seen, 3600)
     assert clock.ended == []
-    seen.at(3, Phase.TRAINING, "", None)
+    seen.report_progress(3, Phase.TRAINING, "", None)
     clock.go_on(seen, 4)
     assert clock.ended == []
     clock.go_on(seen, 4)
@@ -191,7 +191,7 @@ def test_progress_of_another_process_counts(monkeypatch):
         monkeypatch.setattr(coordination, name, lambda value=value: value)
     monkeypatch.setattr(exits, "exit_notices", lambda: {})
     seen = watchdog.Watch(stuck_seconds=6, silent_seconds=99)
-    seen.at(3, Phase.TRAINING, "", None)
+    seen.report_progress(3, Phase.TRAINING, "", None)
     for step in range(4, 8):
         clock.go_on(seen, 4)
         store.other = store.other | {"step": step}

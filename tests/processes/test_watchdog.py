@@ -115,7 +115,7 @@ def test_all_stop_at_the_furthest_boundary(monkeypatch):
 def test_a_failing_process_exits_with_its_status(monkeypatch, error, status):
     """In a multi-process run; a single process raises the error unchanged."""
     left = []
-    monkeypatch.setattr(exits, "leave", lambda status, why: left.append((status, why)))
+    monkeypatch.setattr(exits, "fail_all_processes", lambda status, why: left.append((status, why)))
     for several in (False, True):
         monkeypatch.setattr(coordination, "is_multi_process", lambda several=several: several)
         monkeypatch.setattr(exits, "print_on_every_process", lambda text: None)
