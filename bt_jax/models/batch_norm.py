@@ -1,5 +1,7 @@
 """Batch normalisation with the numbers of `torch.nn.BatchNorm1d/2d`, for the backbones and the projector."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,11 +16,15 @@ class BatchNorm(nnx.Module):
     Training uses the batch's mean and biased variance and moves the running statistics, whose variance is unbiased as
     torch's is (flax's own layer stores the biased one). Statistics are float32, float64 for float64 inputs, whatever
     the dtype of the input. Under `jax.jit` a batch split over devices is one array, so its statistics are global.
+
+    Args:
+      scale: the factor at the start.
+      trained: which of "scale" and "bias" there are.
     """
 
-    def __init__(self, channels: int, *, scale: float = 1.0) -> None:
-        self.scale = nnx.Param(jnp.full((channels,), scale, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+    def __init__(self, channels: int, *, scale: float = 1.0, trained: Sequence[str] = ("scale", "bias")) -> None:
+        self.scale = nnx.Param(jnp.full((channels,), scale, jnp.float32)) if "scale" in trained else None
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32)) if "bias" in trained else None
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
 
@@ -34,8 +40,13 @@ class BatchNorm(nnx.Module):
             mean, var = self._batch_statistics(x)
         else:
             mean, var = self.mean[...].astype(x.dtype), self.var[...].astype(x.dtype)
-        factor = jax.lax.rsqrt(var + EPS) * self.scale[...].astype(x.dtype)
-        return ((x - mean) * factor + self.bias[...].astype(x.dtype)).astype(dtype)
+        factor = jax.lax.rsqrt(var + EPS)
+        if self.scale is not None:
+            factor = factor * self.scale[...].astype(x.dtype)
+        x = (x - mean) * factor
+        if self.bias is not None:
+            x = x + self.bias[...].astype(x.dtype)
+        return x.astype(dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and biased variance of the batch, each (channels,); moves the running statistics as well."""

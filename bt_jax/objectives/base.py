@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from bt_jax import sharding
+from bt_jax.messages import UserError
+from bt_jax.objectives.forward import Forward, Tree
 
 if TYPE_CHECKING:  # the self-check computes a loss where JAX alone is installed
     from bt_jax.models import Net
-
-Tree = Any  # nested dicts of arrays
 
 RESERVED = ("backbone", "probe", "encoder", "train", "model", "memory")  # names that no head can have
 
@@ -83,78 +81,6 @@ class Outcome(NamedTuple):
     memory: Tree = {}
 
 
-class Forward:
-    """Applies the networks to the batch of a step, and keeps their new batch statistics.
-
-    Args:
-      networks: by name.
-      mesh: over which the batch is split.
-      split: names of networks whose outputs are split by feature already.
-
-    Attributes:
-      params: of all networks, by name; what is trained.
-      batch_stats: of all networks, by name, as the calls so far leave them.
-    """
-
-    def __init__(
-        self,
-        networks: Mapping[str, Any],
-        params: Mapping[str, Tree],
-        batch_stats: Mapping[str, Tree],
-        *,
-        mesh: Mesh | None = None,
-        split: Sequence[str] = (),
-    ) -> None:
-        self._networks, self._mesh, self._split = networks, mesh, split
-        self.params, self.batch_stats = params, dict(batch_stats)
-
-    def __call__(
-        self,
-        name: str,
-        inputs: Sequence[jax.Array],
-        *,
-        weights: Tree | None = None,
-        together: bool = False,
-        train: bool = True,
-    ) -> list[jax.Array]:
-        """The outputs of one network, an array for every input.
-
-        Args:
-          name: "backbone", or one of `Objective.heads`.
-          weights: borrowed parameters, such as a momentum network's; they are not trained. Their batch statistics are
-            not kept, and with train=False the running ones are the trained network's.
-          together: inputs of one shape share a batch of statistics; else each input has its own.
-          train: batch norm by the statistics of the batch; else by the running ones.
-        """
-        groups: dict[Any, list[int]] = {}
-        for place, each in enumerate(inputs):
-            groups.setdefault(each.shape if together else place, []).append(place)
-        outputs: dict[int, jax.Array] = {}
-        for places in groups.values():
-            x = jnp.concatenate([inputs[place] for place in places]) if len(places) > 1 else inputs[places[0]]
-            out = self._apply(name, x, weights, train)
-            parts = jnp.split(out, len(places)) if len(places) > 1 else [out]
-            outputs |= dict(zip(places, parts, strict=True))
-        return [self._by_row(name, outputs[place]) for place in range(len(inputs))]
-
-    def _apply(self, name: str, x: jax.Array, weights: Tree | None, train: bool) -> jax.Array:
-        params = self.params[name] if weights is None else jax.lax.stop_gradient(weights)
-        variables = {"params": params, "batch_stats": self.batch_stats[name]}
-        if not train:
-            return self._networks[name].apply(variables, x, train=False)
-        out, stats = self._networks[name].apply(variables, x, train=True)
-        if weights is None:
-            self.batch_stats[name] = stats
-        return out
-
-    def _by_row(self, name: str, out: jax.Array) -> jax.Array:
-        if self._mesh is None or name == "backbone" or name in self._split:
-            return out
-        # Without it, where the loss splits features over the devices, the compiler also splits the head's last layer by
-        # feature, and gathers its whole input.
-        return jax.lax.with_sharding_constraint(out, sharding.batch_sharding(self._mesh))
-
-
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """A method: a frozen dataclass whose fields are the keys of `config.objective`, each with a plain default.
@@ -168,6 +94,8 @@ class Objective:
       unit_rows: heads whose kernels keep length 1 for every output, as the prototypes of SwAV.
       frozen_epochs: by head, epochs at the start in which the optimizer leaves it alone, momentum and decay included.
       constant_rate: heads whose learning rate has no schedule, as the predictor of SimSiam.
+      model: the keys of `config.model` that the official code has; `:method=NAME` of a recipe sets them.
+      positive, fractions: keys that must be above 0, or from 0 to 1.
     """
 
     title: ClassVar[str] = ""
@@ -176,6 +104,19 @@ class Objective:
     unit_rows: ClassVar[Sequence[str]] = ()
     frozen_epochs: ClassVar[Mapping[str, float]] = {}
     constant_rate: ClassVar[Sequence[str]] = ()
+    model: ClassVar[Mapping[str, Any]] = {}
+    positive: ClassVar[Sequence[str]] = ()
+    fractions: ClassVar[Sequence[str]] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.positive:
+            if not getattr(self, name) > 0:
+                cause = f"config.objective.{name}={getattr(self, name)} must be positive"
+                raise UserError(cause, f"Set --config.objective.{name} to a positive number.")
+        for name in self.fractions:
+            if not 0 <= getattr(self, name) <= 1:
+                cause = f"config.objective.{name}={getattr(self, name)} is not between 0 and 1"
+                raise UserError(cause, f"Set --config.objective.{name} to a number from 0 to 1.")
 
     def heads(self, model: Any, feature_dim: int) -> "dict[str, Net]":
         """The trained networks after the backbone, by name. By default the projector of the config.
@@ -185,10 +126,7 @@ class Objective:
         Args:
           model: the section `config.model`.
         """
-        from bt_jax import models
-
-        options = {"bias": model.projector_bias, "dtype": jnp.dtype(model.dtype)}
-        return {"projector": models.build_projector(feature_dim, tuple(model.projector), **options)}
+        return {"projector": build_head(model, feature_dim, model.projector)}
 
     def init_memory(self, key: jax.Array, params: Mapping[str, Tree], images: int) -> Tree:
         """The state that a method carries and saves but does not train: momentum networks, queues, banks.
@@ -208,6 +146,26 @@ class Objective:
           views: (n, h, w, c) each, normalised.
         """
         raise NotImplementedError
+
+
+def build_head(model: Any, in_dim: int, widths: Sequence[int], **options: Any) -> "Net":
+    """A head of `models.build_projector` in the dtype of the config, with biases if the config's projector has them.
+
+    Args:
+      model: the section `config.model`.
+      options: of `models.build_projector`.
+    """
+    from bt_jax import models
+
+    return models.build_projector(
+        in_dim, tuple(widths), **{"bias": model.projector_bias, "dtype": jnp.dtype(model.dtype)} | options
+    )
+
+
+def output_width(head: Tree) -> int:
+    """The number of outputs of a head of `build_head`, from its parameters."""
+    last = max((name for name in head if name.startswith("fc")), key=lambda name: int(name[2:]))
+    return head[last]["kernel"].shape[1]
 
 
 def settle(old: Tree, new: Tree, finite: jax.Array) -> Tree:
