@@ -64,9 +64,10 @@ class Forward:
             groups.setdefault(each.shape if together else place, []).append(place)
         outputs: dict[int, jax.Array] = {}
         for places in groups.values():
-            x = jnp.concatenate([inputs[place] for place in places]) if len(places) > 1 else inputs[places[0]]
+            # One after another image by image, so that no row leaves its device.
+            x = jnp.stack([inputs[place] for place in places], axis=1).reshape(-1, *inputs[places[0]].shape[1:])
             out = self._apply(name, x, weights, train, bn_groups)
-            parts = jnp.split(out, len(places)) if len(places) > 1 else [out]
+            parts = jnp.unstack(out.reshape(-1, len(places), *out.shape[1:]), axis=1)
             outputs |= dict(zip(places, parts, strict=True))
         return [self._by_row(name, outputs[place]) for place in range(len(inputs))]
 

@@ -9,10 +9,11 @@ adds the means of the two views, which is twice this. LARS hides a factor of 2 f
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from bt_jax.objectives.base import Metric, Objective, Outcome, build_head
-from bt_jax.objectives.functions import Loss, contrast, embedding_std, off_diagonal, products, unit_rows
+from bt_jax.objectives.functions import Loss, contrast, embedding_std, products, unit_rows
 from bt_jax.shapes import Array, Float
 
 SHORTEST = 1e-6  # of tf.math.l2_normalize, objective.py:55
@@ -23,17 +24,15 @@ def simclr(
 ) -> Loss:
     """NT-Xent of two embeddings (n, d) of the same n images, and "contrast_top1"; `SimCLR` explains the options.
 
-    In four blocks of products: the positives are products of rows that lie on one device, and no block is transposed.
+    The views of an image are neighbours in one array of 2n rows. Where a batch is split over devices, both then lie on
+    one, and what travels is that array.
     """
     z1, z2 = unit_rows(z1, SHORTEST), unit_rows(z2, SHORTEST)
-    positives = (z1 * z2).sum(axis=1) / temperature
-    halves = []
-    for a, b in ((z1, z2), (z2, z1)):
-        others = [off_diagonal(products(a, each) / temperature) for each in (b, a)]
-        halves.append(contrast(positives, jnp.concatenate(others, axis=1)))
-    (loss1, found1), (loss2, found2) = halves
-    loss = loss1 + loss2 if sum_of_views else (loss1 + loss2) / 2
-    return loss, {"contrast_top1": (found1 + found2) / 2}
+    z = jnp.stack([z1, z2], axis=1).reshape(-1, z1.shape[1])
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (len(z), len(z)), axis) for axis in (0, 1))
+    others = jnp.where(row // 2 == column // 2, -jnp.inf, products(z, z) / temperature)
+    loss, found = contrast(jnp.repeat((z1 * z2).sum(axis=1) / temperature, 2), others)
+    return loss * 2 if sum_of_views else loss, {"contrast_top1": found}
 
 
 @dataclasses.dataclass(frozen=True)
