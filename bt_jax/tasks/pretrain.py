@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ class Pretraining(NamedTuple):
       picture_split: the split that the map of the embedding is of.
       fresh: fresh() -> the state at step 0 with weights drawn by the seed.
       initial: the weights of `config.init_from`, for a run that has no checkpoint yet.
+      remember: remember(params) -> the method's memory at step 0; None for a method without one.
     """
 
     training: TrainingRun
@@ -51,6 +53,7 @@ class Pretraining(NamedTuple):
     class_names: list[str]
     fresh: Callable[[], TrainState]
     initial: initial_weights.InitialWeights | None
+    remember: Callable[[dict[str, Any]], Any] | None
 
 
 def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Path:
@@ -70,7 +73,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     prepared = _prepare(keys.read(config), workdir, time.monotonic() if started is None else started)
     training, state = prepared.training, prepared.fresh()
     if prepared.initial and training.checkpoints.latest() is None:
-        state = initial_weights.begin_with(prepared.initial, state)
+        state = initial_weights.begin_with(prepared.initial, state, prepared.remember)
     state = loop.train(training, loop.resume_or(training, state))
     if int(state.step) == training.plan.total_steps and not write.concluded(training.folder, int(state.step)):
         _finish(prepared, state)
@@ -136,6 +139,7 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         class_names=list(source.class_names),
         fresh=lambda: built.create(init_key),
         initial=initial,
+        remember=built.remember and partial(built.remember, init_key),
     )
 
 
