@@ -63,8 +63,8 @@ class AlignUniform(Objective):
         " Hypersphere, [arXiv 2005.10242](https://arxiv.org/abs/2005.10242)"
     )
     metrics: ClassVar = {
-        "align": Metric("alignment: the views differ", "Alignment falls to 0 at the latest by collapse.", term=True),
-        "uniform": Metric("uniformity: images lie together", "Uniformity near 0 is collapse; -4 is best.", term=True),
+        "align": Metric("alignment: the views differ", "Alignment should fall; 0 is full agreement.", term=True),
+        "uniform": Metric("uniformity: images lie together", "Uniformity: -4 is best, 0 is collapse.", term=True),
     }
     model: ClassVar = {"projector": (4096, 4096, 128), "projector_bias": False}  # fc6 to fc8 of stl10/encoder.py
     positive: ClassVar = ("alpha", "t")

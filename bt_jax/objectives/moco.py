@@ -8,7 +8,6 @@ notebook for CIFAR-10 has the symmetric form and the batch norm in groups.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 from bt_jax.messages import UserError
 from bt_jax.objectives import momentum
 from bt_jax.objectives.base import Metric, Objective, Outcome, Rows, build_head, output_width
-from bt_jax.objectives.forward import Forward, Tree
 from bt_jax.objectives.functions import Loss, contrast, embedding_std, products, unit_rows
 from bt_jax.shapes import Array, Float
 
@@ -82,14 +80,14 @@ class MoCo(Objective):
         h = run("backbone", queries, bn_groups=self.bn_groups)
         q = run("projector", h)
         target = momentum.follow(memory["target"], run.params, self.momentum)
-        k = self._keys(run, target, keys, context.key)
+        k = self._keys(context.key, run, target, keys)
         terms = [moco(*pair, memory["queue"], temperature=self.temperature) for pair in zip(q, k, strict=True)]
         found = sum(metrics["contrast_top1"] for _, metrics in terms) / len(terms)
         metrics = {"contrast_top1": found, "embedding_std": embedding_std(q[0])}
         kept = enqueue(memory["pointer"], jax.lax.stop_gradient(unit_rows(jnp.concatenate(k[::-1]))), self.queue)
         return Outcome(sum(loss for loss, _ in terms), h, metrics, {"target": target} | kept)
 
-    def _keys(self, run: Forward, target: Tree, views: Sequence[jax.Array], key: jax.Array) -> list[jax.Array]:
+    def _keys(self, key, run, target, views) -> list[jax.Array]:
         """The keys of the views, their rows in another order where there are groups of batch statistics."""
         if self.bn_groups == 1:
             return momentum.project(run, target, views)

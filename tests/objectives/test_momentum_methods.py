@@ -72,7 +72,7 @@ def test_keys_are_normalised_in_another_order():
 
     rows = jnp.arange(16.0)[:, None]
     for groups in (4, 1):
-        (found,) = moco.MoCo(bn_groups=groups)._keys(run, TARGET, [rows], jax.random.key(0))
+        (found,) = moco.MoCo(bn_groups=groups)._keys(jax.random.key(0), run, TARGET, [rows])
         np.testing.assert_array_equal(found, rows)
     assert [(name, groups) for name, _, groups in seen] == [("backbone", 4), ("projector", 1)] + [
         ("backbone", 1),
@@ -101,7 +101,8 @@ def test_lengths_that_do_not_divide(options, message):
 def test_the_average_and_its_schedule(numbers, x64):
     for start in (0.996, 0.99):
         stored = numbers[f"byol/tau_{str(start).replace('.', '')}"]
-        found = byol.tau(numbers["byol/tau_steps"].astype(float), float(numbers["byol/tau_total"]), start)
+        total = float(numbers["byol/tau_total"])
+        found = [byol.tau(float(step), total, start) for step in numbers["byol/tau_steps"]]
         np.testing.assert_allclose(found, stored, rtol=1e-15)
     online, old = ({name: {"w": numbers[f"byol/ema_{of}"]} for name in TARGET} for of in ("online", "target"))
     new = momentum.follow(old, online, 0.996)
