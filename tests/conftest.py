@@ -22,12 +22,12 @@ CHECKED = [
     "bt_jax.augment.colour",
     "bt_jax.augment.filters",
     "bt_jax.augment.views",
-    "bt_jax.objectives.barlow_twins",
-    "bt_jax.objectives.functions",
     "bt_jax.optim",
 ]
 CHECKED += [f"bt_jax.evals.{name}" for name in ("confidence", "correlation", "features", "knn", "pictures")]
 CHECKED += [f"bt_jax.evals.{name}" for name in ("probe", "svm")]
+CHECKED += [f"bt_jax.objectives.{name}" for name in ("align_uniform", "barlow_twins", "byol", "direct_pred", "drlim")]
+CHECKED += [f"bt_jax.objectives.{name}" for name in ("functions", "infonce", "moco", "simclr", "simsiam", "vicreg")]
 jaxtyping.install_import_hook(CHECKED, f"{typechecker.__name__}.checked")  # before the first import of these modules
 
 from bt_jax import sharding

@@ -14,6 +14,7 @@ import bt_jax
 import bt_jax.objectives
 from bt_jax import models, sharding
 from bt_jax.config import arguments, keys
+from bt_jax.objectives import registry
 from bt_jax.weights import export_formats
 from tests.support.paths import ROOT
 
@@ -137,6 +138,7 @@ def test_files_that_a_page_names_exist(page):
 def test_keys_that_the_pages_name_exist():
     tasks = (keys.pretrain, keys.evaluate, keys.finetune)
     known = {f"{key}." for task in tasks for key in arguments.flatten(arguments.to_dict(task()))}
+    known |= {f"objective.{key}." for name in registry.NAMES for key in registry.keys(name)}
     text = "\n".join(page.read_text() for page in LINKING)
     named = set(re.findall(r"\bconfig\.([a-z_][\w.]*\w)", text)) - {"json"}
     assert len(named) > 20

@@ -2,7 +2,8 @@
 
     python -m bt_jax.main --config=configs/pretrain_imagenet_r50.py --workdir=runs/imagenet
 
-Arguments, after a colon: batch=2048, epochs=1000, smoke. The rate follows the batch by the authors' table below.
+Arguments, after a colon: batch=2048, epochs=1000, method=barlow_twins (or another of docs/methods.md), smoke. The
+rate follows the batch by the authors' table below.
 Quoted: 73.2 / 91.0 linear top-1 / top-5 after 1000 epochs on 32 V100 in 124 hours (paper, Table 1 and section 2.2);
 71.4 after 300 epochs (section 4). Needs ImageNet as TFDS writes it: $TFDS_DATA_DIR or --config.data.dir.
 """
@@ -10,13 +11,14 @@ Quoted: 73.2 / 91.0 linear top-1 / top-5 after 1000 epochs on 32 V100 in 124 hou
 from absl import logging
 
 from bt_jax import config as config_lib
+from bt_jax import objectives
 
 # The authors' tuned rates per 256 images, 300 epochs, and the top-1 they reached: barlowtwins issue 7.
 LR_WEIGHTS = {128: 0.7, 256: 0.4, 512: 0.3, 1024: 0.25, 2048: 0.2, 4096: 0.2}  # 69.7 70.7 71.4 71.7 71.4 70.7
 
 
 def get_config(arg=None):
-    args = config_lib.parse_arg(arg, batch=2048, epochs=1000, smoke=False)
+    args = config_lib.parse_arg(arg, batch=2048, epochs=1000, method="barlow_twins", smoke=False)
     config = config_lib.pretrain()
     config.batch_size = args.batch
     config.total_epochs = float(args.epochs)
@@ -52,6 +54,7 @@ def get_config(arg=None):
     config.log.every_steps = 20
     config.checkpoint.every_epochs = 1.0
     config.checkpoint.keep_every_epochs = 100.0
+    objectives.select(config, args.method)
     if args.smoke:
         config_lib.shrink(config, train_split="train[:64]", val_split="validation[:32]")
         config.model.arch = "resnet18"  # a ResNet-50 compiles for a minute on a CPU

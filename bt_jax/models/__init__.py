@@ -127,9 +127,26 @@ def build(
     return _net(arch, options, lambda rngs: ResNet(arch, **options, rngs=rngs))
 
 
-def build_projector(in_dim: int, widths: Sequence[int], *, bias: bool = False, dtype: DTypeLike = jnp.float32) -> Net:
+def build_projector(
+    in_dim: int,
+    widths: Sequence[int],
+    *,
+    bias: bool = False,
+    last_bias: bool | None = None,
+    hidden_norm: Sequence[str] | None = ("scale", "bias"),
+    last_norm: Sequence[str] | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> Net:
     """Builds a projector from features (n, in_dim) to embeddings (n, widths[-1]); see `projector.Projector`."""
-    options = {"in_dim": in_dim, "widths": list(widths), "bias": bias, "dtype": jnp.dtype(dtype).name}
+    options = {
+        "in_dim": in_dim,
+        "widths": list(widths),
+        "bias": bias,
+        "last_bias": last_bias,
+        "hidden_norm": hidden_norm if hidden_norm is None else list(hidden_norm),
+        "last_norm": last_norm if last_norm is None else list(last_norm),
+        "dtype": jnp.dtype(dtype).name,
+    }
     return _net("projector", options, lambda rngs: Projector(**options, rngs=rngs))
 
 

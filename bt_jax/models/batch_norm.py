@@ -1,5 +1,7 @@
 """Batch normalisation that computes the same as `torch.nn.BatchNorm1d/2d`, for backbones and projector."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,11 +16,15 @@ class BatchNorm(nnx.Module):
     Training uses the mean and the biased variance of the batch. It also updates the running statistics, with the
     unbiased variance as in torch; flax's layer stores the biased one. Statistics are float32, or float64 for float64
     inputs. Under `jax.jit`, a batch split over devices is one array, and its statistics are global.
+
+    Args:
+      scale: the initial factor.
+      trained: the parameters, "scale" and "bias" or one of them.
     """
 
-    def __init__(self, channels: int, *, scale: float = 1.0) -> None:
-        self.scale = nnx.Param(jnp.full((channels,), scale, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+    def __init__(self, channels: int, *, scale: float = 1.0, trained: Sequence[str] = ("scale", "bias")) -> None:
+        self.scale = nnx.Param(jnp.full((channels,), scale, jnp.float32)) if "scale" in trained else None
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32)) if "bias" in trained else None
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
 
@@ -34,8 +40,13 @@ class BatchNorm(nnx.Module):
             mean, var = self._batch_statistics(x)
         else:
             mean, var = self.mean[...].astype(x.dtype), self.var[...].astype(x.dtype)
-        factor = jax.lax.rsqrt(var + EPS) * self.scale[...].astype(x.dtype)
-        return ((x - mean) * factor + self.bias[...].astype(x.dtype)).astype(dtype)
+        factor = jax.lax.rsqrt(var + EPS)
+        if self.scale is not None:
+            factor = factor * self.scale[...].astype(x.dtype)
+        x = (x - mean) * factor
+        if self.bias is not None:
+            x = x + self.bias[...].astype(x.dtype)
+        return x.astype(dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The mean and the biased variance of the batch, each (channels,); also updates the running statistics."""

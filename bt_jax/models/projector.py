@@ -1,6 +1,7 @@
 """The projector: hidden layers of Linear, batch norm and ReLU, then one Linear (paper section 2.2).
 
-The paper uses 8192-8192-8192 without biases, solo-learn's CIFAR recipe 2048-2048-2048 with biases.
+The paper uses 8192-8192-8192 without biases, solo-learn's CIFAR recipe 2048-2048-2048 with biases. Other methods have
+no batch norm, or one on the output. The predictors of BYOL and SimSiam are of this kind too.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +30,15 @@ def linear(in_dim: int, out_dim: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx
 
 
 class Projector(nnx.Module):
-    """A projector with parameters `fc0`, `bn0`, `fc1`, ...; the last layer has no batch norm.
+    """A projector with parameters `fc0`, `bn0`, `fc1`, ....
 
     Args:
       in_dim: number of features of the encoder.
       widths: number of outputs of every layer `fc{i}`; the last is the size of the embedding.
       bias: whether the linear layers have a bias.
+      last_bias: whether the last linear layer has one; None: as `bias`.
+      hidden_norm, last_norm: the parameters, "scale" and "bias", of the batch norms on the hidden layers and on the
+        output; None: there is no batch norm.
       dtype: of the computations in the linear layers; parameters are float32.
 
     Raises:
@@ -47,6 +51,9 @@ class Projector(nnx.Module):
         widths: Sequence[int],
         *,
         bias: bool = False,
+        last_bias: bool | None = None,
+        hidden_norm: Sequence[str] | None = ("scale", "bias"),
+        last_norm: Sequence[str] | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
@@ -56,9 +63,11 @@ class Projector(nnx.Module):
         self.hidden = len(widths) - 1
         self.feature_dim = widths[-1]
         for index, out_dim in enumerate(widths):
-            setattr(self, f"fc{index}", linear(in_dim, out_dim, bias=bias, dtype=self.dtype, rngs=rngs))
-            if index < self.hidden:
-                setattr(self, f"bn{index}", BatchNorm(out_dim))
+            last = index == self.hidden
+            with_bias = bias if last_bias is None or not last else last_bias
+            norm = last_norm if last else hidden_norm
+            setattr(self, f"fc{index}", linear(in_dim, out_dim, bias=with_bias, dtype=self.dtype, rngs=rngs))
+            setattr(self, f"bn{index}", None if norm is None else BatchNorm(out_dim, trained=norm))
             in_dim = out_dim
 
     def stages(
@@ -74,8 +83,11 @@ class Projector(nnx.Module):
         """
         x, outputs = h.astype(self.dtype), {}
         for index in range(self.hidden):
-            x = getattr(self, f"fc{index}")(x)
-            x = outputs[f"hidden{index}"] = gather(nnx.relu(getattr(self, f"bn{index}")(x, train=train)))
-        x = getattr(self, f"fc{self.hidden}")(x)
+            x = outputs[f"hidden{index}"] = gather(nnx.relu(self._layer(index, x, train)))
+        x = self._layer(self.hidden, x, train)
         outputs["features"] = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return outputs
+
+    def _layer(self, index: int, x: jax.Array, train: bool) -> jax.Array:
+        x, norm = getattr(self, f"fc{index}")(x), getattr(self, f"bn{index}")
+        return x if norm is None else norm(x, train=train)

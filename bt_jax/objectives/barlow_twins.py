@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bt_jax.messages import UserError
-from bt_jax.objectives.base import Context, Forward, Metric, Objective, Outcome, Tree
+from bt_jax.objectives.base import Context, Metric, Objective, Outcome
+from bt_jax.objectives.forward import Forward, Tree
 from bt_jax.objectives.functions import embedding_std
 from bt_jax.shapes import Array, Float
 

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from bt_jax import sharding
+from bt_jax.messages import UserError
+from bt_jax.objectives.forward import Forward, Tree
 
 if TYPE_CHECKING:  # the self-check imports this file and needs JAX alone
     from bt_jax.models import Net
-
-Tree = Any  # nested dicts of arrays
 
 RESERVED = ("backbone", "probe", "encoder", "train", "model", "memory")  # a head cannot have these names
 
@@ -84,82 +82,6 @@ class Outcome(NamedTuple):
     memory: Tree = {}
 
 
-class Forward:
-    """Applies the networks to the batch of a step, and stores their new batch statistics.
-
-    Args:
-      networks: by name.
-      mesh: that splits the batch.
-      split: names of networks with outputs that are split by feature.
-
-    Attributes:
-      params: trained parameters of all networks, by name.
-      batch_stats: statistics of all networks, by name, after the calls so far.
-    """
-
-    def __init__(
-        self,
-        networks: Mapping[str, Any],
-        params: Mapping[str, Tree],
-        batch_stats: Mapping[str, Tree],
-        *,
-        mesh: Mesh | None = None,
-        split: Sequence[str] = (),
-    ) -> None:
-        self._networks, self._mesh, self._split = networks, mesh, split
-        self.params, self.batch_stats = params, dict(batch_stats)
-
-    def __call__(
-        self,
-        name: str,
-        inputs: Sequence[jax.Array],
-        *,
-        weights: Tree | None = None,
-        together: bool = False,
-        train: bool = True,
-    ) -> list[jax.Array]:
-        """Applies one network to every input.
-
-        Args:
-          name: "backbone", or one of `Objective.heads`.
-          weights: parameters that replace those of the network, such as those of a momentum network. They are not
-            trained, and their batch statistics are not stored. With train=False, they use the running statistics of the
-            trained network.
-          together: inputs of one shape share their batch statistics; otherwise each input has its own.
-          train: batch norm uses the statistics of the batch; otherwise the running statistics.
-
-        Returns:
-          The outputs, one array for each input.
-        """
-        groups: dict[Any, list[int]] = {}
-        for index, x in enumerate(inputs):
-            groups.setdefault(x.shape if together else index, []).append(index)
-        outputs: dict[int, jax.Array] = {}
-        for group in groups.values():
-            x = jnp.concatenate([inputs[index] for index in group]) if len(group) > 1 else inputs[group[0]]
-            out = self._apply(name, x, weights, train)
-            parts = jnp.split(out, len(group)) if len(group) > 1 else [out]
-            outputs |= dict(zip(group, parts, strict=True))
-        return [self._by_row(name, outputs[index]) for index in range(len(inputs))]
-
-    def _apply(self, name: str, x: jax.Array, weights: Tree | None, train: bool) -> jax.Array:
-        params = self.params[name] if weights is None else jax.lax.stop_gradient(weights)
-        variables = {"params": params, "batch_stats": self.batch_stats[name]}
-        if not train:
-            return self._networks[name].apply(variables, x, train=False)
-        out, stats = self._networks[name].apply(variables, x, train=True)
-        if weights is None:
-            self.batch_stats[name] = stats
-        return out
-
-    def _by_row(self, name: str, out: jax.Array) -> jax.Array:
-        if self._mesh is None or name == "backbone" or name in self._split:
-            return out
-        # If the loss splits features over the devices, the compiler would also split the last layer of the head by
-        # feature, and gather the whole input of that layer. This constraint prevents it.
-        return jax.lax.with_sharding_constraint(out, sharding.batch_sharding(self._mesh))
-
-
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """A method: a frozen dataclass. Its fields are the keys of `config.objective`, each with a plain default.
@@ -174,6 +96,8 @@ class Objective:
       unit_rows: heads whose kernels have length 1 for every output, such as the prototypes of SwAV.
       frozen_epochs: by head, number of epochs at the start without any update: no step, no momentum, no decay.
       constant_rate: heads whose learning rate has no schedule, such as the predictor of SimSiam.
+      model: the keys of `config.model` in the official code, which `:method=NAME` of a recipe sets.
+      positive, fractions: keys that must be above 0, or from 0 to 1.
     """
 
     title: ClassVar[str] = ""
@@ -182,6 +106,19 @@ class Objective:
     unit_rows: ClassVar[Sequence[str]] = ()
     frozen_epochs: ClassVar[Mapping[str, float]] = {}
     constant_rate: ClassVar[Sequence[str]] = ()
+    model: ClassVar[Mapping[str, Any]] = {}
+    positive: ClassVar[Sequence[str]] = ()
+    fractions: ClassVar[Sequence[str]] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.positive:
+            if not getattr(self, name) > 0:
+                cause = f"config.objective.{name}={getattr(self, name)} must be positive"
+                raise UserError(cause, f"Set --config.objective.{name} to a positive number.")
+        for name in self.fractions:
+            if not 0 <= getattr(self, name) <= 1:
+                cause = f"config.objective.{name}={getattr(self, name)} is not between 0 and 1"
+                raise UserError(cause, f"Set --config.objective.{name} to a number from 0 to 1.")
 
     def heads(self, model: Any, feature_dim: int) -> "dict[str, Net]":
         """The trained networks after the backbone, by name. The default is the projector of the config.
@@ -192,10 +129,7 @@ class Objective:
           model: the section `config.model`.
           feature_dim: number of features of the backbone.
         """
-        from bt_jax import models
-
-        options = {"bias": model.projector_bias, "dtype": jnp.dtype(model.dtype)}
-        return {"projector": models.build_projector(feature_dim, tuple(model.projector), **options)}
+        return {"projector": build_head(model, feature_dim, model.projector)}
 
     def init_memory(self, key: jax.Array, params: Mapping[str, Tree], images: int) -> Tree:
         """The initial memory: state that is saved but not trained, such as momentum networks, queues and banks.
@@ -218,6 +152,26 @@ class Objective:
           memory: result of the last step, or of `init_memory`.
         """
         raise NotImplementedError
+
+
+def build_head(model: Any, in_dim: int, widths: Sequence[int], **options: Any) -> "Net":
+    """Builds a head by `models.build_projector`, with the dtype and the biases of the config's projector.
+
+    Args:
+      model: the section `config.model`.
+      options: of `models.build_projector`.
+    """
+    from bt_jax import models
+
+    return models.build_projector(
+        in_dim, tuple(widths), **{"bias": model.projector_bias, "dtype": jnp.dtype(model.dtype)} | options
+    )
+
+
+def output_width(head: Tree) -> int:
+    """The number of outputs of a head of `build_head`, from its parameters."""
+    last = max((name for name in head if name.startswith("fc")), key=lambda name: int(name[2:]))
+    return head[last]["kernel"].shape[1]
 
 
 def memory_after_step(old: Tree, new: Tree, finite: jax.Array) -> Tree:

@@ -8,11 +8,41 @@ import jax.numpy as jnp
 
 from bt_jax.shapes import Array, Float, Int
 
+Loss = tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]  # a loss and its metrics
 
-def unit_rows(z: Float[Array, "n d"]) -> Float[jax.Array, "n d"]:
-    """The rows scaled to unit length, float32 or wider; rows of zeros remain zero."""
+
+def unit_rows(z: Float[Array, "n d"], shortest: float = 1e-12) -> Float[jax.Array, "n d"]:
+    """The rows scaled to unit length, float32 or wider; rows of zeros remain zero, and their gradient is finite.
+
+    Args:
+      shortest: divisor of rows that are shorter. PyTorch's `normalize` has 1e-12, its `cosine_similarity` 1e-8,
+        TensorFlow's `l2_normalize` 1e-6.
+    """
     z = _wide(z)
-    return z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    return z / jnp.sqrt(jnp.maximum(jnp.square(z).sum(axis=1, keepdims=True), shortest**2))
+
+
+def products(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[jax.Array, "n m"]:
+    """a b^T, the scalar product of every two rows, in float32 or wider on accelerators too."""
+    return jnp.matmul(_wide(a), _wide(b).T, precision=jax.lax.Precision.HIGHEST)
+
+
+def off_diagonal(scores: Float[Array, "n n"]) -> Float[jax.Array, "n n"]:
+    """The scores with -inf on the diagonal, which no softmax sees."""
+    return jnp.where(jnp.eye(len(scores), dtype=bool), -jnp.inf, scores)
+
+
+def contrast(
+    positives: Float[Array, " n"], others: Float[Array, "n m"]
+) -> tuple[Float[jax.Array, ""], Float[jax.Array, ""]]:
+    """Cross-entropy in nats of finding each positive score among itself and the others of its row.
+
+    Returns:
+      The mean over rows, and the share of rows whose positive is the largest score.
+    """
+    logits = jnp.concatenate([positives[:, None], others], axis=1)
+    loss = (jax.nn.logsumexp(logits, axis=1) - positives).mean()
+    return loss, (positives >= others.max(axis=1)).mean(dtype=jnp.float32)
 
 
 def embedding_std(z: Float[Array, "n d"]) -> Float[jax.Array, ""]:

@@ -12,7 +12,19 @@ from jax.sharding import Mesh
 
 from bt_jax.config import arguments
 from bt_jax.messages import UserError
-from bt_jax.objectives import barlow_twins, supervised, vicreg
+from bt_jax.objectives import (
+    align_uniform,
+    barlow_twins,
+    byol,
+    direct_pred,
+    drlim,
+    infonce,
+    moco,
+    simclr,
+    simsiam,
+    supervised,
+    vicreg,
+)
 from bt_jax.objectives.base import Objective
 
 
@@ -24,7 +36,15 @@ class Method(NamedTuple):
 
 
 METHODS: dict[str, Method] = {
+    "align_uniform": Method(align_uniform.AlignUniform, align_uniform.align_uniform),
     "barlow_twins": Method(barlow_twins.BarlowTwins, barlow_twins.barlow_twins),
+    "byol": Method(byol.BYOL, byol.byol),
+    "direct_pred": Method(direct_pred.DirectPred, direct_pred.direct_pred),
+    "drlim": Method(drlim.DrLIM, drlim.drlim),
+    "infonce": Method(infonce.InfoNCE, infonce.infonce),
+    "moco": Method(moco.MoCo, moco.moco),
+    "simclr": Method(simclr.SimCLR, simclr.simclr),
+    "simsiam": Method(simsiam.SimSiam, simsiam.simsiam),
     "supervised": Method(supervised.Supervised, supervised.supervised),
     "vicreg": Method(vicreg.VICReg, vicreg.vicreg),
 }

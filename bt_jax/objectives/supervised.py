@@ -11,7 +11,8 @@ import jax
 
 from bt_jax.messages import UserError
 from bt_jax.objectives import functions
-from bt_jax.objectives.base import Context, Forward, Metric, Objective, Outcome, Tree
+from bt_jax.objectives.base import Context, Metric, Objective, Outcome
+from bt_jax.objectives.forward import Forward, Tree
 from bt_jax.shapes import Array, Float, Int
 
 

@@ -15,7 +15,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from bt_jax.objectives.base import Context, Forward, Metric, Objective, Outcome, Tree
+from bt_jax.objectives.base import Context, Metric, Objective, Outcome
+from bt_jax.objectives.forward import Forward, Tree
 from bt_jax.objectives.functions import embedding_std
 from bt_jax.shapes import Array, Float
 

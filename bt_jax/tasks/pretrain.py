@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ class Pretraining(NamedTuple):
       picture_split: the split that the map of the embedding is of.
       fresh: fresh() -> the state at step 0 with weights drawn by the seed.
       initial: the weights of `config.init_from`, for a run that has no checkpoint yet.
+      init_memory: init_memory(params) -> the method's memory at step 0; None for a method without one.
     """
 
     training: TrainingRun
@@ -51,6 +53,7 @@ class Pretraining(NamedTuple):
     class_names: list[str]
     fresh: Callable[[], TrainState]
     initial: initial_weights.InitialWeights | None
+    init_memory: Callable[[dict[str, Any]], Any] | None
 
 
 @lock.releasing
@@ -71,7 +74,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     prepared = _prepare(keys.read(config), workdir, time.monotonic() if started is None else started)
     training, state = prepared.training, prepared.fresh()
     if prepared.initial and training.checkpoints.latest() is None:
-        state = initial_weights.initialise(prepared.initial, state)
+        state = initial_weights.initialise(prepared.initial, state, prepared.init_memory)
     state = loop.train(training, loop.resume_or(training, state))
     if int(state.step) == training.plan.total_steps and not write.has_results(training.folder, int(state.step)):
         _finish(prepared, state)
@@ -137,6 +140,7 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         class_names=list(source.class_names),
         fresh=lambda: built.create(init_key),
         initial=initial,
+        init_memory=built.init_memory and partial(built.init_memory, init_key),
     )
 
 

@@ -13,7 +13,7 @@ from bt_jax import compilers, models, sharding
 from bt_jax.augment import recipes
 from bt_jax.config.pretraining import Model, Pretrain, Views
 from bt_jax.messages import UserError
-from bt_jax.models import Variables
+from bt_jax.models import Tree, Variables
 from bt_jax.objectives import registry
 from bt_jax.objectives.base import RESERVED, Objective
 from bt_jax.state import Nets, TrainState
@@ -106,7 +106,7 @@ def initial_state(
     params = {name: each["params"] for name, each in variables.items()}
     for name in objective.unit_rows:
         params[name] = jax.tree.map(lambda p: optimizer.unit_columns(p) if p.ndim == 2 else p, params[name])
-    memory = objective.init_memory(jax.random.fold_in(key, 0), params, images)
+    memory = initial_memory(key, params, objective, images)
     if probe_classes:
         # N(0, 0.01), the reference's linear head (evaluate.py)
         kernel = 0.01 * jax.random.normal(probe_key, (nets.backbone.feature_dim, probe_classes))
@@ -121,6 +121,11 @@ def initial_state(
     )
 
 
+def initial_memory(key: jax.Array, params: dict[str, Tree], objective: Objective, images: int) -> Tree:
+    """The memory at step 0, of arrays of its own: those of a step are donated to the next, each once."""
+    return jax.tree.map(jnp.copy, objective.init_memory(jax.random.fold_in(key, 0), params, images))
+
+
 class Training(NamedTuple):
     """The networks of a run and its step.
 
@@ -131,6 +136,8 @@ class Training(NamedTuple):
       layout: the shardings of the state's arrays, in its structure.
       create: create(key) -> the state at step 0, jitted, with these shardings.
       update: the step without its views: update(state, views, batch) -> (state, metrics).
+      remember: remember(key, params) -> the memory at step 0 for params that the key did not draw, jitted, laid out so;
+        None where there is no memory.
     """
 
     objective: Objective
@@ -139,6 +146,7 @@ class Training(NamedTuple):
     layout: TrainState
     create: Callable[[jax.Array], TrainState]
     update: Callable
+    remember: Callable[[jax.Array, dict[str, Tree]], Tree] | None = None
 
 
 def build_training(
@@ -178,8 +186,19 @@ def build_training(
         # The probe is there also without labels, so that every state of pretraining has the same structure.
         return initial_state(key, nets, tx, objective, probe_classes=max(num_classes, 1), images=rows)
 
+    def remember(key, params):
+        return initial_memory(key, params, objective, rows)
+
     layout = sharding.state_sharding(
         jax.eval_shape(create, jax.random.key(0)), mesh, settings.model.projector_sharding, rows
     )
     step = train_step.make_step(update, recipe, seed=settings.seed)
-    return Training(objective, nets, step, layout, compilers.jit(create, out_shardings=layout), update)
+    return Training(
+        objective,
+        nets,
+        step,
+        layout,
+        create=compilers.jit(create, out_shardings=layout),
+        update=update,
+        remember=compilers.jit(remember, out_shardings=layout.memory) if layout.memory else None,
+    )

@@ -1,13 +1,14 @@
 """Initial weights of pretraining from a file or a run: `config.init_from`."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
 from bt_jax import messages, models
 from bt_jax.messages import UserError
-from bt_jax.models import Net
+from bt_jax.models import Net, Tree
 from bt_jax.state import Nets, TrainState
 from bt_jax.weights import load
 
@@ -56,8 +57,15 @@ def _stem(net: Net) -> str:
     return f"{stem} stem, width {options['width']:g}, {options['channels']} channels"
 
 
-def initialise(initial: InitialWeights, state: TrainState) -> TrainState:
-    """A new state with the initial weights in place of the drawn ones, and the same shardings."""
+def initialise(
+    initial: InitialWeights, state: TrainState, init_memory: Callable[[dict[str, Tree]], Tree] | None = None
+) -> TrainState:
+    """A new state with the initial weights in place of the drawn ones, and the same shardings.
+
+    Args:
+      init_memory: init_memory(params) -> the memory at step 0, in which momentum networks are copies of the params;
+        None: the method has no memory.
+    """
     trees = {"backbone": initial.backbone} | ({"projector": initial.projector} if initial.projector else {})
 
     def put(new, old):
@@ -65,4 +73,6 @@ def initialise(initial: InitialWeights, state: TrainState) -> TrainState:
 
     params = {name: put(tree["params"], state.params[name]) for name, tree in trees.items()}
     stats = {name: put(tree["batch_stats"], state.batch_stats[name]) for name, tree in trees.items()}
-    return dataclasses.replace(state, params=state.params | params, batch_stats=state.batch_stats | stats)
+    params, stats = state.params | params, state.batch_stats | stats
+    memory = init_memory(params) if init_memory else state.memory
+    return dataclasses.replace(state, params=params, batch_stats=stats, memory=memory)

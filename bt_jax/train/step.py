@@ -19,7 +19,8 @@ from bt_jax.augment import recipes
 from bt_jax.models import Tree
 from bt_jax.models.split_projector import SplitProjector
 from bt_jax.objectives import functions
-from bt_jax.objectives.base import Context, Forward, Objective, Outcome, memory_after_step
+from bt_jax.objectives.base import Context, Objective, Outcome, memory_after_step
+from bt_jax.objectives.forward import Forward
 from bt_jax.state import Nets, TrainState
 from bt_jax.train import optimizer
 

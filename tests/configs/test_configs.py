@@ -1,6 +1,8 @@
 """The configs: every recipe to its last constant, and the small form of each that is not tested elsewhere."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,11 +11,13 @@ from PIL import Image
 import bt_jax
 from bt_jax.augment.recipes import View
 from bt_jax.config import arguments
-from bt_jax.configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50
+from bt_jax.configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50, quickstart
 from bt_jax.messages import UserError
+from bt_jax.objectives import registry
 from bt_jax.run_folder import same_run
 from bt_jax.tasks import open_run, pretrain
 from bt_jax.train import build
+from tests.support.paths import ROOT
 from tests.support.runs import read_lines
 
 pytestmark = pytest.mark.usefixtures("tiny_arch", "compiled_quickly", "one_device")
@@ -158,6 +162,28 @@ def test_batch_outside_the_authors_table_warns(caplog):
     caplog.set_level("WARNING", logger="absl")  # a program that ran before may have made it quieter
     assert pretrain_imagenet_r50.get_config("batch=16").optim.lr_weights == 0.7
     assert "not in the authors' table" in caplog.text
+
+
+@pytest.mark.parametrize("config", [quickstart, pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50])
+def test_a_recipe_takes_any_method(config):
+    """Its views and optimizer stay, but for the factor on the gradient."""
+    name = config.__name__.rpartition(".")[2]
+    plain, other = science(config.get_config()), science(config.get_config("method=moco"))
+    changed = {"model.projector": [2048, 128], "model.projector_bias": True, "optim.grad_scale": 1.0}
+    options = {"pretrain_cifar10_r18": {"queue": 4096, "momentum": 0.99, "temperature": 0.1}}
+    options["quickstart"] = {"queue": 1024, "momentum": 0.97}
+    keys = {"name": "moco", **registry.keys("moco"), **options.get(name, {})}
+    kept = {key: value for key, value in plain.items() if not key.startswith("objective.")}
+    assert other == kept | changed | {f"objective.{key}": value for key, value in keys.items()}
+    assert plain["objective.name"] == "barlow_twins"
+
+
+def test_a_recipe_is_read_without_jax():
+    names = [path.stem for path in (ROOT / "bt_jax" / "configs").glob("*.py") if path.stem != "__init__"]
+    lines = [f"from bt_jax.configs import {', '.join(names)}", *(f"{name}.get_config()" for name in names)]
+    script = "; ".join(["import sys", *lines, "print('jax' in sys.modules)"])
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
 
 
 def test_unknown_recipe():

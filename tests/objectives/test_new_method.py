@@ -4,62 +4,32 @@ import jax
 import numpy as np
 import pytest
 
-from bt_jax import models, sharding
+from bt_jax import sharding
 from bt_jax.plan import estimate
 from bt_jax.run_folder import step_folders
-from bt_jax.state import Nets
 from bt_jax.tasks import pretrain
-from bt_jax.train import build, epochs, optimizer, step
-from tests.support import invariance, new_method
+from tests.support import new_method
+from tests.support.few_steps import drawn, few_steps, not_finite
 from tests.support.runs import changed, without_speeds
 
-ROWS = 1024
-OPTIM = {"name": "lars", "lr_weights": 0.3, "lr_biases": 1e-3, "warmup_epochs": 0.0}
+OPTIM = {"optim.name": "lars", "optim.lr_weights": 0.3, "optim.lr_biases": 1e-3}
 
 
-def trained(devices, steps, views_of):
+def trained(devices, steps, views_of=drawn):
     """(states and metrics after every step, layout of the state), on a number of devices."""
-    objective, mesh = new_method.Everything(), sharding.make_mesh(jax.devices()[:devices])
-    heads = {
-        "projector": models.build_projector(invariance.OneConv.feature_dim, (16, 8)),
-        "predictor": models.build_projector(8, (16, 8)),
-        "prototypes": models.build_projector(8, (4,)),
-    }
-    nets, config = (
-        Nets(invariance.OneConv(), heads),
-        changed(new_method.get_config(), batch_size=256, **{f"optim.{name}": value for name, value in OPTIM.items()}),
-    )
-    tx, _ = optimizer.build_optimizer(config.optim, config.probe, config.batch_size, epochs.Plan(2, 9), objective)
-
-    def create(key):
-        return build.initial_state(key, nets, tx, objective, probe_classes=10, images=ROWS)
-
-    layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, "replicated", ROWS)
-    state = jax.jit(create, out_shardings=layout)(jax.random.key(0))
-    update = step.make_update(objective, nets, tx, steps_per_epoch=2, total_steps=9, mesh=mesh, first_id=100)
-    update = jax.jit(update, out_shardings=(layout, sharding.replicated(mesh)))
-    states = []
-    for number in range(steps):
-        batch = {"id": np.arange(8, dtype=np.int32) + 100 + 8 * (number % 2), "label": np.arange(8, dtype=np.int32)}
-        views, batch = sharding.put_global((views_of(number), batch), mesh)
-        state, metrics = update(state, views, batch)
-        states.append((jax.device_get(state), jax.device_get(metrics)))
-    return states, layout
-
-
-def random_views(number):
-    return list(np.random.default_rng(number).standard_normal((2, 8, 8, 8, 3)).astype(np.float32))
+    states, layout = few_steps(new_method.Everything(), devices, steps, views_of, **OPTIM)
+    return states[1:], layout
 
 
 @pytest.fixture(scope="module")
 def on_two():
-    return trained(2, 4, random_views)
+    return trained(2, 4)
 
 
 def test_it_trains_alike_on_one_device_and_two(on_two):
     """The order of float32 sums differs: 1e-5 after four steps."""
     states, layout = on_two
-    (alone, _) = trained(1, 4, random_views)
+    (alone, _) = trained(1, 4)
     for (one, metrics), (two, metrics_of_two) in zip(alone, states, strict=True):
         np.testing.assert_allclose(metrics["train/loss"], metrics_of_two["train/loss"], rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.memory, two.memory)
@@ -80,8 +50,7 @@ def test_its_prototypes_are_frozen_for_an_epoch_and_have_length_one(on_two):
 
 
 def test_a_step_that_is_not_finite_does_not_change_the_memory(on_two):
-    not_finite = [np.full((8, 8, 8, 3), np.nan, np.float32)] * 2
-    states, _ = trained(2, 3, lambda number: random_views(number) if number < 2 else not_finite)
+    states, _ = trained(2, 3, lambda number: drawn(number) if number < 2 else not_finite(number))
     (before, _), (after, metrics) = states[1:]
     assert metrics["train/bad_steps"] == 1 and int(after.step) == 3
     jax.tree.map(np.testing.assert_array_equal, before.memory, after.memory)

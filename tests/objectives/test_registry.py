@@ -1,39 +1,17 @@
-"""Every method: its loss and gradients against the numbers of official codes, and its keys in a config."""
+"""Methods by name: two losses by hand, and their keys in a config."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import bt_jax.objectives
+from bt_jax import objectives
 from bt_jax.config import keys as config_keys
 from bt_jax.messages import UserError
 from bt_jax.objectives import registry
 from bt_jax.objectives.barlow_twins import BarlowTwins
+from bt_jax.objectives.moco import MoCo
 from bt_jax.objectives.vicreg import VICReg
-
-SECTIONS = {"barlow_twins": "barlow"}  # sections of the fixtures with another name than the method
-
-
-@pytest.fixture(scope="module")
-def numbers(fixtures):
-    """tests/fixtures/objectives.npz: float64, `SECTION/NAME`; `loss.d_z1` is the gradient of `loss` by `z1`."""
-    with np.load(fixtures / "objectives.npz") as file:
-        return dict(file)
-
-
-@pytest.mark.parametrize("name", [name for name in bt_jax.objectives.NAMES if name != "supervised"])
-def test_loss_and_gradients_equal_the_official_codes(numbers, name):
-    section = SECTIONS.get(name, name)
-    gradients = {key.split(".d_")[1]: value for key, value in numbers.items() if key.startswith(f"{section}/loss.d_")}
-    with jax.enable_x64(True):
-        inputs = {key: jnp.asarray(numbers[f"{section}/{key}"]) for key in gradients}
-        assert inputs and all(each.dtype == jnp.float64 for each in inputs.values())
-        function = jax.jit(jax.value_and_grad(lambda inputs: bt_jax.objectives.evaluate_loss(name, inputs)[0]))
-        loss, gradient = function(inputs)
-        np.testing.assert_allclose(loss, numbers[f"{section}/loss"], rtol=1e-13)
-        for key, expected in gradients.items():
-            np.testing.assert_allclose(gradient[key], expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
 def test_supervised_by_hand():
@@ -95,3 +73,39 @@ def test_an_unknown_method_and_unknown_keys():
     config.objective.name = "vicreg"
     with pytest.raises(UserError, match="has form, lambd, two_passes, which vicreg does not use"):
         registry.build(config.objective)
+
+
+@pytest.mark.parametrize(
+    "name, key, value, message",
+    [
+        ("align_uniform", "t", 0.0, "objective.t=0.0 must be positive"),
+        ("byol", "momentum", 1.5, "objective.momentum=1.5 is not between 0 and 1.*from 0 to 1"),
+        ("byol", "predictor", 0, "objective.predictor=0 must be positive"),
+        ("direct_pred", "rho", -0.1, "objective.rho=-0.1 is not between 0 and 1"),
+        ("direct_pred", "rule", "exact", "objective.rule='exact' is unknown"),
+        ("drlim", "margin", -1.0, "objective.margin=-1.0 must be positive"),
+        ("moco", "temperature", float("nan"), "objective.temperature=nan must be positive"),
+        ("simclr", "temperature", 0.0, "objective.temperature=0.0 must be positive.*Set --config.objective"),
+        ("simsiam", "predictor", -1, "objective.predictor=-1 must be positive"),
+        ("infonce", "temperature", 0.1, "has temperature, which infonce does not take"),
+    ],
+)
+def test_impossible_options(name, key, value, message):
+    with pytest.raises(UserError, match=message) as error:
+        registry.build({"name": name, **registry.keys(name), key: value})
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_for_another_method():
+    """Its keys, those that the recipe sets, and the projector of its official code; optimizer and views stay."""
+    config, plain = config_keys.pretrain(), config_keys.pretrain()
+    config.optim.grad_scale = 1 / 32
+    objectives.select(config, "moco", {"moco": {"queue": 4096}, "byol": {"momentum": 0.5}})
+    assert config.objective.to_dict() == {"name": "moco", **registry.keys("moco"), "queue": 4096}
+    assert (config.model.projector, config.model.projector_bias) == ((2048, 128), True)
+    assert config.optim == plain.optim and config.views == plain.views
+    assert registry.build(config.objective) == MoCo(queue=4096)
+    objectives.select(plain, "barlow_twins")
+    assert plain.objective == config_keys.pretrain().objective
+    with pytest.raises(UserError, match="'bjol' is unknown. Choose from byol,"):
+        objectives.select(plain, "bjol")

@@ -12,11 +12,12 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import sharding, storage
+from bt_jax import objectives, sharding, storage
 from bt_jax.config import arguments
 from bt_jax.evals import protocols
 from bt_jax.messages import UserError
@@ -234,6 +235,20 @@ def test_begun_with_given_weights(finished, tmp_path, capsys):
     capsys.readouterr()
     pretrain.run(config, str(folder))
     assert "initial weights" not in capsys.readouterr().out
+
+
+def test_a_momentum_network_begins_with_the_given_weights():
+    """As a copy in arrays of its own, which a step can take over."""
+    config = tiny()
+    objectives.select(config, "moco", {"moco": {"queue": 64}})
+    config.model.projector = (8, 4)
+    training = build.build_training(*parts(config))
+    state, other = (training.create(jax.random.key(seed)) for seed in (7, 8))
+    given = initial_weights.InitialWeights(jax.device_get(other.encoder()), None)
+    begun = initial_weights.begin_with(given, state, functools.partial(training.remember, jax.random.key(7)))
+    wanted = state.memory | {"target": {"backbone": other.params["backbone"], "projector": state.params["projector"]}}
+    jax.tree.map(np.testing.assert_array_equal, begun.memory, wanted)
+    jax.block_until_ready(jax.jit(lambda state: jax.tree.map(jnp.copy, state), donate_argnums=0)(begun))
 
 
 def test_given_weights_of_another_network(finished, capsys):

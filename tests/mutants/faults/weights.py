@@ -122,8 +122,8 @@ FAULTS = (
     Fault(
         "given-statistics",
         "initialise",
-        "batch_stats=state.batch_stats | stats",
-        "batch_stats=state.batch_stats",
+        "state.batch_stats | stats",
+        "state.batch_stats",
         ("test_begun_with_given_weights",),
     ),
     Fault(

@@ -1,0 +1,79 @@
+"""Alignment and uniformity (Wang, Isola, arXiv 2005.10242): views of an image agree, images spread over the sphere.
+
+    loss = alignment * align(x, y) + uniformity * (uniform(x) + uniform(y)) / 2
+    align(x, y) = mean_i |x_i - y_i|^alpha
+    uniform(x) = log mean_{i < j} exp(-t |x_i - x_j|^2)
+
+x and y are rows of length 1. The authors' code is ssnl/align_uniform@e256d47, __init__.py:5-9 and examples/stl10.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from bt_jax.objectives.base import Metric, Objective, Outcome
+from bt_jax.objectives.functions import Loss, embedding_std, off_diagonal, products, unit_rows
+from bt_jax.shapes import Array, Float
+
+SHORTEST = 1e-12  # distance, ours: at 0 a power below 2 has no gradient
+
+
+def align_uniform(
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"],
+    *,
+    alignment: float = 1.0,
+    uniformity: float = 1.0,
+    alpha: float = 2.0,
+    t: float = 2.0,
+) -> Loss:
+    """Loss of two embeddings (n, d) of the same n images, and its terms before their weights: "align", "uniform"."""
+    x, y = unit_rows(x), unit_rows(y)
+    terms = {"align": align(x, y, alpha), "uniform": (uniform(x, t) + uniform(y, t)) / 2}
+    return alignment * terms["align"] + uniformity * terms["uniform"], terms
+
+
+def align(x: Float[Array, "n d"], y: Float[Array, "n d"], alpha: float) -> Float[jax.Array, ""]:
+    """Mean distance of paired rows to the power alpha."""
+    squares = jnp.maximum(jnp.square(x - y).sum(axis=1), SHORTEST**2)
+    return (squares ** (alpha / 2)).mean()
+
+
+def uniform(x: Float[Array, "n d"], t: float) -> Float[jax.Array, ""]:
+    """Log of the mean of exp(-t distance^2) over all pairs of rows of length 1."""
+    n = len(x)
+    return jax.nn.logsumexp(off_diagonal(2 * t * (products(x, x) - 1))) - math.log(n * (n - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignUniform(Objective):
+    """Both views in one batch of statistics, as in the STL-10 example, whose weights, alpha and t the defaults are."""
+
+    alignment: float = 1.0
+    uniformity: float = 1.0
+    alpha: float = 2.0
+    t: float = 2.0
+
+    title: ClassVar = "alignment and uniformity"
+    paper: ClassVar = (
+        "Wang, Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity on the"
+        " Hypersphere, [arXiv 2005.10242](https://arxiv.org/abs/2005.10242)"
+    )
+    metrics: ClassVar = {
+        "align": Metric("alignment: the views differ", "Alignment should fall; 0 is full agreement.", term=True),
+        "uniform": Metric("uniformity: images lie together", "Uniformity: -4 is best, 0 is collapse.", term=True),
+    }
+    model: ClassVar = {"projector": (4096, 4096, 128), "projector_bias": False}  # fc6 to fc8 of stl10/encoder.py
+    positive: ClassVar = ("alpha", "t")
+
+    def loss(self, run, views, memory, context):
+        """`align_uniform` of the projector's outputs."""
+        h = run("backbone", views, together=True)
+        z = run("projector", h, together=True)
+        loss, terms = align_uniform(
+            *z, alignment=self.alignment, uniformity=self.uniformity, alpha=self.alpha, t=self.t
+        )
+        return Outcome(loss, h, terms | {"embedding_std": embedding_std(z[0])})

@@ -1,0 +1,73 @@
+"""A few steps of every rival: alike on one device and four, the official order of averages, steps that are lost."""
+
+import jax
+import numpy as np
+import pytest
+
+from bt_jax.objectives import registry
+from tests.support.few_steps import TOTAL_STEPS, drawn, few_steps, not_finite
+
+OPTIONS = {"moco": {"queue": 32, "bn_groups": 4, "momentum": 0.9}, "byol": {"momentum": 0.8}}
+OPTIONS |= {"direct_pred": {"momentum": 0.9}}
+RIVALS = [name for name in registry.NAMES if name not in ("barlow_twins", "supervised", "vicreg")]
+SGD = {"optim.name": "sgd", "optim.lr_weights": 0.1, "optim.lr_biases": 0.1, "optim.weight_decay": 0.0}
+LOST = 2  # the step that is not finite
+
+
+def views_of(number):
+    return not_finite(number) if number == LOST else drawn(number)
+
+
+@pytest.fixture(scope="module", params=RIVALS)
+def rival(request, compiled_quickly):
+    """The method and its states before and after each of four steps, of which one is lost, on four devices."""
+    objective = registry.build({"name": request.param, **OPTIONS.get(request.param, {})})
+    return objective, few_steps(objective, 4, 4, views_of, **SGD)[0]
+
+
+def test_one_device_gives_the_numbers_of_four(rival):
+    """Loss and gradient by SGD; float32, and sums in another order."""
+    objective, on_four = rival
+    alone, _ = few_steps(objective, 1, 2, views_of, **SGD)
+    assert on_four[1][1]["train/grad_norm"] > 1e-3
+    for (one, metrics), (four, metrics_of_four) in zip(alone, on_four[: len(alone)], strict=True):
+        for name in metrics:
+            np.testing.assert_allclose(metrics_of_four[name], metrics[name], rtol=2e-4, atol=1e-5, err_msg=name)
+        for part in ("params", "batch_stats", "memory"):
+            trees = getattr(one, part), getattr(four, part)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=0, atol=2e-5), *trees)
+
+
+def test_a_lost_step_moves_nothing(rival):
+    """And the next one trains again."""
+    _, states = rival
+    (before, _), (after, metrics), (then, _) = states[LOST], states[LOST + 1], states[LOST + 2]
+    assert metrics["train/bad_steps"] == 1
+    jax.tree.map(np.testing.assert_array_equal, (before.params, before.memory), (after.params, after.memory))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), (after.params, after.memory), (then.params, then.memory))
+    assert all(any(jax.tree.leaves(each)) for each in (moved[0]["backbone"], *moved[1].values()))
+
+
+def test_the_momentum_network_follows(rival):
+    """In a step it becomes the average with the parameters that the step begins with."""
+    objective, states = rival
+    if "target" not in states[0][0].memory:
+        pytest.skip("no momentum network")
+    start = states[0][0]
+    networks = {name: start.params[name] for name in start.memory["target"]}
+    jax.tree.map(np.testing.assert_array_equal, start.memory["target"], networks)
+    for number in (0, 1, 3):
+        (before, _), (after, _) = states[number : number + 2]
+        rate = objective.momentum
+        if type(objective).__name__ == "BYOL":  # the rate after the step before
+            progress = (number - 1) / TOTAL_STEPS
+            rate = 1 - (1 - rate) * (np.cos(np.pi * progress) + 1) / 2 if number else 1.0
+        wanted = jax.tree.map(
+            lambda old, new, rate=rate: rate * old + (1 - rate) * new,
+            before.memory["target"],
+            {name: before.params[name] for name in networks},
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), after.memory["target"], wanted)
+    last = states[-1][0]
+    apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), last.memory["target"], networks)
+    assert max(jax.tree.leaves(apart)) > 1e-4
