@@ -6,10 +6,7 @@ the method of a config.
 
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # the self-check computes a loss where JAX alone is installed
-    from ml_collections import ConfigDict
+from typing import Any
 
 
 def __getattr__(name: str):
@@ -18,13 +15,13 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'bt_jax.objectives' has no attribute {name!r}")
 
 
-def select(config: "ConfigDict", name: str, options: Mapping[str, Mapping[str, Any]] = {}) -> None:
+def select(config: Any, name: str, options: Mapping[str, Mapping[str, Any]] = {}) -> None:
     """Sets the method of a recipe for Barlow Twins: its keys, and the projector of its official code.
 
     The factor on the gradient becomes 1: it belongs to the arithmetic of Barlow Twins. Views and optimizer stay.
 
     Args:
-      config: of `bt_jax.config.pretrain`; changed in place.
+      config: a ConfigDict of `bt_jax.config.pretrain`; changed in place.
       name: a key of `registry.METHODS`. The method that the config has is left as it is, without loading JAX.
       options: method -> keys of `config.objective` that this recipe sets.
 
