@@ -21,7 +21,7 @@ def select(config: Any, name: str, options: Mapping[str, Mapping[str, Any]] = {}
     The factor on the gradient becomes 1: it belongs to the arithmetic of Barlow Twins. Views and optimizer stay.
 
     Args:
-      config: of `bt_jax.config.pretrain`; changed in place.
+      config: a ConfigDict of `bt_jax.config.pretrain`; changed in place.
       name: a key of `registry.METHODS`. The method that the config has is left as it is, without loading JAX.
       options: method -> keys of `config.objective` that this recipe sets.
 

@@ -27,7 +27,7 @@ def byol(p1: Float[Array, "n d"], p2: Float[Array, "n d"], t1: Float[Array, "n d
     return loss, {"agreement": 1 - loss / 4}
 
 
-def _distance(p: Float[Array, "n d"], t: Float[Array, "n d"]) -> jax.Array:
+def _distance(p: Array, t: Array) -> jax.Array:
     return jnp.square(unit_rows(p, SHORTEST) - jax.lax.stop_gradient(unit_rows(t, SHORTEST))).sum(axis=1).mean()
 
 

@@ -10,7 +10,6 @@ README. A step predicts by the W of the steps before it.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -34,18 +33,21 @@ def direct_pred(
 ) -> Loss:
     """Loss of projections z, targets t and the predictor w, the last two without gradient; and "agreement"."""
     w, t1, t2 = jax.lax.stop_gradient((w, t1, t2))
-    one, two = ((unit_rows(products(z, w)) * unit_rows(t)).sum(axis=1).mean() for z, t in ((z1, t2), (z2, t1)))
-    return -2 * (one + two), {"agreement": (one + two) / 2}
+    agreement = (_cosine(z1, w, t2) + _cosine(z2, w, t1)) / 2
+    return -4 * agreement, {"agreement": agreement}
 
 
-def correlation(z: Sequence[Float[Array, "n d"]]) -> Float[jax.Array, "d d"]:
-    """E[z z^T] over the rows of all arrays, not centred."""
-    rows = jnp.concatenate([jnp.asarray(each) for each in z])
-    return products(rows.T, rows.T) / len(rows)
+def _cosine(z: Array, w: Array, t: Array) -> jax.Array:
+    return (unit_rows(products(z, w)) * unit_rows(t)).sum(axis=1).mean()
+
+
+def correlation(z1: Float[Array, "n d"], z2: Float[Array, "n d"]) -> Float[jax.Array, "d d"]:
+    """E[z z^T] over the rows of both arrays, not centred."""
+    return (products(z1.T, z1.T) + products(z2.T, z2.T)) / (2 * len(z1))
 
 
 def computed_predictor(f: Float[Array, "d d"], *, eps: float, rule: str) -> Float[jax.Array, "d d"]:
-    """W from the correlation F."""
+    """W from the correlation F by the rule "code" or "paper"."""
     s, u = jnp.linalg.eigh(f)
     s = jnp.maximum(s, jnp.finfo(s.dtype).tiny)  # eigh rounds zeros to either side
     p = jnp.maximum(jnp.sqrt(s / s[-1]) + eps, LEAST) if rule == "code" else jnp.sqrt(s) + eps * s[-1]
@@ -101,12 +103,12 @@ class DirectPred(Objective):
     def loss(self, run, views, memory, context):
         """`direct_pred` of the projector's outputs, the momentum network's and the predictor in memory."""
         h = run("backbone", views)
-        z = run("projector", h)
+        z1, z2 = run("projector", h)
         target = momentum.follow(memory["target"], run.params, self.momentum)
         t1, t2 = momentum.project(run, target, views)
-        loss, metrics = direct_pred(z[0], z[1], t1, t2, memory["w"])
-        new = jax.lax.stop_gradient(correlation(z))
+        loss, metrics = direct_pred(z1, z2, t1, t2, memory["w"])
+        new = jax.lax.stop_gradient(correlation(z1, z2))
         f = jnp.where(memory["steps"] > 0, self.rho * memory["f"] + (1 - self.rho) * new, new)
         w = computed_predictor(f, eps=self.eps, rule=self.rule)
-        metrics |= {"dimensions": jnp.trace(f) ** 2 / jnp.square(f).sum(), "embedding_std": embedding_std(z[0])}
+        metrics |= {"dimensions": jnp.trace(f) ** 2 / jnp.square(f).sum(), "embedding_std": embedding_std(z1)}
         return Outcome(loss, h, metrics, {"target": target, "f": f, "w": w, "steps": memory["steps"] + 1})

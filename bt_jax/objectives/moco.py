@@ -82,10 +82,11 @@ class MoCo(Objective):
         target = momentum.follow(memory["target"], run.params, self.momentum)
         k = self._keys(context.key, run, target, keys)
         terms = [moco(*pair, memory["queue"], temperature=self.temperature) for pair in zip(q, k, strict=True)]
-        correct = jnp.stack([metrics["contrast_top1"] for _, metrics in terms]).mean()
-        metrics = {"contrast_top1": correct, "embedding_std": embedding_std(q[0])}
+        loss = jnp.stack([loss for loss, _ in terms]).sum()
+        found = jnp.stack([metrics["contrast_top1"] for _, metrics in terms]).mean()
+        metrics = {"contrast_top1": found, "embedding_std": embedding_std(q[0])}
         kept = enqueue(memory["pointer"], jax.lax.stop_gradient(unit_rows(jnp.concatenate(k[::-1]))), self.queue)
-        return Outcome(jnp.stack([loss for loss, _ in terms]).sum(), h, metrics, {"target": target} | kept)
+        return Outcome(loss, h, metrics, {"target": target} | kept)
 
     def _keys(self, key, run, target, views) -> list[jax.Array]:
         """The keys of the views, their rows in another order where there are groups of batch statistics."""
@@ -109,7 +110,7 @@ class MoCo(Objective):
             )
 
 
-def enqueue(pointer: jax.Array, keys: Float[Array, "n d"], length: int) -> dict[str, Rows | jax.Array]:
+def enqueue(pointer: jax.Array, keys: Float[jax.Array, "n d"], length: int) -> dict[str, Rows | jax.Array]:
     """The rows of the queue that the keys replace, and the next pointer."""
     at = (pointer + jnp.arange(len(keys), dtype=pointer.dtype)) % length
-    return {"queue": Rows(at, jnp.asarray(keys)), "pointer": (pointer + len(keys)) % length}
+    return {"queue": Rows(at, keys), "pointer": (pointer + len(keys)) % length}

@@ -23,7 +23,7 @@ def simsiam(p1: Float[Array, "n d"], p2: Float[Array, "n d"], z1: Float[Array, "
     return -agreement, {"agreement": agreement}
 
 
-def _cosine(p: Float[Array, "n d"], z: Float[Array, "n d"]) -> jax.Array:
+def _cosine(p: Array, z: Array) -> jax.Array:
     return (unit_rows(p, SHORTEST) * jax.lax.stop_gradient(unit_rows(z, SHORTEST))).sum(axis=1).mean()
 
 

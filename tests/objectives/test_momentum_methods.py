@@ -145,6 +145,12 @@ def test_without_a_predictor_it_is_byol(numbers, x64):
         np.testing.assert_allclose(found, numbers[f"byol/loss.d_{name}"], rtol=0, atol=1e-15)
 
 
+def test_nothing_but_projections_has_a_gradient():
+    arrays = jax.random.normal(jax.random.key(0), (5, 4, 4))
+    gradients = jax.grad(lambda arrays: direct_pred.direct_pred(*arrays)[0])(arrays)
+    assert [bool(np.any(each)) for each in gradients] == [True, True, False, False, False]
+
+
 def test_features_that_are_all_zero_have_a_predictor():
     """W is in memory, where a NaN would stay."""
     assert np.isfinite(direct_pred.computed_predictor(jnp.zeros((4, 4)), eps=0.01, rule="code")).all()

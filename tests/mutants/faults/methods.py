@@ -1,0 +1,173 @@
+"""Faults of the methods beside Barlow Twins, of the momentum network, and of how methods are selected."""
+
+from ..fault import Fault
+
+NUMBERS = ("test_loss_and_gradients_equal_the_official_codes",)
+IN_A_STEP = ("test_the_loss_of_a_step_is_that_of_the_function",)
+AVERAGE = ("test_the_momentum_network_follows",)
+LAYERS = ("test_layers_of_the_heads",)
+LOST = ("test_a_lost_step_moves_nothing",)
+DIRECT = ("test_correlation_and_predictor_over_three_steps",)
+
+FAULTS = (
+    Fault("rows-shortest", "unit_rows", "shortest**2", "shortest", ("test_lengths_near_zero",)),
+    Fault("rows-contrast", "contrast", "[positives[:, None], others]", "[others]", NUMBERS),
+    Fault("simclr-self", "simclr", "row // 2 == column // 2", "row == column", NUMBERS),
+    Fault("simclr-temperature", "simclr", "(z1 * z2).sum(axis=1) / temperature", "(z1 * z2).sum(axis=1)", NUMBERS),
+    Fault(
+        "simclr-sum",
+        "simclr",
+        "loss * 2 if sum_of_views else loss",
+        "loss",
+        ("test_the_sum_of_the_views_is_twice_the_mean",),
+    ),
+    Fault("simclr-option", "SimCLR.loss", "temperature=self.temperature", "temperature=0.1", IN_A_STEP),
+    Fault("simclr-offset", "SimCLR.heads", '("scale",)', '("scale", "bias")', LAYERS),
+    Fault("infonce-side", "infonce", "products(predicted, z)", "products(z, predicted)", NUMBERS),
+    Fault("infonce-transposed", "InfoNCE.loss", '["kernel"].T', '["kernel"]', IN_A_STEP),
+    Fault("infonce-views", "InfoNCE.loss", "c, z = run", "z, c = run", IN_A_STEP),
+    Fault("align-power", "align", "alpha / 2", "alpha", ("test_alignment_and_uniformity_are_the_authors",)),
+    Fault("uniform-pairs", "uniform", "n * (n - 1)", "n * n", NUMBERS),
+    Fault(
+        "uniform-self", "uniform", "off_diagonal(2 * t * (products(x, x) - 1))", "2 * t * (products(x, x) - 1)", NUMBERS
+    ),
+    Fault(
+        "drlim-margin",
+        "drlim",
+        "jnp.maximum(squares, SHORTEST**2)",
+        "squares",
+        ("test_equal_embeddings_have_a_finite_gradient",),
+    ),
+    Fault("drlim-pairs", "drlim", "2 * n * (n - 1)", "2 * n * n", NUMBERS),
+    Fault("drlim-diagonal", "drlim", "jnp.where(jnp.eye(n, dtype=bool), 0, gaps)", "gaps", NUMBERS),
+    Fault(
+        "simsiam-stop",
+        "_cosine",
+        "jax.lax.stop_gradient(unit_rows(z, SHORTEST))",
+        "unit_rows(z, SHORTEST)",
+        NUMBERS,
+    ),
+    Fault("simsiam-views", "simsiam", "_cosine(p1, z2)", "_cosine(p1, z1)", NUMBERS),
+    Fault("simsiam-norm", "SimSiam.heads", "last_norm=()", "last_norm=None", LAYERS),
+    Fault("byol-stop", "_distance", "jax.lax.stop_gradient(unit_rows(t, SHORTEST))", "unit_rows(t, SHORTEST)", NUMBERS),
+    Fault("byol-mean", "byol", "_distance(p1, t2) + _distance(p2, t1)", "_distance(p1, t2)", NUMBERS),
+    Fault("byol-tau", "tau", "jnp.pi * (step", "2 * jnp.pi * (step", ("test_the_average_and_its_schedule",)),
+    Fault("byol-late", "BYOL.loss", "tau(context.step - 1,", "tau(context.step,", AVERAGE),
+    Fault("byol-bias", "BYOL.heads", "model.projector, last_bias=False", "model.projector", LAYERS),
+    Fault(
+        "direct-stop",
+        "direct_pred",
+        "jax.lax.stop_gradient((w, t1, t2))",
+        "w, t1, t2",
+        ("test_nothing_but_projections_has_a_gradient",),
+    ),
+    Fault("direct-first", "DirectPred.loss", 'memory["steps"] > 0', 'memory["steps"] >= 0', DIRECT),
+    Fault("direct-code", "computed_predictor", "s / s[-1]", "s", DIRECT),
+    Fault("direct-paper", "computed_predictor", "eps * s[-1]", "eps", DIRECT),
+    Fault(
+        "direct-new",
+        "DirectPred.loss",
+        '{"target": target, "f": f, "w": w,',
+        '{"target": target, "f": f, "w": memory["w"],',
+        DIRECT,
+    ),
+    Fault(
+        "direct-zero",
+        "computed_predictor",
+        "jnp.finfo(s.dtype).tiny",
+        "0",
+        ("test_features_that_are_all_zero_have_a_predictor",),
+    ),
+    Fault("moco-stop", "moco", "jax.lax.stop_gradient((k, queue))", "k, queue", NUMBERS),
+    Fault(
+        "moco-pointer",
+        "enqueue",
+        "(pointer + len(keys)) % length",
+        "pointer + len(keys)",
+        ("test_the_queue_after_each_of_four_batches",),
+    ),
+    Fault("moco-order", "MoCo._keys", "jnp.argsort(order)", "order", ("test_keys_are_normalised_in_another_order",)),
+    Fault(
+        "moco-symmetric",
+        "MoCo.loss",
+        "jnp.concatenate(k[::-1])",
+        "jnp.concatenate(k)",
+        ("test_the_symmetric_form_adds_both_directions_before_it_enqueues",),
+    ),
+    Fault(
+        "moco-length",
+        "MoCo._check",
+        "self.queue % (batch * keys)",
+        "self.queue % batch",
+        ("test_lengths_that_do_not_divide",),
+    ),
+    Fault("moco-norm", "MoCo.heads", "hidden_norm=None", "", LAYERS),
+    Fault("momentum-rate", "follow", "rate * old + (1 - rate) * new", "(1 - rate) * old + rate * new", AVERAGE),
+    Fault("momentum-part", "follow", "params[name] for name in PARTS", "target[name] for name in PARTS", AVERAGE),
+    Fault(
+        "momentum-groups",
+        "project",
+        "bn_groups=bn_groups)",
+        "bn_groups=1)",
+        ("test_keys_are_normalised_in_another_order",),
+    ),
+    Fault("momentum-memory", "memory_after_step.one", "jnp.where(finite, new, old)", "new", LOST),
+    Fault(
+        "momentum-begun",
+        "begin_with",
+        "remember(params) if remember else state.memory",
+        "state.memory",
+        ("test_a_momentum_network_begins_with_the_given_weights",),
+    ),
+    Fault(
+        "forward-together",
+        "Forward.__call__",
+        "each.shape if together else place",
+        "place",
+        ("test_together_is_one_batch_of_statistics",),
+    ),
+    Fault(
+        "forward-travels",
+        "Forward.__call__",
+        "axis=1).reshape(-1, *inputs[places[0]].shape[1:])",
+        "axis=0).reshape(-1, *inputs[places[0]].shape[1:])",
+        ("test_together_moves_no_rows_between_devices",),
+    ),
+    Fault(
+        "forward-groups",
+        "Forward._apply",
+        "each.mean(axis=0), stats",
+        "each[0], stats",
+        ("test_groups_share_no_statistics",),
+    ),
+    Fault(
+        "norm-scale",
+        "BatchNorm.__call__",
+        "factor = factor * self.scale[...].astype(x.dtype)",
+        "pass",
+        ("test_a_batch_norm_without_parameters_only_normalises",),
+    ),
+    Fault(
+        "projector-last-bias",
+        "Projector.__init__",
+        "bias if last_bias is None or not last else last_bias",
+        "bias",
+        LAYERS,
+    ),
+    Fault(
+        "method-fraction",
+        "Objective.__post_init__",
+        "if not 0 <= getattr(self, name) <= 1",
+        "if False",
+        ("test_impossible_options",),
+    ),
+    Fault(
+        "method-positive",
+        "Objective.__post_init__",
+        "if not getattr(self, name) > 0",
+        "if False",
+        ("test_impossible_options",),
+    ),
+    Fault("method-scale", "select", "config.optim.grad_scale = 1.0", "pass", ("test_a_recipe_takes_any_method",)),
+    Fault("method-options", "select", "**options.get(name, {})", "", ("test_a_recipe_for_another_method",)),
+)
