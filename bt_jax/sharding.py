@@ -33,11 +33,11 @@ def all_devices() -> list[jax.Device]:
     """
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # what is asked for is not there; an AssertionError says nothing
+    except (RuntimeError, AssertionError) as error:  # for a missing platform; an AssertionError has no text
         names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
-        asked = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        settings = ", ".join(f"{name}={os.environ[name]}" for name in names)
         raise UserError(
-            f"JAX finds no device{f' for {asked}' if asked else ''}: {line(error, 200)}",
+            f"JAX finds no device{f' for {settings}' if settings else ''}: {line(error, 200)}",
             f"Unset {' and '.join(names) or 'JAX_PLATFORMS'} or set JAX_PLATFORMS=cpu.",
         ) from None
 

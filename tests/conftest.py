@@ -32,6 +32,7 @@ jaxtyping.install_import_hook(CHECKED, f"{typechecker.__name__}.checked")  # bef
 
 from bt_jax import sharding
 from bt_jax.models import resnet
+from bt_jax.run_folder import lock
 from tests.support import bucket as fake_bucket
 from tests.support import compiled_programs
 from tests.support.paths import FIXTURES, SHARED
@@ -139,6 +140,13 @@ STRICT = {"test_views", "test_barlow_twins", "test_optim", "test_shapes"}
 def strict_dtypes(request):
     with jax.numpy_dtype_promotion("strict" if request.module.__name__.rpartition(".")[2] in STRICT else "standard"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def folders_are_released():
+    """Releases the folder that a test has opened without a run; a thread would otherwise renew its lock in a bucket."""
+    yield
+    lock.release()
 
 
 @pytest.fixture(scope="module")

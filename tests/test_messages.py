@@ -124,6 +124,7 @@ def ended(tmp_path, how="", stdout=None):
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         text=True,
     )
     return done.returncode, done.stderr, int((tmp_path / "file").read_text()) > 2

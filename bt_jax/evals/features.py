@@ -58,7 +58,7 @@ def extract(
 
     Args:
       batches: {"image", "mask", optionally "label" and "size"}, numpy, the same on every process.
-      of: the split, for the message of an error.
+      of: name of the split, for the message of an error.
 
     Returns:
       Features float32 (n, d), and labels int32 (n,) or None; on the host, the same on every process.

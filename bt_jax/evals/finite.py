@@ -1,4 +1,4 @@
-"""Features that are not finite are no result: an evaluation fails, and training continues without the number."""
+"""Checks that features are finite. If they are not, an evaluation fails, and training continues with a warning."""
 
 import functools
 import math
@@ -11,29 +11,31 @@ from bt_jax.messages import UserError
 
 
 class NotFiniteError(UserError):
-    """Features hold NaN or infinity, of which every protocol would make a number that looks like chance."""
+    """Some features are NaN or infinite. Every protocol would compute an accuracy near chance from them."""
 
     def __init__(self, cause: str):
-        super().__init__(cause, "Take an earlier checkpoint, or an encoder whose training did not diverge.")
+        super().__init__(cause, "Use an earlier checkpoint, or an encoder whose training did not diverge.")
 
 
 def require(features: np.ndarray, of: str = "") -> None:
-    """Raises NotFiniteError, with the number of rows of float (n, d) that are not finite, where there are some.
+    """Raises NotFiniteError, with their number, if some rows of float (n, d) are not finite.
 
     Args:
-      of: a split, for the message.
+      of: name of the split, for the message.
     """
-    broken = int((~np.isfinite(features).all(axis=1)).sum())
-    if broken:
-        where = f" of {of}" if of else ""
-        raise NotFiniteError(f"The features of {broken} of the {len(features)} images{where} are not finite")
+    non_finite = int((~np.isfinite(features).all(axis=1)).sum())
+    if non_finite:
+        split = f" of {of}" if of else ""
+        raise NotFiniteError(f"The features of {non_finite} of the {len(features)} images{split} are not finite")
 
 
 def or_nan(*names: str) -> Callable[[Callable], Callable]:
-    """Decorates `run` of an evaluator: with a schedule, that is while something trains, NotFiniteError is a warning.
+    """Decorates `run` of an evaluator: during training, it prints a warning instead of raising NotFiniteError.
+
+    An evaluator with a schedule runs during training.
 
     Args:
-      names: the values that are then NaN.
+      names: of the metrics, which are then NaN.
     """
 
     def decorate(run):
@@ -44,7 +46,7 @@ def or_nan(*names: str) -> Callable[[Callable], Callable]:
             except NotFiniteError as error:
                 if not self.every_steps:
                     raise
-                messages.say(f"WARNING: {error.cause}: no {', '.join(names)} of this step")
+                messages.say(f"WARNING: {error.cause}. This step has no {', '.join(names)}.")
                 return dict.fromkeys(names, math.nan)
 
         return guarded

@@ -30,8 +30,8 @@ class FrozenFeatures:
       train, val: functions that start a pass over padded batches.
       num_classes: number of classes; 0 if labels are not used.
       names: of the two splits, for messages.
-      check: require a training image for every class of the held-out images, instead of a warning. A sample of the
-        training images may lack a class: set it to False for one.
+      check: raise an error if a class of the held-out images has no training image. Otherwise print a warning, because
+        a sample of the training images may lack a class.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class FrozenFeatures:
         return splits
 
     def _compare_labels(self, train: np.ndarray, val: np.ndarray) -> None:
-        """Fails, or warns once, if the classes of some held-out images have no training image."""
+        """Raises an error, or prints one warning, if a class of the held-out images has no training image."""
         unknown = sorted(set(np.unique(val).tolist()) - set(np.unique(train).tolist()))
         if not unknown:
             return
@@ -107,7 +107,7 @@ class KNN:
     """Weighted nearest neighbours: `knn.predict` for several k and temperatures.
 
     Args:
-      ks, temperatures: the first of each make the main result. All pairs are reported; no accuracy chooses among them.
+      ks, temperatures: the first of each make the main result. All other pairs are reported too.
     """
 
     def __init__(

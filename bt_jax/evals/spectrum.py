@@ -186,9 +186,11 @@ class Spectrum:
         """The metrics and the eigenvalues of the encoder of a state.
 
         Raises:
-          NotFiniteError: features are not finite.
+          NotFiniteError: some features are not finite.
         """
-        found = measure(self._accumulate, self._key, state.encoder(), self._batches(), self._mesh, self._features)
-        if not np.isfinite(found[1]).all():
-            raise finite.NotFiniteError("The features from which the spectrum is computed are not finite")
-        return found
+        values, eigenvalues = measure(
+            self._accumulate, self._key, state.encoder(), self._batches(), self._mesh, self._features
+        )
+        if not np.isfinite(eigenvalues).all():
+            raise finite.NotFiniteError("The features for the spectrum are not finite")
+        return values, eigenvalues

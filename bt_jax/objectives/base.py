@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
     Attributes:
       features: outputs of the backbone (n, feature_dim), one array for each view; the online probe trains on them.
       metrics: scalars by name, which `Objective.metrics` explains.
-      memory: that of the next step, of the same structure; arrays, or `Rows` of them.
+      memory: for the next step, of the same structure. `Rows` can replace an array.
     """
 
     loss: jax.Array

@@ -1,1 +1,1 @@
-"""The command `python -m bt_jax.plan`: an estimate of what a training step needs on a TPU slice."""
+"""The command `python -m bt_jax.plan`: estimates memory and time of a training step on a TPU slice."""

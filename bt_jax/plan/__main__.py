@@ -4,7 +4,7 @@
         [--config.model.projector_sharding=sharded]
 
 libtpu (pip install -e '.[tpu]') compiles the real step of a pretraining config, with its real sharding, ahead of time.
-It runs no step and opens no data set. The command prints for each chip:
+The command runs no step and opens no data set. It prints for each chip:
 
 - the size of the state, the memory of the compiled step, and whether it fits;
 - FLOPs;
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     """Prints the plan of --config for --topology."""
     if len(argv) > 1:
         raise UserError(f"Unknown argument {argv[1]!r}", "Options are written --name=value; see --help.")
-    import jax  # here: config_program comes first
+    import jax  # after config_program has set the environment
 
     jax.config.update("jax_platforms", "cpu")  # the command needs no TPU, and must not occupy one
     name = TOPOLOGY.value

@@ -103,7 +103,7 @@ OPTIMIZATION = (
         "Spread of the embedding",
         (("train/embedding_std", "standard deviation"),),
         "1 if the embeddings spread in all directions, 0 if every image has the same embedding (collapse). In a short"
-        " run it may fall at first: 0.7 is normal after the 7 epochs of the quickstart.",
+        " run it may fall at first: about 0.7 is normal after the 7 epochs of the quickstart.",
         zero=True,
     ),
     Panel(

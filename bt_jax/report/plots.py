@@ -73,8 +73,11 @@ class Panel(NamedTuple):
 
 
 def draw_panel(axes, panel: Panel, runs: list[Run]) -> None:
-    """Draws the curves of the runs. One run has a colour for each curve; several have a colour for each run and dashes
-    for the second curve."""
+    """Draws the curves of the runs.
+
+    With one run, every curve has its own colour. With several, every run has its own colour, and the second curve of
+    the panel is dashed.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     scale, drawn = 100 if panel.percent else 1, []

@@ -66,8 +66,8 @@ def results_verdict(run: Run) -> tuple[str, str]:
     else:
         what = f"a {rows[0][0]}" if rows else ""
     spectrum = run.summary.get("spectrum")
-    if isinstance(spectrum, dict) and "rank" in spectrum and number(spectrum["rank"]) is None:  # an earlier version's
-        return "bad", f"The features of {about} are not finite, so its accuracies say nothing."
+    if isinstance(spectrum, dict) and "rank" in spectrum and number(spectrum["rank"]) is None:  # by an earlier version
+        return "bad", f"The features of {about} are not finite. Its accuracies have no meaning."
     if not rows:
         return "warn", f"summary.json has no accuracy of {about} yet."
     name, value, interval = rows[0]

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         tool.Parser("selfcheck", __doc__).parse_args(argv)
-        jax_settings.settle(keep="jax_enable_x64")  # which has numbers of its own
+        jax_settings.settle(keep="jax_enable_x64")  # float64 has its own stored numbers
         devices = comparison.devices_of_each_kind()
     except UserError as error:
         print(f"bt_jax: {error}", file=sys.stderr)

@@ -105,7 +105,7 @@ def _key(device) -> str:
 
 
 def _conditions(device) -> dict[str, str]:
-    """Everything that a result depends on."""
+    """The conditions of a result. If one changes, the next start checks again."""
     return {
         "jax": jax.__version__,
         "jaxlib": compilers.jaxlib_version(),
@@ -120,7 +120,7 @@ def _conditions(device) -> dict[str, str]:
 
 
 def processor() -> str:
-    """The kind of processor and a hash of its instruction sets, which Linux lists: compilers depend on them."""
+    """The kind of processor and a hash of its instruction sets, on which compilers depend. Only Linux has the sets."""
     info = Path("/proc/cpuinfo")
     flags = {text for text in info.read_text().splitlines() if text.startswith("flags")} if info.exists() else set()
     return f"{platform.machine()} {hashlib.sha256(''.join(sorted(flags)).encode()).hexdigest()[:16]}"

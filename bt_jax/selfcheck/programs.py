@@ -26,7 +26,7 @@ class Check(NamedTuple):
     reduced: bool = False
 
     def stored_name(self, rows: int) -> str:
-        """The name in selfcheck/numbers.json, which has the program that loses rows once for each `rows`."""
+        """The name in selfcheck/numbers.json. The program that loses rows has a name for each value of `rows`."""
         return f"{self.name}, {rows} rows" if self.name.startswith("vmap") else self.name
 
 

@@ -101,7 +101,7 @@ for signal in USR1 TERM KILL; do
   sleep 3
 done
 wait_for "$job"
-grep -iE 'saving within|stopped at|processes failed|has ended|queueing|resuming from|step 40/40' "$work/victim.out" | cut -c 1-160 || true
+grep -iE 'saving within|stopped at|collective of all processes failed|has ended|queueing|resuming from|step 40/40' "$work/victim.out" | cut -c 1-160 || true
 "$PYTHON" - "$work/whole" "$work/victim" <<'PYTHON'
 import pathlib, sys
 from tests.drills.kills import hashes

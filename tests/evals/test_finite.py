@@ -1,4 +1,4 @@
-"""Features with NaN or infinity in them: no protocol makes a number of them; while something trains it has none."""
+"""Features with NaN or infinity: evaluations fail, and evaluators during training return NaN with a warning."""
 
 from types import SimpleNamespace
 
@@ -13,8 +13,8 @@ from bt_jax.embed.reading import Shard
 from bt_jax.evals import accuracy, features, finite, protocols, spectrum
 
 
-class Alone:
-    """A state that is an encoder, with a classifier beside it."""
+class EncoderState:
+    """A state with an encoder and an online probe."""
 
     params = {"probe": {"kernel": np.ones((4, 3)), "bias": np.zeros(3)}}
 
@@ -25,10 +25,10 @@ class Alone:
         return {}
 
 
-def passes(rows, broken):
-    """Starts a pass over images that are their own features; `broken` of them are not finite."""
+def passes(rows, non_finite):
+    """Starts a pass over images that equal their features; a number of them is not finite."""
     x = np.ones((rows, 1, 1, 4), np.float32)
-    x[:broken, 0, 0, 1] = [np.nan, np.inf, -np.inf][:broken]
+    x[:non_finite, 0, 0, 1] = [np.nan, np.inf, -np.inf][:non_finite]
     return lambda: device.eval_batches(x, np.arange(rows) % 3, batch_size=8)
 
 
@@ -43,77 +43,77 @@ def frozen():
     )
 
 
-def test_no_protocol_makes_a_result_of_them(frozen):
+def test_every_protocol_fails(frozen):
     targets = np.ones((9, 2), np.int8), np.ones((5, 2), np.int8)
-    for broken, said in (((2, 0), "2 of the 9 images of train"), ((0, 3), "3 of the 5 images of test")):
+    for counts, images in (((2, 0), "2 of the 9 images of train"), ((0, 3), "3 of the 5 images of test")):
         for protocol in (
-            protocols.KNN(frozen(*broken), ks=(1,)),
-            protocols.LinearProbe(frozen(*broken)),
-            protocols.SVM(frozen(*broken), *targets),
-            protocols.OnlineProbe(frozen(*broken)),
-            protocols.KNN(frozen(*broken).with_embed(embed), ks=(1,)),
+            protocols.KNN(frozen(*counts), ks=(1,)),
+            protocols.LinearProbe(frozen(*counts)),
+            protocols.SVM(frozen(*counts), *targets),
+            protocols.OnlineProbe(frozen(*counts)),
+            protocols.KNN(frozen(*counts).with_embed(embed), ks=(1,)),
         ):
-            with pytest.raises(finite.NotFiniteError, match=f"The features of {said}.* are not finite. Take"):
-                protocol.run(Alone())
+            with pytest.raises(finite.NotFiniteError, match=f"The features of {images}.* are not finite. Use"):
+                protocol.run(EncoderState())
     with pytest.raises(finite.NotFiniteError, match="3 of the 9 images are not finite"):
         features.extract(embed, {}, passes(9, 3)(), sharding.make_mesh())
 
 
 @pytest.fixture
 def spectrum_of(monkeypatch):
-    """spectrum_of(eigenvalues, every_steps) -> an evaluator that has measured these, and its state."""
+    """spectrum_of(eigenvalues, every_steps) -> (an evaluator with this result, its state)."""
 
-    def made(eigenvalues, every_steps):
+    def make(eigenvalues, every_steps):
         evaluator = object.__new__(spectrum.Spectrum)
         evaluator.every_steps, evaluator._batches = every_steps, lambda: []
         evaluator._accumulate = evaluator._key = evaluator._mesh = evaluator._features = None
-        measured = dict.fromkeys(spectrum.NAMES, 0.5), np.array(eigenvalues)
-        monkeypatch.setattr(spectrum, "measure", lambda *_: measured)
-        return evaluator, Alone()
+        result = dict.fromkeys(spectrum.NAMES, 0.5), np.array(eigenvalues)
+        monkeypatch.setattr(spectrum, "measure", lambda *_: result)
+        return evaluator, EncoderState()
 
-    return made
+    return make
 
 
-def test_the_spectrum_is_none_of_theirs(spectrum_of):
-    found, state = spectrum_of([1.0, 0.5], 0)
-    assert found.run(state) == {f"val/{name}": 0.5 for name in spectrum.NAMES}
-    found, state = spectrum_of([np.nan, np.nan], 0)
+def test_the_spectrum_fails(spectrum_of):
+    evaluator, state = spectrum_of([1.0, 0.5], 0)
+    assert evaluator.run(state) == {f"val/{name}": 0.5 for name in spectrum.NAMES}
+    evaluator, state = spectrum_of([np.nan, np.nan], 0)
     with pytest.raises(finite.NotFiniteError, match="are not finite"):
-        found.run(state)
+        evaluator.run(state)
 
 
-def test_logits_that_are_not_finite_are_no_accuracy():
-    """Nothing is larger than NaN: every image would count as right."""
-    found = object.__new__(accuracy.Accuracy)
-    found._mesh, found._val, found.every_steps = sharding.make_mesh(), passes(5, 2), 7
-    found._logits = embed
+def test_logits_that_are_not_finite_have_no_accuracy():
+    """No logit is larger than NaN: every image would count as correct."""
+    evaluator = object.__new__(accuracy.Accuracy)
+    evaluator._mesh, evaluator._val, evaluator.every_steps = sharding.make_mesh(), passes(5, 2), 7
+    evaluator._logits = embed
     with pytest.raises(finite.NotFiniteError, match="2 of the 5 images of the held-out split"):
-        found.logits(Alone())
-    assert np.isnan(found.run(Alone())["val/top1"])
+        evaluator.logits(EncoderState())
+    assert np.isnan(evaluator.run(EncoderState())["val/top1"])
 
 
-def test_while_something_trains_there_is_no_number_and_a_warning(frozen, spectrum_of, capsys):
-    """It may pass, and the run must be able to continue."""
-    spectral, state = spectrum_of([np.nan], 2)
-    for evaluator, given, names in (
-        (protocols.KNN(frozen(0, 1), ks=(1,), every_steps=2), Alone(), ["val/knn_top1"]),
-        (protocols.OnlineProbe(frozen(0, 1), every_steps=2), Alone(), ["val/online_top1"]),
-        (spectral, state, [f"val/{name}" for name in spectrum.NAMES]),
+def test_during_training_the_metrics_are_nan_with_a_warning(frozen, spectrum_of, capsys):
+    """The features may be finite again later: the run continues."""
+    spectral, spectral_state = spectrum_of([np.nan], 2)
+    for evaluator, state, names in (
+        (protocols.KNN(frozen(0, 1), ks=(1,), every_steps=2), EncoderState(), ["val/knn_top1"]),
+        (protocols.OnlineProbe(frozen(0, 1), every_steps=2), EncoderState(), ["val/online_top1"]),
+        (spectral, spectral_state, [f"val/{name}" for name in spectrum.NAMES]),
     ):
-        values = evaluator.run(given)
+        values = evaluator.run(state)
         assert list(values) == names and np.isnan(list(values.values())).all()
-        said = capsys.readouterr().out
-        assert said.startswith("WARNING: The features") and f"no {', '.join(names)} of this step" in said
+        output = capsys.readouterr().out
+        assert output.startswith("WARNING: The features") and f"This step has no {', '.join(names)}." in output
 
 
 def test_a_probe_that_is_not_finite_has_no_accuracy(frozen):
-    state = Alone()
+    state = EncoderState()
     state.params = {"probe": {"kernel": np.ones((4, 3)), "bias": np.full(3, np.nan)}}
     with pytest.raises(finite.NotFiniteError):
         protocols.OnlineProbe(frozen(0, 0)).run(state)
 
 
-def test_no_shard_is_written_of_them():
+def test_no_shard_is_written():
     ((batch),) = passes(5, 2)()
     batch["id"] = np.arange(len(batch["mask"]))
     job = SimpleNamespace(dimension=4, encode=lambda inputs: embed({}, inputs))

@@ -67,3 +67,10 @@ def test_every_command_that_writes_checkpoints_checks_the_path_first(tmp_path, m
     assert convert.main(["absent.pth", "--to=checkpoint", "--out=x[1]"]) == 2
     assert "No checkpoint can be written to" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_of_an_unknown_user_gives_one_line(capsys):
+    with pytest.raises(UserError, match="~nobody-here/run starts with the name of an unknown user"):
+        opening.check_folder("~nobody-here/run", "pretrain")
+    assert convert.main(["absent.pth", "--to=checkpoint", "--out=~nobody-here/x"]) == 2
+    assert "starts with the name of an unknown user" in capsys.readouterr().err

@@ -20,8 +20,6 @@ CONFIG = arguments.to_dict(keys.pretrain())
 def released(monkeypatch):
     """The tests do not wait, and no lock remains."""
     monkeypatch.setattr(lock, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: 0.0))
-    yield
-    lock.release()
 
 
 def held_by_another(folder):
