@@ -40,7 +40,7 @@ def test_a_user_config_is_read_in_another_folder(tmp_path, module):
 )
 def test_a_missing_import_of_a_config_file_gives_one_line(monkeypatch, message, fix):
     def fail(argv):
-        raise ImportError(told)
+        raise ImportError(message)
 
     monkeypatch.setattr(config_program.flags, "FLAGS", fail)
     with pytest.raises(UserError, match="imports a missing module: .*") as caught:

@@ -24,7 +24,7 @@ NARROW = 1 / 16
 
 
 def state_dict(arch: str, **options) -> dict[str, np.ndarray]:
-    """Random float32 arrays under torchvision's keys; variances are positive, because features would be NaN otherwise."""
+    """Random float32 arrays under torchvision's keys; variances are positive, so that no feature is NaN."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), init_shapes(models.build(arch, **options)))
     generator = np.random.default_rng(0)
     shapes = {key: value.shape for key, value in convert.to_torch(zeros, arch=arch).items()}
@@ -150,7 +150,7 @@ def test_wrong_projectors_are_an_error():
         convert.projector_from_torch(sequential)
 
 
-# ------------------------------------------------------------------------------------------------ names in other programs
+# ---------------------------------------------------------------------------------------------- names in other programs
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_existing_files_are_not_changed(encoder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--to=safetensors", "--out=mine.pth"], "this form is a name that ends in .safetensors"),
+        (["--to=safetensors", "--out=mine.pth"], "this form is a file that ends in .safetensors"),
         (["--to=checkpoint", "--out=mine.pkl"], "this form is a folder"),
         (["--to=safetensors", "--out="], "is not a name"),
         (["--to=checkpoint", "--out=.."], "is not a name"),

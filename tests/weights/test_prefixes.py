@@ -83,7 +83,7 @@ def test_the_error_names_the_nearest_architecture_and_the_prefixes(plain):
         prefixes.find(behind("model.", cut))
     with pytest.raises(UserError, match="resnet18: it lacks layer4.1.bn2.weight. Behind 'a.' and 'bb.'"):
         prefixes.find(behind("a.", dict(list(plain.items())[:40])) | behind("bb.", cut))
-    with pytest.raises(UserError, match="lacks conv1.weight, .* Its keys begin with blocks., patch_embed.. Pass"):
+    with pytest.raises(UserError, match="lacks conv1.weight, .* Its keys start with blocks., patch_embed.. Pass"):
         prefixes.find({"blocks.0.norm.weight": np.zeros(3), "patch_embed.weight": np.zeros(3)})
 
 

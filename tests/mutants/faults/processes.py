@@ -179,7 +179,7 @@ FAULTS = (
         "main",
         "finally: watchdog.end()",
         "finally:\n        pass",
-        ("test_a_key_of_the_program_arrives",),
+        ("test_a_key_of_the_program_has_its_effect",),
     ),
     Fault(
         "cli-status",

@@ -103,7 +103,7 @@ FAULTS = (
         "open_encoder",
         "if settings.scratch:",
         "if False:",
-        ("test_scratch_is_the_same_architecture_anew",),
+        ("test_scratch_has_the_same_architecture_with_new_weights",),
     ),
     Fault(
         "encoder-arch",
@@ -117,21 +117,21 @@ FAULTS = (
         "complete",
         "and config.data[key] == neutral[key]",
         "",
-        ("test_what_the_command_says_of_the_data_stays",),
+        ("test_data_options_of_the_command_are_kept",),
     ),
     Fault(
         "given-statistics",
         "initialise",
         "batch_stats=state.batch_stats | stats",
         "batch_stats=state.batch_stats",
-        ("test_begun_with_given_weights",),
+        ("test_initial_weights",),
     ),
     Fault(
         "given-shapes",
         "read",
         "if _shapes(backbone) != _shapes(wanted):",
         "if False:",
-        ("test_given_weights_of_another_network",),
+        ("test_initial_weights_of_another_network",),
     ),
     Fault(
         "prefix-several",
