@@ -127,7 +127,7 @@ def _source(options: argparse.Namespace):
     from bt_jax.weights import foreign_files, load
     from bt_jax.weights.export_formats import Source
 
-    place = load.place(options.source)  # once, because a run in progress may save another step meanwhile
+    place = load.weights_path(options.source)  # once, because a run in progress may save another step meanwhile
     if foreign_files.is_foreign(place):
         encoder = load.finite(foreign_files.read(place, arch=options.arch or ""), place)
         return Source(*encoder, options.size or load.SIZE), place

@@ -1,4 +1,4 @@
-"""The command bt-jax: its words, recipes by name from any folder, and flags in any order."""
+"""The command bt-jax: its subcommands, recipes by name from any folder, and flags in any order."""
 
 import sys
 
@@ -33,7 +33,7 @@ def test_a_tool_gets_its_options(elsewhere, monkeypatch, capsys):
 
 
 def test_a_task_gets_its_recipe(monkeypatch):
-    """Evaluation and fine-tuning have one by default; a recipe of another task is refused."""
+    """Evaluation and fine-tuning have a default recipe. A recipe of another task is an error."""
     calls = []
     monkeypatch.setattr(config_program, "run", lambda main, doc, argv, default: calls.append((main, argv[1:], default)))
     monkeypatch.setattr(sys, "argv", ["bt-jax"])
@@ -65,7 +65,7 @@ def test_recipes_are_found_by_name(elsewhere):
 
 @pytest.mark.parametrize("config", [["--config=quickstart"], ["--config", "quickstart"], ["-config=quickstart"]])
 def test_flags_in_any_order(config):
-    """ml_collections reads the file before the keys that override it, so it must come first."""
+    """ml_collections needs the file before the keys that override it."""
     rest = ["--workdir=OUT", "--config.seed=3"]
     first = f"--config={config_program.RECIPES / 'quickstart.py'}"
     assert config_program._recipe_first(["main", *rest, *config], "") == ["main", first, *rest]

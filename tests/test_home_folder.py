@@ -80,6 +80,6 @@ def test_of_configs_and_compiled_programs(home, monkeypatch):
 
 def test_of_runs_and_weights(home):
     assert convert._named("~/x", ".pth", {".pth"}) == home / "x.pth"
-    for reader in (load.read, load.place, write.report):
+    for reader in (load.read, load.weights_path, write.report):
         with pytest.raises(UserError, match=f"{home}/run"):
             reader(Path("~/run") if reader is load.read else "~/run")

@@ -37,6 +37,8 @@ KEY_LATER = {
     ("bt_jax/evals/spectrum.py", "measure"),
 }
 LONGEST = 400  # most lines of a file
+# Names that a message may start with, although they have no capital.
+PROPER_NAME = re.compile(r"\w+=|config\.|init_from\b|kNN\b|scikit-learn\b")
 
 
 def name_of(path: Path) -> str:
@@ -203,6 +205,44 @@ def test_every_config_key_has_a_help_text():
 def test_no_file_is_long():
     longer = {name for name in MODULES.values() if len((ROOT / name).read_text().splitlines()) > LONGEST}
     assert longer == set()
+
+
+def constant_text(node: ast.expr, *, end: bool) -> str:
+    """The constant text at the start or the end of a string expression; "" if a value is there."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return constant_text(node.values[-1 if end else 0], end=end)
+    return constant_text(node.body, end=end) if isinstance(node, ast.IfExp) else ""
+
+
+def wrong_messages(code: ast.Module) -> list[str]:
+    """The texts of `UserError(cause, fix)` in other forms than "Cause", or "name=value ...", and "Fix."."""
+    wrong = []
+    for call in ast.walk(code):
+        if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith("UserError") and call.args):
+            continue
+        cause, *fix = call.args
+        start = constant_text(cause, end=False)
+        if start[:1].islower() and not PROPER_NAME.match(start) or constant_text(cause, end=True).endswith("."):
+            wrong.append(ast.unparse(cause))
+        for text in fix:
+            start, end = constant_text(text, end=False), constant_text(text, end=True)
+            if start[:1].islower() or end and not end.rstrip().endswith("."):
+                wrong.append(ast.unparse(text))
+    return wrong
+
+
+def test_messages_are_a_cause_and_a_fix():
+    """A cause starts with a capital or a name, without a full stop; a fix has a capital and a full stop."""
+    assert {name: wrong for name in MODULES.values() if (wrong := wrong_messages(tree(name)))} == {}
+
+
+@pytest.mark.parametrize(
+    "arguments", ["'the disk is full', 'Wait.'", "'Full.', 'Wait.'", "f'{x} is', 'wait.'", "f'{x}', f'Wait {x} s'"]
+)
+def test_a_wrong_message_is_noticed(arguments):
+    assert len(wrong_messages(ast.parse(f"raise messages.UserError({arguments})"))) == 1
 
 
 def test_versions_agree():

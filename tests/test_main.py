@@ -1,4 +1,4 @@
-"""The command line: help that names every key, one line for every mistake, and the statuses that launchers know."""
+"""The command line: help with every key, one line for every mistake, and the exit statuses for launchers."""
 
 import errno
 import re
@@ -20,7 +20,7 @@ ROOT = Path(main.__file__).parents[1]
 
 
 def test_help_names_every_key(monkeypatch):
-    """Of every task, with its default; what the help shows is the main module's text."""
+    """The keys of every task, with their defaults. The help starts with the docstring of the main module."""
     module = sys.modules["__main__"]
     monkeypatch.setattr(module, "__doc__", "", raising=False)
     monkeypatch.setattr(config_program.app, "run", lambda *_, **__: None)
@@ -65,15 +65,15 @@ def test_a_full_disk_is_one_line_and_other_errors_are_not(monkeypatch):
 
 
 def test_exit_statuses_of_launchers():
-    """The scripts start a run again by its status, which they write as a number."""
+    """The scripts restart a run by its status, which they contain as a number."""
     assert TRY_AGAIN == 75
     for script in ("local.sh", "tpu_vm.sh"):
         assert re.search(rf"\b{TRY_AGAIN} \|.*\) ;;", (ROOT / "launch" / script).read_text())
 
 
-def test_a_key_of_the_program_arrives(monkeypatch):
+def test_a_key_of_the_program_has_its_effect(monkeypatch):
     values = {"watch.stuck_seconds": 11.0, "watch.silent_seconds": 12.0, "compile_cache": "/c", "task": "evaluate"}
-    values |= {"self_check": False}  # which would set more of JAX where this machine was not checked before
+    values |= {"self_check": False}  # the self-check would set more of JAX on a machine without a cached result
     config = keys.pretrain()
     config.update_from_flattened_dict(values)
     done = []
@@ -101,4 +101,4 @@ def test_a_key_of_the_program_arrives(monkeypatch):
     monkeypatch.setattr(evaluate, "run", fail)
     with pytest.raises(KeyError):
         main.main(["main"])
-    assert done[-1] == ("end", {})  # also where the task fails
+    assert done[-1] == ("end", {})  # also if the task fails

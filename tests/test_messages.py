@@ -1,4 +1,4 @@
-"""Printing: a reader that is gone, a full disk, or letters that a terminal lacks end nothing."""
+"""Printing: a closed pipe, a full disk, or unprintable characters do not end a program."""
 
 import errno
 import io
@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 
 
 class Failing(io.StringIO):
-    """Fails with an error number until it has `room`."""
+    """A stream that fails with an error number until it has `room`."""
 
     def __init__(self, number):
         super().__init__()
@@ -30,7 +30,7 @@ class Failing(io.StringIO):
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
-def test_a_program_goes_on_and_says_so_once(monkeypatch, number):
+def test_a_program_continues_and_reports_the_failure_once(monkeypatch, number):
     out, err = Failing(number), io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -42,10 +42,12 @@ def test_a_program_goes_on_and_says_so_once(monkeypatch, number):
         print("later", flush=True)
     assert (sys.stdout, sys.stderr) == (out, err)
     assert err.getvalue().count("\n") == 1 and "nothing can be written to stdout ([Errno" in err.getvalue()
-    assert out.getvalue() == ("later\n" if number == errno.ENOSPC else "")  # there may be room again, but no reader
+    assert out.getvalue() == (
+        "later\n" if number == errno.ENOSPC else ""
+    )  # a disk may get space again, but a closed pipe stays closed
 
 
-def test_both_streams_may_be_gone(monkeypatch):
+def test_both_streams_may_be_closed(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Failing(errno.EPIPE))
     monkeypatch.setattr(sys, "stderr", Failing(errno.EPIPE))
     with messages.lasting():
@@ -55,14 +57,14 @@ def test_both_streams_may_be_gone(monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [None, Failing(errno.EPIPE)])
-def test_a_line_of_the_library_ends_no_callers_program(monkeypatch, stream):
+def test_a_line_of_the_library_does_not_end_the_program(monkeypatch, stream):
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
     messages.say("a line")
     exits.print_on_every_process("a line")
 
 
-def test_letters_that_a_terminal_lacks_are_spelled(monkeypatch):
+def test_unprintable_characters_are_escaped(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
     with messages.lasting():
@@ -70,7 +72,7 @@ def test_letters_that_a_terminal_lacks_are_spelled(monkeypatch):
     assert written.getvalue() == b"caf\\xe9 \\udce9\n"
 
 
-def test_a_line_of_a_signal_may_come_within_another_line(monkeypatch, tmp_path):
+def test_a_signal_handler_may_print_within_another_line(monkeypatch, tmp_path):
     class Busy(io.StringIO):
         def write(self, text):
             raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
@@ -85,8 +87,8 @@ def test_a_line_of_a_signal_may_come_within_another_line(monkeypatch, tmp_path):
     assert (tmp_path / "out").read_text() == "saving\n"
 
 
-def test_every_command_prints_so(monkeypatch):
-    """They print, and end with their own status."""
+def test_every_command_survives_a_closed_stream(monkeypatch):
+    """They print and exit with their usual status."""
     monkeypatch.setattr(sys, "stderr", Failing(errno.EPIPE))
     monkeypatch.setattr(sys, "stdout", Failing(errno.EPIPE))
     parser = tool.Parser("prepare", "")
@@ -132,12 +134,12 @@ def ended(tmp_path, how="", stdout=None):
 
 @pytest.mark.parametrize("how", [">&-", ">&- 2>&- <&-", ">/dev/full 2>&1"])
 def test_the_exit_status_without_a_terminal(tmp_path, how):
-    """No file gets the number of a closed stream."""
+    """No new file gets the number of a closed stream."""
     assert ended(tmp_path, how) == (0, "", True)
 
 
-def test_the_exit_status_of_a_program_whose_reader_is_gone(tmp_path):
-    """Also of what the interpreter writes at its end."""
+def test_the_exit_status_with_a_closed_pipe(tmp_path):
+    """Also for the last flush of the interpreter."""
     reader, writer = os.pipe()
     os.close(reader)
     status, said, _ = ended(tmp_path, stdout=writer)

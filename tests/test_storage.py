@@ -121,7 +121,7 @@ def test_local_files_in_a_bucket_are_an_error(folder, bucket, capsys):
     storage.write(folder / "x.safetensors", b"x")
     assert convert.main([f"{folder}/x.safetensors", "--to=torch", "--out=x"]) == 2
     said = capsys.readouterr().err
-    assert "gs://bucket/x is not on this machine" in said and "only checkpoints are read. Copy it" in said
+    assert "gs://bucket/x is not on this machine" in said and "reads checkpoints only. Copy it" in said
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

@@ -1,6 +1,6 @@
-"""What the programs that take a config share: the --config flag, and every mistake in one line.
+"""The command line of programs with a config: the --config flag, and one line for every mistake.
 
-A program is `main(argv)` under absl's flags; `run(main, doc)` gives it exit status 0, or the error's with one
+A program is `main(argv)` with absl's flags. `run(main, doc)` exits with status 0, or with that of a UserError after one
 line on stderr.
 """
 
@@ -25,46 +25,45 @@ RECIPES = Path(__file__).parents[1] / "configs"
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Recipe, with arguments after a colon: quickstart:smoke, or a config file of your own, mine.py. Every key can be"
+    "Recipe, with arguments after a colon: quickstart:smoke, or your config file, mine.py. Every key can be"
     " overridden: --config.optim.lr_weights=0.3",
     lock_config=True,
 )
 
 
 def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = None, *, default: str = "") -> None:
-    """Parses the command line and calls main(argv) with what is not a flag.
+    """Parses the command line and calls main(argv) with the arguments that are not flags.
 
     Args:
-      doc: heads the help.
-      default: the recipe if none is named.
+      doc: the first part of the help.
+      default: the recipe if the command line names none.
     """
     if any(argument.startswith("--help") for argument in argv or sys.argv):
         from bt_jax.config import keys
 
         sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{keys.describe()}\n"
     logging._warn_preinit_stderr = False  # "Logging before flag parsing goes to stderr": absl has no public switch
-    logging.set_verbosity(logging.WARNING)  # Orbax tells a hundred things a save; --verbosity=0 shows them
-    logging.get_absl_handler().addFilter(_is_told_by_nobody_else)
+    logging.set_verbosity(logging.WARNING)  # Orbax logs a hundred lines per save; --verbosity=0 shows them
+    logging.get_absl_handler().addFilter(_is_not_reported_elsewhere)
     with messages.lasting():
         jax_settings.settle()
         _make_recipes_importable()
         try:
-            sys.argv = _recipe_first(argv or sys.argv, default)  # ml_collections looks for overrides there
+            sys.argv = _recipe_first(argv or sys.argv, default)  # ml_collections reads overrides from sys.argv
             app.run(main, argv=sys.argv, flags_parser=_parse)
         except UserError as error:
             print(f"bt_jax: {error}", file=sys.stderr)
             sys.exit(error.status)
 
 
-def _is_told_by_nobody_else(record: std_logging.LogRecord) -> bool:
-    """A full disk and a bucket out of reach are told of in one line by whoever waits for the save; Orbax's threads log
-    their tracebacks as well."""
+def _is_not_reported_elsewhere(record: std_logging.LogRecord) -> bool:
+    """False for Orbax's tracebacks of disk-full and bucket errors: the waiting thread reports these as a UserError."""
     error = record.exc_info[1] if record.exc_info else None
     return error is None or not (is_disk_full(error) or storage.as_user_error(error, ""))
 
 
 def _recipe_first(argv: list[str], default: str) -> list[str]:
-    """The arguments with --config before the keys that override it, and its recipe as a path."""
+    """The arguments with --config before the keys that override it, and with its recipe as a path."""
     program, rest, named, recipe = argv[:1], iter(argv[1:]), [], default
     others: list[str] = []
     for argument in rest:
@@ -78,13 +77,13 @@ def _recipe_first(argv: list[str], default: str) -> list[str]:
 
 
 def find_recipe(recipe: str) -> str:
-    """A path of "FILE.py:arguments", or of a recipe of the package such as "quickstart:smoke".
+    """The path, with arguments, of "FILE.py:arguments" or of a recipe of the package such as "quickstart:smoke".
 
     Raises:
-      UserError: there is neither.
+      UserError: there is neither a file nor a recipe of that name.
     """
     name, colon, arguments = recipe.partition(":")
-    name = os.path.expanduser(name)  # shells expand ~ at the start of a word alone
+    name = os.path.expanduser(name)  # shells expand ~ only at the start of a word
     if os.path.isfile(name):
         return f"{name}{colon}{arguments}"
     stem = name.removeprefix("configs/").removesuffix(".py")
@@ -95,45 +94,45 @@ def find_recipe(recipe: str) -> str:
 
 
 def _make_recipes_importable() -> None:
-    """Lets a config file import `configs` from any working folder: the recipes, unless it has a folder of that name."""
+    """Lets a config file import the recipes as `configs` from any working folder without a module of that name."""
     if importlib.util.find_spec("configs") is None:
         sys.modules["configs"] = importlib.import_module("bt_jax.configs")
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's flags, with every mistake in one line."""
+    """Parses absl's flags; UserError for every mistake."""
     try:
         rest = flags.FLAGS(argv)
     except UserError:
         raise
     except ImportError as error:
-        told = line(error)
-        needs_recipes = re.search(r"\bconfigs\b", told)
-        cure = "Start in the repository of bt_jax, or set PYTHONPATH to it: the recipes are in its folder configs/."
+        text = line(error)
+        needs_recipes = re.search(r"\bconfigs\b", text)
+        fix = "Start in the repository of bt_jax, or set PYTHONPATH to it: the recipes are in its folder configs/."
         raise UserError(
-            f"The config file imports what is not there: {told}",
-            cure if needs_recipes else "Install it, or set PYTHONPATH to the folder that has it.",
+            f"The config file imports a missing module: {text}",
+            fix if needs_recipes else "Install it, or set PYTHONPATH to its folder.",
         ) from None
     except (AttributeError, KeyError) as error:
         raise _unknown_key(argv, str(error)) from None
     except Exception as error:
-        raise UserError(" ".join(str(error).split()), "See --help and the head of the config file.") from None
-    given = config_flags.get_config_filename(flags.FLAGS["config"]) if flags.FLAGS["config"].present else ""
-    if not given:
+        raise UserError(" ".join(str(error).split()), "See --help and the docstring of the config file.") from None
+    file = config_flags.get_config_filename(flags.FLAGS["config"]) if flags.FLAGS["config"].present else ""
+    if not file:
         raise UserError("No --config is given", "Name a recipe, such as --config=quickstart.")
     return rest
 
 
 def _unknown_key(argv: list[str], text: str) -> UserError:
-    """ml_collections names the key and the whole config; the person wants the key and its neighbours."""
+    """The error for an unknown key, with similar keys. The message of ml_collections prints the whole config."""
     from bt_jax.config import arguments, keys
 
     tasks = (keys.pretrain, keys.evaluate, keys.finetune)
     valid = {key for task in tasks for key in arguments.flatten(arguments.to_dict(task()))}
-    given = [a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")]
-    unknown = [key for key in given if key not in valid]
+    keys_set = [a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")]
+    unknown = [key for key in keys_set if key not in valid]
     if not unknown:
-        return UserError(" ".join(text.split())[:300], "See --help and the head of the config file.")
+        return UserError(" ".join(text.split())[:300], "See --help and the docstring of the config file.")
     if unknown[0] in arguments.RENAMED_KEYS:
         new = arguments.RENAMED_KEYS[unknown[0]]
         return UserError(f"The config key {unknown[0]} has a new name, {new}", f"Write --config.{new}=VALUE.")

@@ -1,7 +1,7 @@
-"""What the environment says to JAX, as far as the commands take it.
+"""JAX's settings from the environment, and those that the commands override.
 
-JAX reads its variables when it is imported, here first: a value that it refuses is then one line of a command, and the
-traceback that it always was in a program that imports bt_jax.
+JAX reads its environment variables on import, and this module is the first to import it. So an invalid value is one
+line for a command; a program that imports bt_jax gets the traceback.
 """
 
 import os
@@ -18,7 +18,7 @@ except Exception as error:
     put(f"bt_jax: JAX cannot be imported: {line(error)}. Unset the variable, or install JAX again.", sys.stderr)
     raise SystemExit(2) from None
 
-# A run is a function of its config: these would change its numbers, or break it.
+# A run is a function of its config. Other values of these settings would change its numbers or break it.
 FIXED = {
     "jax_enable_x64": False,
     "jax_disable_jit": False,
@@ -31,19 +31,19 @@ FIXED = {
     "jax_debug_key_reuse": False,
     "jax_default_device": None,
 }
-UNSET = (None, "allow")  # two names of one thing, of the guards
+UNSET = (None, "allow")  # two equivalent values of the guards
 
 
 def settle(*, keep: str = "") -> None:
-    """Sets what a run needs, whatever the environment says, and names each variable that it ignores.
+    """Overrides the environment with FIXED, and names each variable that is ignored.
 
     Args:
-      keep: a name of FIXED that stays as it is.
+      keep: a name of FIXED to leave unchanged.
     """
     for name, value in FIXED.items():
-        found = getattr(jax.config, name, value)
-        if name != keep and found != value and not (found in UNSET and value in UNSET):
+        current = getattr(jax.config, name, value)
+        if name != keep and current != value and not (current in UNSET and value in UNSET):
             jax.config.update(name, value)
             variable = name.upper()
-            said = f"{variable}={os.environ[variable]}" if variable in os.environ else f"{name}={found}"
-            put(f"bt_jax: {said} is ignored: bt_jax sets {name} to {value}", sys.stderr)
+            setting = f"{variable}={os.environ[variable]}" if variable in os.environ else f"{name}={current}"
+            put(f"bt_jax: {setting} is ignored: bt_jax sets {name} to {value}", sys.stderr)

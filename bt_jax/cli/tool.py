@@ -1,4 +1,4 @@
-"""What the commands without a config share: their options, and every mistake in one line."""
+"""The command line of programs without a config: their options, and one line for every mistake."""
 
 import argparse
 import sys
@@ -12,8 +12,8 @@ class Parser(argparse.ArgumentParser):
     """The options of `python -m bt_jax.NAME`. A mistake in them raises UserError.
 
     Args:
-      name: of the command; its errors begin with it.
-      doc: heads the help, with its line breaks.
+      name: name of the command; its errors start with it.
+      doc: the first part of the help, with its line breaks.
     """
 
     def __init__(self, name: str, doc: str):
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(parser: Parser, command: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None) -> int:
-    """Calls command(options) with the parsed arguments, by default the program's.
+    """Calls command(options) with the parsed arguments, by default those of the program.
 
     Returns:
       The exit status: 0, or 2 after a UserError, which is printed as one line on stderr.

@@ -23,7 +23,7 @@ def view_sizes(options: argparse.Namespace) -> dict[str, int]:
 
     A default `resize` is scaled with a given `size`; a `resize` of 0 means `size`.
     """
-    config = opening.read_run_json(load.place(options.encoder), "config.json")
+    config = opening.read_run_json(load.weights_path(options.encoder), "config.json")
     size, resize = load.evaluation_size(config)
     if not size:
         size, resize = load.SIZE, RESIZE
@@ -64,7 +64,7 @@ def open_out(
         another process writes to it.
     """
     file = out / "embed.json"
-    settings |= {"encoder": str(load.place(encoder))}
+    settings |= {"encoder": str(load.weights_path(encoder))}
     splits = {base: {"start": span.start, "stop": span.stop} for base, span in spans.items()}
     splits = {base: split | {"images": digests[base]} for base, split in splits.items()}
     fix = "Give another --out, or the earlier options to resume."

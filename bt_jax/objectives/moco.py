@@ -64,6 +64,20 @@ class MoCo(Objective):
     positive: ClassVar = ("temperature", "queue", "bn_groups")
     fractions: ClassVar = ("momentum",)
 
+    def check_batch(self, batch):
+        """Raises UserError unless the queue is a multiple of the keys of a step, and the batch one of the groups."""
+        keys = batch * (2 if self.symmetric else 1)
+        if self.queue % keys:
+            raise UserError(
+                f"config.objective.queue={self.queue} is no multiple of the {keys} keys of a step",
+                f"Set --config.objective.queue={-(-self.queue // keys) * keys}.",
+            )
+        if batch % self.bn_groups:
+            raise UserError(
+                f"config.objective.bn_groups={self.bn_groups} does not divide the batch of {batch}",
+                "Set --config.objective.bn_groups=1, or a number that divides it.",
+            )
+
     def heads(self, model, feature_dim):
         """The projector, without batch norm."""
         return {"projector": build_head(model, feature_dim, model.projector, hidden_norm=None)}
@@ -76,7 +90,6 @@ class MoCo(Objective):
     def loss(self, run, views, memory, context):
         """`moco` of the projector's outputs, the momentum network's and the queue."""
         queries, keys = (views, views[::-1]) if self.symmetric else (views[:1], views[1:])
-        self._check(len(views[0]), len(keys))
         h = run("backbone", queries, bn_groups=self.bn_groups)
         q = run("projector", h)
         target = momentum.follow(memory["target"], run.params, self.momentum)
@@ -95,19 +108,6 @@ class MoCo(Objective):
         order = jax.random.permutation(key, len(views[0]))
         k = momentum.project(run, target, [view[order] for view in views], bn_groups=self.bn_groups)
         return [each[jnp.argsort(order)] for each in k]
-
-    def _check(self, batch: int, keys: int) -> None:
-        """Raises UserError unless the queue is a multiple of the keys of a step, and the batch one of the groups."""
-        if self.queue % (batch * keys):
-            raise UserError(
-                f"config.objective.queue={self.queue} is no multiple of the {batch * keys} keys of a step",
-                f"Set --config.objective.queue={-(-self.queue // (batch * keys)) * batch * keys}.",
-            )
-        if batch % self.bn_groups:
-            raise UserError(
-                f"config.objective.bn_groups={self.bn_groups} does not divide the batch of {batch}",
-                "Set --config.objective.bn_groups=1, or a number that divides it.",
-            )
 
 
 def enqueue(pointer: jax.Array, keys: Float[jax.Array, "n d"], length: int) -> dict[str, Rows | jax.Array]:

@@ -136,8 +136,8 @@ class Training(NamedTuple):
       layout: the shardings of the state's arrays, in its structure.
       create: create(key) -> the state at step 0, jitted, with these shardings.
       update: the step without its views: update(state, views, batch) -> (state, metrics).
-      remember: remember(key, params) -> the memory at step 0 for params that the key did not draw, jitted, laid out so;
-        None where there is no memory.
+      init_memory: init_memory(key, params) -> the memory at step 0, jitted, with these shardings, where the key did not
+        draw the params; None where there is no memory.
     """
 
     objective: Objective
@@ -146,7 +146,7 @@ class Training(NamedTuple):
     layout: TrainState
     create: Callable[[jax.Array], TrainState]
     update: Callable
-    remember: Callable[[jax.Array, dict[str, Tree]], Tree] | None = None
+    init_memory: Callable[[jax.Array, dict[str, Tree]], Tree] | None = None
 
 
 def build_training(
@@ -166,6 +166,7 @@ def build_training(
       first_id: the id of the first of them.
     """
     objective = registry.build(settings.objective, mesh, num_classes)
+    objective.check_batch(settings.batch_size)
     nets = build_nets(settings.model, len(recipe.mean), objective)
     tx, rates = optimizer.build_optimizer(settings.optim, settings.probe, settings.batch_size, plan, objective)
     rows = -(-images // ROWS) * ROWS
@@ -186,7 +187,7 @@ def build_training(
         # The probe is there also without labels, so that every state of pretraining has the same structure.
         return initial_state(key, nets, tx, objective, probe_classes=max(num_classes, 1), images=rows)
 
-    def remember(key, params):
+    def init_memory(key, params):
         return initial_memory(key, params, objective, rows)
 
     layout = sharding.state_sharding(
@@ -200,5 +201,5 @@ def build_training(
         layout,
         create=compilers.jit(create, out_shardings=layout),
         update=update,
-        remember=compilers.jit(remember, out_shardings=layout.memory) if layout.memory else None,
+        init_memory=compilers.jit(init_memory, out_shardings=layout.memory) if layout.memory else None,
     )

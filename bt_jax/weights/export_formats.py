@@ -1,7 +1,7 @@
-"""An encoder written in another program's form: one function a form, each (Source, path) -> None.
+"""Writes an encoder in the formats of other programs: one function per format, (Source, path) -> None.
 
-FORMS has them by name, with what is needed to say of each: the suffix that its file has (none: a folder), and a few
-lines that load it, for the model card.
+FORMS has them by name, with the suffix of the file ("": a folder) and, for the model card, a few lines of code that
+load it.
 """
 
 import shutil
@@ -25,7 +25,7 @@ from bt_jax.weights.foreign_files import METADATA
 
 
 class Source(NamedTuple):
-    """An encoder in our terms: see `foreign_files.Weights`; `size` is the side of its images in pixels."""
+    """An encoder to write, see `foreign_files.Weights`; `size` is the side of its images in pixels."""
 
     model: dict[str, Any]
     variables: dict[str, Any]
@@ -37,7 +37,7 @@ class Source(NamedTuple):
         return models.build(**self.model["build"])
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Under torchvision's keys."""
+        """The arrays under torchvision's keys."""
         return state_dicts.to_torch(self.variables, arch=self.model["build"]["arch"])
 
 
@@ -48,12 +48,12 @@ class Form(NamedTuple):
 
 
 def write_checkpoint(source: Source, path: Path) -> None:
-    """A checkpoint as a run writes it, without what only training needs."""
+    """Writes a checkpoint like that of a run, without the training state."""
     write_encoder(path, model=source.model, variables=source.variables, projector=source.projector)
 
 
 def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any], projector=None) -> None:
-    """Writes a checkpoint that holds an encoder, and a projector if there is one, and nothing to go on training from.
+    """Writes a checkpoint of an encoder, and of its projector if there is one, without optimizer state.
 
     Args:
       path: the folder; must not exist.
@@ -62,7 +62,7 @@ def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any
     """
     unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
     try:
-        unfinished.chmod(0o755)  # mkdtemp's are for the user alone
+        unfinished.chmod(0o755)  # mkdtemp makes a folder for the user alone
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(unfinished / "encoder", variables)
             if projector:
@@ -77,23 +77,23 @@ def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any
 
 
 def write_safetensors(source: Source, path: Path) -> None:
-    """torchvision's state dict; the metadata says how `load_encoder` builds the network."""
+    """Writes torchvision's state dict, with metadata from which `load_encoder` builds the network."""
     _save(source.state_dict(), path, {METADATA: storage.to_json(source.model)})
 
 
 def write_torch(source: Source, path: Path) -> None:
-    """torchvision's state dict as PyTorch saves it."""
+    """Writes torchvision's state dict with PyTorch."""
     try:
         import torch
     except ImportError:
         raise UserError(
-            "Writing a .pth takes PyTorch, which is not installed", "pip install torch, or take --to=safetensors."
+            "Writing a .pth needs PyTorch, which is not installed", "Run pip install torch, or use --to=safetensors."
         ) from None
     torch.save({key: torch.from_numpy(np.array(value)) for key, value in source.state_dict().items()}, path)
 
 
 def write_timm(source: Source, path: Path) -> None:
-    """A folder for timm.create_model("local-dir:PATH")."""
+    """Writes a folder for timm.create_model("local-dir:PATH")."""
     build = source.model["build"]
     _refuse_special(build, "timm")
     path.mkdir()
@@ -112,11 +112,11 @@ def write_timm(source: Source, path: Path) -> None:
 
 
 def write_hugging_face(source: Source, path: Path) -> None:
-    """A folder for transformers.ResNetModel.from_pretrained(PATH)."""
+    """Writes a folder for transformers.ResNetModel.from_pretrained(PATH)."""
     build = source.model["build"]
     if build["small_images"]:
         raise UserError(
-            "Hugging Face's ResNet has no 3x3 stem without max-pool, which this encoder has", "Take --to=safetensors."
+            "Hugging Face's ResNet has no 3x3 stem without max-pool, which this encoder has", "Use --to=safetensors."
         )
     block, depths = architecture(build["arch"])
     base = round(64 * build["width"])
@@ -152,7 +152,7 @@ def write_hugging_face(source: Source, path: Path) -> None:
 
 
 def write_detectron2(source: Source, path: Path) -> None:
-    """The pickle that MODEL.WEIGHTS takes: a dict of numpy arrays, as tools/convert-torchvision-to-d2.py leaves it."""
+    """Writes the pickle for MODEL.WEIGHTS: a dict of numpy arrays, like that of tools/convert-torchvision-to-d2.py."""
     import pickle
 
     _refuse_special(source.model["build"], "detectron2")
@@ -163,7 +163,7 @@ def write_detectron2(source: Source, path: Path) -> None:
 
 
 def write_stablehlo(source: Source, path: Path) -> None:
-    """The program itself, weights and normalisation included: uint8 (n, size, size, c) -> float32 (n, d), any n."""
+    """Writes the program with weights and normalisation: uint8 (n, size, size, c) -> float32 (n, d), any n."""
     net, mean, std = source.net, np.float32(source.model["mean"]), np.float32(source.model["std"])
     variables = jax.tree.map(jnp.asarray, source.variables)
 
@@ -177,16 +177,16 @@ def write_stablehlo(source: Source, path: Path) -> None:
 
 
 def is_plain(build: dict[str, Any]) -> bool:
-    """Whether other libraries' own builders make this network."""
+    """Whether the builders of other libraries can make this network."""
     return not build["small_images"] and build["width"] == 1
 
 
 def _refuse_special(build: dict[str, Any], what: str) -> None:
-    """Refuses what the other library's own builders cannot make."""
+    """Raises UserError if the builder of the other library cannot make this network."""
     if not is_plain(build):
         raise UserError(
             f"{what} has no {build['arch']} with a 3x3 stem or another width, which this encoder has",
-            "Take --to=safetensors and build the network yourself.",
+            "Use --to=safetensors and build the network yourself.",
         )
 
 

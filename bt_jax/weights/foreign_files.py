@@ -1,7 +1,7 @@
-"""Weights of other programs, read from their files without running anything that is in them.
+"""Reads weights files of other programs, without executing any code in them.
 
-`.safetensors` holds arrays alone. `.pth` files are pickles: PyTorch reads them with `weights_only`, which refuses
-whatever is not an array or a plain container. Bare pickles (`.pkl`) are not read at all.
+`.safetensors` files hold arrays alone. `.pth` files are pickles: PyTorch reads them with `weights_only`, which fails on
+anything but arrays and plain containers. Bare pickles (`.pkl`) are not read at all.
 """
 
 import json
@@ -16,19 +16,19 @@ from bt_jax.augment import recipes
 from bt_jax.messages import UserError, line
 from bt_jax.weights import prefixes, state_dicts
 
-METADATA = "bt_jax"  # of a safetensors file of ours: the JSON that a checkpoint's `model` holds
+METADATA = "bt_jax"  # metadata key of our safetensors files: the JSON of a checkpoint's `model`
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".tar", ".bin")
-WRAPPERS = ("model", "state_dict")  # what training programs keep the weights under, beside optimizer and epoch
+WRAPPERS = ("model", "state_dict")  # keys of the weights in files of training programs, beside optimizer and epoch
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face and timm
 
 
 class Weights(NamedTuple):
-    """What a file holds, in our terms.
+    """The content of a weights file as variables of bt_jax.
 
     Attributes:
-      model: {"build": arguments of `models.build`, "mean", "std"} as `load.read_model` gives it.
+      model: {"build": arguments of `models.build`, "mean", "std"}, see `load.read_model`.
       variables: {"params", "batch_stats"} of the backbone, numpy arrays.
-      projector: the same of the projector, or None.
+      projector: {"params", "batch_stats"} of the projector, or None.
     """
 
     model: dict[str, Any]
@@ -37,13 +37,13 @@ class Weights(NamedTuple):
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Whether the path is a file of weights, or a folder with one, and not a checkpoint of ours."""
+    """True for a file of weights or a folder with one, False for a checkpoint of bt_jax."""
     try:
         with storage.bucket_errors_as_user_errors():
             path = storage.parse_path(path)
             return path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
-    except (OSError, RuntimeError) as error:  # a name too long, the home of nobody
-        raise UserError(f"{str(path)[:80]} is no path: {line(error, 160)}", "Name a file or a folder.") from None
+    except (OSError, RuntimeError) as error:  # such as a name that is too long
+        raise UserError(f"{str(path)[:80]} is not a path: {line(error, 160)}", "Name a file or a folder.") from None
 
 
 def read(path: str | Path, *, arch: str = "") -> Weights:
@@ -51,68 +51,70 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
 
     Args:
       path: a .safetensors or .pth file, or a folder with model.safetensors.
-      arch: "resnet50", ...; by default whichever the names of the arrays fit. They may stand behind a prefix, which a
-        line then names, and heads beside them.
+      arch: "resnet50", ...; by default the architecture that fits the names of the arrays. The names may have a prefix,
+        which a printed line names, and heads may be beside the backbone.
 
     Raises:
-      UserError: the file is damaged, wants to execute code, or does not hold a ResNet of torchvision's shapes.
+      UserError: the file is damaged, contains code, or does not hold a ResNet of torchvision's shapes.
     """
     path = folder = storage.parse_path(path)
     if storage.in_bucket(path):
-        raise UserError(f"{path} is in a bucket, from which only checkpoints are read", "Copy it to this machine.")
+        raise UserError(f"{path} is in a bucket, where bt_jax reads checkpoints only", "Copy it to this machine.")
     if path.is_dir():
         path = next(path / name for name in IN_FOLDERS if (path / name).is_file())
-    arrays, given = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
+    arrays, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
     try:
-        found, beside = prefixes.find(_flat(_unwrapped(arrays)), arch)
-        arch = found.arch
-        variables = state_dicts.from_torch(found.arrays, arch=arch)
+        backbone, beside = prefixes.find(_flat(_unwrapped(arrays)), arch)
+        arch = backbone.arch
+        variables = state_dicts.from_torch(backbone.arrays, arch=arch)
     except UserError as error:
         raise UserError(f"{path}: {error.cause}", error.fix) from None
-    if found.prefix:
-        messages.say_once(f"{path}: taking the {arch} behind {found.prefix}")
+    if backbone.prefix:
+        messages.say_once(f"{path}: using the {arch} behind {backbone.prefix}")
     build = state_dicts.build_options(variables, arch)
     model = {"build": build} | _normalisation(folder, build["channels"])
-    if given is not None:
-        model = _agreeing(given, build, path)
+    if metadata is not None:
+        model = _checked_model(metadata, build, path)
     return Weights(model, variables, _projector(beside))
 
 
-def _agreeing(given: Any, build: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What our metadata says, where it is of these weights; they cannot tell how a 3x3 stem pads."""
+def _checked_model(metadata: Any, build: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The model of our metadata, after a check that it fits the weights. It adds the padding of a 3x3 stem."""
     try:
-        stated = {key: given["build"][key] for key in build}
-        mean, std = ([float(value) for value in given[name]] for name in ("mean", "std"))
+        stated = {key: metadata["build"][key] for key in build}
+        mean, std = ([float(value) for value in metadata[name]] for name in ("mean", "std"))
         padding = int(stated["stem_padding"])
         agrees = stated | {"stem_padding": build["stem_padding"]} == build and padding >= 0
         agrees = agrees and len(mean) == len(std) == build["channels"]
     except (LookupError, TypeError, ValueError):
         agrees = False
     if not agrees:
-        raise UserError(f"The metadata of {path} is not that of its weights", "Fetch or write it again.")
+        raise UserError(f"The metadata of {path} does not fit its weights", "Download or write the file again.")
     return {"build": stated, "mean": mean, "std": std}
 
 
 def _normalisation(folder: Path, channels: int) -> dict[str, list[float]]:
-    """{"mean", "std"} as Hugging Face's or timm's JSON beside the weights says, else ImageNet's; where there are not
-    three channels, the mean of ImageNet's three for each."""
-    found = {"mean": list(recipes.IMAGENET_MEAN), "std": list(recipes.IMAGENET_STD)}
+    """{"mean", "std"} from the JSON of Hugging Face or timm beside the weights; without it, those of ImageNet.
+
+    If the number of channels is not three, each gets the mean of ImageNet's three.
+    """
+    normalisation = {"mean": list(recipes.IMAGENET_MEAN), "std": list(recipes.IMAGENET_STD)}
     if channels != 3:
-        found = {name: [sum(values) / 3] * channels for name, values in found.items()}
+        normalisation = {name: [sum(values) / 3] * channels for name, values in normalisation.items()}
     for name, inner, prefix in (("preprocessor_config.json", "", "image_"), ("config.json", "pretrained_cfg", "")):
         try:
             content = json.loads((folder / name).read_text())
             content = content[inner] if inner else content
-            stated = {key: [float(value) for value in content[prefix + key]] for key in found}
+            stated = {key: [float(value) for value in content[prefix + key]] for key in normalisation}
         except (OSError, ValueError, LookupError, TypeError):
             continue
         if all(len(values) == channels for values in stated.values()):
             return stated
-    return found
+    return normalisation
 
 
 def _projector(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
-    """None also where it is not of the reference's form: VICReg's has biases in its hidden layers alone."""
+    """The projector, or None if it does not have the reference's form: VICReg's has biases in hidden layers alone."""
     try:
         return state_dicts.projector_from_torch(state_dict)
     except UserError:
@@ -129,7 +131,7 @@ def _flat(arrays: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in arrays.items():
         if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": each for name, each in _flat(value).items()}
+            flat |= {f"{key}.{name}": array for name, array in _flat(value).items()}
         else:
             flat[key] = value
     return flat
@@ -145,7 +147,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
         return arrays, json.loads(metadata[METADATA]) if METADATA in metadata else None
     except (SafetensorError, ValueError, TypeError, OSError, RecursionError) as error:
         raise UserError(
-            f"{path} is not a whole safetensors file: {line(error, 160)}", "Fetch or write it again."
+            f"{path} is not an intact safetensors file: {line(error, 160)}", "Download or write it again."
         ) from None
 
 
@@ -159,26 +161,27 @@ def _read_torch(path: Path) -> dict[str, Any]:
         import torch
     except ImportError:
         raise UserError(
-            f"Reading {path} takes PyTorch, which is not installed", "pip install torch, or name a .safetensors file."
+            f"Reading {path} needs PyTorch, which is not installed",
+            "Run pip install torch, or name a .safetensors file.",
         ) from None
     import pickle
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is not a file of weights alone, and nothing else in it is executed: {line(error, 160)}",
-            "Where you trust it, load it in PyTorch yourself and save its state_dict.",
+            f"{path} is not a file of weights alone, and bt_jax does not execute its code: {line(error, 160)}",
+            "If you trust it, load it in PyTorch yourself and save its state_dict.",
         ) from None
-    except Exception as error:  # a cut or foreign file fails anywhere in torch's readers
-        raise UserError(f"{path} cannot be read: {line(error, 160)}", "Fetch or write it again.") from None
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} holds a {type(found).__name__}, not a state dict", "Save model.state_dict().")
-    return _numpy(found, torch)
+    except Exception as error:  # a truncated or foreign file fails anywhere in torch's readers
+        raise UserError(f"{path} cannot be read: {line(error, 160)}", "Download or write it again.") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict", "Save model.state_dict().")
+    return _numpy(content, torch)
 
 
 def _numpy(tree: Mapping[str, Any], torch) -> dict[str, Any]:
-    """Tensors as arrays, in mappings; what else an optimizer left there is dropped."""
+    """Converts tensors in nested mappings to arrays; other values, such as those of an optimizer, are dropped."""
     arrays: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

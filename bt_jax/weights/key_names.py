@@ -1,4 +1,4 @@
-"""What other libraries call torchvision's arrays: one function a direction and library, from key to key.
+"""Names of torchvision's arrays in other libraries: one function per direction and library, from key to key.
 
 Sources: detectron2's tools/convert-torchvision-to-d2.py, transformers' models/resnet/modeling_resnet.py. timm has
 torchvision's own names.

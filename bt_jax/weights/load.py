@@ -12,40 +12,40 @@ from bt_jax.messages import UserError
 from bt_jax.run_folder import step_folders
 from bt_jax.weights import foreign_files
 
-SIZE = 224  # pixels that an encoder evaluates if no run says otherwise: ImageNet's, in the paper's section 3.1
+SIZE = 224  # side of the evaluated images in pixels, without a run: that of ImageNet in the paper's section 3.1
 
 
 def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = None):
-    """Restores an encoder; no optimizer is read, and the number of devices does not matter.
+    """Restores an encoder on any number of devices, without its optimizer.
 
     Args:
-      path: a run folder (its newest whole checkpoint), a checkpoint folder RUN/checkpoints/STEP, what `bt_jax.convert`
-        wrote as a checkpoint, or weights that `foreign_files.read` reads: .safetensors, .pth, a Hugging Face folder.
-      sharding: where the variables are to lie, e.g. NamedSharding(mesh, PartitionSpec()); by default as numpy arrays.
+      path: a run folder (its newest intact checkpoint), a checkpoint folder RUN/checkpoints/STEP, a checkpoint from
+        `bt_jax.convert`, or weights that `foreign_files.read` reads: .safetensors, .pth, a Hugging Face folder.
+      sharding: placement of the variables, e.g. NamedSharding(mesh, PartitionSpec()); by default numpy arrays.
 
     Returns:
       (net, variables): net.apply(variables, images, train=False) gives features float32 (n, net.feature_dim); images
       float32 (n, h, w, c), normalised as in training. variables: {"params", "batch_stats"}.
 
     Raises:
-      UserError: nothing there, not a checkpoint of bt_jax, a damaged one, or weights that are not finite.
+      UserError: the path does not exist, is no checkpoint of bt_jax, or is damaged; or the weights are not finite.
     """
-    found = read(path, sharding=sharding)
-    return models.build(**found.model["build"]), found.variables
+    weights = read(path, sharding=sharding)
+    return models.build(**weights.model["build"]), weights.variables
 
 
 @storage.bucket_errors_as_user_errors()
 def read(
     path: str | Path, *, projector: bool = False, sharding: jax.sharding.Sharding | None = None
 ) -> foreign_files.Weights:
-    """All that stands there of an encoder, of one and the same step; see `load_encoder`.
+    """Reads an encoder, its build options and optionally its projector from one checkpoint; see `load_encoder`.
 
     Args:
-      projector: read that as well, where there is one. Always as numpy arrays.
+      projector: also read the projector, if there is one. It is always numpy arrays.
     """
     if foreign_files.is_foreign(path):
-        found = finite(foreign_files.read(path), path)
-        return found._replace(variables=jax.device_put(found.variables, sharding)) if sharding else found
+        weights = finite(foreign_files.read(path), path)
+        return weights._replace(variables=jax.device_put(weights.variables, sharding)) if sharding else weights
     folder = step_folders.step_folder(path)
     model = step_folders.stored_model(folder)
     shapes = jax.eval_shape(models.build(**model["build"]).init, jax.random.key(0))
@@ -55,10 +55,10 @@ def read(
 
 
 def finite(weights: foreign_files.Weights, path: str | Path) -> foreign_files.Weights:
-    """The weights as they are.
+    """Returns the weights unchanged.
 
     Raises:
-      UserError: an array of the encoder or the projector holds NaN or infinity; `path` is where they were read from.
+      UserError: an array of the encoder or the projector holds NaN or infinity; the message names `path`.
     """
     arrays = jax.tree_util.tree_leaves_with_path((weights.variables, weights.projector))
     broken = [keys for keys, array in arrays if not _is_finite(array)]
@@ -78,7 +78,7 @@ def _is_finite(array) -> bool:
 
 @storage.bucket_errors_as_user_errors()
 def load_projector(path: str | Path) -> dict[str, Any] | None:
-    """{"params", "batch_stats"} of numpy arrays of a checkpoint's projector, or None where it has none.
+    """{"params", "batch_stats"} of numpy arrays of a checkpoint's projector; None if it has none.
 
     Paths and errors as for `load_encoder`.
     """
@@ -91,8 +91,10 @@ def load_projector(path: str | Path) -> dict[str, Any] | None:
 
 @storage.bucket_errors_as_user_errors()
 def read_model(path: str | Path) -> dict[str, Any]:
-    """What stands beside the weights of an encoder: {"build": arguments of `models.build`, "mean", "std": per channel,
-    of pixels in [0, 1]}, plain JSON types. Paths and errors as for `load_encoder`."""
+    """The model entry of an encoder: {"build": arguments of `models.build`, "mean", "std"}, plain JSON types.
+
+    Mean and std are per channel, of pixels in [0, 1]. Paths and errors as for `load_encoder`.
+    """
     return (
         foreign_files.read(path).model
         if foreign_files.is_foreign(path)
@@ -101,10 +103,10 @@ def read_model(path: str | Path) -> dict[str, Any]:
 
 
 def evaluation_size(config: dict[str, Any]) -> tuple[int, int]:
-    """(size, resize), the pixels of the images that a run evaluates, of what its config.json holds.
+    """(size, resize) in pixels of the evaluated images of a run, from its config.json.
 
     Returns:
-      The side of the centre crop, and the shorter side before it or 0; (0, 0) if the config does not say.
+      The side of the centre crop, and the shorter side before it or 0; (0, 0) if the config has neither.
     """
     try:
         evals = config["evals"]
@@ -115,8 +117,8 @@ def evaluation_size(config: dict[str, Any]) -> tuple[int, int]:
 
 
 @storage.bucket_errors_as_user_errors()
-def place(path: str | Path) -> Path:
-    """Where the weights lie that `load_encoder` takes: a file, or a `step_folder`."""
+def weights_path(path: str | Path) -> Path:
+    """The file or `step_folder` that `load_encoder` reads for a path."""
     return (
         storage.absolute(storage.parse_path(path)) if foreign_files.is_foreign(path) else step_folders.step_folder(path)
     )

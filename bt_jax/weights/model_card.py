@@ -1,4 +1,4 @@
-"""The model card that goes with every export: what the encoder is, how it is used, how it was trained and evaluated."""
+"""The model card of an export: a description of the encoder, its use, its training and its evaluation."""
 
 import datetime
 from pathlib import Path
@@ -16,10 +16,10 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
     """Writes Markdown with the front matter that model hubs read.
 
     Args:
-      path: of the card.
-      where: the file or checkpoint folder that was converted; config.json and summary.json of its run go into the card.
-      form: a key of FORMS; out: what was written in that form.
-      licence: of the weights, or "" for a line that asks for it.
+      path: path of the card.
+      where: the converted file or checkpoint folder. The card includes config.json and summary.json of its run.
+      form: a key of FORMS; out: the file or folder written in that form.
+      licence: licence of the weights; "": a line that asks for it.
     """
     config, summary = _run(where)
     method = registry.method_of_run(config)
@@ -52,7 +52,7 @@ def _front_matter(licence: str, title: str) -> str:
 def _usage(form: str, out: Path, source: Source) -> str:
     build = source.model["build"]
     if form in ("safetensors", "torch") and not is_plain(build):
-        form = "checkpoint"  # torchvision has no such network, and load_encoder takes the file too
+        form = "checkpoint"  # torchvision has no such network, but load_encoder reads the file
     return FORMS[form].usage.format(
         path=out.name,
         arch=build["arch"],
@@ -65,7 +65,7 @@ def _usage(form: str, out: Path, source: Source) -> str:
 
 
 def _training(config: dict[str, Any], summary: dict[str, Any], step: str) -> list[str]:
-    """The accuracies of held-out images in a line, then the files of the run as they are."""
+    """One line with the accuracies on held-out images, then the unchanged JSON files of the run."""
     shares = [
         f"{name} {100 * value:.1f} %"
         for key, name in (("knn_top1", "kNN top-1"), ("linear_top1", "linear probe top-1"))
@@ -85,8 +85,10 @@ def _numbers(values) -> str:
 
 
 def _run(where: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Config and summary of the pretraining run that RUN/checkpoints/STEP is of; the summary only where it was measured
-    at that step. Empty where there is none."""
+    """Config and summary of the pretraining run of RUN/checkpoints/STEP; {} for each that does not exist.
+
+    The summary is {} unless it was measured at that step.
+    """
     config, summary = (opening.read_run_json(where, name) for name in ("config.json", "summary.json"))
     if config.get("task") != "pretrain":
         return {}, {}

@@ -1,7 +1,8 @@
-"""Between PyTorch state dicts and our variables, both ways, without PyTorch: arrays in, numpy arrays out.
+"""Converts between PyTorch state dicts and variables of bt_jax, without PyTorch: arrays in, numpy arrays out.
 
-Backbones use torchvision's keys, projectors the reference's `nn.Sequential` indices (0 Linear, 1 BatchNorm1d, 2 ReLU,
-3 Linear, ...). Each format is one table, torch key -> path in the variables in torch's order; both directions read it.
+Backbones use torchvision's keys; projectors use the reference's `nn.Sequential` indices (0 Linear, 1 BatchNorm1d, 2
+ReLU, 3 Linear, ...). Each format is one table, torch key -> path in the variables, in torch's order. Both directions
+use it.
 """
 
 from collections.abc import Mapping
@@ -16,24 +17,24 @@ from bt_jax.models.resnet import ARCHITECTURES, ResNet, architecture
 
 Path = tuple[str, ...]
 
-# The reference's checkpoint.pth holds the whole model, under DistributedDataParallel; solo-learn's is without it.
+# The reference's checkpoint.pth holds the whole model in DistributedDataParallel; solo-learn's model is not in it.
 BACKBONE_PREFIXES = ("module.backbone.", "backbone.", "module.", "")
-BATCHES = "num_batches_tracked"  # torch's count of training batches; only momentum=None would read it
+BATCHES = "num_batches_tracked"  # torch's count of training batches, used only with momentum=None
 
 
 def from_torch(state_dict: Mapping[str, Any], *, arch: str) -> dict[str, Any]:
-    """Variables of a backbone from a torchvision state dict.
+    """Converts a torchvision state dict to the variables of a backbone.
 
     Args:
-      state_dict: arrays under torchvision's keys, or those keys behind one of BACKBONE_PREFIXES. `fc.*` is left out,
-        and with "backbone." so is the rest of the model.
+      state_dict: arrays under torchvision's keys, or under those keys with one of BACKBONE_PREFIXES. `fc.*` is ignored;
+        with the prefix "backbone." so is the rest of the model.
       arch: "resnet50", ...
 
     Returns:
       {"params", "batch_stats"} of numpy arrays, kernels (h, w, in, out); half precision becomes float32.
 
     Raises:
-      UserError: keys are missing or left over, or the shapes are not those of this architecture at any width.
+      UserError: keys are missing or unexpected, or the shapes are not those of this architecture at any width.
     """
     own, fits = _own(state_dict), fitting(state_dict)
     fix = "Pass the model's own state dict, with torchvision's keys."
@@ -41,35 +42,35 @@ def from_torch(state_dict: Mapping[str, Any], *, arch: str) -> dict[str, Any]:
         fix = f"Pass arch={fits!r}, or --arch={fits} to bt_jax.convert."
     variables = _read(own, _backbone_table(arch), f"a {arch}", fix)
     if variables["params"]["conv1"]["kernel"].ndim != 4:
-        raise UserError(f"conv1.weight has the shape {np.shape(own['conv1.weight'])}, not (out, in, h, w)", fix)
+        raise UserError(f"The shape of conv1.weight is {np.shape(own['conv1.weight'])}, not (out, in, h, w)", fix)
     _check_shapes(variables, arch)
     return variables
 
 
 def fitting(state_dict: Mapping[str, Any]) -> str | None:
-    """The architecture whose keys a state dict of `from_torch` has, or None."""
+    """The architecture with the keys of a state dict (see `from_torch`), or None."""
     own = _own(state_dict)
     return next((arch for arch in ARCHITECTURES if not any(_differences(own, _backbone_table(arch)))), None)
 
 
 def distance(state_dict: Mapping[str, Any], arch: str) -> int:
-    """How many keys a state dict under torchvision's keys lacks, or has beyond those of an architecture."""
+    """Number of keys of an architecture that a torchvision state dict lacks, plus its unexpected keys."""
     return sum(map(len, _differences(state_dict, _backbone_table(arch))))
 
 
 def nearest(state_dict: Mapping[str, Any]) -> str:
-    """The architecture of the least `distance`."""
+    """The architecture with the smallest `distance`."""
     return min(ARCHITECTURES, key=lambda arch: distance(state_dict, arch))
 
 
 def build_options(variables: Mapping[str, Any], arch: str) -> dict[str, Any]:
-    """Arguments of `models.build` for these variables, as their shapes tell; a 3x3 stem is taken to pad by 1."""
+    """Arguments of `models.build` for variables, from their shapes; a 3x3 stem is assumed to pad by 1."""
     size, _, channels, base = variables["params"]["conv1"]["kernel"].shape
     return {"arch": arch, "small_images": size == 3, "width": base / 64, "channels": channels, "stem_padding": 1}
 
 
 def to_torch(variables: Mapping[str, Any], *, arch: str) -> dict[str, np.ndarray]:
-    """The backbone's state dict under torchvision's keys and in their order, with `num_batches_tracked` = 0, no `fc`.
+    """Converts a backbone to a state dict in torchvision's order, with `num_batches_tracked` = 0 and without `fc`.
 
     Raises:
       UserError: the variables are of another architecture.
@@ -78,23 +79,23 @@ def to_torch(variables: Mapping[str, Any], *, arch: str) -> dict[str, np.ndarray
 
 
 def projector_from_torch(state_dict: Mapping[str, Any], *, prefix: str = "projector.") -> dict[str, Any]:
-    """Variables of a projector from its `nn.Sequential`, of any depth, with or without biases.
+    """Converts the state dict of an `nn.Sequential`, of any depth, with or without biases, to a projector.
 
     Args:
-      state_dict: holds "{prefix}0.weight", ... or the same behind "module."; other keys are left out.
-      prefix: "" where the state dict is the projector's own.
+      state_dict: holds "{prefix}0.weight", ..., optionally after "module."; other keys are ignored.
+      prefix: "" if the state dict is that of the projector alone.
 
     Returns:
       {"params", "batch_stats"} of numpy arrays, kernels (in, out).
 
     Raises:
-      UserError: there is no projector behind the prefix, or some of its keys are missing or left over.
+      UserError: there is no projector behind the prefix, or some of its keys are missing or unexpected.
     """
     own = below(state_dict, prefix) or below(state_dict, f"module.{prefix}")
     if "0.weight" not in own:
         raise UserError(
             f"The state dict has no {prefix}0.weight; its keys are {some(state_dict)}",
-            "Pass prefix=, what stands before the layers' numbers.",
+            "Pass prefix=, the part of the keys before the layer numbers.",
         )
     layers = sum(np.ndim(value) == 2 for value in own.values())
     table = _projector_table(layers, bias="0.bias" in own)
@@ -102,7 +103,7 @@ def projector_from_torch(state_dict: Mapping[str, Any], *, prefix: str = "projec
 
 
 def projector_to_torch(variables: Mapping[str, Any], *, prefix: str = "projector.") -> dict[str, np.ndarray]:
-    """The projector's state dict under the reference's keys, with `num_batches_tracked` = 0."""
+    """Converts a projector to a state dict with the reference's keys and `num_batches_tracked` = 0."""
     linears = [name for name in variables["params"] if name.startswith("fc")]
     table = _projector_table(len(linears), bias="bias" in variables["params"]["fc0"])
     return {prefix + key: value for key, value in _write(variables, table).items()}
@@ -119,7 +120,7 @@ def _batch_norm(name: str, path: Path) -> dict[str, Path | None]:
 
 
 def _backbone_table(arch: str) -> dict[str, Path | None]:
-    """torchvision key -> path in the variables, None for the counts of batches."""
+    """{torchvision key: path in the variables, or None for a count of batches}."""
     block, depths = architecture(arch)
     table: dict[str, Path | None] = {}
 
@@ -140,7 +141,7 @@ def _backbone_table(arch: str) -> dict[str, Path | None]:
 
 
 def _projector_table(layers: int, *, bias: bool) -> dict[str, Path | None]:
-    """nn.Sequential key -> path in the variables; a hidden layer is three modules: Linear, BatchNorm1d, ReLU."""
+    """{nn.Sequential key: path in the variables}; a hidden layer is three modules: Linear, BatchNorm1d, ReLU."""
     table: dict[str, Path | None] = {}
     for layer in range(layers):
         table[f"{3 * layer}.weight"] = ("params", f"fc{layer}", "kernel")
@@ -152,7 +153,7 @@ def _projector_table(layers: int, *, bias: bool) -> dict[str, Path | None]:
 
 
 def _differences(state_dict: Mapping[str, Any], table: Mapping[str, Path | None]) -> tuple[list[str], list[str]]:
-    """Missing keys and unexpected ones. Counts of batches may be missing: files from before PyTorch 0.4.1 have none."""
+    """(missing keys, unexpected keys). Counts of batches may be missing: files from before PyTorch 0.4.1 have none."""
     missing = [key for key, path in table.items() if path and key not in state_dict]
     return missing, [key for key in state_dict if key not in table]
 
@@ -176,18 +177,18 @@ def _read(state_dict: Mapping[str, Any], table: Mapping[str, Path | None], what:
 def _write(variables: Mapping[str, Any], table: Mapping[str, Path | None]) -> dict[str, np.ndarray]:
     paths = {path for path in table.values() if path}
     leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
-    found = {tuple(key.key for key in keys): leaf for keys, leaf in leaves}
-    if found.keys() != paths:
-        names = ["/".join(path) for path in sorted(found.keys() ^ paths)]
+    arrays = {tuple(key.key for key in keys): leaf for keys, leaf in leaves}
+    if arrays.keys() != paths:
+        names = ["/".join(path) for path in sorted(arrays.keys() ^ paths)]
         raise UserError(
             f"The variables are of another network: {some(names)} are on one side alone",
-            "Pass the arch that they were built with, and its params and batch_stats alone.",
+            "Pass the arch of the network, and its params and batch_stats alone.",
         )
-    return {key: _to_torch_layout(np.asarray(found[path])) if path else np.int64(0) for key, path in table.items()}
+    return {key: _to_torch_layout(np.asarray(arrays[path])) if path else np.int64(0) for key, path in table.items()}
 
 
 def _from_torch_layout(array: np.ndarray) -> np.ndarray:
-    """OIHW -> HWIO, (out, in) -> (in, out); a fresh array of at least single precision."""
+    """OIHW -> HWIO, (out, in) -> (in, out); a new array of at least single precision."""
     axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
     return np.array(array.transpose(axes), np.promote_types(array.dtype, np.float32), order="C")
 
@@ -198,7 +199,7 @@ def _to_torch_layout(array: np.ndarray) -> np.ndarray:
 
 
 def _check_shapes(variables: dict[str, Any], arch: str) -> None:
-    """wide_resnet50_2 and resnext50 have resnet50's keys: only the shapes tell them apart."""
+    """Checks the shapes: wide_resnet50_2 and resnext50 have the same keys as resnet50, but other shapes."""
     options = build_options(variables, arch)
     module = nnx.eval_shape(lambda: ResNet(**options, rngs=nnx.Rngs(0)))
     expected = {
@@ -206,28 +207,28 @@ def _check_shapes(variables: dict[str, Any], arch: str) -> None:
         "batch_stats": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)),
     }
     leaves = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(variables), strict=True)
-    for (path, wanted), given in leaves:
-        if wanted.shape != given.shape:
+    for (path, leaf), array in leaves:
+        if leaf.shape != array.shape:
             raise UserError(
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} has the shape {given.shape}, where a {arch} "
-                f"with {round(64 * options['width'])} channels in its stem has {wanted.shape}",
+                f"{jax.tree_util.keystr(path, simple=True, separator='/')} has the shape {array.shape}, but a {arch} "
+                f"with {round(64 * options['width'])} channels in its stem has {leaf.shape}",
                 "Pass weights of a plain ResNet; wide_resnet and resnext models have its keys, but not its shapes.",
             )
 
 
 def _own(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The backbone's entries under plain torchvision keys, without a classifier."""
+    """The entries of the backbone under torchvision's keys, without its classifier."""
     prefix = next((prefix for prefix in BACKBONE_PREFIXES if prefix + "conv1.weight" in state_dict), "")
     return {key: value for key, value in below(state_dict, prefix).items() if not key.startswith("fc.")}
 
 
 def below(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries behind a prefix, without it."""
+    """The entries whose keys have a prefix, which is removed."""
     return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
 
 
 def some(keys) -> str:
-    """The first three of some names, and how many more there are."""
+    """The first three names, and the number of the others."""
     keys = list(keys)
     rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return ", ".join(keys[:3]) + rest

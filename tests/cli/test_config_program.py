@@ -1,4 +1,4 @@
-"""Config files of one's own: they import the recipes from any working folder, or one line says what is missing."""
+"""Config files of a user: they import the recipes from any working folder; a missing module is one line."""
 
 import os
 import subprocess
@@ -13,8 +13,8 @@ from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("module", ["from bt_jax.configs import", "from configs import"])
-def test_a_config_of_ones_own_is_read_in_another_folder(tmp_path, module):
-    """With the package alone on the path, as an installation has it; recipes had the second name in 0.1.0."""
+def test_a_user_config_is_read_in_another_folder(tmp_path, module):
+    """With the package alone on the path, as in an installation. Recipes had the second name in 0.1.0."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "bt_jax").symlink_to(ROOT / "bt_jax")
@@ -31,18 +31,18 @@ def test_a_config_of_ones_own_is_read_in_another_folder(tmp_path, module):
 
 
 @pytest.mark.parametrize(
-    "told, cure",
+    "message, fix",
     [
         ("No module named 'configs'", "Start in the repository"),
         ("cannot import name 'x' from 'configs' (/else/configs/__init__.py)", "Start in the repository"),
         ("No module named 'nowhere'", "Install it"),
     ],
 )
-def test_what_a_config_file_imports_in_vain_is_one_line(monkeypatch, told, cure):
+def test_a_missing_import_of_a_config_file_gives_one_line(monkeypatch, message, fix):
     def fail(argv):
-        raise ImportError(told)
+        raise ImportError(message)
 
     monkeypatch.setattr(config_program.flags, "FLAGS", fail)
-    with pytest.raises(UserError, match="imports what is not there: .*") as caught:
+    with pytest.raises(UserError, match="imports a missing module: .*") as caught:
         config_program._parse(["main"])
-    assert told in str(caught.value) and cure in str(caught.value)
+    assert message in str(caught.value) and fix in str(caught.value)

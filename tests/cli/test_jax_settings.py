@@ -1,4 +1,4 @@
-"""What the environment says to JAX: a run does not depend on it, and what cannot be is one line."""
+"""JAX's environment variables: a run does not depend on them, and an invalid value is one line."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ COMMANDS = {
 
 @pytest.fixture
 def settings():
-    """Those of this process come back."""
+    """Restores the settings of this process."""
     before = {name: getattr(jax.config, name) for name in OTHERS}
     yield
     for name, value in before.items():
@@ -46,8 +46,8 @@ def settings():
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_run_is_the_same_whatever_is_set(settings, monkeypatch, capsys, name):
-    """In a thread of its own: tests have a context about this one, which hides the setting."""
+def test_a_run_does_not_depend_on_the_environment(settings, monkeypatch, capsys, name):
+    """In another thread, because the context of the tests hides the setting in this one."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(settled, monkeypatch, capsys, name).result()
 
@@ -58,7 +58,7 @@ def settled(monkeypatch, capsys, name):
     capsys.readouterr()
     monkeypatch.setenv(name.upper(), "as it was given")
     jax_settings.settle()
-    assert capsys.readouterr().err == ""  # set to what it is anyway
+    assert capsys.readouterr().err == ""  # set to its default
     jax.config.update(name, OTHERS[name])
     jax_settings.settle(keep=name)
     assert getattr(jax.config, name) == OTHERS[name] and capsys.readouterr().err == ""
@@ -80,8 +80,8 @@ def test_every_command_settles(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to\ninitialize backend 'cuda'")])
-def test_a_platform_that_is_not_there_is_one_line(monkeypatch, capsys, error):
-    """Of each command that computes; a broken plug-in raises an AssertionError without a word."""
+def test_a_missing_platform_gives_one_line(monkeypatch, capsys, error):
+    """For each command that computes; a broken plug-in raises an AssertionError without a message."""
 
     def fail():
         raise error
@@ -98,8 +98,8 @@ def test_a_platform_that_is_not_there_is_one_line(monkeypatch, capsys, error):
         sharding.all_devices()
 
 
-def test_checkpoints_are_read_where_the_cpu_is_left_out(monkeypatch):
-    """As JAX_PLATFORMS=cuda does."""
+def test_checkpoints_are_read_without_a_cpu_backend(monkeypatch):
+    """JAX_PLATFORMS=cuda excludes the CPU."""
     found = jax.local_devices()
 
     def devices(backend=None):
@@ -112,7 +112,7 @@ def test_checkpoints_are_read_where_the_cpu_is_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize("module", ["main", "plan", "convert", "embed", "report", "selfcheck"])
-def test_a_value_that_jax_refuses_is_one_line(module):
+def test_an_invalid_value_gives_one_line(module):
     environment = os.environ | {"JAX_ENABLE_X64": "maybe"}
     run = [sys.executable, "-m", f"bt_jax.{module}"]
     done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -120,7 +120,7 @@ def test_a_value_that_jax_refuses_is_one_line(module):
     assert "bt_jax: JAX cannot be imported: invalid truth value 'maybe'" in done.stderr
 
 
-def test_a_program_that_imports_the_package_sees_the_error_itself():
+def test_a_program_that_imports_the_package_gets_the_exception():
     environment = os.environ | {"JAX_ENABLE_X64": "maybe"}
     run = [sys.executable, "-c", "import bt_jax.convert"]
     done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Values of configs: the small form of each recipe is of the same data, and impossible numbers are refused."""
+"""Values of configs: the small form of each recipe has the same data, and impossible numbers are an error."""
 
 import importlib
 from pathlib import Path
@@ -16,7 +16,7 @@ CONFIGS = {path.stem: path for path in Path(quickstart.__file__).parent.glob("[!
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_smoke_trains_on_training_images(name):
-    """The same splits as the whole recipe, cut: nothing is trained on what it is tested on."""
+    """Slices of the splits of the full recipe: no run trains on its test images."""
     arguments = ",val=val" if name == "pretrain_folder" else ""
     get_config = importlib.import_module(f"bt_jax.configs.{name}").get_config
     whole, smoke = get_config(arguments.lstrip(",")), get_config(f"smoke{arguments}")
@@ -39,8 +39,8 @@ def test_numbers_that_must_be_positive(key, value):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 2**64])
-def test_seeds_that_are_none(seed):
-    """JAX would take 2**32 for 0, and fail on what has more than 64 bits."""
+def test_invalid_seeds(seed):
+    """JAX would use 0 for 2**32, and fail with more than 64 bits."""
     config = keys.finetune()
     config.seed = 2**32 - 1
     keys.read(config)
@@ -52,7 +52,7 @@ def test_seeds_that_are_none(seed):
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("key", ["optim.momentum", "optim.lr_weights", "watch.stuck_seconds"])
 def test_numbers_that_are_not_finite(key, value):
-    """They would make a run of NaN, and a config.json that is no JSON."""
+    """They would give a run of NaN and an invalid config.json."""
     config = keys.pretrain()
     config.update_from_flattened_dict({key: float(value)})
     with pytest.raises(UserError, match=f"config.{key}={value} is not finite"):

@@ -1,4 +1,4 @@
-"""Every key of a config arrives where it has its effect: set to a value of its own, it is seen there."""
+"""Every config key has its effect: the tests set it to a special value and check that its user receives it."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ TESTS = ROOT / "tests"
 
 # Pretraining ----------------------------------------------------------------------------------------------------------
 
-# Key: its value, where that is seen, and what is seen there if not the value itself.
+# Key: its value, where the value is used, and the expected value there if it differs.
 VIEW = View((0.3, 0.9), (0.5, 2.0), "bilinear", 0.25, 0.7, 0.3, 0.2, 0.1, 0.05, 0.15, 0.6, (0.2, 1.5), 0.35, 0.4)
 PRETRAIN = {
     "seed": (7, lambda seen: set(seen.all("stream", "seed")), {7}),
@@ -83,17 +83,17 @@ PRETRAIN |= {
     )
     for field in dataclasses.fields(View)
 }
-OPTIMIZER = "test_the_optimizer_does_what_the_config_says"
-PROGRAM = "test_a_key_of_the_program_arrives"
+OPTIMIZER = "test_the_optimizer_follows_the_config"
+PROGRAM = "test_a_key_of_the_program_has_its_effect"
 LOOP = "test_who_has_its_turn_when"
-# Key, or the beginning of several: the test that holds it.
+# Key or prefix of keys: the test for it.
 HELD = {
     "task": PROGRAM,
     "watch.": PROGRAM,
     "compile_cache": PROGRAM,
     "self_check": "test_the_program_begins_with_the_self_check_unless_it_is_switched_off",
-    "platform": "test_accelerator_that_is_absent",
-    "devices": "test_accelerator_that_is_absent",
+    "platform": "test_missing_accelerator",
+    "devices": "test_missing_accelerator",
     "stop_after_steps": LOOP,
     "checkpoint.every_epochs": LOOP,
     "log.tensorboard": LOOP,
@@ -105,18 +105,18 @@ HELD = {
 }
 HELD_PRETRAIN = HELD | {
     "tuned_batch_size": "test_batch_changed_behind_the_recipe_warns",
-    "init_from": "test_begun_with_given_weights",
+    "init_from": "test_initial_weights",
     "objective.name": "test_the_method_of_the_config_is_built",
     "views.view2.": "test_views_are_set_key_by_key",
     "model.dtype": "test_the_dtype_reaches_both_networks",
     "optim.": OPTIMIZER,
     "probe.": OPTIMIZER,
-    "evals.final": "test_rows_of_the_table_are_of_the_encoders_they_name",
+    "evals.final": "test_rows_of_the_table_belong_to_the_encoders_they_name",
 }
 
 
 class Whole:
-    """In place of a projector that is split: the projector."""
+    """Replaces a split projector by the plain projector."""
 
     def __new__(cls, net, mesh):
         return net
@@ -124,7 +124,7 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Pretraining, built from a config in which every key of the table has the table's value."""
+    """A pretraining run, built from a config with the values of the table."""
     with pytest.MonkeyPatch.context() as patch:
         seen = watched(patch)
         seen.watch(open_run, "Checkpoints", lambda *_, **__: SimpleNamespace())
@@ -150,7 +150,7 @@ def prepared(tmp_path_factory):
 
 
 @pytest.mark.parametrize("key", PRETRAIN)
-def test_a_pretraining_key_arrives(prepared, key):
+def test_a_pretraining_key_has_its_effect(prepared, key):
     arrives(prepared, keys.pretrain(), key, *PRETRAIN[key])
 
 
@@ -162,7 +162,7 @@ def arrives(seen, config, key, value, look, *expected):
 
 
 def test_every_panel_is_of_a_metric_that_is_written(prepared):
-    """The report's plots are found by name in metrics.jsonl."""
+    """The report finds its curves by name in metrics.jsonl."""
     progress = Progress(first_step=0, total_steps=1, batch_size=1, steps_per_epoch=1)
     written = {*prepared.metrics, *progress.measure(1), "val/knn_top1", "val/online_top1"}
     written |= {f"val/{name}" for name in spectrum.NAMES}
@@ -190,7 +190,7 @@ def test_the_dtype_reaches_both_networks(dtype):
 
 
 def test_processes_compare_images_and_steps(prepared, tuned):
-    """What would tear processes apart in the middle of an epoch."""
+    """Differences that would separate processes within an epoch."""
     for seen in (prepared, tuned):
         (call,) = seen.of["check_same_run"]
         facts = {"images": 40, "steps_per_epoch": 5, "images of learn": 48, "images of look": 26}
@@ -223,12 +223,12 @@ EVALUATE = FROZEN | {
 }
 ENCODER = {
     "encoder": "test_wrong_input",
-    "scratch": "test_scratch_is_the_same_architecture_anew",
+    "scratch": "test_scratch_has_the_same_architecture_with_new_weights",
     "arch": "test_wrong_input",
     "views.mean": "test_an_encoders_normalisation_can_be_set",
     "views.std": "test_an_encoders_normalisation_can_be_set",
 }
-# Keys of `_run` that mean something to what trains alone.
+# Keys of `_run` that only training uses.
 OF_TRAINING = (
     "batch_size",
     "total_epochs",
@@ -262,7 +262,7 @@ def given_encoder(config, **_):
 
 
 @pytest.mark.parametrize("key", EVALUATE)
-def test_an_evaluation_key_arrives(evaluated, key):
+def test_an_evaluation_key_has_its_effect(evaluated, key):
     arrives(evaluated, keys.evaluate(), key, *EVALUATE[key])
 
 
@@ -289,8 +289,8 @@ FINETUNE = FROZEN | {
     "evals.every_epochs": (2.0, lambda seen: seen.training.evaluators[0].every_steps, 10),
     "evals.val_images": (20, lambda seen: seen.one("passes", "limit")),
 }
-SGD = "test_the_optimizer_of_finetuning_does_what_the_config_says"
-HELD_FINETUNE = HELD | ENCODER | {"optim.": SGD, "evals.train_images": ""}  # it trains on all of a share
+SGD = "test_the_optimizer_of_finetuning_follows_the_config"
+HELD_FINETUNE = HELD | ENCODER | {"optim.": SGD, "evals.train_images": ""}  # it trains on all images of a fraction
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +314,7 @@ class Part(Squares):
 
 
 @pytest.mark.parametrize("key", FINETUNE)
-def test_a_finetuning_key_arrives(tuned, key):
+def test_a_finetuning_key_has_its_effect(tuned, key):
     arrives(tuned, keys.finetune(), key, *FINETUNE[key])
 
 
@@ -343,8 +343,8 @@ def test_an_encoders_normalisation_can_be_set(monkeypatch):
         ("finetune", FINETUNE, HELD_FINETUNE),
     ],
 )
-def test_every_key_is_shown_to_arrive(task, table, held):
-    """A new key needs a row in the table, or the name of the test that holds it; an old one leaves no row behind."""
+def test_every_key_has_a_test(task, table, held):
+    """A new key needs a row in the table or the name of its test. A removed key must have no row."""
     every = arguments.flatten(getattr(keys, task)().to_dict()).keys()
     missing = [key for key in every if key not in table and not key.startswith(tuple(held))]
     assert not missing and table.keys() <= every

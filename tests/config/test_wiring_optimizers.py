@@ -1,4 +1,4 @@
-"""The optimizers that a config describes, by hand: each of its numbers is in the update."""
+"""The optimizers of a config, compared with hand-written updates: every number of the config has its effect."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ GRADIENT = jax.tree.map(lambda p: np.full_like(p, 0.5), PARAMS)
 
 
 def updates(tx, steps, params=PARAMS, gradient=GRADIENT):
-    """What the optimizer adds at each of some steps of one gradient, {"backbone/kernel": (steps,)}, first elements."""
+    """The updates of the optimizer at some steps for one gradient, {"backbone/kernel": (steps,)}, first elements."""
 
     params, gradient = (jax.tree.map(jnp.asarray, tree) for tree in (params, gradient))
 
@@ -44,8 +44,8 @@ def built(**values):
     return tx, {name: float(rate(0)) for name, rate in rates.items()}
 
 
-def test_the_optimizer_does_what_the_config_says():
-    """SGD and LARS by hand at a batch of 512, where every rate is twice that of 256 images."""
+def test_the_optimizer_follows_the_config():
+    """SGD and LARS by hand at a batch size of 512, with twice the rates of 256 images."""
     values = {"optim.name": "sgd", "optim.lr_weights": 0.3, "optim.lr_biases": 0.02, "optim.weight_decay": 0.1}
     values |= {"optim.momentum": 0.5, "optim.grad_scale": 0.25}
     values |= {"probe.lr": 0.7, "probe.momentum": 0.4, "probe.weight_decay": 0.05}
@@ -70,10 +70,10 @@ def test_the_optimizer_does_what_the_config_says():
     rates = 0.6 * np.array([0.25, 0.325, 1.0])  # at steps 0, 1 and 10, the end of two epochs
     np.testing.assert_allclose(kernel[[0, 1, 10]], -rates * ratio * 0.5, rtol=1e-5)
     kernel = updates(built(**values | {"optim.clip": True, "optim.trust_coefficient": 20.0})[0], 1)["backbone/kernel"]
-    np.testing.assert_allclose(kernel, -0.6 * 0.5, rtol=1e-5)  # cut at 1
+    np.testing.assert_allclose(kernel, -0.6 * 0.5, rtol=1e-5)  # clipped at 1
 
 
-def test_the_optimizer_of_finetuning_does_what_the_config_says():
+def test_the_optimizer_of_finetuning_follows_the_config():
     def of(**values):
         config = changed(keys.finetune(), **{f"optim.{name}": value for name, value in values.items()})
         config.total_epochs, config.extend_epochs = 3.0, 1.0

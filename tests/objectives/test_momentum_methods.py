@@ -44,15 +44,11 @@ def test_the_queue_after_each_of_four_batches(numbers, x64):
         assert memory["pointer"] == pointer and memory["pointer"].dtype == jnp.int32
 
 
-def drawn_memory(rows=8, width=3):
-    queue = unit_rows(jax.random.normal(jax.random.key(9), (rows, width)))
-    return {"target": TARGET, "queue": queue, "pointer": jnp.int32(0)}
-
-
 def test_the_symmetric_form_adds_both_directions_before_it_enqueues():
     """The keys of the first view come first."""
     q1, q2, k1, k2 = jax.random.normal(jax.random.key(0), (4, 2, 3))
-    memory = drawn_memory()
+    queue = unit_rows(jax.random.normal(jax.random.key(9), (8, 3)))
+    memory = {"target": TARGET, "queue": queue, "pointer": jnp.int32(0)}
     networks = Played({"projector": [q1, q2], "momentum projector": [k2, k1]})
     objective = moco.MoCo(queue=8, symmetric=True, bn_groups=1)
     outcome = objective.loss(networks, [jnp.zeros((2, 1))] * 2, memory, context())
@@ -92,7 +88,7 @@ def test_keys_are_normalised_in_another_order():
 )
 def test_lengths_that_do_not_divide(options, message):
     with pytest.raises(UserError, match=message):
-        moco.MoCo(**options).loss(Played({}), [jnp.zeros((4, 1))] * 2, drawn_memory(12), context())
+        moco.MoCo(**options).check_batch(4)
 
 
 # BYOL -----------------------------------------------------------------------------------------------------------------

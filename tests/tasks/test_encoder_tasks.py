@@ -1,4 +1,4 @@
-"""Tasks that start from an encoder: fine-tuning whole, in part, and of the classifier alone; evaluation; mistakes."""
+"""Tasks that start from an encoder: full and partial fine-tuning, linear evaluation, evaluation, and mistakes."""
 
 import json
 
@@ -41,8 +41,8 @@ def tiny(pretrained, get_config=linear.get_config, arg="smoke", **changes):
     )
 
 
-def test_what_the_command_says_of_the_data_stays(tmp_path):
-    """Only what is left open is taken from the encoder's run."""
+def test_data_options_of_the_command_are_kept(tmp_path):
+    """Only missing options come from the encoder's run."""
     run = {"task": "pretrain", "data": {"name": "cifar10", "train_split": "train[:64]", "on_device": True}}
     run |= {"views": {"size": 20}, "evals": {"size": 24, "resize": 0}}
     (tmp_path / "config.json").write_text(json.dumps(run))
@@ -60,14 +60,14 @@ def small_encoder(dtype="float32"):
 
 
 def built(config, plan, encoder, recipe, train):
-    """What fine-tuning trains on one device, for five classes."""
+    """The fine-tuned network on one device, for five classes."""
     config.train = train
     trained = finetune.trained_parts(train, list(encoder.variables["params"]))
     return finetune.build_training(config, plan, encoder, recipe, 5, sharding.make_mesh(), trained)
 
 
 @pytest.mark.parametrize("train, batch_norm", [("classifier", "eval"), ("all", "train"), ("layer4", "eval")])
-def test_what_is_not_trained_stays_bit_equal(train, batch_norm):
+def test_frozen_parts_stay_bit_equal(train, batch_norm):
     encoder = small_encoder()
     config = changed(keys.finetune(), **{"optim.lr_backbone": 0.1, "optim.weight_decay": 0.1, "views.size": 8})
     training = built(config, epochs.Plan(4, 8), encoder, view_recipe(config.views, encoder), train)
@@ -88,8 +88,8 @@ def test_what_is_not_trained_stays_bit_equal(train, batch_norm):
     assert all(np.array_equal(a, b) for a, b in stats) == (batch_norm == "eval")
 
 
-def test_the_classifier_is_torchs_sgd_on_frozen_features():
-    """Three steps in float64 against the rule of torch.optim.SGD written out; decay, momentum, cosine by epoch."""
+def test_the_classifier_equals_torchs_sgd_on_frozen_features():
+    """Three steps in float64, compared with the explicit rule of torch.optim.SGD: decay, momentum, cosine by epoch."""
     encoder = small_encoder("float64")
     options = {"optim.lr_classifier": 0.3, "optim.weight_decay": 0.01, "total_epochs": 3.0, "views.size": 8}
     options |= {"views.crop_scale": (1.0, 1.0), "views.flip": 0.0}
@@ -102,7 +102,7 @@ def test_the_classifier_is_torchs_sgd_on_frozen_features():
         step, state = jax.jit(training.step), training.create(jax.random.key(0))
         images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
         batch = {"image": images, "id": np.arange(8), "label": np.arange(8) % 5}
-        view = augment.two_views(jax.random.key(9), images, recipe)[0]  # the whole image, whatever is drawn
+        view = augment.two_views(jax.random.key(9), images, recipe)[0]  # the whole image, for every random crop
         h = np.asarray(jax.jit(lambda v, x: encoder.net.apply(v, x, train=False))(variables, view), np.float64)
         wanted = {name: np.asarray(value, np.float64) for name, value in state.params["classifier"].items()}
         velocity = {name: 0.0 for name in wanted}
@@ -148,7 +148,7 @@ def test_linear_evaluation_end_to_end(pretrained, linear_run):
         np.testing.assert_array_equal(a, b)
 
 
-def test_fine_tuning_stopped_and_continued_is_the_same_run(pretrained, tmp_path, monkeypatch):
+def test_resumed_fine_tuning_is_bit_equal(pretrained, tmp_path, monkeypatch):
     options = {"optim.lr_backbone": 0.01, "train": "all", "evals.every_epochs": 0.0}
     whole = finetune.run(tiny(pretrained, **options), str(tmp_path / "whole"))
     finetune.run(tiny(pretrained, **options, stop_after_steps=3), str(tmp_path / "halves"))
@@ -160,7 +160,7 @@ def test_fine_tuning_stopped_and_continued_is_the_same_run(pretrained, tmp_path,
     )
 
 
-def test_scratch_is_the_same_architecture_anew(pretrained):
+def test_scratch_has_the_same_architecture_with_new_weights(pretrained):
     config = complete(tiny(pretrained))
     assert (config.data.name, config.views.size) == ("patterns", 20)
     known, scratch = open_encoder(config), open_encoder(changed(config, scratch=True))
@@ -173,7 +173,7 @@ def test_scratch_is_the_same_architecture_anew(pretrained):
 # Parts of splits -----------------------------------------------------------------------------------------------------
 
 
-def test_share_is_of_each_class_the_same():
+def test_a_fraction_is_class_balanced():
     labels = np.repeat([0, 1, 2], [100, 50, 3])
     pixel = encode(np.zeros((2, 2, 3), np.uint8))
     source = Listed([(pixel, int(label)) for label in labels])
@@ -190,7 +190,7 @@ def test_share_is_of_each_class_the_same():
             selection.class_balanced_fraction(source, "train", wrong)
 
 
-def test_joined_splits_are_one_after_the_other():
+def test_concatenated_splits_keep_their_order():
     source = open_source("patterns")
     both = selection.concatenated(source, "train[:3]+test[5:7]")
     wanted = source.read("train", range(3)) + source.read("test", [5, 6])
@@ -276,7 +276,7 @@ def test_accuracies():
 
 
 def test_constants_of_the_protocols():
-    """Paper, appendices B and C, and the reference's evaluate.py; VISSL's configs."""
+    """Sources: the paper's appendices B and C, the reference's evaluate.py, and VISSL's configs."""
     one, semi = linear.get_config(), semisupervised.get_config("percent=1")
     assert (one.total_epochs, one.batch_size, one.train) == (100, 256, "classifier")
     assert (one.optim.lr_classifier, one.optim.weight_decay, one.optim.momentum, one.optim.schedule) == (
@@ -302,8 +302,8 @@ def test_constants_of_the_protocols():
     assert finetune_config.get_config().train == "all"
 
 
-def test_optimizer_of_frozen_parts_keeps_nothing():
-    """Their momentum would be as large as they are."""
+def test_the_optimizer_of_frozen_parts_has_no_state():
+    """Their momentum would have their size."""
     encoder = small_encoder()
     config = changed(keys.finetune(), **{"views.size": 8})
     state = built(config, epochs.Plan(1, 1), encoder, view_recipe(config.views, encoder), "classifier").create(
@@ -313,13 +313,13 @@ def test_optimizer_of_frozen_parts_keeps_nothing():
     assert kept < 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params["classifier"])) + 10
 
 
-def test_model_is_read_beside_the_weights(pretrained):
+def test_the_model_entry_is_read_with_the_weights(pretrained):
     model = load.read_model(pretrained)
     assert model["build"]["arch"] == "tiny" and len(model["mean"]) == len(model["std"]) == 3
 
 
-def test_what_the_run_of_an_encoder_says_of_its_views(tmp_path):
-    """Size and resize of its evaluation, unless the command has its own; ImageNet's size without a run."""
+def test_view_sizes_from_the_run_of_an_encoder(tmp_path):
+    """Size and resize of its evaluation, unless the command sets them; those of ImageNet without a run."""
     run = {"task": "pretrain", "data": {"name": "cifar10"}, "views": {"size": 20}, "evals": {"size": 0, "resize": 23}}
     (tmp_path / "config.json").write_text(json.dumps(run))
     options = {"encoder": str(tmp_path), "data.name": "patterns"}

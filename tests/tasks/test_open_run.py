@@ -1,4 +1,4 @@
-"""What all tasks open alike."""
+"""The part of opening that all tasks share."""
 
 import json
 import re
@@ -14,8 +14,8 @@ from tests.support.runs import changed, tiny
 from tests.support.wiring import Squares
 
 
-def test_another_training_split_leaves_the_config_as_it_is(monkeypatch, tmp_path):
-    """What is recorded is what was asked for, and resuming compares it."""
+def test_another_training_split_does_not_change_the_config(monkeypatch, tmp_path):
+    """The config records the requested split, which a resume compares."""
     monkeypatch.setattr(feeds, "open_source", lambda *_, **__: Squares())
     config = changed(keys.pretrain(), **{"data.train_split": "learn[8:40]", "data.val_split": "learn", "batch_size": 8})
     before = arguments.to_dict(config)
@@ -43,12 +43,12 @@ def test_what_is_odd_is_said_before_anything_is_read(capsys):
         ({"batch_size": 12}, "is not divisible by 8 devices"),
     ],
 )
-def test_what_no_run_can_have_is_refused(values, said):
+def test_impossible_settings_are_an_error(values, said):
     with pytest.raises(UserError, match=said):
         open_run.open_machine(keys.read(changed(tiny(), **values)))
 
 
-def test_an_evaluation_needs_no_batch_that_divides():
+def test_an_evaluation_needs_no_batch_size_that_divides():
     assert open_run.open_machine(keys.read(changed(keys.evaluate(), batch_size=12))).devices.size == 8
 
 
@@ -71,8 +71,8 @@ class Sorted(Squares):
         ("finetune", {}, True),
     ],
 )
-def test_slices_with_other_classes_are_refused(tmp_path, capsys, task, values, refuses):
-    """But for a run that has begun, or measures nothing by them: it is said."""
+def test_slices_with_different_classes_are_an_error(tmp_path, capsys, task, values, refuses):
+    """Except for a resumed run, or one that does not measure classes: these get a warning."""
     splits = {"data.train_split": "learn[:40]", "data.val_split": "learn[40:]"}
     config = changed(getattr(keys, task)(), **splits | values)
     said = "8 images of learn[40:] are of classes that no image of learn[:40] has: 8, 9"

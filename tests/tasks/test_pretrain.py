@@ -1,4 +1,4 @@
-"""The program itself: pretrain, stop, go on, judge, report; and every mistake a user can make, in one line."""
+"""The whole program: pretrain, stop, resume, evaluate, report; and one line for every mistake of a user."""
 
 import errno
 import functools
@@ -40,7 +40,7 @@ def tiny(**changes):
     return runs.tiny(**{"model.arch": "tiny"} | changes)
 
 
-TRACES: list[str] = []  # one entry each time that the step of the run below is traced
+TRACES: list[str] = []  # one entry per trace of the training step
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def finished(tmp_path_factory, tiny_arch, compiled_quickly, one_device):
         return pretrain.run(tiny(), str(tmp_path_factory.mktemp("run") / "whole"))
 
 
-def test_a_run_leaves_everything_behind(finished):
+def test_a_run_writes_all_its_files(finished):
     for name in ("config.json", "environment.json", "metrics.jsonl", "summary.json", "report.html", "tensorboard"):
         assert (finished / name).exists(), name
     lines = read_lines(finished)
@@ -83,24 +83,24 @@ def test_a_run_leaves_everything_behind(finished):
 
 
 def test_the_step_is_compiled_once(finished):
-    """Two epochs, two evaluations and two checkpoints: what comes back from them has the layout that went in."""
+    """Two epochs, two evaluations and two checkpoints: the state keeps its layout through them."""
     assert len(TRACES) == 1
 
 
 def without_evaluators(patch):
-    """Runs are trained and saved, and not evaluated."""
+    """Runs train and save without evaluation."""
     train = loop.train
     patch.setattr(loop, "train", lambda this, state: train(this._replace(evaluators=[]), state))
 
 
 @pytest.fixture
 def without_report(monkeypatch):
-    """Runs end with their last evaluation: no table, no pictures."""
+    """Runs end after their last evaluation, without table and pictures."""
     monkeypatch.setattr(pretrain, "_finish", lambda *_: None)
 
 
-def test_stopped_and_continued_is_the_same_run(finished, tmp_path, without_report):
-    """Bit-equal: all randomness and the order of the data are functions of the step."""
+def test_a_resumed_run_is_bit_equal(finished, tmp_path, without_report):
+    """All randomness and the order of the data are functions of the step."""
     folder = str(tmp_path / "halves")
     pretrain.run(tiny(stop_after_steps=3), folder)
     assert not (tmp_path / "halves" / "summary.json").exists()
@@ -115,7 +115,7 @@ def test_stopped_and_continued_is_the_same_run(finished, tmp_path, without_repor
 
 
 def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
-    """Stopped and continued as well. Everything is in the bucket, and nothing is left of the run on this machine."""
+    """Also if it is stopped and resumed. All files are in the bucket, and none of the run is left on this machine."""
     made, mkdtemp = [], tempfile.mkdtemp
     monkeypatch.setattr(tempfile, "mkdtemp", lambda *args, **named: made.append(mkdtemp(*args, **named)) or made[-1])
     bucket.objects.clear()
@@ -128,7 +128,7 @@ def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
     monkeypatch.setattr(checkpoints.Checkpoints, "save", spy)
     pretrain.run(tiny(stop_after_steps=3), "gs://bucket/run")
     folder = pretrain.run(tiny(), "gs://bucket/run")
-    assert told == {3: 3, 4: 4, 8: 8}  # who is killed in the save, or after it, misses no line
+    assert told == {3: 3, 4: 4, 8: 8}  # a kill during or after the save loses no line
     assert not [path for path in made if "bt_jax-" in path and os.path.exists(path)]
     here, there = (bt_jax.load_encoder(path)[1] for path in (finished, folder))
     for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
@@ -140,11 +140,11 @@ def test_a_run_in_a_bucket_is_the_same_run(finished, bucket, monkeypatch):
     assert {name.split("/")[1] for name in bucket.objects} == names
     judged = (json.loads((path / "summary.json").read_text()) for path in (finished, folder))
     assert len({json.dumps(summary | {"seconds": 0}) for summary in judged}) == 1
-    assert len(read_run(folder).pictures["c_steps"]) == 3  # of two epochs, and of where it was stopped
+    assert len(read_run(folder).pictures["c_steps"]) == 3  # of two epochs, and of the stop
 
 
-def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, without_report):
-    """Slurm's SIGUSR1 after the first window: the status says which signal, and no line is missing or twice there."""
+def test_a_signal_stops_and_saves_and_the_run_resumes(finished, tmp_path, monkeypatch, without_report):
+    """Slurm's SIGUSR1 after the first window: the status has the signal; no line is missing or duplicated."""
     folder, write = tmp_path / "run", metrics_log.RunLog.write
 
     def hit(self, step, values):
@@ -164,7 +164,7 @@ def test_signal_stops_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch,
 
 
 def test_killed_while_it_is_evaluated(finished, tmp_path, monkeypatch, without_report):
-    """The step is saved by then, so the next start has only the judging to make up for."""
+    """The step is saved already, so the next start only evaluates."""
     folder = tmp_path / "run"
 
     def die(self, state):
@@ -179,7 +179,7 @@ def test_killed_while_it_is_evaluated(finished, tmp_path, monkeypatch, without_r
 
 
 def test_killed_in_the_middle_of_a_save(finished, tmp_path, monkeypatch, without_report):
-    """The save before counts, and no line is missing or twice there."""
+    """The previous save counts, and no line is missing or duplicated."""
     folder, save = tmp_path / "run", checkpoints.Checkpoints.save
 
     def die(self, state):
@@ -197,7 +197,7 @@ def test_killed_in_the_middle_of_a_save(finished, tmp_path, monkeypatch, without
     same_encoder(folder, finished)
 
 
-def test_an_evaluation_is_known_by_its_line(tmp_path):
+def test_an_evaluation_is_recognised_by_its_line(tmp_path):
     """Also where the judges of a run tell no numbers: else every start would write the line again."""
     lines = [{"step": 2, "train/loss": 1.0, "perf/data_wait": 0.0}, {"step": 4, "epoch": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "v')
@@ -205,21 +205,21 @@ def test_an_evaluation_is_known_by_its_line(tmp_path):
     assert not metrics_log.evaluated(tmp_path / "nowhere", 2)
 
 
-def test_made_longer(finished, tmp_path, capsys):
+def test_an_extended_schedule(finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     pretrain.run(tiny(extend_epochs=1.0), str(folder))
-    assert "schedule made longer: 2 -> 3 epochs" in capsys.readouterr().out
+    assert "schedule extended: 2 -> 3 epochs" in capsys.readouterr().out
     lines = [line for line in read_lines(folder) if "train/loss" in line]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     rates = [line["train/lr_weights"] for line in lines]
-    assert rates[4] > rates[3] > rates[5]  # up to the longer cosine, then down along it
+    assert rates[4] > rates[3] > rates[5]  # up to the longer cosine, then down with it
     assert json.loads((folder / "summary.json").read_text())["steps"] == 12
     with pytest.raises(UserError, match="made 3 epochs long, and extend_epochs=0 asks for 2"):
         pretrain.run(tiny(), str(folder))
 
 
-def test_begun_with_given_weights(finished, tmp_path, capsys):
+def test_initial_weights(finished, tmp_path, capsys):
     config = tiny(init_from=str(finished), stop_after_steps=2)
     nets = build.build_nets(config.model, 3, BarlowTwins())
     given = initial_weights.read(config.init_from, nets)
@@ -231,27 +231,27 @@ def test_begun_with_given_weights(finished, tmp_path, capsys):
     assert int(state.step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
     folder = pretrain.run(config, str(tmp_path / "run"))
     assert read_lines(folder)[0]["train/loss"] < 0.9 * read_lines(finished)[0]["train/loss"]
-    # Going on does not read them again.
+    # A resume does not read them again.
     capsys.readouterr()
     pretrain.run(config, str(folder))
     assert "initial weights" not in capsys.readouterr().out
 
 
-def test_a_momentum_network_begins_with_the_given_weights():
-    """As a copy in arrays of its own, which a step can take over."""
+def test_a_momentum_network_starts_from_the_initial_weights():
+    """It is a copy in arrays of its own, which a step may donate."""
     config = tiny()
     objectives.select(config, "moco", {"moco": {"queue": 64}})
     config.model.projector = (8, 4)
     training = build.build_training(*parts(config))
     state, other = (training.create(jax.random.key(seed)) for seed in (7, 8))
-    given = initial_weights.InitialWeights(jax.device_get(other.encoder()), None)
-    begun = initial_weights.begin_with(given, state, functools.partial(training.remember, jax.random.key(7)))
+    initial = initial_weights.InitialWeights(jax.device_get(other.encoder()), None)
+    initialised = initial_weights.initialise(initial, state, functools.partial(training.init_memory, jax.random.key(7)))
     wanted = state.memory | {"target": {"backbone": other.params["backbone"], "projector": state.params["projector"]}}
-    jax.tree.map(np.testing.assert_array_equal, begun.memory, wanted)
-    jax.block_until_ready(jax.jit(lambda state: jax.tree.map(jnp.copy, state), donate_argnums=0)(begun))
+    jax.tree.map(np.testing.assert_array_equal, initialised.memory, wanted)
+    jax.block_until_ready(jax.jit(lambda state: jax.tree.map(jnp.copy, state), donate_argnums=0)(initialised))
 
 
-def test_given_weights_of_another_network(finished, capsys):
+def test_initial_weights_of_another_network(finished, capsys):
     config = tiny(**{"model.projector": (32, 32)})
     assert initial_weights.read(str(finished), build.build_nets(config.model, 3, BarlowTwins())).projector is None
     assert "its projector has another shape: a new one is drawn" in capsys.readouterr().out
@@ -268,8 +268,8 @@ def same_encoder(a, b):
     jax.tree.map(np.testing.assert_array_equal, *(bt_jax.load_encoder(path)[1] for path in (a, b)))
 
 
-def test_other_devices_and_another_head_are_the_same_run(finished, tmp_path, monkeypatch, without_report):
-    """Begun with the projector split over eight devices, ended on one."""
+def test_other_devices_and_projector_sharding_are_the_same_run(finished, tmp_path, monkeypatch, without_report):
+    """Started with the projector split over eight devices, finished on one."""
     folder = str(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, jax.devices()))
@@ -280,7 +280,7 @@ def test_other_devices_and_another_head_are_the_same_run(finished, tmp_path, mon
         [line["train/loss"] for line in read_lines(Path(path)) if line["step"] in (2, 6, 8) and "train/loss" in line]
         for path in (folder, finished)
     )
-    # Adam divides by its own rounding where a gradient is zero: the first window is equal to 1e-6, the last to 1e-3.
+    # Adam divides by its own rounding if a gradient is zero: the first window agrees to 1e-6, the last to 1e-3.
     np.testing.assert_allclose(found, wanted, rtol=2e-3)
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
 
@@ -332,10 +332,10 @@ def test_another_config_in_the_folder(finished):
 
 def test_batch_that_does_not_divide(tmp_path, eight_devices):
     refused("batch of 12 is not divisible by 8 devices. Set --config.batch_size=16", tmp_path / "run", batch_size=12)
-    assert not (tmp_path / "run").exists()  # refused before anything is written
+    assert not (tmp_path / "run").exists()  # an error before anything is written
 
 
-def test_accelerator_that_is_absent(tmp_path, eight_devices):
+def test_missing_accelerator(tmp_path, eight_devices):
     refused("config.platform='gpu', but JAX runs on 'cpu'", tmp_path / "run", platform="gpu")
     refused("config.devices=4, but there are 8", tmp_path / "run", devices=4)
 
@@ -347,7 +347,7 @@ def test_unknown_data_set_and_missing_folder(tmp_path):
 
 def test_data_set_smaller_than_a_batch(tmp_path):
     refused("do not fill one batch of 128", tmp_path / "run", batch_size=128)
-    assert not (tmp_path / "run").exists()  # so that the cure is not refused as another config
+    assert not (tmp_path / "run").exists()  # otherwise the fix would be an error for another config
 
 
 @pytest.mark.parametrize("key, value", [("optim.name", "adam"), ("objective.form", "dual"), ("model.arch", "resnet19")])
@@ -368,7 +368,7 @@ def test_nonfinite_loss_stops_saves_and_names_the_step(tmp_path):
 
 
 def test_full_disk(tmp_path, monkeypatch):
-    """The save fails as it does on a full disk; what was there before stays."""
+    """The save fails with a full disk, and earlier files stay."""
     import orbax.checkpoint as ocp
 
     def no_space(*args, **kwargs):
@@ -390,7 +390,7 @@ def test_disk_that_fills_while_metrics_are_written(tmp_path, monkeypatch):
         written(self, event)
 
     monkeypatch.setattr(event_file_writer.EventsWriter, "write_event", no_space)
-    with pytest.raises(OSError, match="No space left"):  # which the program turns into a line; nothing hangs
+    with pytest.raises(OSError, match="No space left"):  # the program turns it into one line; nothing hangs
         pretrain.run(tiny(), str(tmp_path / "run"))
 
 

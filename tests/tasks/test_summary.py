@@ -1,4 +1,4 @@
-"""What the final numbers and pictures are of: each row of the table, each interval, each matrix, each frame."""
+"""The origin of the final numbers and pictures: rows of the table, intervals, matrices, frames."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -77,7 +77,7 @@ def finish(monkeypatch, tmp_path, concluded):
     return run
 
 
-def test_rows_of_the_table_are_of_the_encoders_they_name(finish, capsys):
+def test_rows_of_the_table_belong_to_the_encoders_they_name(finish, capsys):
     found, rows = finish()
     assert rows == {"trained": ("net", "after"), "untrained": ("net", "before"), "raw_pixels": ("pixels", "after")}
     summary, shown = found["summary"], found["shown"]
@@ -92,8 +92,8 @@ def test_rows_of_the_table_are_of_the_encoders_they_name(finish, capsys):
     assert rows == {} and "knn_top1" not in found["summary"] and "unlabelled" not in found["summary"]
 
 
-def test_scores_are_of_the_row_that_they_stand_in(monkeypatch):
-    """The interval too; what is shown as mistakes is the first row's."""
+def test_scores_belong_to_their_row(monkeypatch):
+    """Intervals too. The mistakes are those of the first row."""
     right = {"trained": np.array([1, 1, 1, 0]), "untrained": np.array([1, 0, 0, 0])}
 
     class KNN:
@@ -118,8 +118,8 @@ def test_scores_are_of_the_row_that_they_stand_in(monkeypatch):
     assert found["predicted"][0] is right["trained"]
 
 
-def test_pictures_before_and_after_are_named_rightly(monkeypatch):
-    """The views are shown as the pixels that they were."""
+def test_pictures_before_and_after_have_the_right_names(monkeypatch):
+    """The views have the original pixels."""
     rng = np.random.default_rng(0)
     matrices = {"before": rng.uniform(-1, 1, (6, 6)), "after": 0.1 * rng.uniform(-1, 1, (6, 6))}
     recipe = recipes.Recipe(4, recipes.View(), recipes.View(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -150,7 +150,7 @@ def test_pictures_before_and_after_are_named_rightly(monkeypatch):
     assert shown["c_steps"] is history["c_steps"]
 
 
-def test_matrix_of_the_pictures_is_that_of_the_loss():
+def test_the_matrix_of_the_pictures_equals_that_of_the_loss():
     rng = np.random.default_rng(0)
     z1, z2 = (rng.standard_normal((9, 5)).astype(np.float32) for _ in range(2))
     c = jax.jit(barlow_twins.cross_correlation)(z1, z2)
@@ -161,7 +161,7 @@ def test_matrix_of_the_pictures_is_that_of_the_loss():
 
 
 def test_the_film_is_in_the_order_of_steps(tmp_path):
-    """Not of the files' names, by which 1000 comes before 200."""
+    """Not in the order of file names, in which 1000 comes before 200."""
     film = correlation.CrossCorrelation.__new__(correlation.CrossCorrelation)
     film._folder = tmp_path
     assert film.history() == {}
@@ -189,7 +189,7 @@ def test_the_interval_of_finetuning_leaves_out_images_without_a_label(concluded,
     np.testing.assert_array_equal(concluded["shown"]["confusion"], [[2, 0, 1], [0, 2, 0], [0, 0, 1]])
 
 
-def test_targets_of_cut_splits_are_their_own():
+def test_targets_of_slices_belong_to_their_images():
     class Several(Source):
         name, splits, num_classes = "several", {"train": 8, "test": 5}, 2
 

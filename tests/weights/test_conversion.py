@@ -1,4 +1,4 @@
-"""State dicts go in and come out as they were, and a wrong one is refused with its keys named."""
+"""State dicts are unchanged by a round trip, and a wrong one is an error that names its keys."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ NARROW = 1 / 16
 
 
 def state_dict(arch: str, **options) -> dict[str, np.ndarray]:
-    """Random float32 arrays under torchvision's keys; variances are positive, or every feature would be NaN."""
+    """Random float32 arrays under torchvision's keys; variances are positive, so that no feature is NaN."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), init_shapes(models.build(arch, **options)))
     generator = np.random.default_rng(0)
     shapes = {key: value.shape for key, value in convert.to_torch(zeros, arch=arch).items()}
@@ -51,7 +51,7 @@ def test_round_trip_is_byte_equal(arch):
 
 
 @pytest.mark.parametrize("options", [{}, {"small_images": True, "width": 2}, {"channels": 1}])
-def test_variables_are_what_init_makes(options):
+def test_variables_have_the_structure_of_init(options):
     given = state_dict("resnet18", **options)
     variables = convert.from_torch(given, arch="resnet18")
     expected = init_shapes(models.build("resnet18", **options))
@@ -72,7 +72,7 @@ def test_key_order_is_torchvisions():
         expected += [f"layer1.0.{module}.{name}" for name in names]
     assert keys[: len(expected)] == expected
     assert keys[-1] == "layer4.2.bn3.num_batches_tracked"
-    assert len(keys) == 318  # torchvision's 320 less fc.weight and fc.bias
+    assert len(keys) == 318  # torchvision's 320 without fc.weight and fc.bias
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
@@ -80,7 +80,7 @@ def test_prefixes_and_classifiers(prefix):
     plain = state_dict("resnet18", width=NARROW)
     given = {prefix + key: value for key, value in plain.items()}
     given[prefix + "fc.weight"] = np.zeros((10, 32), np.float32)
-    if "backbone" in prefix:  # the rest of the reference's and solo-learn's models
+    if "backbone" in prefix:  # other parts of the reference's and solo-learn's models
         given |= {"module.projector.0.weight": np.zeros((8, 32)), "classifier.bias": np.zeros(10)}
     actual, expected = convert.from_torch(given, arch="resnet18"), convert.from_torch(plain, arch="resnet18")
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
@@ -100,7 +100,7 @@ def test_from_torch_copies():
     assert not (variables["params"]["bn1"]["scale"] == 5).any()
 
 
-def test_wrong_state_dicts_are_refused():
+def test_wrong_state_dicts_are_an_error():
     given = state_dict("resnet34", width=NARROW)
     with pytest.raises(UserError, match=r"not that of a resnet18: it also has layer1.2.conv1.weight.*arch='resnet34'"):
         convert.from_torch(given, arch="resnet18")
@@ -114,14 +114,14 @@ def test_wrong_state_dicts_are_refused():
         convert.from_torch(given | {"head.weight": np.zeros(3)}, arch="resnet34")
 
 
-def test_relatives_with_resnets_keys_are_refused_by_their_shapes():
+def test_relatives_with_keys_of_resnets_are_an_error():
     given = state_dict("resnet50", width=NARROW)
-    given["layer1.0.conv2.weight"] = np.zeros((4, 1, 3, 3), np.float32)  # grouped, as in a resnext
+    given["layer1.0.conv2.weight"] = np.zeros((4, 1, 3, 3), np.float32)  # grouped, as in a ResNeXt
     with pytest.raises(UserError, match=r"layer1/block0/conv2/kernel has the shape \(3, 3, 1, 4\).*resnext"):
         convert.from_torch(given, arch="resnet50")
 
 
-def test_to_torch_refuses_another_architecture():
+def test_to_torch_of_another_architecture_is_an_error():
     variables = convert.from_torch(state_dict("resnet18", width=NARROW), arch="resnet18")
     with pytest.raises(UserError, match="layer1/block0/bn3"):
         convert.to_torch(variables, arch="resnet50")
@@ -141,7 +141,7 @@ def test_projector_round_trip(widths, bias):
     assert list(bare) == [key.removeprefix("projector.") for key in sequential]
 
 
-def test_wrong_projectors_are_refused():
+def test_wrong_projectors_are_an_error():
     sequential = convert.projector_to_torch(models.build_projector(4, (8, 6)).init(jax.random.key(0)))
     with pytest.raises(UserError, match="no head.0.weight; its keys are projector.0.weight"):
         convert.projector_from_torch(sequential, prefix="head.")
@@ -150,7 +150,7 @@ def test_wrong_projectors_are_refused():
         convert.projector_from_torch(sequential)
 
 
-# ------------------------------------------------------------------------------------------------ other programs' names
+# ---------------------------------------------------------------------------------------------- names in other programs
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_wrong_projectors_are_refused():
     [(key_names.to_detectron2, key_names.from_detectron2), (key_names.to_hugging_face, key_names.from_hugging_face)],
 )
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_names_go_there_and_back(arch, there, back):
+def test_names_survive_a_round_trip(arch, there, back):
     keys = list(state_dict(arch, width=NARROW))
     renamed = [there(key) for key in keys]
     assert [back(key) for key in renamed] == keys and len(set(renamed)) == len(keys)
@@ -174,7 +174,7 @@ def test_names_of_a_hugging_face_classifier():
 
 @pytest.mark.parametrize(
     "key, detectron2, hugging_face",
-    [  # as transformers' ResNetModel.state_dict() and detectron2's build_resnet_backbone have them
+    [  # the names in transformers' ResNetModel.state_dict() and detectron2's build_resnet_backbone
         ("conv1.weight", "stem.conv1.weight", "embedder.embedder.convolution.weight"),
         ("bn1.running_var", "stem.conv1.norm.running_var", "embedder.embedder.normalization.running_var"),
         ("layer1.0.conv2.weight", "res2.0.conv2.weight", "encoder.stages.0.layers.0.layer.1.convolution.weight"),
@@ -217,7 +217,7 @@ def projector():
 
 @pytest.fixture
 def encoder(tmp_path, variables, projector):
-    """A checkpoint of a narrow ResNet-18 with its projector, in no run folder."""
+    """A checkpoint of a narrow ResNet-18 with its projector, outside a run folder."""
     export_formats.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables, projector=projector)
     return tmp_path / "encoder"
 
@@ -237,7 +237,7 @@ def identical(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_a_checkpoint_goes_through_every_readable_form_and_comes_back(encoder, variables, projector, tmp_path):
+def test_a_checkpoint_survives_a_round_trip_through_every_readable_form(encoder, variables, projector, tmp_path):
     path = encoder
     forms = {"a.safetensors": "safetensors", "b": "checkpoint", "c": "huggingface", "d": "checkpoint"}
     for name, form in forms.items():
@@ -245,10 +245,10 @@ def test_a_checkpoint_goes_through_every_readable_form_and_comes_back(encoder, v
         net, found = bt_jax.load_encoder(path)
         identical(found, variables)
         assert (net.arch, net.options["width"], net.options["small_images"]) == ("resnet18", NARROW, False)
-    assert load.read_model(tmp_path / "b") == MODEL  # carried along in the file's metadata
-    assert load.read_model(tmp_path / "d") == MODEL  # the build from the shapes, mean and std from their JSON
+    assert load.read_model(tmp_path / "b") == MODEL  # from the metadata of the file
+    assert load.read_model(tmp_path / "d") == MODEL  # build options from the shapes, mean and std from the JSON files
     identical(load.load_projector(encoder), projector)
-    assert load.load_projector(tmp_path / "b") is None  # torchvision's form has no place for it
+    assert load.load_projector(tmp_path / "b") is None  # torchvision's form cannot hold it
 
 
 def test_the_folder_of_hugging_face(encoder, tmp_path):
@@ -268,12 +268,12 @@ def test_full_width_for_timm_and_detectron2(tmp_path):
     assert config["architecture"] == "resnet18" and config["pretrained_cfg"]["mean"] == list(recipes.IMAGENET_MEAN)
     assert "in_chans" not in config["model_args"]
     with safe_open(folder / "model.safetensors", "numpy") as file:
-        assert file.metadata()["format"] == "pt"  # transformers refuses a file that does not say whose it is
+        assert file.metadata()["format"] == "pt"  # transformers needs the format in the metadata
     assert load_file(folder / "model.safetensors")["layer1.0.bn1.num_batches_tracked"].shape == ()
     converted(tmp_path / "resnet18.safetensors", "safetensors", tmp_path / "plain.safetensors")
     assert "torchvision.models.resnet18()" in (tmp_path / "plain.md").read_text()
     written = converted(tmp_path / "resnet18.safetensors", "detectron2", tmp_path / "r18.pkl")
-    found = pickle.loads(written.read_bytes())  # ours, of a moment ago
+    found = pickle.loads(written.read_bytes())  # our own file from above
     assert found["matching_heuristics"] and len(found["model"]) == sum(1 for value in given.values() if value.ndim)
     np.testing.assert_array_equal(found["model"]["res2.1.conv2.norm.bias"], given["layer1.1.bn2.bias"])
 
@@ -293,7 +293,7 @@ def test_other_channels_and_bottlenecks_in_the_configs_of_timm_and_hugging_face(
     assert config["num_channels"] == 1
 
 
-def test_stablehlo_takes_any_number_of_uint8_images(encoder, variables, tmp_path):
+def test_stablehlo_accepts_any_number_of_uint8_images(encoder, variables, tmp_path):
     out = converted(encoder, "stablehlo", tmp_path / "encoder.stablehlo", "--size=16")
     program = jax.export.deserialize(bytearray(out.read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")
@@ -301,7 +301,7 @@ def test_stablehlo_takes_any_number_of_uint8_images(encoder, variables, tmp_path
     normal = ((images / 255 - np.array(MODEL["mean"])) / np.array(MODEL["std"])).astype(np.float32)
     expected = models.build(**MODEL["build"]).apply(variables, normal, train=False)
     assert np.isfinite(expected).all() and np.std(expected) > 0
-    # The normalisation is in float32 inside: relative to the largest feature.
+    # The normalisation is in float32, so the tolerance is relative to the largest feature.
     for n in (1, 3):
         np.testing.assert_allclose(program.call(images[:n]), expected[:n], atol=1e-5 * np.abs(expected).max())
 
@@ -315,12 +315,12 @@ def test_the_references_whole_model_and_another_projector(variables, projector, 
     identical(found.variables, variables)
     identical(found.projector, projector)
     assert found.model["mean"] == list(recipes.IMAGENET_MEAN)
-    vicreg = whole | {"module.projector.0.bias": np.zeros(8, np.float32)}  # biases in hidden layers alone
+    vicreg = whole | {"module.projector.0.bias": np.zeros(8, np.float32)}  # biases only in hidden layers
     save_file(vicreg, tmp_path / "vicreg.safetensors")
     assert foreign_files.read(tmp_path / "vicreg.safetensors").projector is None
 
 
-def test_a_pickle_that_wants_to_execute_is_refused(tmp_path, capsys):
+def test_a_pickle_with_code_is_an_error(tmp_path, capsys):
     class Planted:
         def __reduce__(self):
             return (pathlib.Path.touch, (tmp_path / "executed",))
@@ -332,7 +332,7 @@ def test_a_pickle_that_wants_to_execute_is_refused(tmp_path, capsys):
             bt_jax.load_encoder(tmp_path / name)
     assert not (tmp_path / "executed").exists() and not (tmp_path / "out").exists()
     pickle.loads((tmp_path / "planted.pkl").read_bytes())
-    assert (tmp_path / "executed").exists()  # it would have
+    assert (tmp_path / "executed").exists()  # its code would have made this file
 
 
 def test_pth_files(variables, projector, encoder, tmp_path, capsys):
@@ -367,7 +367,7 @@ def test_mistakes(encoder, tmp_path, capsys, variables):
     content = safe.read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
     out = f"--out={tmp_path / 'out'}"
-    refused(capsys, "not a whole safetensors file", tmp_path / "cut.safetensors", "--to=checkpoint", out)
+    refused(capsys, "not an intact safetensors file", tmp_path / "cut.safetensors", "--to=checkpoint", out)
     refused(capsys, "exists", encoder, "--to=safetensors", f"--out={safe}")
     refused(capsys, "There is no file or folder", tmp_path / "nowhere", "--to=checkpoint", out)
     refused(capsys, "invalid choice", encoder, "--to=onnx", out)
@@ -390,10 +390,10 @@ def test_mistakes(encoder, tmp_path, capsys, variables):
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
-        (RuntimeError("unexpected pos 64 vs 0"), "unexpected pos"),  # PyTorch's word for it
+        (RuntimeError("unexpected pos 64 vs 0"), "unexpected pos"),  # the message of PyTorch
     ],
 )
-def test_what_cannot_be_written_leaves_nothing_behind(encoder, tmp_path, capsys, monkeypatch, error, said):
+def test_a_failed_write_leaves_no_files(encoder, tmp_path, capsys, monkeypatch, error, said):
     def fail(*arguments, **options):
         raise error
 
@@ -406,7 +406,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(encoder, tmp_path, capsys,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_is_there_is_left_alone(encoder, tmp_path, capsys):
+def test_existing_files_are_not_changed(encoder, tmp_path, capsys):
     (tmp_path / "mine.md").write_text("my notes")
     refused(capsys, "mine.md exists", encoder, "--to=safetensors", f"--out={tmp_path / 'mine'}")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
@@ -420,7 +420,7 @@ def test_what_is_there_is_left_alone(encoder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--to=safetensors", "--out=mine.pth"], "this form is a name that ends in .safetensors"),
+        (["--to=safetensors", "--out=mine.pth"], "this form is a file that ends in .safetensors"),
         (["--to=checkpoint", "--out=mine.pkl"], "this form is a folder"),
         (["--to=safetensors", "--out="], "is not a name"),
         (["--to=checkpoint", "--out=.."], "is not a name"),
@@ -440,7 +440,7 @@ def test_odd_arguments(encoder, capsys, options, said):
 def test_metadata_of_other_weights(variables, tmp_path, metadata):
     arrays = {key: np.asarray(value) for key, value in convert.to_torch(variables, arch="resnet18").items()}
     save_file(arrays, tmp_path / "a.safetensors", {foreign_files.METADATA: metadata})
-    with pytest.raises(UserError, match="metadata of .* is not that of its weights"):
+    with pytest.raises(UserError, match="metadata of .* does not fit its weights"):
         bt_jax.load_encoder(tmp_path / "a.safetensors")
 
 
@@ -449,11 +449,11 @@ def test_gray_weights_and_odd_arrays(tmp_path):
     save_file(given, tmp_path / "gray.safetensors")
     assert load.read_model(tmp_path / "gray.safetensors")["mean"] == [sum(recipes.IMAGENET_MEAN) / 3]
     save_file(given | {"conv1.weight": np.zeros(3, np.float32)}, tmp_path / "odd.safetensors")
-    with pytest.raises(UserError, match=r"conv1.weight has the shape \(3,\)"):
+    with pytest.raises(UserError, match=r"The shape of conv1.weight is \(3,\)"):
         bt_jax.load_encoder(tmp_path / "odd.safetensors")
 
 
-def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
+def test_the_model_card_names_the_source_of_the_weights(variables, tmp_path):
     run = tmp_path / "run"
     export_formats.write_encoder(tmp_path / "encoder", model=MODEL, variables=variables)
     (run / "checkpoints").mkdir(parents=True)
@@ -472,15 +472,15 @@ def test_the_model_card_says_where_the_weights_are_from(variables, tmp_path):
     assert "24 x 24 pixels" in said and "0.4, 0.5, 0.6" in said
     again = (converted(out, "checkpoint", tmp_path / "again") / "README.md").read_text()
     assert "not in a run folder" in again and "Barlow" not in again.split("## Use")[0].split("---")[2]
-    # The figures are of step 8: an earlier checkpoint's card does not have them.
+    # The figures are of step 8, so the card of an earlier checkpoint has none.
     (run / "checkpoints" / "8").rename(run / "checkpoints" / "4")
     converted(run, "safetensors", tmp_path / "earlier.safetensors")
     earlier = (tmp_path / "earlier.md").read_text()
     assert "Step 4 of the run" in earlier and "54.3" not in earlier and "summary.json" not in earlier
 
 
-def test_normalisation_goes_into_every_form(tmp_path, monkeypatch):
-    """Mean and deviation by channel, each in its place and in the units of the other library."""
+def test_every_form_has_the_normalisation(tmp_path, monkeypatch):
+    """Mean and standard deviation per channel, in the units of the other library."""
     build = {"arch": "resnet18", "small_images": False, "width": 1.0, "channels": 3, "stem_padding": 1}
     source = export_formats.Source({"build": build, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}, {}, None, 224)
     monkeypatch.setattr(export_formats.Source, "state_dict", lambda self: {})
@@ -490,13 +490,13 @@ def test_normalisation_goes_into_every_form(tmp_path, monkeypatch):
     export_formats.write_hugging_face(source, tmp_path / "hf")
     hub = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
     assert (hub["image_mean"], hub["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    said = model_card._usage("detectron2", tmp_path / "r18.pkl", source)  # which takes grey levels
+    said = model_card._usage("detectron2", tmp_path / "r18.pkl", source)  # detectron2 uses grey levels
     assert "PIXEL_MEAN: [25.5, 51.0, 76.5]\n" in said and "PIXEL_STD: [102.0, 127.5, 153.0]\n" in said
     assert "DEPTH: 18, STRIDE_IN_1X1: False" in said and "WEIGHTS: r18.pkl" in said
 
 
-def test_the_size_of_the_images_is_the_evaluated_one(tmp_path):
-    """Of any run; (0, 0) where no config.json says it."""
+def test_the_image_size_is_that_of_the_evaluation(tmp_path):
+    """For every kind of run; (0, 0) without a config.json."""
     step = tmp_path / "checkpoints" / "8"
 
     def found():
@@ -506,7 +506,7 @@ def test_the_size_of_the_images_is_the_evaluated_one(tmp_path):
     for evals, views, wanted in (
         ({"size": 24, "resize": 30}, {"size": 32}, (24, 30)),
         ({"size": 0, "resize": 40}, {"size": 32}, (32, 40)),
-        ({"resize": 40}, {"size": 32}, (32, 40)),  # of fine-tuning, which has no evals.size
+        ({"resize": 40}, {"size": 32}, (32, 40)),  # fine-tuning has no evals.size
         ({}, {}, (0, 0)),
         (7, {"size": 32}, (0, 0)),
         ({"size": "large"}, {"size": 32}, (0, 0)),

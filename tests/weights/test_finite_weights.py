@@ -1,4 +1,4 @@
-"""Weights with NaN or infinity in them: no command and no reader takes them for an encoder."""
+"""Weights with NaN or infinity: an error in every command and reader."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from tests.support import damage
 
 
 def variables(broken):
-    """Of an encoder whose bn1 has the value `broken` in it."""
+    """Weights of an encoder whose bn1 has the value `broken`."""
     found = jax.device_get(damage.random_state(1).encoder())
     scale = np.array(found["params"]["bn1"]["scale"])
     scale[1] = broken
@@ -23,7 +23,7 @@ def variables(broken):
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_they_are_no_encoder(tmp_path, capsys, broken):
+def test_weights_that_are_not_finite_are_an_error(tmp_path, capsys, broken):
     checkpoint, file = tmp_path / "checkpoint", tmp_path / "weights.safetensors"
     export_formats.write_encoder(checkpoint, model=damage.MODEL, variables=variables(broken))
     arrays = convert.to_torch(variables(broken), arch="resnet18")
@@ -40,9 +40,9 @@ def test_they_are_no_encoder(tmp_path, capsys, broken):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "weights.safetensors"}
 
 
-def test_nor_with_a_projector_that_is_not_finite(tmp_path):
+def test_a_projector_that_is_not_finite_is_an_error(tmp_path):
     projector = {"params": {"fc0": {"kernel": np.full((2, 2), np.nan, np.float32)}}}
     export_formats.write_encoder(tmp_path / "c", model=damage.MODEL, variables=variables(1.0), projector=projector)
-    assert load.read(tmp_path / "c").projector is None  # which is not read
+    assert load.read(tmp_path / "c").projector is None  # the projector is not read
     with pytest.raises(UserError, match="such as params/fc0/kernel"):
         load.read(tmp_path / "c", projector=True)

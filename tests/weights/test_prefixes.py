@@ -1,4 +1,4 @@
-"""A ResNet behind any prefix, with or without heads beside it; and what is no whole ResNet, or more than one."""
+"""A ResNet behind any prefix, with or without heads; errors for an incomplete ResNet and for several."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def same(a, b):
     ["", "model.", "_orig_mod.", "module.", "module.encoder_q.", "encoder.", "backbone.", "student."]
     + ["model._orig_mod.module.backbone.", "net.0.", "layer1."],
 )
-def test_one_whole_resnet_is_taken(plain, prefix, rename):
+def test_one_complete_resnet_is_used(plain, prefix, rename):
     given = behind(prefix, {rename(key): value for key, value in plain.items()})
     found, _ = prefixes.find(given)
     assert (found.prefix, found.arch) == (prefix, "resnet18") and same(found.arrays, plain)
@@ -50,11 +50,11 @@ def test_the_prefix_is_named_once(plain, tmp_path, capsys):
         save_file(behind(prefix, plain), tmp_path / f"{name}.safetensors")
         for _ in range(2):
             foreign_files.read(tmp_path / f"{name}.safetensors")
-    assert capsys.readouterr().out == f"{tmp_path}/a.safetensors: taking the resnet18 behind model.\n"
+    assert capsys.readouterr().out == f"{tmp_path}/a.safetensors: using the resnet18 behind model.\n"
 
 
 @pytest.mark.parametrize("prefix, beside", [("module.encoder.", "module."), ("model.", "model."), ("backbone.", "")])
-def test_the_projector_beside_comes_along(plain, prefix, beside, tmp_path):
+def test_the_projector_beside_the_resnet_is_read(plain, prefix, beside, tmp_path):
     projector = jax.device_get(models.build_projector(32, (8, 6)).init(jax.random.key(0)))
     sequential = behind(beside, convert.projector_to_torch(projector))
     arrays = behind(prefix, plain) | {key: np.array(value) for key, value in sequential.items()}
@@ -63,7 +63,7 @@ def test_the_projector_beside_comes_along(plain, prefix, beside, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, projector)
 
 
-def test_of_several_none_is_taken_unless_they_are_one(plain):
+def test_several_resnets_are_an_error_unless_they_are_equal(plain):
     other = plain | {"bn1.bias": plain["bn1.bias"] + 1}
     two = behind("module.encoder_q.", plain) | behind("module.encoder_k.", other)
     with pytest.raises(UserError, match="holds 2 networks, behind 'module.encoder_q.' and 'module.encoder_k.'"):
@@ -83,11 +83,11 @@ def test_the_error_names_the_nearest_architecture_and_the_prefixes(plain):
         prefixes.find(behind("model.", cut))
     with pytest.raises(UserError, match="resnet18: it lacks layer4.1.bn2.weight. Behind 'a.' and 'bb.'"):
         prefixes.find(behind("a.", dict(list(plain.items())[:40])) | behind("bb.", cut))
-    with pytest.raises(UserError, match="lacks conv1.weight, .* Its keys begin with blocks., patch_embed.. Pass"):
+    with pytest.raises(UserError, match="lacks conv1.weight, .* Its keys start with blocks., patch_embed.. Pass"):
         prefixes.find({"blocks.0.norm.weight": np.zeros(3), "patch_embed.weight": np.zeros(3)})
 
 
 @pytest.mark.parametrize("name", ["normalize.mean", "conv2.weight", "attnpool.weight", "layer1.0.se.weight"])
-def test_what_may_be_part_of_the_network_is_not_left_out(plain, name):
+def test_modules_that_may_be_part_of_the_network_are_not_ignored(plain, name):
     with pytest.raises(UserError, match=f"resnet18: it also has {name}"):
         prefixes.find(behind("model.", plain | {name: np.zeros(3)}))

@@ -130,7 +130,7 @@ FAULTS = (
         "round_up",
         "-(-batch_size // mesh.devices.size)",
         "(batch_size // mesh.devices.size)",
-        ("test_a_pretraining_key_arrives[evals.batch_size]",),
+        ("test_a_pretraining_key_has_its_effect[evals.batch_size]",),
     ),
     Fault(
         "sharding-batch", "check_batch", "if batch_size % devices:", "if False:", ("test_batch_that_does_not_divide",)

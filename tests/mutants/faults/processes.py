@@ -179,7 +179,7 @@ FAULTS = (
         "main",
         "finally: watchdog.end()",
         "finally:\n        pass",
-        ("test_a_key_of_the_program_arrives",),
+        ("test_a_key_of_the_program_has_its_effect",),
     ),
     Fault(
         "cli-status",
@@ -208,14 +208,14 @@ FAULTS = (
         "settle",
         "jax.config.update(name, value)",
         "pass",
-        ("test_a_run_is_the_same_whatever_is_set",),
+        ("test_a_run_does_not_depend_on_the_environment",),
     ),
     Fault(
         "jax-no-device",
         "all_devices",
         "(RuntimeError, AssertionError)",
         "RuntimeError",
-        ("test_a_platform_that_is_not_there_is_one_line",),
+        ("test_a_missing_platform_gives_one_line",),
     ),
     Fault(
         "stop-terminal",

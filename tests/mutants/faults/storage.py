@@ -152,11 +152,13 @@ FAULTS = (
         "step=0",
         ("test_tensorboard_has_the_names_and_steps_of_the_lines",),
     ),
-    Fault("log-evaluated", "evaluated", "and '\"perf/' not in line", "", ("test_an_evaluation_is_known_by_its_line",)),
+    Fault(
+        "log-evaluated", "evaluated", "and '\"perf/' not in line", "", ("test_an_evaluation_is_recognised_by_its_line",)
+    ),
     Fault("folder-command", "describe", "*sys.orig_argv[1:]", "", LEFT_BEHIND),
     Fault("folder-commit", "describe", '"git_commit": git_commit()', '"git_commit": "unknown"', LEFT_BEHIND),
     Fault("folder-commit-lost", "git_commit", "return result.stdout.strip()", 'return ""', LEFT_BEHIND),
-    Fault("folder-shorter", "_say_longer", "if after < before:", "if False:", ("test_made_longer",)),
+    Fault("folder-shorter", "_say_longer", "if after < before:", "if False:", ("test_an_extended_schedule",)),
     Fault(
         "folder-another-config", "open_folder", "if different:", "if False:", ("test_a_resumed_run_keeps_its_config",)
     ),

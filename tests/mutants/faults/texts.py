@@ -83,13 +83,13 @@ FAULTS = (
         "_Lasting._failed",
         "not is_disk_full(error)",
         "True",
-        ("test_a_program_goes_on_and_says_so_once",),
+        ("test_a_program_continues_and_reports_the_failure_once",),
     ),
     Fault(
         "print-flush",
         "_Lasting.end",
         "self._leave()",
         "pass",
-        ("test_the_exit_status_of_a_program_whose_reader_is_gone",),
+        ("test_the_exit_status_with_a_closed_pipe",),
     ),
 )

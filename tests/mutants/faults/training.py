@@ -29,7 +29,7 @@ FAULTS = (
         "cross_correlation",
         "/ z1.shape[0]",
         "/ (z1.shape[0] - 1)",
-        ("test_matrix_of_the_pictures_is_that_of_the_loss",),
+        ("test_the_matrix_of_the_pictures_equals_that_of_the_loss",),
     ),
     Fault(
         "step-same-views",
@@ -259,6 +259,6 @@ FAULTS = (
         "make_plan",
         "settings.total_epochs + settings.extend_epochs",
         "settings.total_epochs",
-        ("test_a_pretraining_key_arrives",),
+        ("test_a_pretraining_key_has_its_effect",),
     ),
 )

@@ -2,8 +2,8 @@
 
 from ..fault import Fault
 
-PRETRAIN = ("test_a_pretraining_key_arrives",)
-OPTIMIZER = ("test_the_optimizer_does_what_the_config_says",)
+PRETRAIN = ("test_a_pretraining_key_has_its_effect",)
+OPTIMIZER = ("test_the_optimizer_follows_the_config",)
 
 FAULTS = (
     Fault("wiring-lr-weights", "build_optimizer", "options.lr_weights * scale", "options.lr_weights", OPTIMIZER),
@@ -59,42 +59,42 @@ FAULTS = (
         "complete",
         "config.evals.resize or resize",
         "config.evals.resize",
-        ("test_what_the_run_of_an_encoder_says_of_its_views",),
+        ("test_view_sizes_from_the_run_of_an_encoder",),
     ),
     Fault(
         "wiring-stuck",
         "main",
         "stuck_seconds=config.watch.stuck_seconds",
         "stuck_seconds=3600.0",
-        ("test_a_key_of_the_program_arrives",),
+        ("test_a_key_of_the_program_has_its_effect",),
     ),
     Fault(
         "wiring-compile-cache",
         "_compile_cache",
         '"jax_compilation_cache_dir", folder',
         '"jax_compilation_cache_dir", str(storage.user_cache() / "xla")',
-        ("test_a_key_of_the_program_arrives",),
+        ("test_a_key_of_the_program_has_its_effect",),
     ),
     Fault(
         "wiring-probe-epochs",
         "_evaluators",
         "epochs=evals.linear_epochs",
         "epochs=30",
-        ("test_an_evaluation_key_arrives",),
+        ("test_an_evaluation_key_has_its_effect",),
     ),
     Fault(
         "wiring-finetune-momentum",
         "_optimizer",
         '"momentum": options.momentum',
         '"momentum": 0.9',
-        ("test_the_optimizer_of_finetuning_does_what_the_config_says",),
+        ("test_the_optimizer_of_finetuning_follows_the_config",),
     ),
     Fault(
         "wiring-finetune-backbone",
         "_optimizer",
         "_schedule(options.lr_backbone",
         "_schedule(options.lr_classifier",
-        ("test_the_optimizer_of_finetuning_does_what_the_config_says",),
+        ("test_the_optimizer_of_finetuning_follows_the_config",),
     ),
     Fault(
         "config-free-evals",
