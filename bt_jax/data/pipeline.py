@@ -183,7 +183,7 @@ def _decoded(
         at_once, one_by_one = (images.padded_batch(rows, shapes) for images in (at_once, one_by_one))
         # After an error, ignore_errors() continues with a shorter batch of the remaining images: drop it.
         whole = at_once.ignore_errors().filter(
-            tf_decode.plain(lambda found: tf.size(found["id"]) == tf.size(batch["id"]))
+            tf_decode.plain(lambda decoded: tf.size(decoded["id"]) == tf.size(batch["id"]))
         )
         return whole.concatenate(one_by_one).take(1)
 
@@ -192,12 +192,12 @@ def _decoded(
     options.autotune.enabled = False  # it would enlarge buffers of canvases until memory is full
     batches = records.from_step(start).interleave(tf_decode.plain(canvases), cycle_length=2, num_parallel_calls=2)
     batches = batches.prefetch(1).with_options(options).as_numpy_iterator()  # tensor.numpy() would copy the canvases
-    found = _named(batches, records, canvas, channels, broken)
-    _UNTIL_EXIT.add(found)
-    return found
+    stream = _recorded(batches, records, canvas, channels, broken)
+    _UNTIL_EXIT.add(stream)
+    return stream
 
 
-def _named(batches, records, canvas: int, channels: int, broken: UnreadableImages):
+def _recorded(batches, records, canvas: int, channels: int, broken: UnreadableImages):
     """Yields batches and records their unreadable images."""
     import tensorflow as tf
 

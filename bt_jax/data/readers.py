@@ -55,7 +55,7 @@ class Permuted:
             images, labels, ids = self.read(int(step))
             images = [b"" if isinstance(image, UserError) else image for image in images]
         except Exception as error:
-            self.failure = error  # tf.data replaces it by an error of its own
+            self.failure = error  # tf.data raises another error instead
             raise
         return np.array(images, object), labels, ids
 

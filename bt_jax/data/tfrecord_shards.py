@@ -93,5 +93,5 @@ def _write_split(tf, source: Source, split: str, folder: Path, name: str) -> lis
 def _records(source: Source, split: str, shards: list) -> Iterable[tuple[bytes, int | None]]:
     for shard in shards:
         for first in range(0, len(shard), 64):
-            found = source.try_read(split, [int(i) for i in shard[first : first + 64]])
-            yield from ((b"" if isinstance(data, UserError) else data, label) for data, label in found)
+            records = source.try_read(split, [int(i) for i in shard[first : first + 64]])
+            yield from ((b"" if isinstance(data, UserError) else data, label) for data, label in records)

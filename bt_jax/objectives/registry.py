@@ -88,7 +88,7 @@ def build(section: Mapping[str, Any], mesh: Mesh | None = None, classes: int = 0
     if unknown := sorted(options.keys() - known.keys()):
         raise UserError(
             f"config.objective has {', '.join(unknown)}, which {name} does not use",
-            f"Use {', '.join(known)}. Set the whole section in the config file, as in docs/methods.md.",
+            f"Use only name{''.join(f', {key}' for key in known)}. Set the whole section, as in docs/methods.md.",
         )
     method = METHODS[name].objective
     from_trainer = {"mesh": mesh, "classes": classes}

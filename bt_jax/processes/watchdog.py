@@ -75,7 +75,7 @@ def end() -> None:
 class Watch:
     """Two threads: one checks for stalls; with several processes, the other exchanges heartbeats.
 
-    They are apart because an exchange may wait for an answer. A process has one watchdog, see `begin`.
+    There are two because an exchange may wait for an answer. A process has one watchdog, see `begin`.
     """
 
     def __init__(self, stuck_seconds: float, silent_seconds: float):

@@ -40,10 +40,10 @@ def from_hugging_face(key: str) -> str:
     if key.startswith("embedder.embedder."):
         module, _, name = key.removeprefix("embedder.embedder.").partition(".")
         return f"{'conv1' if module == 'convolution' else 'bn1'}.{name}"
-    found = re.fullmatch(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.*)", key)
-    if not found:
+    match = re.fullmatch(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.*)", key)
+    if not match:
         return key
-    stage, block, rest = found.groups()
+    stage, block, rest = match.groups()
     rest = re.sub(r"^layer\.(\d)\.convolution", lambda at: f"conv{int(at[1]) + 1}", rest)
     rest = re.sub(r"^layer\.(\d)\.normalization", lambda at: f"bn{int(at[1]) + 1}", rest)
     rest = rest.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")

@@ -31,7 +31,7 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
         f"An image encoder trained by bt_jax{f' ({method.paper})' if method.paper else ''}."
         if config
         else "Converted from other weights.",
-        f"Licence of these weights: {licence or '**to be stated by whoever publishes them**'}.",
+        f"Licence of these weights: {licence or '**the publisher must state it**'}.",
         "## Use",
         f"```\n{_usage(form, out, source)}\n```",
         f"Images of {source.size} x {source.size} pixels and {build['channels']} channels; of pixels in [0, 1], the"

@@ -186,7 +186,7 @@ def test_a_fraction_is_class_balanced():
     assert not np.array_equal(other, part._ids)
     assert part._ids.max() < 153 and selection.class_balanced_fraction(source, "train[100:]", 0.5)._ids.min() >= 100
     for wrong in (0.0, 1.5):
-        with pytest.raises(UserError, match="share of"):
+        with pytest.raises(UserError, match="The fraction .* is not valid"):
             selection.class_balanced_fraction(source, "train", wrong)
 
 
@@ -217,7 +217,7 @@ def test_evaluation_end_to_end(pretrained, tmp_path):
     line = runs.read_lines(folder)[0]
     assert line["val/knn_top1"] == summary["knn"]["knn_top1"] and (folder / "report.html").exists()
     page = (folder / "report.html").read_text()
-    assert f"{100 * linear['linear_top1']:.1f} % of the held-out images are classified rightly" in page
+    assert f"{100 * linear['linear_top1']:.1f} % of the held-out images are classified correctly" in page
     assert "20-NN, temperature 0.07" in page and "effective rank" in page and "Not in metrics.jsonl" not in page
 
 

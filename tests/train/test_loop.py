@@ -154,7 +154,7 @@ def test_the_end_comes_in_order(tmp_path, monkeypatch):
     events = []
     close, leave = metrics_log.RunLog.close, StopSignals.close
     monkeypatch.setattr(metrics_log.RunLog, "close", lambda self: events.append("log closed") or close(self))
-    monkeypatch.setattr(watchdog, "at", lambda step, phase, *_, **__: events.append(f"{phase} {step}"))
+    monkeypatch.setattr(watchdog, "report_progress", lambda step, phase, *_, **__: events.append(f"{phase} {step}"))
     monkeypatch.setattr(StopSignals, "close", lambda self: events.append("signals") or leave(self))
     run(tmp_path, monkeypatch, events=events)
     assert events[-6:] == ["closed", "log closed", "saving 10", "wait", "signals", "evaluating 10"]

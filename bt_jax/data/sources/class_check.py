@@ -68,9 +68,9 @@ def _labels(source: Source, span, read: bool) -> np.ndarray | None:
 def _fix(train: str, val: str) -> str:
     """The advice to name the same slices with a part of every class."""
     if MIXED in train + val:
-        return "Make the slices larger, or hold out a split of its own."
+        return "Make the slices larger, or use a separate held-out split."
     mixed = [split.replace("[", f"{MIXED}[", 1) if "[" in split else split + MIXED for split in (train, val)]
-    return f'Name "{mixed[0]}" and "{mixed[1]}", which hold a part of every class, or a held-out split of its own.'
+    return f'Name "{mixed[0]}" and "{mixed[1]}", which hold a part of every class, or use a separate held-out split.'
 
 
 def _names(source: Source, labels: np.ndarray) -> str:

@@ -22,7 +22,7 @@ IMAGE_LIKE = {
     *(".fits", ".fit", ".pfm", ".eps", ".wmf", ".emf"),
 }
 NO_SUFFIX, ODD_SUFFIX = "without a suffix", "with other suffixes"
-HIDDEN = "hidden"  # images and folders whose names begin with a dot
+HIDDEN = "hidden"  # images and folders whose names start with a dot
 
 
 @functools.cache

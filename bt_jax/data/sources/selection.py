@@ -82,7 +82,7 @@ MIXED = ".mixed"
 
 
 def with_mixed(source: Source, splits: Iterable[str]) -> Source:
-    """The source with the split "S.mixed" for each S that `splits` name so, as in "train.mixed[:90%]".
+    """Adds the split "S.mixed" to a source for each name of that form in `splits`, such as "train.mixed[:90%]".
 
     "S.mixed" holds the images of S in another order, and its ids are positions in that order. Classes alternate in
     proportion to their sizes, and each class keeps its order, so a slice holds the same part of every class. Without
@@ -127,12 +127,12 @@ def class_balanced_fraction(
     """
     if not 0 < fraction <= 1:
         raise UserError(
-            f"The fraction {fraction:g} of the training images is not possible", "Give more than 0 and at most 1."
+            f"The fraction {fraction:g} of the training images is not valid", "Give more than 0 and at most 1."
         )
     span = source.span(split)
     if not source.labelled(span.base):
         raise UserError(
-            f"{source.name}, split {split!r}, has no labels, so no equal fraction of each class", "Use all of it."
+            f"{source.name}, split {split!r}, has no labels, which a fraction of each class needs", "Use all of it."
         )
     labels, rng = source.labels(span.base)[span.start : span.stop], np.random.default_rng(seed)
     chosen = []
