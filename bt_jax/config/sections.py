@@ -76,7 +76,7 @@ class Data(Section):
     )
     train_split: str = key("train", 'split to train on; "train[:90%]" cuts it, "train.mixed[:90%]" cuts every class')
     val_split: str = key("test", 'held-out split; "": none, and no evaluation while training')
-    on_device: bool = key(True, "keep the whole set on the device as uint8; False: stream it with tf.data")
+    on_device: bool = key(True, "keep the whole set on the device as uint8; False: stream it from disk")
     reader: str = key("auto", '"tensorflow" or "pillow" for streamed images; "auto": tensorflow if it is installed')
     canvas: int = key(512, "pixels of the square onto which streamed images are decoded")
     shuffle_buffer: int = key(0, "window of images to shuffle in; 0: a permutation if storage allows it. Streamed only")

@@ -121,7 +121,7 @@ class Objective:
                 raise UserError(cause, f"Set --config.objective.{name} to a number from 0 to 1.")
 
     def check_batch(self, batch: int) -> None:
-        """Raises UserError where the method cannot have steps of so many images."""
+        """Raises UserError if the method cannot train on batches of `batch` images."""
 
     def heads(self, model: Any, feature_dim: int) -> "dict[str, Net]":
         """The trained networks after the backbone, by name. The default is the projector of the config.

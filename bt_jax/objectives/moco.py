@@ -42,8 +42,9 @@ class MoCo(Objective):
       momentum: of the momentum network, constant (builder.py).
       queue: number of keys, a multiple of those of a step (builder.py:73).
       symmetric: the sum of the losses of both views as queries, as the notebook's; the queue gets both views' keys.
-      bn_groups: the backbone normalises so many groups of the batch, and keys in another order, so that a query shares
-        no batch statistics with its key. Eight, as the GPUs of the README and the splits of the notebook.
+      bn_groups: number of groups of the batch with batch statistics of their own in the backbone. The
+        keys are shuffled first, so that the statistics do not tell which key belongs to a query. The README uses 8
+        GPUs, the notebook 8 splits.
     """
 
     temperature: float = 0.2
@@ -102,7 +103,7 @@ class MoCo(Objective):
         return Outcome(loss, h, metrics, {"target": target} | kept)
 
     def _keys(self, key, run, target, views) -> list[jax.Array]:
-        """The keys of the views, their rows in another order where there are groups of batch statistics."""
+        """The keys of the views, shuffled over the groups of batch statistics and back."""
         if self.bn_groups == 1:
             return momentum.project(run, target, views)
         order = jax.random.permutation(key, len(views[0]))
