@@ -15,13 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from bt_jax.data.batch_rows import Batch, check_positive, padded_with_mask, process_rows, without_broken
 from bt_jax.data.readers import Ordered, Permuted
 from bt_jax.data.sources import decode
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import UserError
-
-Batch = dict[str, np.ndarray]
 
 
 def train_batches(
@@ -41,8 +40,17 @@ def train_batches(
     """Yields endless batches of this process from step `start_step` on; see `pipeline.train_batches`.
 
     Raises:
-      UserError: `shuffle_buffer` asks for a window, or the storage is fast only in sequence.
+      UserError: `shuffle_buffer` asks for a window, the storage is fast only in sequence, or the arguments do not fit.
     """
+    rows = process_rows(
+        source,
+        split,
+        batch_size=batch_size,
+        canvas=canvas,
+        start_step=start_step,
+        process_index=process_index,
+        process_count=process_count,
+    )
     span = source.span(split)
     _require_random_access(source, span.base)
     if shuffle_buffer:
@@ -50,13 +58,9 @@ def train_batches(
             f"The Pillow reader shuffles by a permutation, not in a window of {shuffle_buffer}",
             "Set --config.data.shuffle_buffer=0, or --config.data.reader=tensorflow.",
         )
-    share = batch_size // process_count
-    rows = slice(share * process_index, share * (process_index + 1))
-    records = Permuted(source, span, batch_size, rows, seed)
-    steps = itertools.count(start_step)
-    for batch in _decoded(records, steps, canvas, channels, broken or UnreadableImages(source)):
-        del batch["broken"]
-        yield batch
+    records, steps = Permuted(source, span, batch_size, rows, seed), itertools.count(start_step)
+    batches = _decoded(records, steps, canvas, channels, broken or UnreadableImages(source))
+    return (without_broken(batch) for batch in batches)
 
 
 def eval_batches(
@@ -70,18 +74,13 @@ def eval_batches(
     limit: int = 0,
 ) -> Iterator[Batch]:
     """Yields the split once, in order, with "mask"; see `pipeline.eval_batches`."""
+    check_positive(batch_size=batch_size, canvas=canvas)
     span = source.span(split)
     _require_random_access(source, span.base)
     records = Ordered(source, span, batch_size, limit)
-    for batch in _decoded(records, iter(range(records.steps)), canvas, channels, broken or UnreadableImages(source)):
-        missing = batch_size - len(batch["id"])
-        batch["mask"] = ~batch.pop("broken")
-        # The crop of an image without pixels would be NaN, so padding has size 1.
-        fill = {"size": 1}
-        yield {
-            name: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1), constant_values=fill.get(name, 0))
-            for name, values in batch.items()
-        }
+    steps = iter(range(records.steps))
+    batches = _decoded(records, steps, canvas, channels, broken or UnreadableImages(source))
+    return (padded_with_mask(batch, batch_size) for batch in batches)
 
 
 def _require_random_access(source: Source, base: str) -> None:

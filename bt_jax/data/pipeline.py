@@ -21,6 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bt_jax.data import tf_decode
+from bt_jax.data.batch_rows import check_positive, padded_with_mask, process_rows, without_broken
 from bt_jax.data.readers import WINDOW, Ordered, Permuted, Windowed
 from bt_jax.data.sources import decode
 from bt_jax.data.sources.base import Source
@@ -64,24 +65,16 @@ def train_batches(
     Raises:
       UserError: at once for arguments that do not fit; later, with its id, for a record that cannot be read.
     """
+    rows = process_rows(
+        source,
+        split,
+        batch_size=batch_size,
+        canvas=canvas,
+        start_step=start_step,
+        process_index=process_index,
+        process_count=process_count,
+    )
     span = source.span(split)
-    count = span.stop - span.start
-    if canvas < 1 or batch_size < 1 or start_step < 0 or not 0 <= process_index < process_count:
-        raise UserError(
-            f"These arguments do not fit: canvas {canvas}, batch size {batch_size}, start step {start_step}, "
-            f"process {process_index} of {process_count}",
-            "Give positive sizes, a step from 0 on, and a process from 0 to process_count - 1.",
-        )
-    if batch_size % process_count:
-        raise UserError(
-            f"The batch size {batch_size} does not divide by {process_count} processes", "Choose a multiple."
-        )
-    if batch_size > count:
-        raise UserError(
-            f"The batch size {batch_size} is more than the {count} images of {source.name}, split {split!r}",
-            "Choose a smaller one.",
-        )
-    rows = slice(*(batch_size // process_count * i for i in (process_index, process_index + 1)))
     if shuffle_buffer is None:
         shuffle_buffer = 0 if source.random_access(span.base) else WINDOW
     if shuffle_buffer == 0 and not source.random_access(span.base):
@@ -92,10 +85,8 @@ def train_batches(
         records = Windowed(source, span, batch_size, rows, seed, shuffle_buffer)
     else:
         records = Permuted(source, span, batch_size, rows, seed)
-    return (
-        _without(batch, "broken")
-        for batch in _decoded(records, start_step, canvas, channels, broken or UnreadableImages(source))
-    )
+    batches = _decoded(records, start_step, canvas, channels, broken or UnreadableImages(source))
+    return (without_broken(batch) for batch in batches)
 
 
 def eval_batches(
@@ -116,28 +107,10 @@ def eval_batches(
       limit: number of images; 0: all of them. They are evenly spaced, because a folder is sorted by class. From storage
         that is fast only in sequence they are the first ones.
     """
-    if batch_size < 1 or canvas < 1:
-        raise UserError(
-            f"Batch size {batch_size} and canvas {canvas} are not both positive", "Give at least 1 for each."
-        )
+    check_positive(batch_size=batch_size, canvas=canvas)
     records = Ordered(source, source.span(split), batch_size, limit)
     batches = _decoded(records, 0, canvas, channels, broken or UnreadableImages(source))
-    return (_fill(batch, batch_size) for batch in batches)
-
-
-def _without(batch: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
-    return {name: values for name, values in batch.items() if name != key}
-
-
-def _fill(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-    batch = _without(batch, "broken") | {"mask": ~batch["broken"]}
-    missing = rows - len(batch["id"])
-    # The crop of an image without pixels would be NaN.
-    fill = {"size": 1}
-    return {
-        key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1), constant_values=fill.get(key, 0))
-        for key, value in batch.items()
-    }
+    return (padded_with_mask(batch, batch_size) for batch in batches)
 
 
 def _decoded(

@@ -30,7 +30,8 @@ from bt_jax.run_folder import lock
 from bt_jax.state import Nets, TrainState
 from bt_jax.tasks import from_encoder, open_run
 from bt_jax.tasks.from_encoder import Encoder
-from bt_jax.train import build, epochs, loop
+from bt_jax.tasks.train_and_finish import train_and_finish
+from bt_jax.train import build, epochs
 from bt_jax.train import step as train_step
 from bt_jax.train.run import TrainingRun
 
@@ -59,12 +60,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     """
     settings = keys.read(from_encoder.complete(config))
     prepared = _prepare(settings, workdir, time.monotonic() if started is None else started)
-    training = prepared.training
-    state = loop.train(training, loop.resume_or(training, prepared.fresh()))
-    if int(state.step) == training.plan.total_steps and not write.has_results(training.folder, int(state.step)):
-        _finish(prepared, state)
-    training.checkpoints.close()
-    return training.folder
+    return train_and_finish(prepared.training, prepared.fresh(), partial(_finish, prepared))
 
 
 def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:

@@ -22,7 +22,8 @@ from bt_jax.report import write
 from bt_jax.run_folder import lock, step_folders
 from bt_jax.state import Nets, TrainState
 from bt_jax.tasks import open_run
-from bt_jax.train import build, initial_weights, loop
+from bt_jax.tasks.train_and_finish import train_and_finish
+from bt_jax.train import build, initial_weights
 from bt_jax.train.run import TrainingRun
 
 PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
@@ -72,14 +73,10 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
       UserError: anything the user can fix.
     """
     prepared = _prepare(keys.read(config), workdir, time.monotonic() if started is None else started)
-    training, state = prepared.training, prepared.fresh()
-    if prepared.initial and training.checkpoints.latest() is None:
+    state = prepared.fresh()
+    if prepared.initial:
         state = initial_weights.initialise(prepared.initial, state, prepared.init_memory)
-    state = loop.train(training, loop.resume_or(training, state))
-    if int(state.step) == training.plan.total_steps and not write.has_results(training.folder, int(state.step)):
-        _finish(prepared, state)
-    training.checkpoints.close()
-    return training.folder
+    return train_and_finish(prepared.training, state, partial(_finish, prepared))
 
 
 def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
@@ -105,8 +102,8 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         key=randomness.stream(settings.seed, randomness.MONITOR),
         every_steps=every_steps if settings.evals.spectrum_images else 0,
     )
-    begun = step_folders.has_checkpoints(workdir)
-    initial = initial_weights.read(settings.init_from, built.nets) if settings.init_from and not begun else None
+    new = not step_folders.has_checkpoints(workdir)
+    initial = initial_weights.read(settings.init_from, built.nets) if settings.init_from and new else None
     sample = feed.sample(PICTURE_IMAGES)
     devices = jax.devices()
     folder = open_run.open_folder(
