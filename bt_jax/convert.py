@@ -35,7 +35,7 @@ from absl import logging
 
 from bt_jax import storage
 from bt_jax.cli import jax_settings, tool
-from bt_jax.messages import UserError, is_disk_full
+from bt_jax.messages import UserError, is_disk_full, line
 from bt_jax.run_folder import checkpoint_paths
 from bt_jax.weights.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
 
@@ -118,7 +118,7 @@ def _unwritable() -> tuple[type[Exception], ...]:
 def _reason(error: Exception) -> str:
     if is_disk_full(error):
         return "the disk is full"
-    return getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+    return getattr(error, "strerror", None) or line(error, 120)
 
 
 def _source(options: argparse.Namespace):

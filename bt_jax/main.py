@@ -15,12 +15,12 @@ from absl import flags
 from bt_jax import storage
 from bt_jax.cli import config_program
 from bt_jax.config.arguments import choose
+from bt_jax.config.keys import TASKS
 from bt_jax.messages import UserError, is_disk_full
 from bt_jax.processes import coordination, exits, join, watchdog
 from bt_jax.run_folder import opening
 from bt_jax.selfcheck import comparison
 
-TASKS = ("pretrain", "evaluate", "finetune")  # modules of bt_jax.tasks
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Run folder, local or gs://BUCKET/FOLDER: made if absent, resumed if it holds the same run."
 )
@@ -80,7 +80,7 @@ def _compile_cache(folder: str) -> None:
 
 
 def run(argv: list[str] | None = None, task: str = "") -> None:
-    """The entry point. Exit status 0, or 2 with one line on stderr for anything the user can fix; launch/README.md.
+    """The entry point. Exit status 0, or that of a UserError after one line on stderr.
 
     Args:
       task: the only task to accept. With evaluate and finetune the recipe has a default.

@@ -1,7 +1,7 @@
 """JAX's settings from the environment, and those that the commands override.
 
-JAX reads its environment variables on import, and this module is the first to import it. So an invalid value is one
-line for a command; a program that imports bt_jax gets the traceback.
+JAX reads its environment variables on import. The commands import this module before any other that imports JAX, so
+that they report an invalid value in one line. A program that imports bt_jax gets the traceback.
 """
 
 import os

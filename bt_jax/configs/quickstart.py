@@ -11,8 +11,8 @@ and above the same encoder untrained; measured, mean of 3 seeds: docs/results.md
 from bt_jax import config as config_lib
 from bt_jax import objectives
 
-# 273 steps are too few for a slow momentum network: 0.97 is BYOL's for its shortest schedule (configs/byol.py:23). The
-# queue is a fifth of the 5,000 images.
+# 546 steps are too few for a slow momentum network: 0.97 is BYOL's for its shortest schedule (configs/byol.py:23). The
+# queue is a tenth of the 10,000 images.
 OPTIONS = {"moco": {"momentum": 0.97, "queue": 1024}, "byol": {"momentum": 0.97}, "direct_pred": {"momentum": 0.97}}
 
 

@@ -27,7 +27,7 @@ from bt_jax.data.sources import decode
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.decode import cores
-from bt_jax.data.sources.tfds import tensorflow
+from bt_jax.data.sources.tfds import short_reason, tensorflow
 from bt_jax.messages import UserError
 
 
@@ -215,6 +215,5 @@ def _why(records, number: int, canvas: int, channels: int) -> object:
     try:
         tf_decode.fit(data, canvas, channels)
     except Exception as error:  # an error of TensorFlow, or of Pillow inside TensorFlow
-        reason = str(getattr(error, "message", error))
-        return reason.partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
+        return short_reason(error)
     return "its file is damaged before this record"

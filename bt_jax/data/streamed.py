@@ -1,7 +1,6 @@
 """A streamed data set: the host decodes it, by tf.data or by Pillow, while the devices train."""
 
 import collections
-import importlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -10,6 +9,7 @@ from jax.sharding import Mesh
 
 from bt_jax import compilers, sharding
 from bt_jax.config.sections import Run
+from bt_jax.data import pillow_stream, pipeline
 from bt_jax.data.batches import Batches, Step
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources.base import Source
@@ -32,9 +32,7 @@ class StreamedFeed:
         reader: str = "tensorflow",
     ) -> None:
         self._settings, self._source, self._mesh, self._split = settings, source, mesh, train_split
-        # imported here: `pipeline` needs TensorFlow
-        module = {"tensorflow": "pipeline", "pillow": "pillow_stream"}[reader]
-        self._reader = importlib.import_module(f"bt_jax.data.{module}")
+        self._reader = {"tensorflow": pipeline, "pillow": pillow_stream}[reader]
         self._decoding = {"canvas": settings.data.canvas, "channels": channels, "broken": broken}
         span = source.span(train_split)
         self.images, self._labelled = span.stop - span.start, source.labelled(span.base)

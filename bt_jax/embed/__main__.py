@@ -19,7 +19,8 @@ Unreadable images have no row. Their shards are shorter, and `ids` names the ima
 
 The same command resumes: it keeps intact shards and writes damaged ones again. To write an intact shard again, for
 example after images were restored, delete it. Further splits may be added later.
-Pillow decodes a shard if all of its images have one size of up to --canvas pixels; TensorFlow streams all others.
+Pillow decodes a shard at once if all of its images have one size of up to --canvas pixels. All others are streamed, by
+TensorFlow if it is installed, otherwise by Pillow.
 
 Exit status 0: everything is written; 2: an error, with one line on stderr; 130: stopped by Ctrl-C.
 """

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bt_jax import storage
+from bt_jax.data import pillow_stream, pipeline
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.decode import cores, try_decode
@@ -53,7 +54,7 @@ class ImagesWithoutRow(UnreadableImages):
 
     Args:
       spans: the embedded images, by split.
-      limit: share of each span that may be unreadable, see `broken.allowed`; 0: the first one is an error.
+      limit: share of each span that may be unreadable, see `broken.allowed`; 0: none.
       file: the list of unreadable images, one line each: split, id, file, reason. Its previous lines count too.
 
     Attributes:
@@ -130,9 +131,8 @@ def batches_of(reading: Reading, shards: list[Shard]) -> Iterator[tuple[Shard, d
         if size and max(size) <= reading.canvas:
             batches = array_batches(reading, shard.span, size)
         else:
-            # imported on demand, because `pipeline` needs TensorFlow
-            name = "pipeline" if importlib.util.find_spec("tensorflow") else "pillow_stream"
-            batches = importlib.import_module(f"bt_jax.data.{name}").eval_batches(
+            reader = pipeline if importlib.util.find_spec("tensorflow") else pillow_stream
+            batches = reader.eval_batches(
                 reading.source,
                 _slice(shard.span),
                 batch_size=reading.batch_size,
@@ -188,7 +188,7 @@ def array_batches(reading: Reading, span: Span, size: tuple[int, int]) -> Iterat
                 if not isinstance(pixels, Exception) and pixels.shape[:2] != size:
                     pixels = ValueError("its header has another size than its pixels")
                 if isinstance(pixels, Exception):
-                    reading.unreadable.add(span, start + row, getattr(pixels, "cause", pixels))
+                    reading.unreadable.add(span, start + row, pixels)
                     mask[row] = False
                     continue
                 image[row] = pixels

@@ -54,7 +54,8 @@ def main(argv: list[str]) -> None:
     """Prints the plan of --config for --topology."""
     if len(argv) > 1:
         raise UserError(f"Unknown argument {argv[1]!r}", "Options are written --name=value; see --help.")
-    import jax  # after config_program has set the environment
+
+    import jax  # after config_program, which checks JAX's environment variables
 
     jax.config.update("jax_platforms", "cpu")  # the command needs no TPU, and must not occupy one
     name = TOPOLOGY.value

@@ -4,12 +4,10 @@ The figures in the captions are from two recorded runs: the quickstart, seeds 0 
 benchmarks/results/quickstart_cpu.md), and CIFAR-10 (9,372 steps, 12 epochs, benchmarks/results/cifar10_cpu.md).
 """
 
-import math
-
 import numpy as np
 
 from bt_jax.data.sources.base import evenly_spaced
-from bt_jax.report.formats import number
+from bt_jax.report.formats import number, signed
 from bt_jax.report.images import heat_map
 from bt_jax.report.page import figure, section, swatch, table
 from bt_jax.report.plots import HISTOGRAM, SPECTRUM, draw_histogram, draw_spectrum, svg
@@ -103,10 +101,6 @@ def redundant_list(run: Run) -> str:
     )
     title = "<h3>Most redundant pairs of features</h3>"
     return f'{title}<p class="quiet">{caption}</p><ol class="twins">{items}</ol>'
-
-
-def signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def value_bar(value: float) -> str:

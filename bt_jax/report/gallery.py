@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bt_jax.report.formats import plural
+from bt_jax.report.formats import plural, signed
 from bt_jax.report.images import image_tag, sprite_sheet
 from bt_jax.report.page import esc, section
 from bt_jax.report.runs import Run, drawn_from
@@ -120,7 +120,7 @@ def neighbours_section(run: Run) -> str:
 
 
 def neighbour_row(images: np.ndarray, similarity: np.ndarray, q: int) -> str:
-    captions = ["image", *(f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "–" for value in similarity)]
+    captions = ["image", *map(signed, similarity)]
     labels = [f"image {q}", *(f"neighbour {rank} of image {q}" for rank in range(1, len(images)))]
     cells = "".join(
         f"<div>{image_tag(image, label, NEIGHBOUR_PIXELS)}<span>{caption}</span></div>"

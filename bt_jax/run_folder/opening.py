@@ -55,7 +55,8 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None,
     join.check_shared(folder)
     lock.hold(folder)
     file = folder / "config.json"
-    if file.exists():
+    started_before = file.exists()
+    if started_before:
         old = _read(file)
         different = same_run.differences(old, config, free)
         if different:
@@ -64,7 +65,7 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None,
                 "Give another --workdir, or use that run's config to resume it.",
             )
         _say_longer(old, config)
-    data = same_data.check(folder, images, started_before=file.exists()) if images else None
+    data = same_data.check(folder, images, started_before=started_before) if images else None
     coordination.gather(None, barrier="the check of the config")  # all processes have read before one writes
     if jax.process_index() == 0:
         if data:  # first: a folder with config.json but without data.json is from bt_jax 0.1.0

@@ -17,7 +17,8 @@ from bt_jax.models.resnet import ARCHITECTURES, ResNet, architecture
 
 Path = tuple[str, ...]
 
-# The reference's checkpoint.pth holds the whole model in DistributedDataParallel; solo-learn's model is not in it.
+# The reference's checkpoint.pth has the keys of a model in DistributedDataParallel ("module.backbone."), solo-learn's
+# those of the model alone ("backbone.").
 BACKBONE_PREFIXES = ("module.backbone.", "backbone.", "module.", "")
 BATCHES = "num_batches_tracked"  # torch's count of training batches, used only with momentum=None
 

@@ -129,7 +129,8 @@ class UnreadableImages:
             for image in check_images(self._source, whole):
                 if image.reason and not self.known(whole, np.array([image.id])):
                     self._note(whole, image.id, image.reason)
-        unreadable, option = self._count(whole), f"{self.OPTION}={enough(self._count(whole), count)}"
+        unreadable = self._count(whole)
+        option = f"{self.OPTION}={enough(unreadable, count)}"
         return UserError(
             f"{unreadable} of the {count} images of {self._source.name}, split {whole.base!r}, cannot be read, listed"
             f" {self._list_all()}",

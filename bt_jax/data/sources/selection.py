@@ -25,12 +25,14 @@ class Selection(Source):
         self.splits, self.kind = source.splits | {name: len(self._ids)}, source.kind
 
     def labelled(self, base):
-        bases = self._parts if base == self._split else [base]
-        return all(self._source.labelled(base) for base in bases)
+        return all(self._source.labelled(base) for base in self._bases(base))
 
     def random_access(self, base):
-        bases = self._parts if base == self._split else [base]
-        return all(self._source.random_access(base) for base in bases)
+        return all(self._source.random_access(base) for base in self._bases(base))
+
+    def _bases(self, base: str) -> list[str]:
+        """The splits of the source that a split is made of."""
+        return self._parts if base == self._split else [base]
 
     def read(self, base, ids):
         if base != self._split:
@@ -47,8 +49,7 @@ class Selection(Source):
         return labels
 
     def labels_at_hand(self, base):
-        bases = self._parts if base == self._split else [base]
-        known = all(self._source.labels_at_hand(base) is not None for base in bases)
+        known = all(self._source.labels_at_hand(base) is not None for base in self._bases(base))
         return self.labels(base) if known else None
 
     def targets(self, base):

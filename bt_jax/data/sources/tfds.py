@@ -92,9 +92,8 @@ class TfdsSource(Source):
         self._check_count(split, read, span.stop - span.start)
 
     def _damaged(self, split: str, number: int, error) -> UserError:
-        reason = str(error.message).partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
         return UserError(
-            f"{self.name}, split {split!r}, is damaged after id {number} ({reason})",
+            f"{self.name}, split {split!r}, is damaged after id {number} ({short_reason(error)})",
             "Prepare it again with `tfds build`.",
         )
 
@@ -217,6 +216,11 @@ def tensorflow():
         with contextlib.suppress(RuntimeError, ValueError):  # too late if the caller has already used TensorFlow
             tf.config.set_visible_devices([], kind)
     return tf
+
+
+def short_reason(error: Exception) -> str:
+    """The first line of an error of TensorFlow, without the names of its operations."""
+    return str(getattr(error, "message", error)).partition("\n")[0].split("} ")[-1].partition(" [Op:")[0]
 
 
 def tensorflow_datasets():
