@@ -9,14 +9,15 @@ reference's resnet50.pth and checkpoint.pth, VICReg's, torchvision's, timm's (.p
 folder; behind any prefix ("model.", "_orig_mod.", "module.encoder_q."), where one ResNet alone is there. FORMS:
 
     checkpoint    a folder for bt_jax.load_encoder, --config.encoder and --config.init_from; Orbax alone can read it
-    safetensors   torchvision's state dict                        one file
+    torchvision   torchvision's state dict                        one file, .safetensors (also: --to=safetensors)
     torch         the same, .pth                                  one file, needs PyTorch
     timm          timm.create_model("local-dir:OUT")              a folder
     huggingface   transformers.ResNetModel.from_pretrained        a folder
     detectron2    MODEL.WEIGHTS                                   one file, .pkl
     stablehlo     the program with its weights, for jax.export    one file
 
-Each form comes with a model card: README.md in a folder, NAME.md beside a file. Reading a file never executes its
+Each form comes with a model card: README.md in a folder, NAME.md beside a file. The card has the code that builds the
+network in the other program, for any width and stem. Reading a file never executes its
 content. Exit status 0: written; 2: an error, with one line on stderr.
 
 In Python: from_torch, to_torch, projector_from_torch, projector_to_torch on dicts of arrays.

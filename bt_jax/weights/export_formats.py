@@ -1,11 +1,10 @@
 """Writes an encoder in the formats of other programs: one function per format, (Source, path) -> None.
 
-FORMS has them by name, with the suffix of the file ("": a folder) and, for the model card, a few lines of code that
-load it.
+FORMS has them by name, with the suffix of the file ("": a folder). `usage` has the code that loads each.
 """
 
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +43,6 @@ class Source(NamedTuple):
 class Form(NamedTuple):
     write: Callable[[Source, Path], None]
     suffix: str
-    usage: str
 
 
 def write_checkpoint(source: Source, path: Path) -> None:
@@ -60,9 +58,9 @@ def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any
       model: see `load.read_model`.
       variables, projector: {"params", "batch_stats"}.
     """
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    unfinished = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}")
+    unfinished.mkdir()  # mkdtemp would make a folder that its owner alone can read
     try:
-        unfinished.chmod(0o755)  # mkdtemp makes a folder for the user alone
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(unfinished / "encoder", variables)
             if projector:
@@ -78,7 +76,7 @@ def write_encoder(path: Path, *, model: dict[str, Any], variables: dict[str, Any
 
 def write_safetensors(source: Source, path: Path) -> None:
     """Writes torchvision's state dict, with metadata from which `load_encoder` builds the network."""
-    _save(source.state_dict(), path, {METADATA: storage.to_json(source.model)})
+    _save(source.state_dict(), path, source.model)
 
 
 def write_torch(source: Source, path: Path) -> None:
@@ -93,9 +91,8 @@ def write_torch(source: Source, path: Path) -> None:
 
 
 def write_timm(source: Source, path: Path) -> None:
-    """Writes a folder for timm.create_model("local-dir:PATH")."""
+    """Writes a folder for timm.create_model("local-dir:PATH"), or for the code of the model card; see `is_plain`."""
     build = source.model["build"]
-    _refuse_special(build, "timm")
     path.mkdir()
     cfg = {
         "input_size": [build["channels"], source.size, source.size],
@@ -108,16 +105,12 @@ def write_timm(source: Source, path: Path) -> None:
     args = {"in_chans": build["channels"]} if build["channels"] != 3 else {}
     config = {"architecture": build["arch"], "num_classes": 0, "model_args": args, "pretrained_cfg": cfg}
     _write_json(path / "config.json", config)
-    _save(source.state_dict(), path / "model.safetensors")
+    _save(source.state_dict(), path / "model.safetensors", _not_in_the_shapes(source))
 
 
 def write_hugging_face(source: Source, path: Path) -> None:
-    """Writes a folder for transformers.ResNetModel.from_pretrained(PATH)."""
+    """Writes a folder for transformers.ResNetModel.from_pretrained(PATH), or, with a 3x3 stem, for the card's code."""
     build = source.model["build"]
-    if build["small_images"]:
-        raise UserError(
-            "Hugging Face's ResNet has no 3x3 stem without max-pool, which this encoder has", "Use --to=safetensors."
-        )
     block, depths = architecture(build["arch"])
     base = round(64 * build["width"])
     path.mkdir()
@@ -148,6 +141,7 @@ def write_hugging_face(source: Source, path: Path) -> None:
     _save(
         {key_names.to_hugging_face(key): value for key, value in source.state_dict().items()},
         path / "model.safetensors",
+        _not_in_the_shapes(source),
     )
 
 
@@ -155,7 +149,12 @@ def write_detectron2(source: Source, path: Path) -> None:
     """Writes the pickle for MODEL.WEIGHTS: a dict of numpy arrays, like that of tools/convert-torchvision-to-d2.py."""
     import pickle
 
-    _refuse_special(source.model["build"], "detectron2")
+    build = source.model["build"]
+    if not is_plain(build):
+        raise UserError(
+            f"The {build['arch']} has a 3x3 stem or another width, which detectron2 cannot build",
+            "Use --to=torchvision: its model card has the code that builds the network.",
+        )
     kept = {key: value for key, value in source.state_dict().items() if not key.endswith(state_dicts.BATCHES)}
     arrays = {key_names.to_detectron2(key): value for key, value in kept.items()}
     with path.open("wb") as file:
@@ -181,21 +180,17 @@ def is_plain(build: dict[str, Any]) -> bool:
     return not build["small_images"] and build["width"] == 1
 
 
-def _refuse_special(build: dict[str, Any], what: str) -> None:
-    """Raises UserError if the builder of the other library cannot make this network."""
-    if not is_plain(build):
-        raise UserError(
-            f"{what} has no {build['arch']} with a 3x3 stem or another width, which this encoder has",
-            "Use --to=safetensors and build the network yourself.",
-        )
+def _not_in_the_shapes(source: Source) -> dict[str, Any] | None:
+    """Metadata for `load_encoder`: the padding of a 3x3 stem, which no shape shows."""
+    return source.model if source.model["build"]["small_images"] else None
 
 
-def _save(arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None) -> None:
-    from safetensors.numpy import save_file
+def _save(arrays: dict[str, np.ndarray], path: Path, model: dict[str, Any] | None = None) -> None:
+    from safetensors.numpy import save
 
-    save_file(
-        {key: np.array(value, order="C") for key, value in arrays.items()}, path, {"format": "pt"} | (metadata or {})
-    )
+    metadata = {"format": "pt"} | ({METADATA: storage.to_json(model)} if model else {})
+    # save_file would leave a file that its owner alone can read: it renames a temporary one.
+    path.write_bytes(save({key: np.array(value, order="C") for key, value in arrays.items()}, metadata))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -203,40 +198,12 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 FORMS = {
-    "checkpoint": Form(
-        write_checkpoint,
-        "",
-        'net, variables = bt_jax.load_encoder("{path}")  # images normalised by mean and std\n'
-        "features = net.apply(variables, images, train=False)",
-    ),
-    "safetensors": Form(
-        write_safetensors,
-        ".safetensors",
-        "model = torchvision.models.{arch}()\nmodel.fc = torch.nn.Identity()\n"
-        'model.load_state_dict(safetensors.torch.load_file("{path}"))',
-    ),
-    "torch": Form(
-        write_torch,
-        ".pth",
-        "model = torchvision.models.{arch}()\nmodel.fc = torch.nn.Identity()\n"
-        'model.load_state_dict(torch.load("{path}", weights_only=True))',
-    ),
-    "timm": Form(write_timm, "", 'model = timm.create_model("local-dir:{path}", pretrained=True)'),
-    "huggingface": Form(
-        write_hugging_face,
-        "",
-        'model = transformers.ResNetModel.from_pretrained("{path}")\nfeatures = model(images).pooler_output.flatten(1)',
-    ),
-    "detectron2": Form(
-        write_detectron2,
-        ".pkl",
-        "MODEL:\n  WEIGHTS: {path}\n  PIXEL_MEAN: {pixel_mean}\n  PIXEL_STD: {pixel_std}\n"
-        "  RESNETS: {{DEPTH: {depth}, STRIDE_IN_1X1: False}}\nINPUT: {{FORMAT: RGB}}",
-    ),
-    "stablehlo": Form(
-        write_stablehlo,
-        ".stablehlo",
-        'encoder = jax.export.deserialize(bytearray(open("{path}", "rb").read()))\n'
-        "features = encoder.call(images)  # uint8 (n, {size}, {size}, {channels})",
-    ),
+    "checkpoint": Form(write_checkpoint, ""),
+    "safetensors": Form(write_safetensors, ".safetensors"),
+    "torchvision": Form(write_safetensors, ".safetensors"),
+    "torch": Form(write_torch, ".pth"),
+    "timm": Form(write_timm, ""),
+    "huggingface": Form(write_hugging_face, ""),
+    "detectron2": Form(write_detectron2, ".pkl"),
+    "stablehlo": Form(write_stablehlo, ".stablehlo"),
 }

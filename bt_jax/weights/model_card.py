@@ -7,7 +7,8 @@ from typing import Any
 from bt_jax import storage
 from bt_jax.objectives import registry
 from bt_jax.run_folder import opening
-from bt_jax.weights.export_formats import FORMS, Source, is_plain
+from bt_jax.weights import usage
+from bt_jax.weights.export_formats import Source
 
 UNKNOWN = "Not known: the source is not in a run folder of bt_jax."
 
@@ -25,6 +26,8 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
     method = registry.method_of_run(config)
     model = source.model
     build = model["build"]
+    code = "\n".join(usage.CODE[form](source, out.name))
+    language = "yaml" if form == "detectron2" else "python"
     sections = [
         _front_matter(licence, method.title if config else ""),
         f"# {build['arch']}{f' pretrained with {method.title}' if config and method.title else ', an image encoder'}",
@@ -33,7 +36,7 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
         else "Converted from other weights.",
         f"Licence of these weights: {licence or '**the publisher must state it**'}.",
         "## Use",
-        f"```\n{_usage(form, out, source)}\n```",
+        f"```{language}\n{code}\n```",
         f"Images of {source.size} x {source.size} pixels and {build['channels']} channels; of pixels in [0, 1], the"
         f" mean is {_numbers(model['mean'])} and the standard deviation {_numbers(model['std'])}.",
         "## Training and evaluation",
@@ -47,21 +50,6 @@ def _front_matter(licence: str, title: str) -> str:
     lines = [f"license: {licence}"] if licence else []
     tags = [title.lower().replace(" ", "-")] if title else []
     return "\n".join(["---", *lines, f"tags: [{', '.join([*tags, 'image-feature-extraction'])}]", "---"])
-
-
-def _usage(form: str, out: Path, source: Source) -> str:
-    build = source.model["build"]
-    if form in ("safetensors", "torch") and not is_plain(build):
-        form = "checkpoint"  # torchvision has no such network, but load_encoder reads the file
-    return FORMS[form].usage.format(
-        path=out.name,
-        arch=build["arch"],
-        depth=build["arch"].removeprefix("resnet"),
-        size=source.size,
-        channels=build["channels"],
-        pixel_mean=[round(255 * value, 3) for value in source.model["mean"]],
-        pixel_std=[round(255 * value, 3) for value in source.model["std"]],
-    )
 
 
 def _training(config: dict[str, Any], summary: dict[str, Any], step: str) -> list[str]:

@@ -20,6 +20,7 @@ Path = tuple[str, ...]
 # The reference's checkpoint.pth has the keys of a model in DistributedDataParallel ("module.backbone."), solo-learn's
 # those of the model alone ("backbone.").
 BACKBONE_PREFIXES = ("module.backbone.", "backbone.", "module.", "")
+LINEAR = {"weight": "kernel", "bias": "bias"}  # parameters of a linear layer
 BATCHES = "num_batches_tracked"  # torch's count of training batches, used only with momentum=None
 
 
@@ -104,10 +105,28 @@ def projector_from_torch(state_dict: Mapping[str, Any], *, prefix: str = "projec
 
 
 def projector_to_torch(variables: Mapping[str, Any], *, prefix: str = "projector.") -> dict[str, np.ndarray]:
-    """Converts a projector to a state dict with the reference's keys and `num_batches_tracked` = 0."""
-    linears = [name for name in variables["params"] if name.startswith("fc")]
-    table = _projector_table(len(linears), bias="bias" in variables["params"]["fc0"])
-    return {prefix + key: value for key, value in _write(variables, table).items()}
+    """Converts a projector, or another head of `models.build_projector`, to the state dict of an `nn.Sequential`.
+
+    Each layer is a Linear, a BatchNorm1d where the head has a batch norm, and a ReLU unless it is the last. A batch
+    norm without parameters is one of `affine=False`; one without a bias gets zeros. `num_batches_tracked` is 0.
+    """
+    params, stats = variables["params"], variables["batch_stats"]
+    layers = sum(name.startswith("fc") for name in params)
+    table: dict[str, Path | None] = {}
+    zeros, number = {}, 0
+    for layer in range(layers):
+        fc, bn = f"fc{layer}", f"bn{layer}"
+        table |= {f"{number}.{name}": ("params", fc, own) for name, own in LINEAR.items() if own in params[fc]}
+        number += 1
+        if bn in stats:
+            trained = params.get(bn, {})
+            keys = _batch_norm(str(number), (bn,))
+            table |= {key: path for key, path in keys.items() if not path or path[0] != "params" or path[-1] in trained}
+            if "scale" in trained and "bias" not in trained:
+                zeros[f"{number}.bias"] = np.zeros_like(np.asarray(trained["scale"]))
+            number += 1
+        number += 1  # the ReLU
+    return {prefix + key: value for key, value in (_write(variables, table) | zeros).items()}
 
 
 def _batch_norm(name: str, path: Path) -> dict[str, Path | None]:

@@ -18,9 +18,11 @@ from bt_jax import convert, models
 from bt_jax.augment import recipes
 from bt_jax.messages import UserError
 from bt_jax.run_folder import manifest, opening
-from bt_jax.weights import export_formats, foreign_files, key_names, load, model_card, prefixes
+from bt_jax.weights import export_formats, foreign_files, key_names, load, prefixes, usage
 
 NARROW = 1 / 16
+BATCH_NORM = [f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+LAST_COUNTS = [f"4.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
 
 
 def state_dict(arch: str, **options) -> dict[str, np.ndarray]:
@@ -139,6 +141,26 @@ def test_projector_round_trip(widths, bias):
     jax.tree.map(np.testing.assert_array_equal, convert.projector_from_torch(wrapped), jax.device_get(variables))
     bare = convert.projector_to_torch(variables, prefix="")
     assert list(bare) == [key.removeprefix("projector.") for key in sequential]
+
+
+@pytest.mark.parametrize(
+    "options, keys",
+    [  # the heads of BYOL, MoCo, SimCLR, SimSiam and DirectPred
+        ({"bias": True, "last_bias": False}, ["0.weight", "0.bias", *BATCH_NORM, "3.weight"]),
+        ({"hidden_norm": None}, ["0.weight", "2.weight"]),
+        ({"last_norm": ("scale",)}, ["0.weight", *BATCH_NORM, "3.weight", "4.weight", *LAST_COUNTS, "4.bias"]),
+        ({"last_norm": ()}, ["0.weight", *BATCH_NORM, "3.weight", *LAST_COUNTS]),
+        ({"hidden_norm": ()}, ["0.weight", *BATCH_NORM[2:], "3.weight"]),
+    ],
+)
+def test_heads_of_every_method_become_a_sequential(options, keys):
+    variables = models.build_projector(4, (8, 6), **options).init(jax.random.key(0))
+    sequential = convert.projector_to_torch(variables, prefix="")
+    assert list(sequential) == keys
+    number = next(key for key in reversed(keys) if sequential[key].ndim == 2)
+    np.testing.assert_array_equal(sequential[number], variables["params"]["fc1"]["kernel"].T)
+    if "4.bias" in keys:
+        assert sequential["4.bias"].tolist() == [0] * 6 and sequential["4.weight"].tolist() == [1] * 6
 
 
 def test_wrong_projectors_are_an_error():
@@ -371,16 +393,16 @@ def test_mistakes(encoder, tmp_path, capsys, variables):
     refused(capsys, "exists", encoder, "--to=safetensors", f"--out={safe}")
     refused(capsys, "There is no file or folder", tmp_path / "nowhere", "--to=checkpoint", out)
     refused(capsys, "invalid choice", encoder, "--to=onnx", out)
-    refused(capsys, "timm has no resnet18 with", encoder, "--to=timm", out)
-    refused(capsys, "detectron2 has no resnet18 with", encoder, "--to=detectron2", out)
+    refused(
+        capsys,
+        "detectron2 cannot build. Use --to=torchvision",
+        encoder,
+        "--to=detectron2",
+        out,
+    )
     refused(capsys, "not that of a resnet50", safe, "--to=checkpoint", out, "--arch=resnet50")
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
     refused(capsys, "lacks conv1.weight", tmp_path / "other.safetensors", "--to=checkpoint", out)
-    small = MODEL | {"build": MODEL["build"] | {"small_images": True}}
-    net = models.build(**small["build"])
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), init_shapes(net))
-    export_formats.write_encoder(tmp_path / "small", model=small, variables=zeros)
-    refused(capsys, "no 3x3 stem", tmp_path / "small", "--to=huggingface", out)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
 
 
@@ -465,7 +487,7 @@ def test_the_model_card_names_the_source_of_the_weights(variables, tmp_path):
     (run / "summary.json").write_text(json.dumps(summary))
     out = converted(run, "safetensors", tmp_path / "mine.safetensors", "--licence=cc-by-4.0")
     said = (tmp_path / "mine.md").read_text()
-    assert said.startswith("---\nlicense: cc-by-4.0\n") and f'load_encoder("{out.name}")' in said
+    assert said.startswith("---\nlicense: cc-by-4.0\n") and f'load_file("{out.name}")' in said
     for part in ("Step 8 of the run", "kNN top-1 54.3 %", "pretrained with Barlow Twins"):
         assert part in said, part
     assert [json.loads(block) for block in re.findall(r"```json\n(.*?)```", said, re.DOTALL)] == [config, summary]
@@ -490,7 +512,7 @@ def test_every_form_has_the_normalisation(tmp_path, monkeypatch):
     export_formats.write_hugging_face(source, tmp_path / "hf")
     hub = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
     assert (hub["image_mean"], hub["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    said = model_card._usage("detectron2", tmp_path / "r18.pkl", source)  # detectron2 uses grey levels
+    said = "\n".join(usage.CODE["detectron2"](source, "r18.pkl"))  # detectron2 uses grey levels
     assert "PIXEL_MEAN: [25.5, 51.0, 76.5]\n" in said and "PIXEL_STD: [102.0, 127.5, 153.0]\n" in said
     assert "DEPTH: 18, STRIDE_IN_1X1: False" in said and "WEIGHTS: r18.pkl" in said
 
