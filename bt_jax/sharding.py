@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bt_jax.messages import UserError, line
 
 AXIS = "data"
+PACKAGES = {"cuda": "jax[cuda13]", "tpu": "jax[tpu]"}  # JAX for a platform
 
 
 def make_mesh(devices=None) -> Mesh:
@@ -33,12 +34,15 @@ def all_devices() -> list[jax.Device]:
     """
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # for a missing platform; an AssertionError has no text
+    except (RuntimeError, AssertionError) as error:  # for a missing platform
         names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
         settings = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        package = next((extra for name, extra in PACKAGES.items() if name in settings), "")
+        install = f"Install JAX for it (pip install '{package}') and its driver, or unset" if package else "Unset"
         raise UserError(
-            f"JAX finds no device{f' for {settings}' if settings else ''}: {line(error, 200)}",
-            f"Unset {' and '.join(names) or 'JAX_PLATFORMS'} or set JAX_PLATFORMS=cpu.",
+            f"JAX finds no device{f' for {settings}' if settings else ''}"
+            f"{f': {line(error, 200)}' if str(error) else ''}",  # an AssertionError has no text
+            f"{install} {' and '.join(names) or 'JAX_PLATFORMS'} to use the CPU.",
         ) from None
 
 

@@ -114,7 +114,7 @@ def user_cache() -> Path:
 def _file_system():
     """The file system of gcsfs, for all threads."""
     if not importlib.util.find_spec("gcsfs"):
-        raise UserError("Paths of gs:// need gcsfs, which is not installed", "Run pip install -e '.[gcs]'.")
+        raise UserError("Paths of gs:// need gcsfs, which is not installed", "Run pip install gcsfs.")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # no tracebacks: a UserError reports the failure in one line
     return fsspec.filesystem("gcs", finalize_on_close=True)
 

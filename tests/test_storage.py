@@ -92,7 +92,7 @@ def test_a_process_has_one_file_system_without_a_listings_cache():
 def test_without_gcsfs_the_error_names_it(monkeypatch):
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
     storage._file_system.cache_clear()
-    with pytest.raises(UserError, match=r"gcsfs, which is not installed. Run pip install -e '.\[gcs\]'"):
+    with pytest.raises(UserError, match=r"gcsfs, which is not installed. Run pip install gcsfs"):
         storage.parse_path("gs://bucket/runs")
 
 

@@ -115,12 +115,28 @@ def _parse(argv: list[str]) -> list[str]:
         ) from None
     except (AttributeError, KeyError) as error:
         raise _unknown_key(argv, str(error)) from None
+    except flags.IllegalFlagValueError as error:
+        raise _invalid_value(str(error)) from None
     except Exception as error:
         raise UserError(" ".join(str(error).split()), "See --help and the docstring of the config file.") from None
     file = config_flags.get_config_filename(flags.FLAGS["config"]) if flags.FLAGS["config"].present else ""
     if not file:
         raise UserError("No --config is given", "Name a recipe, such as --config=quickstart.")
     return rest
+
+
+def _invalid_value(text: str) -> UserError:
+    """The error for a value of another type, from absl's text: "flag --config.seed=x: invalid literal for int() …"."""
+    option, _, reason = " ".join(text.split()).removeprefix("flag ").partition(": ")
+    kinds = {
+        "invalid literal for int": ("an integer", "128"),
+        "could not convert string to float": ("a number", "0.5"),
+        "Non-boolean argument": ("a switch", "True or False"),
+    }
+    kind, example = next((kinds[start] for start in kinds if start in reason), ("", ""))
+    if not kind:
+        return UserError(f"{option}: {reason}", "See --help and the docstring of the config file.")
+    return UserError(f"{option} is not {kind}", f"Write {option.partition('=')[0]}={example}, for example.")
 
 
 def _unknown_key(argv: list[str], text: str) -> UserError:

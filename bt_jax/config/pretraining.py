@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from bt_jax.augment import recipes
 from bt_jax.config.sections import Evals, Run, Section, key
+from bt_jax.messages import UserError
 
 _VIEW = {field.name: None for field in dataclasses.fields(recipes.View)}  # unset: as in the recipe
 
@@ -114,3 +115,11 @@ class Pretrain(Run):
     optim: Optim = dataclasses.field(default_factory=Optim)
     probe: Probe = dataclasses.field(default_factory=Probe)
     evals: PretrainEvals = dataclasses.field(default_factory=PretrainEvals)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size == 1:
+            raise UserError(
+                "config.batch_size=1 leaves batch norm and the loss without statistics",
+                "Set --config.batch_size=2 or more.",
+            )

@@ -22,6 +22,10 @@ def key(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+def _is_numbers(default: Any) -> bool:
+    return isinstance(default, tuple) and all(isinstance(each, int | float) for each in default)
+
+
 @dataclasses.dataclass(frozen=True)
 class Section:
     """Keys that belong together.
@@ -46,6 +50,12 @@ class Section:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             numbers = value if isinstance(value, tuple) else [value]
+            if any(isinstance(number, str) for number in numbers) and _is_numbers(field.default):
+                given, example = ",".join(map(str, numbers)), ",".join(map(str, field.default))
+                path = self.PATH + field.name
+                raise UserError(
+                    f"config.{path}={given} is no list of numbers", f"Write e.g. --config.{path}={example}."
+                )
             if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
                 path = self.PATH + field.name
                 raise UserError(f"config.{path}={value} is not finite", f"Set --config.{path} to a finite number.")

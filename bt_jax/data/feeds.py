@@ -13,10 +13,13 @@ from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.data.sources.selection import with_mixed
 from bt_jax.data.streamed import StreamedFeed
+from bt_jax.messages import UserError
 
 
 def open_data(options: Data) -> tuple[Source, UnreadableImages]:
     """Opens the data set of `config.data`; returns it and the record of its unreadable images."""
+    if options.name == "folder" and not (options.folder or options.npz):  # as the recipe for a folder says
+        raise UserError("No folder of images is named", "Set --config.data.folder=IMAGES.")
     source = open_source(
         options.name or None,
         data_dir=options.dir or None,

@@ -87,7 +87,7 @@ def _require_random_access(source: Source, base: str) -> None:
     if not source.random_access(base):
         raise UserError(
             f"The storage of {source.name} can only be read in sequence, which needs TensorFlow",
-            "Run pip install -e '.[tfds]', or copy the data set to a local disk.",
+            "Run pip install tensorflow tensorflow-datasets, or copy the data set to a local disk.",
         )
 
 

@@ -65,7 +65,7 @@ class Parquet:
 
     def __init__(self):
         if importlib.util.find_spec("pyarrow") is None:
-            raise UserError("--format=parquet needs pyarrow", "Run pip install -e '.[parquet]'.")
+            raise UserError("--format=parquet needs pyarrow", "Run pip install pyarrow.")
 
     def write(self, folder: Path, stem: str, rows: Rows) -> None:
         import pyarrow as pa

@@ -199,6 +199,7 @@ class ResNet(nnx.Module):
         base = stem_channels(width)
         self.dtype = jnp.dtype(dtype)
         self.small_images = small_images
+        self.channels = channels
         if small_images:
             self.conv1 = conv(channels, base, 3, padding=stem_padding, dtype=self.dtype, rngs=rngs)
         else:
@@ -221,7 +222,11 @@ class ResNet(nnx.Module):
         Returns:
           "maxpool" (with small_images, the output of the stem) and "layer1" to "layer4": (n, h, w, c) in the compute
           dtype; "features": (n, feature_dim), float32, or float64 if that is the compute dtype.
+
+        Raises:
+          UserError: the images have another shape, such as PyTorch's (n, channels, height, width).
         """
+        self._check(images.shape)
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train=train))
         if not self.small_images:
             padding = ((1, 1), (1, 1))  # with -inf, as in torch
@@ -232,3 +237,14 @@ class ResNet(nnx.Module):
             x = outputs[name] = getattr(self, name)(x, train=train)
         outputs["features"] = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return outputs
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if len(shape) == 4 and shape[-1] == self.channels:
+            return
+        torchs = len(shape) == 4 and shape[1] == self.channels
+        raise UserError(
+            f"Images of the shape {shape} are not (n, height, width, {self.channels})",
+            "Transpose them: images.transpose(0, 2, 3, 1)."
+            if torchs
+            else f"Pass a batch of images with {self.channels} channels, the channels last.",
+        )

@@ -3,7 +3,7 @@
     python -m bt_jax.plan --config=configs/pretrain_imagenet_r50.py --topology=v5e:16x16
         [--config.model.projector_sharding=sharded]
 
-libtpu (pip install -e '.[tpu]') compiles the real step of a pretraining config, with its real sharding, ahead of time.
+libtpu (pip install 'jax[tpu]') compiles the real step of a pretraining config, with its real sharding, ahead of time.
 The command runs no step and opens no data set. It prints for each chip:
 
 - the size of the state, the memory of the compiled step, and whether it fits;

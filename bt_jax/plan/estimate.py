@@ -79,7 +79,7 @@ def topology_mesh(name: str) -> tuple[Mesh, Chip]:
     if shape not in chip.slices:
         raise UserError(f"There is no {version} slice {shape!r}", f"Choose from {', '.join(chip.slices)}.")
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("The compiler for TPUs, libtpu, is not installed", "Run pip install -e '.[tpu]'.")
+        raise UserError("The compiler for TPUs, libtpu, is not installed", "Run pip install 'jax[tpu]'.")
     os.environ.update(COMPILER_ONLY | os.environ)
     topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
     # A v4 chip has two cores, which are one device on a TPU VM.

@@ -36,10 +36,8 @@ def open_encoder(settings: FromEncoder, *, dtype: str = "float32") -> Encoder:
     """The encoder of `settings.encoder`, or with `scratch` its architecture with new weights, drawn by the seed.
 
     Raises:
-      UserError: none is named, it is not there, or it is of another architecture than `arch`.
+      UserError: it is not there, or it is of another architecture than `arch`.
     """
-    if not settings.encoder:
-        raise UserError("No encoder is named", "Set --config.encoder to a run folder or one of its checkpoints.")
     model, variables, _ = load.read(settings.encoder)
     arch = model["build"]["arch"]
     if settings.arch and settings.arch != arch:
@@ -54,15 +52,18 @@ def complete(config: ConfigDict) -> ConfigDict:
     """Fills data and view settings that the config leaves open from the encoder's run.
 
     Raises:
-      UserError: no data set is named, and the encoder is not in a run folder.
+      UserError: no encoder is named, or it is not there; or no data set is named, by the config or the encoder's run.
     """
+    if not config.encoder:
+        raise UserError("No encoder is named", "Set --config.encoder to a run folder or one of its checkpoints.")
     config = ConfigDict(config.to_dict())
     run = _run_config(storage.parse_path(config.encoder))
     if not (config.data.name or config.data.folder or config.data.npz):
         if run is None:
+            load.weights_path(config.encoder)  # an error if there is none, which is the first thing to correct
             raise UserError(
                 f"No data set is named, and {config.encoder} is not in a run folder that would say",
-                "Set --config.data.name.",
+                "Set --config.data.folder=IMAGES, --config.data.npz=FILE or --config.data.name=NAME.",
             )
         neutral = {"evaluate": keys.evaluate, "finetune": keys.finetune}[config.task]().data
         open_keys = [key for key in DATA_KEYS if key in run["data"] and config.data[key] == neutral[key]]

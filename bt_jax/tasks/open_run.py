@@ -146,13 +146,13 @@ def check_warmup(settings: Pretrain) -> None:
 def check_devices(settings: Run, mesh: Mesh) -> None:
     """Refuses the wrong kind or number of devices; says so where an accelerator of this machine is not used."""
     platform = jax.default_backend()
-    extra = "cuda" if settings.platform == "gpu" else settings.platform
+    extra = "cuda13" if settings.platform == "gpu" else settings.platform
     if settings.platform not in ("any", platform):
         raise UserError(
             f"config.platform={settings.platform!r}, but JAX runs on {platform!r}",
             "Set JAX_PLATFORMS=cpu."
             if settings.platform == "cpu"
-            else f"Install JAX for it (pip install -e '.[{extra}]'), check that no"
+            else f"Install JAX for it (pip install 'jax[{extra}]'), check that no"
             " other process holds the device (lsof /dev/accel* /dev/nvidia*) and that JAX_PLATFORMS is unset, or set"
             " --config.platform=any.",
         )

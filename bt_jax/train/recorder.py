@@ -141,7 +141,7 @@ class Recorder:
             later, metrics, _ = self._unread
             self._log.write(later, _means(metrics) | {"epoch": later / self._run.plan.steps_per_epoch})
         self.save(state)
-        raise _not_finite(step, values)
+        raise _not_finite(step, values, self._run.settings.model.dtype)
 
 
 def _short(value: float) -> str:
@@ -155,13 +155,13 @@ def _means(window: Window) -> dict[str, float]:
     return {name: float(v.max() if name == "train/bad_steps" else v.mean()) for name, v in values.items()}
 
 
-def _not_finite(step: int, values: dict[str, float]) -> UserError:
+def _not_finite(step: int, values: dict[str, float], dtype: str) -> UserError:
     named = sorted((name for name in values if name.startswith("train/lr_")), reverse=True)
     rates = {name.removeprefix("train/lr_"): values[name] for name in named}
     keys = " or ".join(f"--config.optim.lr_{name}" for name in rates)
     return UserError(
         f"Loss or gradient not finite in {values['train/bad_steps']:.0f} steps in a row before step {step}"
         f" (learning rates: {', '.join(f'{name} {rate:.3g}' for name, rate in rates.items())})",
-        f"Those steps changed nothing and the state is saved. Lower {keys}, or try --config.model.dtype=float32, in a"
-        " new --workdir.",
+        f"Those steps changed nothing and the state is saved. Lower {keys}"
+        f"{'' if dtype == 'float32' else ', or try --config.model.dtype=float32,'} in a new --workdir.",
     )

@@ -46,3 +46,19 @@ def test_a_missing_import_of_a_config_file_gives_one_line(monkeypatch, message, 
     with pytest.raises(UserError, match="imports a missing module: .*") as caught:
         config_program._parse(["main"])
     assert message in str(caught.value) and fix in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        ("--config.batch_size=abc", "--config.batch_size=abc is not an integer. Write --config.batch_size=128"),
+        ("--config.total_epochs=1,5", "--config.total_epochs=1,5 is not a number. Write --config.total_epochs=0.5"),
+        ("--config.data.on_device=abc", "is not a switch. Write --config.data.on_device=True or False"),
+        ("--process=abc", "--process=abc is not an integer"),
+    ],
+)
+def test_a_value_of_another_type_is_one_line(option, said):
+    program = [sys.executable, "-m", "bt_jax", "pretrain", "--config=quickstart:smoke", option]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("bt_jax: ") and done.stderr.count("\n") == 1
+    assert said in done.stderr, done.stderr

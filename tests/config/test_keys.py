@@ -63,3 +63,21 @@ def test_numbers_that_are_not_finite(key, value):
 def test_pixels_have_a_finite_mean_and_a_deviation(name, values):
     with pytest.raises(UserError, match=f"The view setting {name}=.* is invalid. Set it to"):
         recipes.recipe_from_config({"name": "imagenet", name: values})
+
+
+def test_a_batch_of_one_image():
+    """Batch norm and the loss need statistics. Fine-tuning may do without those of a batch."""
+    config = keys.pretrain()
+    config.batch_size = 1
+    with pytest.raises(UserError, match="config.batch_size=1 leaves .* without statistics. Set --config.batch_size=2"):
+        keys.read(config)
+    config = keys.finetune()
+    config.batch_size = 1
+    assert keys.read(config).batch_size == 1
+
+
+def test_a_list_of_numbers_that_is_text():
+    config = keys.pretrain()
+    config.model.projector = ("wide", "64")
+    with pytest.raises(UserError, match="config.model.projector=wide,64 is no list of numbers. Write e.g."):
+        keys.read(config)

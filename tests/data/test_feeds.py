@@ -62,3 +62,9 @@ def test_a_run_keeps_its_reader():
 def test_a_reader_that_is_none():
     with pytest.raises(UserError, match="config.data.reader='grain' is unknown. Choose from"):
         keys.read(changed(keys.pretrain(), **{"data.reader": "grain"}))
+
+
+def test_a_folder_that_nobody_names():
+    """Not a TFDS data set of that name."""
+    with pytest.raises(UserError, match="No folder of images is named. Set --config.data.folder=IMAGES."):
+        feeds.open_data(keys.read(changed(keys.pretrain(), **{"data.name": "folder"})).data)

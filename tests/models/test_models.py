@@ -285,3 +285,13 @@ def test_user_errors():
             models.build("resnet18", width=width)
     with pytest.raises(UserError, match="widths"):
         models.build_projector(8, ())
+
+
+@pytest.mark.parametrize(
+    "shape, fix",
+    [((2, 3, 16, 16), r"images.transpose\(0, 2, 3, 1\)"), ((16, 16, 3), "a batch of"), ((2, 16, 16, 1), "3 channels")],
+)
+def test_images_of_another_layout_are_an_error(shape, fix):
+    net = models.build("resnet18", **TINY)
+    with pytest.raises(UserError, match=rf"are not \(n, height, width, 3\). .*{fix}"):
+        jax.eval_shape(lambda v: net.apply(v, jnp.zeros(shape), train=False), abstract(net))

@@ -132,13 +132,13 @@ def test_wrong_topologies(name, choices):
 
 def test_missing_libtpu(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
+    with pytest.raises(UserError, match=r"pip install 'jax\[tpu\]'"):
         estimate.topology_mesh("v5e:2x2")
 
 
 def test_a_real_slice():
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("no libtpu: pip install -e '.[tpu]'")
+        pytest.skip("no libtpu: pip install 'jax[tpu]'")
     # libtpu reads its environment once: the command needs its own process.
     command = [
         sys.executable,

@@ -238,7 +238,14 @@ def test_wrong_input(pretrained, tmp_path):
         evaluation(encoder=str(tmp_path), **{"data.name": "patterns"}),
         tmp_path,
     )
-    refused("No data set is named", evaluate.run, evaluation(encoder=str(tmp_path)), tmp_path)
+    refused("There is no file or folder", evaluate.run, evaluation(encoder=str(tmp_path / "nowhere")), tmp_path)
+    (tmp_path / "weights.safetensors").touch()
+    refused(
+        "No data set .* --config.data.folder=",
+        evaluate.run,
+        evaluation(encoder=f"{tmp_path}/weights.safetensors"),
+        tmp_path,
+    )
     refused("is a tiny, not a resnet50", evaluate.run, evaluation(arch="resnet50"), tmp_path)
     refused(
         "is empty", evaluate.run, evaluation(**{"data.train_split": "train[5:5]", "data.name": "patterns"}), tmp_path

@@ -114,3 +114,10 @@ def test_a_line_comes_at_least_every_15_seconds(tmp_path, monkeypatch, capsys):
     between = [line.split()[1] for line in said if line.startswith("step ") and "loss" not in line]
     assert between == ["4/10", "7/10", "10/10"] and said[2].endswith("43 pairs/s  ETA 0:36")
     assert [line["step"] for line in lines(tmp_path)] == [10]
+
+
+def test_a_lost_run_in_float32_gets_no_advice_of_float32():
+    values = {"train/bad_steps": 3.0, "train/lr_weights": 0.5}
+    half, single = (str(recorder._not_finite(8, values, dtype)) for dtype in ("bfloat16", "float32"))
+    assert "Lower --config.optim.lr_weights, or try --config.model.dtype=float32, in a new --workdir." in half
+    assert "Lower --config.optim.lr_weights in a new --workdir." in single

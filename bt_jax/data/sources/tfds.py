@@ -257,10 +257,11 @@ def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
         present = (
             f"it has {', '.join(v.name for v in versions)}" if versions else "there is no such folder or it is empty"
         )
-        fix = f"Set the data folder, now {root}, to that of your data (--data_dir or TFDS_DATA_DIR)"
-        build = f"make the data with `tfds build {name.split(':')[0]} --data_dir={root}`"
+        fix = f"Replace {root} by" if data_dir else "Set TFDS_DATA_DIR to"
+        build = f"`tfds build {name.split(':')[0]} --data_dir={root}`"
         raise UserError(
-            f"Data set {name!r} is not in {folder} ({present})", f"{fix}, or {build}; bt_jax downloads nothing."
+            f"Data set {name!r} is not in {folder} ({present})",
+            f"{fix} the folder that has it, or make it with {build} (of the extra tfds); bt_jax downloads nothing.",
         )
     return wanted[-1]
 

@@ -204,10 +204,11 @@ def test_missing_tfds_data_names_the_folder_and_the_command(tmp_path, monkeypatc
         with pytest.raises(UserError) as caught:
             open_source(name, data_dir=tmp_path)
         assert str(tmp_path / name.split(":")[0]) in caught.value.cause
-        assert "TFDS_DATA_DIR" in caught.value.fix and "tfds build" in caught.value.fix
+        assert f"Replace {tmp_path} by" in caught.value.fix and "tfds build" in caught.value.fix
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
-    with pytest.raises(UserError, match="elsewhere"):
+    with pytest.raises(UserError, match="elsewhere.*Set TFDS_DATA_DIR") as caught:
         open_source("cifar10")
+    assert "-data_dir" not in caught.value.fix.replace("tfds build cifar10 --data_dir", ""), "not a flag of training"
     with pytest.raises(UserError, match="not a data set"):
         open_source("../cifar10", data_dir=tmp_path)
 
