@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv and pretrains on the embedded data set. bt_jax.main gets all arguments of this script.
+# Sets up .venv and pretrains on the embedded data set. bt-jax pretrain gets all arguments of this script.
 #   bash launch/quickstart.sh
 #   bash launch/quickstart.sh --config.seed=1 --workdir=runs/seed1
 set -euo pipefail
@@ -11,12 +11,13 @@ run=runs/quickstart
 for argument in "$@"; do
   case $argument in --workdir=*) run=${argument#--workdir=} ;; esac
 done
-.venv/bin/python -m bt_jax.main --config=configs/quickstart.py --workdir="$run" "$@"
+.venv/bin/bt-jax pretrain --config=quickstart --workdir="$run" "$@"
 cat <<EOF
 
 Next:
   open $run/report.html
-  .venv/bin/python -c 'import bt_jax; net, variables = bt_jax.load_encoder("$run"); print(net.feature_dim, "features")'
-  .venv/bin/python -m bt_jax.main --help
-  CIFAR-10, ImageNet and your own images: docs/recipes.md
+  .venv/bin/bt-jax pretrain --config=pretrain_folder:smoke,size=64 --config.data.folder=IMAGES --workdir=runs/mine
+      your own photographs, in a small form that takes a minute; docs/recipes.md has the full one
+  .venv/bin/bt-jax --help
+  docs/recipes.md: CIFAR-10, ImageNet, all options
 EOF

@@ -21,8 +21,11 @@ def make_plan(settings: Run, images: int) -> Plan:
     """Raises UserError where the data set is smaller than one batch."""
     steps_per_epoch = images // settings.batch_size
     if not steps_per_epoch:
+        fraction = getattr(settings.data, "fraction", 1)  # of fine-tuning
+        share = f"a share of {fraction:g} of " if fraction != 1 else ""
+        also = " or a larger --config.data.fraction" if share else ""
         raise UserError(
-            f"{images} images in {settings.data.train_split!r} do not fill one batch of {settings.batch_size}",
-            "Set a smaller --config.batch_size.",
+            f"{images} images in {share}{settings.data.train_split!r} do not fill one batch of {settings.batch_size}",
+            f"Set a smaller --config.batch_size{also}.",
         )
     return Plan(steps_per_epoch, max(round((settings.total_epochs + settings.extend_epochs) * steps_per_epoch), 1))
