@@ -92,4 +92,18 @@ FAULTS = (
         "pass",
         ("test_the_exit_status_with_a_closed_pipe",),
     ),
+    Fault(
+        "advice-float32",
+        "_not_finite",
+        "dtype == 'float32'",
+        "dtype == 'bfloat16'",
+        ("test_a_lost_run_in_float32_gets_no_advice_of_float32",),
+    ),
+    Fault(
+        "layout-of-images",
+        "ResNet._check",
+        "shape[-1] == self.channels",
+        "self.channels in shape",
+        ("test_images_of_another_layout_are_an_error",),
+    ),
 )
