@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from bt_jax import storage
 from bt_jax.cli import tool
+from bt_jax.data.sources import orientation
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.broken import allowed, enough
 from bt_jax.data.sources.checking import CheckedImage, check_images
@@ -38,7 +39,13 @@ def run(options: argparse.Namespace) -> None:
     """Checks the splits and writes the requested files. UserError for anything that the user can fix."""
     if sum(option is not None for option in (options.data, options.npz_in, options.folder)) != 1:
         raise UserError("One data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE.")
-    source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in, folder=options.folder)
+    source = open_source(
+        options.data,
+        data_dir=options.data_dir,
+        npz=options.npz_in,
+        folder=options.folder,
+        exif_orientation=options.exif_orientation,
+    )
     splits = options.splits.split(",") if options.splits else list(source.splits)
     source = with_mixed(source, splits)
     unreadable = {split: check(source, split) for split in splits}
@@ -93,6 +100,13 @@ def parser() -> tool.Parser:
     parser.add_argument("--npz", metavar="FILE", help="write the splits to this cache file")
     parser.add_argument(
         "--shards", metavar="DIR/NAME", help="write the splits as TFRecord shards, the TFDS data set NAME in DIR"
+    )
+    parser.add_argument(
+        "--exif_orientation",
+        choices=orientation.CHOICES,
+        default="auto",
+        help="turn photographs upright; auto: those of a folder, and of a file or shards written from one. What is"
+        " written keeps the original bytes and records this for its readers (default: auto)",
     )
     parser.add_argument("--splits", metavar="A,B", help="the splits to check and write (default: all)")
     parser.add_argument(

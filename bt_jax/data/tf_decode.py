@@ -6,7 +6,7 @@ Only CMYK images and JPEGs that are shrunk during decoding differ, by rounding.
 
 import numpy as np
 
-from bt_jax.data.sources import decode
+from bt_jax.data.sources import decode, orientation
 
 # TensorFlow decodes a JPEG of less than 2^29 values (core/lib/jpeg/jpeg_mem.cc). A pixel has up to 4 values, and
 # decoding at 1/8 rounds the sides up.
@@ -31,6 +31,25 @@ def fit(data, canvas: int, channels: int = 3):
     )
     image = tf.cond(tf.reduce_all(tf.shape(image)[:2] == size), lambda: image, lambda: _shrink(image, size))
     return shaped(image, [None, None, channels]), shaped(size, [2])
+
+
+def turned(image, size, number):
+    """Makes an image of `fit` upright, like `orientation.turned`; number: its EXIF orientation, an int32 tensor."""
+    import tensorflow as tf
+
+    def among(numbers):
+        return tf.reduce_any(tf.equal(number, numbers))
+
+    def turn():
+        exchanged = tf.cond(
+            among(orientation.EXCHANGED), lambda: tf.transpose(image, [1, 0, 2]), lambda: tf.identity(image)
+        )
+        reverse = tf.stack([among(orientation.ROWS_REVERSED), among(orientation.COLUMNS_REVERSED), False])
+        return tf.reverse(exchanged, tf.reshape(tf.where(reverse), [-1]))
+
+    upright = tf.cond(tf.equal(number, orientation.UPRIGHT), lambda: tf.identity(image), turn)
+    size = tf.cond(among(orientation.EXCHANGED), lambda: size[::-1], lambda: tf.identity(size))
+    return shaped(upright, [None, None, image.shape[-1]]), shaped(size, [2])
 
 
 def _decode_jpeg(data, canvas: int, channels: int):

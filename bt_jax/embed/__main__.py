@@ -31,6 +31,7 @@ from collections.abc import Sequence
 
 from bt_jax import messages
 from bt_jax.cli import jax_settings, tool
+from bt_jax.data.sources import orientation
 from bt_jax.embed import shards
 from bt_jax.embed.record import CANVAS
 from bt_jax.weights import load
@@ -67,6 +68,13 @@ def parser() -> tool.Parser:
     )
     add("--folder", metavar="DIR", help="a folder of images instead of a named data set")
     add("--npz_in", metavar="FILE", help="a cache file of bt_jax.prepare instead of a named data set")
+    add(
+        "--exif_orientation",
+        choices=orientation.CHOICES,
+        default="auto",
+        help="turn photographs upright; auto: those of a folder, and of a cache file or shards written from one"
+        " (default: auto)",
+    )
     add("--splits", metavar="A,B", help='the splits, whole or cut like "train[:1000]" (default: all)')
     add(
         "--out",

@@ -22,7 +22,8 @@ class Selection(Source):
         self._part = np.repeat(np.arange(len(parts)), [len(ids) for _, ids in parts])
         self._ids = np.concatenate([ids for _, ids in parts])
         self.name, self.num_classes, self.class_names = source.name, source.num_classes, source.class_names
-        self.splits, self.kind = source.splits | {name: len(self._ids)}, source.kind
+        self.splits = source.splits | {name: len(self._ids)}
+        self.kind, self.upright = source.kind, source.upright
 
     def labelled(self, base):
         return all(self._source.labelled(base) for base in self._bases(base))
