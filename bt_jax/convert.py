@@ -17,7 +17,7 @@ folder; behind any prefix ("model.", "_orig_mod.", "module.encoder_q."), where o
     stablehlo     the program with its weights, for jax.export    one file
 
 Each form comes with a model card: README.md in a folder, NAME.md beside a file. Reading a file never executes its
-content. Exit status 0: written; 2: an error, with one line on stderr.
+content. Exit status 0: written; 2: an error, with one line on stderr; 130: stopped by Ctrl-C.
 
 In Python: from_torch, to_torch, projector_from_torch, projector_to_torch on dicts of arrays.
 """
@@ -159,7 +159,7 @@ def _parser() -> tool.Parser:
         type=_pixels,
         help=f"side of the images (default: that of the run, or {SIZE} without a run)",
     )
-    add("--licence", default="", help="licence of the weights for the model card, e.g. cc-by-nc-4.0")
+    add("--licence", default="", help="licence of the weights for the model card, such as mit")
     return parser
 
 

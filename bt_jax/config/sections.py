@@ -83,7 +83,9 @@ class Data(Section):
     on_device: bool = key(True, "keep the whole set on the device as uint8; False: stream it from disk")
     reader: str = key("auto", '"tensorflow" or "pillow" for streamed images; "auto": tensorflow if it is installed')
     exif_orientation: str = key(
-        "auto", '"apply" turns photographs upright, "ignore" does not; "auto": apply in a folder, ignore in TFDS data'
+        "auto",
+        '"apply" turns photographs upright, "ignore" does not; "auto": apply to a folder and to what bt_jax.prepare'
+        " wrote from one",
     )
     canvas: int = key(512, "pixels of the square onto which streamed images are decoded")
     shuffle_buffer: int = key(0, "window of images to shuffle in; 0: a permutation if storage allows it. Streamed only")

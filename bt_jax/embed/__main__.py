@@ -29,7 +29,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bt_jax import messages
 from bt_jax.cli import jax_settings, tool
 from bt_jax.data.sources import orientation
 from bt_jax.embed import shards
@@ -39,11 +38,8 @@ from bt_jax.weights import load
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
-    try:
-        return tool.run(parser(), _run, arguments)
-    except KeyboardInterrupt:
-        messages.put("embed: stopped. Run the same command to resume after the last complete shard.", sys.stderr)
-        return 130
+    stopped = "stopped. Run the same command to resume after the last complete shard."
+    return tool.run(parser(), _run, arguments, stopped=stopped)
 
 
 def _run(options: argparse.Namespace) -> None:

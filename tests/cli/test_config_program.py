@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bt_jax.cli import config_program
+from bt_jax.config import arguments, keys
 from bt_jax.messages import UserError
 from tests.support.paths import ROOT
 
@@ -46,3 +47,19 @@ def test_a_missing_import_of_a_config_file_gives_one_line(monkeypatch, message, 
     with pytest.raises(UserError, match="imports a missing module: .*") as caught:
         config_program._parse(["main"])
     assert message in str(caught.value) and fix in str(caught.value)
+
+
+def test_the_help_starts_with_config_and_has_every_key():
+    """Wrapped to the terminal."""
+    environment = os.environ | {"COLUMNS": "100", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "bt_jax.main", "--help"]
+    text = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+    options = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+    assert options[0] == "--config=RECIPE[:ARGUMENTS]"
+    tasks = (keys.pretrain, keys.evaluate, keys.finetune)
+    known = {key for task in tasks for key in arguments.flatten(arguments.to_dict(task()))}
+    fields = {key for key in known if key.startswith(("views.view1.", "views.view2."))}
+    assert known - fields == {option.removeprefix("--config.").partition("=")[0] for option in options} & known
+    assert all(text.count(key.rpartition(".")[2]) >= 2 for key in fields)
+    described = text.partition("Keys of a config")[2].partition("flags:")[0]
+    assert max(map(len, described.splitlines())) <= 100
