@@ -15,6 +15,7 @@ from bt_jax.data.sources.checking import check_images
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.data.sources.selection import concatenated
+from bt_jax.embed import record
 from bt_jax.embed.reading import one_size
 from bt_jax.tasks import from_encoder, open_run
 from tests.support.drawn_images import Listed, encode
@@ -186,3 +187,21 @@ def test_the_config_key_reaches_the_source(photographs):
         values = {"data.folder": str(photographs), "data.exif_orientation": value}
         source, _ = feeds.open_data(keys.read(changed(keys.pretrain(), **values)).data)
         assert source.upright == (value != "ignore")
+
+
+def test_headers_are_turned_like_pixels():
+    records = [(photograph(number), 0) for number in (5, 6, 7, 8)]
+    assert one_size(Listed(records), Listed(records).span("train"))[0] == (12, 20)
+    source = upright([data for data, _ in records])
+    assert one_size(source, source.span("train"))[0] == source.arrays("train").images.shape[1:3] == (20, 12)
+
+
+def test_a_folder_of_embeddings_keeps_its_orientation(tmp_path):
+    """A folder from before the option goes on with the pixels that it had."""
+    assert record.orientation_of(tmp_path) == "auto"
+    for settings, kept in (({}, "ignore"), ({"exif_orientation": "apply"}, "apply")):
+        (tmp_path / "embed.json").write_text(json.dumps({"settings": settings, "splits": {}}))
+        assert record.orientation_of(tmp_path) == kept
+        old = json.loads((tmp_path / "embed.json").read_text())
+        assert record._differences(old, {"exif_orientation": kept}, {}) == []
+        assert record._differences(old, {"exif_orientation": "none"}, {}) == [f"exif_orientation: {kept} -> none"]
