@@ -154,7 +154,7 @@ def fit(data: bytes | Exception, canvas: int, channels: int = 3, *, upright: boo
         size = (width, height)
         if longest > canvas:
             size = (max(1, round(width * canvas / longest)), max(1, round(height * canvas / longest)))
-        if image.format == "JPEG" and longest >= 2 * canvas:
+        if image.format in ("JPEG", "MPO") and longest >= 2 * canvas:
             decode.check_size(width, height)
             image.draft(None, size)
             pixels = np.asarray(image.convert(decode.MODES[channels]))
