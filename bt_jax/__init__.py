@@ -1,7 +1,7 @@
 """Barlow Twins self-supervised pretraining in JAX (Zbontar et al., arXiv 2103.03230).
 
 net, variables = bt_jax.load_encoder("runs/quickstart")
-features = net.apply(variables, images, train=False)
+features = net.apply(variables, bt_jax.preprocess(images, net), train=False)
 """
 
 import importlib
@@ -9,16 +9,22 @@ import importlib
 from bt_jax import compilers
 
 __version__ = "0.1.0"
-__all__ = ["augment", "convert", "load_encoder", "losses", "models", "optim"]
+__all__ = ["augment", "convert", "evals", "load_encoder", "losses", "models", "objectives", "optim", "preprocess"]
+
+_FUNCTIONS = {"load_encoder": "bt_jax.weights.load", "preprocess": "bt_jax.models.inputs"}  # name -> its module
 
 
 def __getattr__(name: str):
     # Submodules are imported when they are used: `import bt_jax` takes no time and touches no device.
-    if name == "load_encoder":
-        return importlib.import_module("bt_jax.weights.load").load_encoder
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in __all__:
         return importlib.import_module(f"bt_jax.{name}")
     raise AttributeError(f"module 'bt_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 compilers.install()  # before any backend starts: releases of XLA that compute wrongly

@@ -17,8 +17,8 @@ folder; behind any prefix ("model.", "_orig_mod.", "module.encoder_q."), where o
     stablehlo     the program with its weights, for jax.export    one file
 
 Each form comes with a model card: README.md in a folder, NAME.md beside a file. The card has the code that builds the
-network in the other program, for any width and stem. Reading a file never executes its
-content. Exit status 0: written; 2: an error, with one line on stderr.
+network in the other program, for any width and stem. Reading a file never executes its content. Exit status 0:
+written; 2: an error, with one line on stderr; 130: stopped by Ctrl-C.
 
 In Python: from_torch, to_torch, projector_from_torch, projector_to_torch on dicts of arrays.
 """
@@ -32,8 +32,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import logging
-
+import bt_jax.cli  # noqa: F401 - before all that takes long to import, so that Ctrl-C is one line
 from bt_jax import storage
 from bt_jax.cli import jax_settings, tool
 from bt_jax.messages import UserError, is_disk_full, line
@@ -47,6 +46,8 @@ NAME_LENGTH = 200  # of the 255 that a file system allows: temporary names have 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
+    from absl import logging  # imported here, because bt_jax.cli comes first
+
     logging.set_verbosity(logging.FATAL)  # Orbax's threads log tracebacks of errors that are reported in one line here
     return tool.run(_parser(), run, arguments)
 
@@ -160,7 +161,7 @@ def _parser() -> tool.Parser:
         type=_pixels,
         help=f"side of the images (default: that of the run, or {SIZE} without a run)",
     )
-    add("--licence", default="", help="licence of the weights for the model card, e.g. cc-by-nc-4.0")
+    add("--licence", default="", help="licence of the weights for the model card, such as mit")
     return parser
 
 

@@ -7,9 +7,10 @@
     python -m bt_jax.prepare --folder=DIR --shards=OUT/NAME                      # and write it as TFRecord shards
 
 Reads every image of every split. Prints counts, sizes and classes, the files that were left out, and the unreadable
-images by file or id, with the reason. Up to a share of --broken_limit, unreadable images are written unchanged;
-training then replaces them.
-Exit status 0: no unreadable image, or everything is written; 2: an error, with one line on stderr.
+images by file or id, with the reason. Up to --broken_limit, as in training, they are only counted: they are written
+unchanged, and training replaces them.
+Exit status 0: training accepts the images, and everything is written; 2: an error, with one line on stderr; 130:
+stopped by Ctrl-C, with no partial file.
 """
 
 import argparse
@@ -18,8 +19,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+import bt_jax.cli  # noqa: F401 - before all that takes long to import, so that Ctrl-C is one line
 from bt_jax import storage
 from bt_jax.cli import tool
+from bt_jax.data.sources import orientation
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.broken import allowed, enough
 from bt_jax.data.sources.checking import CheckedImage, check_images
@@ -38,7 +41,13 @@ def run(options: argparse.Namespace) -> None:
     """Checks the splits and writes the requested files. UserError for anything that the user can fix."""
     if sum(option is not None for option in (options.data, options.npz_in, options.folder)) != 1:
         raise UserError("One data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE.")
-    source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in, folder=options.folder)
+    source = open_source(
+        options.data,
+        data_dir=options.data_dir,
+        npz=options.npz_in,
+        folder=options.folder,
+        exif_orientation=options.exif_orientation,
+    )
     splits = options.splits.split(",") if options.splits else list(source.splits)
     source = with_mixed(source, splits)
     unreadable = {split: check(source, split) for split in splits}
@@ -59,23 +68,22 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, list[CheckedImage]]) -> None:
-    """UserError if images are unreadable: more than the limit for writing, or any if nothing is written."""
-    writes, total = bool(options.npz or options.shards), sum(map(len, unreadable.values()))
+    """UserError if more images of a split are unreadable than the limit, which is that of training."""
     for split, images in unreadable.items():
         span = source.span(split)
         count = span.stop - span.start
-        if writes and len(images) > allowed(options.broken_limit, count):
-            allow = f", or allow them with --broken_limit={enough(len(images), count)}" * (len(images) < count)
+        if len(images) > allowed(options.broken_limit, count):
+            share = enough(len(images), count)
+            allow = f", or allow them with --broken_limit={share}, and in training --config.data.broken_limit={share}"
+            allow *= len(images) < count
             raise UserError(
                 f"{len(images)} of the {count} images of {source.name}, split {span.base!r}, cannot be read, listed"
                 " above",
                 f"Restore them from their origin{allow}.",
             )
-    if total and writes:
-        print(f"{total} of them cannot be read and are written unchanged: ids stay, and training replaces them")
-    elif total:
-        images = "1 unreadable image" if total == 1 else f"{total} unreadable images"
-        raise UserError(f"{source.name} has {images}, listed above", "Restore them from their origin.")
+    if total := sum(map(len, unreadable.values())):
+        written = " and are written unchanged: ids stay," if options.npz or options.shards else ":"
+        print(f"{total} of them cannot be read{written} training replaces them")
 
 
 def parser() -> tool.Parser:
@@ -94,14 +102,20 @@ def parser() -> tool.Parser:
     parser.add_argument(
         "--shards", metavar="DIR/NAME", help="write the splits as TFRecord shards, the TFDS data set NAME in DIR"
     )
+    parser.add_argument(
+        "--exif_orientation",
+        choices=orientation.CHOICES,
+        default="auto",
+        help="turn photographs upright; auto: those of a folder, and of a file or shards written from one. What is"
+        " written keeps the original bytes and records this for its readers (default: auto)",
+    )
     parser.add_argument("--splits", metavar="A,B", help="the splits to check and write (default: all)")
     parser.add_argument(
         "--broken_limit",
         metavar="SHARE",
         type=float,
         default=0.01,
-        help="share of a split's images that may be unreadable when it is written, and at least 10; 0: none"
-        " (default: 0.01)",
+        help="share of a split's images that may be unreadable, and at least 10; 0: none (default: 0.01)",
     )
     return parser
 

@@ -148,6 +148,21 @@ def test_light_modules_load_no_framework():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+def test_public_names_are_listed_and_imported_when_they_are_used():
+    script = (
+        "import sys, bt_jax, bt_jax.evals as e; print({*dir(bt_jax)} >= {*bt_jax.__all__}, {*dir(e)} >= {*e.__all__});"
+    )
+    script += (
+        "print([name for name in ('jax', 'numpy') if name in sys.modules]); from bt_jax import *; print(preprocess)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    listed, loaded, function = done.stdout.splitlines()
+    assert (listed, loaded) == ("True True", "[]") and function.startswith("<function preprocess")
+    for module in (bt_jax, bt_jax.evals):
+        assert all(callable(getattr(module, name)) or getattr(module, name).__doc__ for name in module.__all__)
+        assert not hasattr(module, "nothing")
+
+
 def test_the_self_check_loads_with_jax_alone(tmp_path):
     """The self check runs first on a new machine, perhaps before other packages are installed."""
     packages = Path(jax.__file__).parents[1]

@@ -62,7 +62,7 @@ def run(request, tmp_path, monkeypatch):
     root = tmp_path / "runs" / "mine" / "checkpoints"
     root.mkdir(parents=True)
     export_formats.write_encoder(
-        root / "8000", model={"build": build, "mean": [0.5], "std": [0.25]}, variables=variables
+        root / "8000", model={"build": build, "mean": [0.5] * 3, "std": [0.25] * 3}, variables=variables
     )
     monkeypatch.chdir(tmp_path)
     return variables

@@ -25,8 +25,8 @@ RECIPES = Path(__file__).parents[1] / "configs"
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Recipe, with arguments after a colon: quickstart:smoke, or your config file, mine.py. Every key can be"
-    " overridden: --config.optim.lr_weights=0.3",
+    "a recipe by its name, such as quickstart, or a config file, such as mine.py; arguments follow a colon:"
+    " quickstart:smoke. Each key below can be overridden: --config.optim.lr_weights=0.3",
     lock_config=True,
 )
 
@@ -41,7 +41,9 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
     if any(argument.startswith("--help") for argument in argv or sys.argv):
         from bt_jax.config import keys
 
-        sys.modules["__main__"].__doc__ = f"{doc}\nKeys of a config and their defaults:\n{keys.describe()}\n"
+        option = keys.entry("--config=RECIPE[:ARGUMENTS]", flags.FLAGS["config"].help)
+        described = f"{option}\n\nKeys of a config and their defaults:\n{keys.describe()}"
+        sys.modules["__main__"].__doc__ = f"{doc}\n{described}\n"
     logging._warn_preinit_stderr = False  # "Logging before flag parsing goes to stderr": absl has no public switch
     logging.set_verbosity(logging.WARNING)  # Orbax logs a hundred lines per save; --verbosity=0 shows them
     logging.get_absl_handler().addFilter(_is_not_reported_elsewhere)

@@ -25,11 +25,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message[:1].upper() + message[1:], "See --help.")
 
 
-def run(parser: Parser, command: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None) -> int:
+def run(
+    parser: Parser,
+    command: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None,
+    *,
+    stopped: str = "stopped.",
+) -> int:
     """Calls command(options) with the parsed arguments, by default those of the program.
 
+    Args:
+      stopped: the line for Ctrl-C.
+
     Returns:
-      The exit status: 0, or 2 after a UserError, which is printed as one line on stderr.
+      The exit status: 0; 2 after a UserError, 130 after Ctrl-C, each with one line on stderr.
     """
     with messages.lasting():
         try:
@@ -37,4 +46,7 @@ def run(parser: Parser, command: Callable[[argparse.Namespace], None], arguments
         except UserError as error:
             print(f"{parser.name}: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            messages.put(f"{parser.name}: {stopped}", sys.stderr)
+            return 130
     return 0

@@ -1,6 +1,8 @@
 """Configs as config files see them: a mutable ConfigDict with every key of a task, made from the sections."""
 
 import dataclasses
+import shutil
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -71,15 +73,24 @@ def _section(kind: type[Section], config: ConfigDict) -> Any:
 
 
 def describe() -> str:
-    """Every key with its default and its help, one a line; shared keys are listed under the first task."""
+    """Every key with its default and its help; shared keys are listed under the first task."""
     lines, seen = [], set()
     for name, kind in TASKS.items():
         lines.append(f"\n  task {name}:")
         for path, default, text in _described(kind()):
             if (path, default, text) not in seen:
                 seen.add((path, default, text))
-                lines.append(f"  --config.{path}={default}".ljust(42) + "  " + text)
+                lines.append(entry(f"--config.{path}={default}", text))
     return "\n".join(lines)
+
+
+def entry(option: str, text: str) -> str:
+    """An option and its help, wrapped to the terminal, or to 120 columns."""
+    columns = max(shutil.get_terminal_size((120, 0)).columns, 80)
+    start, further = f"  {option}".ljust(42) + "  ", " " * 44
+    return textwrap.fill(
+        text, columns, initial_indent=start, subsequent_indent=further, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _described(section: Section, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -91,7 +102,7 @@ def _described(section: Section, prefix: str = "") -> Iterator[tuple[str, str, s
         elif texts := field.metadata.get("keys"):
             yield from ((f"{prefix}{field.name}.{name}", repr(value[name]), texts[name]) for name in value)
         elif isinstance(value, Mapping):
-            yield f"{prefix}{field.name}.FIELD", "(the recipe's)", text
+            yield f"{prefix}{field.name}.FIELD", "(the recipe's)", f"{text}: {', '.join(value)}"
         else:
             yield prefix + field.name, "(filled in later)" if value is None else repr(value), text
 

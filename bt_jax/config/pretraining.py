@@ -25,7 +25,7 @@ class Views(Section):
         default_factory=_VIEW.copy, metadata={"help": "changes to the recipe's first view; fields of recipes.View"}
     )
     view2: Mapping[str, Any] = dataclasses.field(
-        default_factory=_VIEW.copy, metadata={"help": "changes to the recipe's second view"}
+        default_factory=_VIEW.copy, metadata={"help": "changes to the recipe's second view; fields of recipes.View"}
     )
 
 

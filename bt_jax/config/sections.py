@@ -75,7 +75,11 @@ class Watch(Section):
 class Data(Section):
     """The images."""
 
-    PATH, CHOICES = "data.", {"reader": ("auto", "tensorflow", "pillow")}
+    PATH = "data."
+    CHOICES: ClassVar = {
+        "reader": ("auto", "tensorflow", "pillow"),
+        "exif_orientation": ("auto", "apply", "ignore"),
+    }
 
     name: str = key("patterns", '"patterns" (embedded) or the name of a TFDS data set')
     dir: str = key("", 'folder of TFDS data sets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets')
@@ -88,6 +92,11 @@ class Data(Section):
     val_split: str = key("test", 'held-out split; "": none, and no evaluation while training')
     on_device: bool = key(True, "keep the whole set on the device as uint8; False: stream it from disk")
     reader: str = key("auto", '"tensorflow" or "pillow" for streamed images; "auto": tensorflow if it is installed')
+    exif_orientation: str = key(
+        "auto",
+        '"apply" turns photographs upright, "ignore" does not; "auto": apply to a folder and to what bt_jax.prepare'
+        " wrote from one",
+    )
     canvas: int = key(512, "pixels of the square onto which streamed images are decoded")
     shuffle_buffer: int = key(0, "window of images to shuffle in; 0: a permutation if storage allows it. Streamed only")
 

@@ -25,6 +25,7 @@ def open_data(options: Data) -> tuple[Source, UnreadableImages]:
         data_dir=options.dir or None,
         npz=options.npz or None,
         folder=options.folder or None,
+        exif_orientation=options.exif_orientation,
         say=messages.say,
     )
     source = with_mixed(source, [*options.train_split.split("+"), options.val_split])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bt_jax.data.batch_rows import Batch, check_positive, padded_with_mask, process_rows, without_broken
 from bt_jax.data.readers import Ordered, Permuted
-from bt_jax.data.sources import decode
+from bt_jax.data.sources import decode, orientation
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import UserError
@@ -120,7 +120,7 @@ def _canvases(records, images, labels, ids, pool, canvas: int, channels: int, br
         if batch["broken"][row]:
             return None
         try:
-            pixels = fit(images[row], canvas, channels)
+            pixels = fit(images[row], canvas, channels, upright=records.source.upright)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
             return error
         height, width, _ = pixels.shape
@@ -135,10 +135,13 @@ def _canvases(records, images, labels, ids, pool, canvas: int, channels: int, br
     return batch
 
 
-def fit(data: bytes | Exception, canvas: int, channels: int = 3) -> np.ndarray:
+def fit(data: bytes | Exception, canvas: int, channels: int = 3, *, upright: bool = False) -> np.ndarray:
     """Decodes an image to uint8 (h, w, channels) with no side over `canvas`; a smaller image keeps its size.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that still covers the result: fewer coefficients take less time.
+
+    Args:
+      upright: turn the image by its EXIF orientation.
 
     Raises:
       Exception: the image cannot be read.
@@ -151,7 +154,7 @@ def fit(data: bytes | Exception, canvas: int, channels: int = 3) -> np.ndarray:
         size = (width, height)
         if longest > canvas:
             size = (max(1, round(width * canvas / longest)), max(1, round(height * canvas / longest)))
-        if image.format == "JPEG" and longest >= 2 * canvas:
+        if image.format in ("JPEG", "MPO") and longest >= 2 * canvas:
             decode.check_size(width, height)
             image.draft(None, size)
             pixels = np.asarray(image.convert(decode.MODES[channels]))
@@ -161,7 +164,8 @@ def fit(data: bytes | Exception, canvas: int, channels: int = 3) -> np.ndarray:
     for axis, length in enumerate(reversed(size)):
         if pixels.shape[axis] != length:
             pixels = _area_means(pixels, length, axis)
-    return pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
+    pixels = pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
+    return orientation.turned(pixels, orientation.of_encoded(data)) if upright else pixels
 
 
 def _area_means(pixels: np.ndarray, length: int, axis: int) -> np.ndarray:

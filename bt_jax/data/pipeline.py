@@ -23,7 +23,7 @@ import numpy as np
 from bt_jax.data import tf_decode
 from bt_jax.data.batch_rows import check_positive, padded_with_mask, process_rows, without_broken
 from bt_jax.data.readers import WINDOW, Ordered, Permuted, Windowed
-from bt_jax.data.sources import decode
+from bt_jax.data.sources import decode, orientation
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.decode import cores
@@ -126,6 +126,8 @@ def _decoded(
         """Decodes a record. An empty one becomes black: it could not be read, or is known to be undecodable."""
         empty = tf.equal(record["image"], "")
         image, size = tf.cond(empty, black, lambda: tf_decode.fit(record["image"], canvas, channels))
+        if "orientation" in record:
+            image, size = tf_decode.turned(image, size, record["orientation"])
         number, label = tf.cast(record["id"], tf.int32), tf.where(empty, -1, record["label"])
         return {"image": image, "size": size, "label": label, "id": number, "broken": empty}
 
@@ -146,6 +148,9 @@ def _decoded(
         """
         known = tf.numpy_function(lambda ids: broken.known(records.span, ids), [batch["id"]], tf.bool)
         batch |= {"image": tf.where(tf_decode.shaped(known, [None]), "", batch["image"])}
+        if records.source.upright:
+            found = tf.numpy_function(orientation.of_all, [batch["image"]], tf.int32, stateful=False)
+            batch |= {"orientation": tf_decode.shaped(found, [None])}
         encoded = tf.data.Dataset.from_tensor_slices(batch)
         at_once = encoded.map(tf_decode.plain(decode), num_parallel_calls=threads)
         one_by_one = encoded.interleave(

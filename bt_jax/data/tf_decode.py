@@ -6,7 +6,7 @@ Only CMYK images and JPEGs that are shrunk during decoding differ, by rounding.
 
 import numpy as np
 
-from bt_jax.data.sources import decode
+from bt_jax.data.sources import decode, orientation
 
 # TensorFlow decodes a JPEG of less than 2^29 values (core/lib/jpeg/jpeg_mem.cc). A pixel has up to 4 values, and
 # decoding at 1/8 rounds the sides up.
@@ -31,6 +31,24 @@ def fit(data, canvas: int, channels: int = 3):
     )
     image = tf.cond(tf.reduce_all(tf.shape(image)[:2] == size), lambda: image, lambda: _shrink(image, size))
     return shaped(image, [None, None, channels]), shaped(size, [2])
+
+
+def turned(image, size, number):
+    """Makes an image of `fit` upright, like `orientation.turned`; number: its EXIF orientation, an int32 tensor."""
+    import tensorflow as tf
+
+    def turn():
+        def among(numbers):
+            return tf.reduce_any(tf.equal(number, numbers))
+
+        exchanged = among(orientation.EXCHANGED)
+        reverse = tf.stack([among(orientation.ROWS_REVERSED), among(orientation.COLUMNS_REVERSED), False])
+        turned = tf.transpose(image, tf.where(exchanged, [1, 0, 2], [0, 1, 2]))
+        return tf.reverse(turned, tf.reshape(tf.where(reverse), [-1])), tf.where(exchanged, size[::-1], size)
+
+    # All of the work is in one branch: each operation of the graph takes microseconds of an image that stays as it is.
+    upright, turned_size = tf.cond(tf.equal(number, orientation.UPRIGHT), lambda: (image, size), turn)
+    return shaped(upright, [None, None, image.shape[-1]]), shaped(turned_size, [2])
 
 
 def _decode_jpeg(data, canvas: int, channels: int):

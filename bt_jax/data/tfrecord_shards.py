@@ -9,7 +9,7 @@ from pathlib import Path
 from bt_jax import storage
 from bt_jax.data.order import permutation
 from bt_jax.data.sources.base import Source, progress
-from bt_jax.data.sources.tfds import tensorflow, tensorflow_datasets
+from bt_jax.data.sources.tfds import UPRIGHT, tensorflow, tensorflow_datasets
 from bt_jax.messages import UserError
 
 RECORDS = 1024  # in a shard: about 110 MB of ImageNet JPEGs; TFDS aims at 150 MB
@@ -53,7 +53,12 @@ def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits:
                 tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
             )
         tfds.folder_dataset.write_metadata(
-            data_dir=partial, features=features, split_infos=infos, version=VERSION, check_data=False
+            data_dir=partial,
+            features=features,
+            split_infos=infos,
+            version=VERSION,
+            check_data=False,
+            metadata=tfds.core.MetadataDict({UPRIGHT: source.upright}),
         )
         partial.rename(final)
     except (OSError, tf.errors.OpError) as error:

@@ -29,8 +29,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bt_jax import messages
 from bt_jax.cli import jax_settings, tool
+from bt_jax.data.sources import orientation
 from bt_jax.embed import shards
 from bt_jax.embed.record import CANVAS
 from bt_jax.weights import load
@@ -38,11 +38,8 @@ from bt_jax.weights import load
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
-    try:
-        return tool.run(parser(), _run, arguments)
-    except KeyboardInterrupt:
-        messages.put("embed: stopped. Run the same command to resume after the last complete shard.", sys.stderr)
-        return 130
+    stopped = "stopped. Run the same command to resume after the last complete shard."
+    return tool.run(parser(), _run, arguments, stopped=stopped)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -67,6 +64,13 @@ def parser() -> tool.Parser:
     )
     add("--folder", metavar="DIR", help="a folder of images instead of a named data set")
     add("--npz_in", metavar="FILE", help="a cache file of bt_jax.prepare instead of a named data set")
+    add(
+        "--exif_orientation",
+        choices=orientation.CHOICES,
+        default="auto",
+        help="turn photographs upright; auto: those of a folder, and of a cache file or shards written from one"
+        " (default: auto)",
+    )
     add("--splits", metavar="A,B", help='the splits, whole or cut like "train[:1000]" (default: all)')
     add(
         "--out",

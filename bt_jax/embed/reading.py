@@ -15,6 +15,7 @@ from PIL import Image
 
 from bt_jax import storage
 from bt_jax.data import pillow_stream, pipeline
+from bt_jax.data.sources import orientation
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.decode import cores, try_decode
@@ -157,7 +158,7 @@ def one_size(source: Source, span: Span) -> tuple[tuple[int, int] | None, str]:
         if part.start == part.stop:
             continue
         for number, (data, _) in enumerate(source.encoded(_slice(part)), part.start):
-            header = _header(data)
+            header = _header(data, upright=source.upright)
             if size is None:
                 size, first_id = header, number
             if header not in (None, size):
@@ -166,19 +167,21 @@ def one_size(source: Source, span: Span) -> tuple[tuple[int, int] | None, str]:
     return size or (1, 1), ""
 
 
-def _header(data: bytes | UserError) -> tuple[int, int] | None:
-    """(height, width) of an encoded image; None if its header is unreadable."""
+def _header(data: bytes | UserError, *, upright: bool) -> tuple[int, int] | None:
+    """(height, width) of an encoded image, turned if it is to be `upright`; None if its header is unreadable."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
+            height, width = image.height, image.width
     except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, its own ...
         return None
+    exchanged = upright and orientation.of_encoded(data) in orientation.EXCHANGED
+    return (width, height) if exchanged else (height, width)
 
 
 def array_batches(reading: Reading, span: Span, size: tuple[int, int]) -> Iterator[dict[str, np.ndarray]]:
     """Like `pipeline.eval_batches`, without canvas and "size", for images of one size (height, width)."""
     records, start = reading.source.encoded(_slice(span)), span.start
-    decoder = partial(try_decode, channels=reading.channels)
+    decoder = partial(try_decode, channels=reading.channels, upright=reading.source.upright)
     with ThreadPoolExecutor(cores()) as pool:
         while chunk := list(islice(records, reading.batch_size)):
             image = np.zeros((reading.batch_size, *size, reading.channels), np.uint8)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from bt_jax import storage
+from bt_jax.data.sources import orientation
 from bt_jax.data.sources.spans import Span
 from bt_jax.embed.shard_files import WriteErrors
 from bt_jax.messages import UserError
@@ -84,12 +85,19 @@ def open_out(
     return record
 
 
+def orientation_of(out: Path) -> str:
+    """How the images of a folder of embeddings were turned, as --exif_orientation; "auto" if it holds none."""
+    file = out / "embed.json"
+    return _read(file)["settings"].get("exif_orientation", orientation.IGNORE) if file.exists() else "auto"
+
+
 def _differences(old: dict, settings: dict, splits: dict) -> list[str]:
     """The differences, as "size: 224 -> 32".
 
     Encoder and images may have moved: a path counts only if the weights or digests differ or a digest is missing.
     """
-    before, lines, common = old["settings"], [], splits.keys() & old["splits"].keys()
+    before, lines = {"exif_orientation": orientation.IGNORE} | old["settings"], []  # older ones were not turned
+    common = splits.keys() & old["splits"].keys()
     images = {base: (old["splits"][base].get("images"), splits[base]["images"]) for base in common}
     moved = any(first for first, _ in images.values()) and all(first == now for first, now in images.values())
     for key in sorted(settings.keys() - ({"encoder", "data"} if moved else {"encoder"})):

@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 from bt_jax import models, sharding, storage
 from bt_jax.augment import recipes
 from bt_jax.data.prefetch import Prefetch
+from bt_jax.data.sources import orientation
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.data.sources.selection import unmixed, with_mixed
 from bt_jax.data.sources.spans import Span
 from bt_jax.embed.reading import ImagesWithoutRow, Reading, Shard, batches_of, cut, file_names
-from bt_jax.embed.record import fingerprint, open_out, view_sizes
+from bt_jax.embed.record import fingerprint, open_out, orientation_of, view_sizes
 from bt_jax.embed.shard_files import Npy, Parquet, Rows, WriteErrors
 from bt_jax.evals import features, finite
 from bt_jax.messages import UserError
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     mesh = sharding.make_mesh()
     store = {"npy": Npy, "parquet": Parquet}[options.format]()
     view = view_sizes(options)
-    source, spans = _open_data(options)
+    source, spans = _open_data(options, out)
     model, variables, _ = load.read(options.encoder)
     net = models.build(**model["build"])
     settings = {
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
         "std": model["std"],
         "format": options.format,
         "shard": options.shard,
+        "exif_orientation": orientation.APPLY if source.upright else orientation.IGNORE,
     } | view
     digests = {base: f"{source.kind} {source.digest(unmixed(source, base))}".strip() for base in spans}
     record = open_out(out, options.encoder, settings, spans, digests)
@@ -156,11 +158,18 @@ def finished(job: Job, folder: Path, shard: Shard) -> bool:
     )
 
 
-def _open_data(options: argparse.Namespace) -> tuple[Source, dict[str, Span]]:
-    """The source, and the span of each split by its name."""
+def _open_data(options: argparse.Namespace, out: Path) -> tuple[Source, dict[str, Span]]:
+    """The source, with the orientation of its images in an earlier `out`, and the span of each split by its name."""
     if sum(option is not None for option in (options.data, options.npz_in, options.folder)) != 1:
         raise UserError("One data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE.")
-    source = open_source(options.data, data_dir=options.data_dir, npz=options.npz_in, folder=options.folder)
+    exif = options.exif_orientation
+    source = open_source(
+        options.data,
+        data_dir=options.data_dir,
+        npz=options.npz_in,
+        folder=options.folder,
+        exif_orientation=orientation_of(out) if exif == "auto" else exif,
+    )
     splits = options.splits.split(",") if options.splits else list(source.splits)
     source = with_mixed(source, splits)
     asked = [source.span(split) for split in splits]

@@ -34,6 +34,8 @@ class Net:
       arch, options: of JSON types. `build(net.arch, **net.options)` builds an equal network. If arch is "projector" or
         "classifier", it is `build_projector(**net.options)` or `build_classifier(**net.options)`.
       feature_dim: the last axis of the outputs of `apply`.
+      mean, std: of the training images, per channel, for pixels in [0, 1]; None if unknown. `bt_jax.load_encoder` sets
+        them, and `bt_jax.preprocess` uses them.
     """
 
     arch: str
@@ -41,6 +43,8 @@ class Net:
     feature_dim: int
     _graph: nnx.GraphDef[Module] = dataclasses.field(repr=False)
     _make: Callable[[nnx.Rngs], Module] = dataclasses.field(repr=False)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def init(self, key: jax.Array) -> dict[str, Tree]:
         """New variables {"params", "batch_stats"}, float32; works under `jax.jit` and `jax.eval_shape`."""

@@ -28,7 +28,14 @@ def check_folder(path: str, task: str) -> Path:
     return folder
 
 
-def open_folder(path: str, config: dict, images: same_data.Images | None = None, *, free: Sequence[str] = ()) -> Path:
+def open_folder(
+    path: str,
+    config: dict,
+    images: same_data.Images | None = None,
+    *,
+    free: Sequence[str] = (),
+    filled: Sequence[str] = (),
+) -> Path:
     """Makes the folder, or accepts one of the same run; writes config.json, data.json and environment.json.
 
     This process holds the lock of the folder until `lock.release`.
@@ -37,6 +44,7 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None,
       config: of `config.arguments.to_dict`.
       images: the images of the run.
       free: keys that may differ from those of the first start, besides `same_run.FREE_KEYS`.
+      filled: keys that the config leaves open and that are filled in, see `same_run.differences`.
 
     Raises:
       UserError: the folder cannot be made, another process holds it, or it has a run with another config or other
@@ -58,7 +66,7 @@ def open_folder(path: str, config: dict, images: same_data.Images | None = None,
     started_before = file.exists()
     if started_before:
         old = _read(file)
-        different = same_run.differences(old, config, free)
+        different = same_run.differences(old, config, free, filled)
         if different:
             raise UserError(
                 f"{folder} holds a run with another config ({'; '.join(different)})",

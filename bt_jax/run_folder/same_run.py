@@ -30,23 +30,27 @@ def with_absolute_paths(config: dict) -> dict:
     return config | {"data": data | paths} if paths else config
 
 
-def differences(old: dict, new: dict, free: Sequence[str] = ()) -> list[str]:
+def differences(old: dict, new: dict, free: Sequence[str] = (), filled: Sequence[str] = ()) -> list[str]:
     """The keys that differ and change the result, as "optim.lr_weights: 0.2 -> 0.3".
 
     A key of REMOVED_KEYS in `old` differs unless it has the value listed there.
 
     Args:
       free: keys that may differ besides FREE_KEYS.
+      filled: keys that `new` left open and that were filled in. They equal an open value, None, in an older run.
     """
     old, new = {RENAMED_KEYS.get(key, key): value for key, value in flatten(old).items()}, flatten(new)
     if old.get("task") == "pretrain":
         old = ADDED_KEYS | old
     if "data.reader" in new:  # older runs without this key streamed by TensorFlow
         old = {"data.reader": "" if old.get("data.on_device", True) else "tensorflow"} | old
+    if "data.exif_orientation" in new:  # older runs without this key did not apply it
+        old = {"data.exif_orientation": "ignore"} | old
     removed = {key: old.pop(key) for key in REMOVED_KEYS.keys() & old.keys()}
     moved = old.get("data.folder") and new.get("data.folder")  # a folder may move, but not become a named data set
     free = tuple(f"{key}." for key in (*FREE_KEYS, *free, *["data.folder"] * bool(moved)))
-    keys = [key for key in sorted(old.keys() | new.keys()) if not f"{key}.".startswith(free)]
+    equal = {key for key in filled if old.get(key, "") is None}
+    keys = [key for key in sorted((old.keys() | new.keys()) - equal) if not f"{key}.".startswith(free)]
     missing = "(absent)"
     different = [
         f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}"

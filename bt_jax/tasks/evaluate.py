@@ -43,13 +43,15 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     for name in settings.protocols:
         arguments.choose("config.protocols", name, PROTOCOLS)
     encoder = from_encoder.open_encoder(settings)
-    data = open_run.open_data(settings, mesh, len(encoder.mean), partial(_joined, settings.data.train_split))
+    joined = partial(_joined, settings.data.train_split)
+    data = open_run.open_data(settings, workdir, mesh, len(encoder.mean), joined)
     source, feed = data.source, data.feed
     opening.check_same_run(settings, images=feed.images, **data.images.facts())
     recipe = from_encoder.view_recipe(settings.views, encoder)
     embed = features.make_embed(encoder.net, recipe, mesh, resize=settings.evals.resize)
     evaluators = _evaluators(settings, data, embed, encoder, recipe, mesh)
-    folder = open_run.open_folder(settings, workdir, data, f"{settings.encoder} ({encoder.net.arch}) on {source.name}")
+    about = f"{settings.encoder} ({encoder.net.arch}) on {source.name}"
+    folder = open_run.open_folder(settings, workdir, data, recipe, about)
 
     written = metrics_log.RunLog(folder, first_step=-1, tensorboard=False)
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}

@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
 def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
     mesh = open_run.open_machine(settings)
     encoder = from_encoder.open_encoder(settings, dtype=settings.model.dtype)
-    data = open_run.open_data(settings, mesh, len(encoder.mean), partial(_labelled_share, settings))
+    data = open_run.open_data(settings, workdir, mesh, len(encoder.mean), partial(_labelled_share, settings))
     source, feed = data.source, data.feed
     recipe = from_encoder.view_recipe(
         settings.views, encoder, crop_scale=tuple(settings.views.crop_scale), flip=settings.views.flip
@@ -79,7 +79,7 @@ def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
     accuracy = Accuracy(built.nets, recipe, val, mesh=mesh, resize=settings.evals.resize, every_steps=every_steps)
     parts = ", ".join(("classifier", *trained["backbone"]))
     about = f"{settings.encoder} on {source.name}, {feed.images} images, training {parts}"
-    folder = open_run.open_folder(settings, workdir, data, about)
+    folder = open_run.open_folder(settings, workdir, data, recipe, about)
     model = {"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std}
     training = TrainingRun(
         settings=settings,

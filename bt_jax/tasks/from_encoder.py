@@ -12,11 +12,12 @@ from bt_jax import compilers, models, storage
 from bt_jax.augment import recipes
 from bt_jax.config import keys
 from bt_jax.config.encoder_tasks import EncoderViews, FromEncoder
+from bt_jax.data.sources import orientation
 from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.weights import load
 
-DATA_KEYS = ("name", "dir", "folder", "npz", "train_split", "val_split", "on_device", "canvas")
+DATA_KEYS = ("name", "dir", "folder", "npz", "train_split", "val_split", "on_device", "canvas", "exif_orientation")
 
 
 class Encoder(NamedTuple):
@@ -66,8 +67,9 @@ def complete(config: ConfigDict) -> ConfigDict:
                 "Set --config.data.folder=IMAGES, --config.data.npz=FILE or --config.data.name=NAME.",
             )
         neutral = {"evaluate": keys.evaluate, "finetune": keys.finetune}[config.task]().data
-        open_keys = [key for key in DATA_KEYS if key in run["data"] and config.data[key] == neutral[key]]
-        config.data.update({key: run["data"][key] for key in open_keys})
+        known = {"exif_orientation": orientation.IGNORE} | run["data"]  # runs that are older than this key
+        open_keys = [key for key in DATA_KEYS if key in known and config.data[key] == neutral[key]]
+        config.data.update({key: known[key] for key in open_keys})
     if not config.views.size:
         size, resize = load.evaluation_size(run or {})
         config.views.size = size or load.SIZE

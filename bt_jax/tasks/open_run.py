@@ -1,5 +1,6 @@
 """The common opening of all tasks, in this order: the machine, the data, the schedule, and last the run folder."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from bt_jax import messages, sharding
+from bt_jax import messages, sharding, storage
+from bt_jax.augment.recipes import Recipe
 from bt_jax.config import arguments
 from bt_jax.config.encoder_tasks import Evaluate
 from bt_jax.config.pretraining import Pretrain
 from bt_jax.config.sections import Checkpoint, Run
 from bt_jax.data import batches, feeds
-from bt_jax.data.sources import class_check, identity
+from bt_jax.data.sources import class_check, identity, orientation
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import UserError
@@ -57,6 +59,7 @@ def open_machine(settings: Run) -> Mesh:
 
 def open_data(
     settings: Run,
+    workdir: str,
     mesh: Mesh,
     channels: int,
     select: Callable[[Source], tuple[Source, str]] | None = None,
@@ -64,11 +67,15 @@ def open_data(
     """The data set of the config.
 
     Args:
+      workdir: a run in it keeps its orientation of the images.
       channels: of the images, 1 or 3.
       select: returns the data set to use instead and its training split, such as a share of the images. The config
         does not change.
     """
-    source, broken = feeds.open_data(settings.data)
+    options = settings.data
+    if options.exif_orientation == "auto":
+        options = dataclasses.replace(options, exif_orientation=_orientation_of_run(workdir))
+    source, broken = feeds.open_data(options)
     whole, splits = source, [settings.data.train_split, settings.data.val_split]
     images = same_data.Images(identity.describe(whole, splits), lambda: identity.describe(whole.as_in_0_1_0(), splits))
     source, train_split = select(source) if select else (source, settings.data.train_split)
@@ -76,27 +83,51 @@ def open_data(
     return Data(source, broken, feed, train_split, images)
 
 
+def _orientation_of_run(workdir: str) -> str:
+    """`data.exif_orientation` of the run in a folder, "ignore" if it is older than this key; "auto" without a run."""
+    try:
+        config = storage.read_json(storage.absolute(storage.parse_path(workdir)) / "config.json")
+    except ValueError:  # damaged, which `open_folder` reports
+        return "auto"
+    return "auto" if config is None else config.get("data", {}).get("exif_orientation", orientation.IGNORE)
+
+
 def open_schedule(settings: Run, data: Data) -> epochs.Plan:
     """Epochs as steps. Several processes compare them and their configs; UserError if they differ."""
     plan = epochs.make_plan(settings, data.feed.images)
     facts = data.images.facts() | {"reader of images": feeds.reader_of(settings.data)}
+    facts["EXIF orientation"] = _orientation(data.source)
     opening.check_same_run(settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch, **facts)
     return plan
 
 
-def open_folder(settings: Run, workdir: str, data: Data, about: str) -> Path:
+def open_folder(settings: Run, workdir: str, data: Data, recipe: Recipe, about: str) -> Path:
     """The run folder. It is opened last, when everything else has been checked: a folder keeps its first config.
 
     Args:
+      recipe: its mean and std are recorded.
       about: printed after the folder's name.
     """
     check_classes(settings, workdir, data.source)
     config, reader = arguments.to_dict(settings), settings.data.reader
-    config["data"]["reader"] = feeds.reader_of(settings.data)  # the next start compares it
-    folder = opening.open_folder(workdir, config, data.images, free=() if reader == "auto" else ("data.reader",))
+    # What the config left open is recorded as it is: the next start compares it, and a reader needs mean and std.
+    config["data"] |= {"reader": feeds.reader_of(settings.data), "exif_orientation": _orientation(data.source)}
+    filled = {name: list(getattr(recipe, name)) for name in ("mean", "std") if config["views"][name] is None}
+    config["views"] |= filled
+    folder = opening.open_folder(
+        workdir,
+        config,
+        data.images,
+        free=() if reader == "auto" else ("data.reader",),
+        filled=[f"views.{name}" for name in filled],
+    )
     data.broken.write_to(opening.per_process_file(folder, "broken.txt"))
     messages.say(f"{folder}: {about}")
     return folder
+
+
+def _orientation(source: Source) -> str:
+    return orientation.APPLY if source.upright else orientation.IGNORE
 
 
 def open_checkpoints(options: Checkpoint, folder: Path, plan: epochs.Plan, model: dict[str, Any]) -> Checkpoints:

@@ -82,7 +82,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
 def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
     mesh = open_run.open_machine(settings)
     recipe = build.build_recipe(settings.views)
-    data = open_run.open_data(settings, mesh, channels=len(recipe.mean))
+    data = open_run.open_data(settings, workdir, mesh, channels=len(recipe.mean))
     source, feed = data.source, data.feed
     plan = open_run.open_schedule(settings, data)
     first_id = source.span(data.train_split).start
@@ -107,7 +107,7 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
     sample = feed.sample(PICTURE_IMAGES)
     devices = jax.devices()
     folder = open_run.open_folder(
-        settings, workdir, data, f"{source.name} on {len(devices)} x {devices[0].device_kind}"
+        settings, workdir, data, recipe, f"{source.name} on {len(devices)} x {devices[0].device_kind}"
     )
     matrix = _correlation(settings, built.nets, recipe, sample, folder, every_steps)
     evaluators = _with_labels(settings, feed, frozen, every_steps) + [label_free] + ([matrix] if matrix else [])

@@ -72,8 +72,9 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
     if backbone.prefix:
         messages.say_once(f"{path}: using the {arch} behind {backbone.prefix}")
     build = state_dicts.build_options(variables, arch)
-    model = {"build": build} | _normalisation(folder, build["channels"])
-    if metadata is not None:
+    if metadata is None:
+        model = {"build": build} | _normalisation(folder, build["channels"])
+    else:
         model = _checked_model(metadata, build, path)
     return Weights(model, variables, _projector(beside))
 
@@ -110,6 +111,7 @@ def _normalisation(folder: Path, channels: int) -> dict[str, list[float]]:
             continue
         if all(len(values) == channels for values in stated.values()):
             return stated
+    messages.say_once(f"{folder}: states no mean and std of its training images, taking those of ImageNet")
     return normalisation
 
 

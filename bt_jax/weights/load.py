@@ -1,5 +1,6 @@
 """Loading an encoder: from a run folder, a checkpoint, or a file of weights of other libraries."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ def load_encoder(path: str | Path, *, sharding: jax.sharding.Sharding | None = N
 
     Returns:
       (net, variables): net.apply(variables, images, train=False) gives features float32 (n, net.feature_dim); images
-      float32 (n, h, w, c), normalised as in training. variables: {"params", "batch_stats"}.
+      float32 (n, h, w, c), normalised by net.mean and net.std, as `bt_jax.preprocess` does. variables: {"params",
+      "batch_stats"}.
 
     Raises:
       UserError: the path does not exist, is no checkpoint of bt_jax, or is damaged; or the weights are not finite.
     """
     weights = read(path, sharding=sharding)
-    return models.build(**weights.model["build"]), weights.variables
+    mean, std = (tuple(weights.model[name]) if name in weights.model else None for name in ("mean", "std"))
+    return dataclasses.replace(models.build(**weights.model["build"]), mean=mean, std=std), weights.variables
 
 
 @storage.bucket_errors_as_user_errors()

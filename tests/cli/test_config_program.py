@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bt_jax.cli import config_program
+from bt_jax.config import arguments, keys
 from bt_jax.messages import UserError
 from tests.support.paths import ROOT
 
@@ -62,3 +63,19 @@ def test_a_value_of_another_type_is_one_line(option, said):
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("bt_jax: ") and done.stderr.count("\n") == 1
     assert said in done.stderr, done.stderr
+
+
+def test_the_help_starts_with_config_and_has_every_key():
+    """Wrapped to the terminal."""
+    environment = os.environ | {"COLUMNS": "100", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "bt_jax.main", "--help"]
+    text = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+    options = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+    assert options[0] == "--config=RECIPE[:ARGUMENTS]"
+    tasks = (keys.pretrain, keys.evaluate, keys.finetune)
+    known = {key for task in tasks for key in arguments.flatten(arguments.to_dict(task()))}
+    fields = {key for key in known if key.startswith(("views.view1.", "views.view2."))}
+    assert known - fields == {option.removeprefix("--config.").partition("=")[0] for option in options} & known
+    assert all(text.count(key.rpartition(".")[2]) >= 2 for key in fields)
+    described = text.partition("Keys of a config")[2].partition("flags:")[0]
+    assert max(map(len, described.splitlines())) <= 100

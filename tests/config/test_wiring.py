@@ -101,6 +101,7 @@ HELD = {
     "data.on_device": "test_a_streaming_key_reaches_the_pipeline",
     "data.reader": "test_the_reader_of_a_data_set",
     "data.canvas": "test_a_streaming_key_reaches_the_pipeline",
+    "data.exif_orientation": "test_the_config_key_reaches_the_source",
     "data.shuffle_buffer": "test_a_streaming_key_reaches_the_pipeline",
 }
 HELD_PRETRAIN = HELD | {

@@ -1,9 +1,11 @@
 """The reader without TensorFlow: its batches are those of tf.data."""
 
+import io
 import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bt_jax.data import pillow_stream, pipeline
 from bt_jax.data.sources.base import Source
@@ -87,6 +89,17 @@ def test_a_large_jpeg_is_shrunk_while_it_is_decoded():
     np.testing.assert_array_equal(found[0]["size"], [[67, 100]])
     np.testing.assert_array_equal(wanted[0]["size"], found[0]["size"])
     assert np.abs(wanted[0]["image"].astype(int) - found[0]["image"]).max() <= 3
+
+
+def test_several_jpegs_in_one_file_are_decoded_like_the_first():
+    """Phones write such files (MPO), for depth or brightness beside the photograph."""
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)
+    several = io.BytesIO()
+    picture = Image.fromarray(pixels)
+    picture.save(several, "MPO", save_all=True, append_images=[picture])
+    assert Image.open(several).format == "MPO"
+    found = pillow_stream.fit(several.getvalue(), 30)
+    np.testing.assert_array_equal(found, pillow_stream.fit(encode(pixels, "JPEG"), 30))
 
 
 def test_the_first_damaged_image_is_an_error_without_a_limit(images):

@@ -72,8 +72,14 @@ def command() -> ConfigDict:
 def test_the_same_command_is_the_same_run(run):
     _, folder = run
     new = arguments.to_dict(command())
-    new["data"]["reader"] = feeds.reader_of(command().data)  # as `open_run.open_folder` records it
-    assert same_run.differences(json.loads((folder / "config.json").read_text()), new) == []
+    # As `open_run.open_folder` records them.
+    new["data"] |= {"reader": feeds.reader_of(command().data), "exif_orientation": "ignore"}
+    new["views"] |= {"mean": [0.5] * 3, "std": [0.2] * 3}
+    old, filled = json.loads((folder / "config.json").read_text()), ("views.mean", "views.std")
+    assert same_run.differences(old, new, filled=filled) == []
+    assert [line.partition(":")[0] for line in same_run.differences(old, new)] == [*filled]
+    new["data"]["exif_orientation"] = "apply"
+    assert same_run.differences(old, new, filled=filled) == ["data.exif_orientation: ignore -> apply"]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from bt_jax.config import arguments, keys
 from bt_jax.data import feeds
 from bt_jax.messages import UserError
 from bt_jax.tasks import open_run
+from bt_jax.train import build
 from tests.support.runs import changed, tiny
 from tests.support.wiring import Squares
 
@@ -18,14 +19,18 @@ def test_another_training_split_does_not_change_the_config(monkeypatch, tmp_path
     """The config records the requested split, which a resume compares."""
     monkeypatch.setattr(feeds, "open_source", lambda *_, **__: Squares())
     config = changed(keys.pretrain(), **{"data.train_split": "learn[8:40]", "data.val_split": "learn", "batch_size": 8})
-    before = arguments.to_dict(config)
-    mesh = open_run.open_machine(keys.read(config))
-    data = open_run.open_data(config, mesh, 3, lambda source: (source, "look"))
+    before, config = arguments.to_dict(config), keys.read(config)
+    mesh = open_run.open_machine(config)
+    data = open_run.open_data(config, str(tmp_path / "run"), mesh, 3, lambda source: (source, "look"))
     assert data.train_split == "look" and data.feed.images == 26
     assert open_run.open_schedule(config, data).steps_per_epoch == 26 // 8
-    folder = open_run.open_folder(config, str(tmp_path / "run"), data, "squares")
+    recipe = build.build_recipe(config.views)
+    folder = open_run.open_folder(config, str(tmp_path / "run"), data, recipe, "squares")
     stored = json.loads((folder / "config.json").read_text())
-    assert stored["data"].pop("reader") == "" and before["data"].pop("reader") == "auto"
+    assert (stored["data"].pop("reader"), stored["data"].pop("exif_orientation")) == ("", "ignore")
+    assert before["data"].pop("reader") == before["data"].pop("exif_orientation") == "auto"
+    assert [tuple(stored["views"].pop(name)) for name in ("mean", "std")] == [recipe.mean, recipe.std]
+    assert before["views"].pop("mean") is before["views"].pop("std") is None
     assert stored == before
 
 

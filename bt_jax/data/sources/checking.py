@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -11,6 +12,8 @@ from bt_jax.data.sources.spans import Span
 
 class Images(Protocol):
     """The part of `base.Source` that `check_images` needs."""
+
+    upright: bool
 
     def encoded(self, split: str) -> Iterable[tuple[bytes | Exception, int | None]]: ...
 
@@ -30,14 +33,14 @@ def check_images(source: Images, span: Span) -> Iterator[CheckedImage]:
     with ThreadPoolExecutor(cores()) as pool:
         while chunk := list(islice(records, 256)):
             for (size, reason), (_, label) in zip(
-                pool.map(_check_image, [data for data, _ in chunk]), chunk, strict=True
+                pool.map(partial(_check_image, upright=source.upright), [data for data, _ in chunk]), chunk, strict=True
             ):
                 yield CheckedImage(number, size, reason, label)
                 number += 1
 
 
-def _check_image(data: bytes | Exception) -> tuple[tuple[int, int] | None, str]:
-    image = try_decode(data)  # dropped here, so that 256 images are never in memory at once
+def _check_image(data: bytes | Exception, *, upright: bool) -> tuple[tuple[int, int] | None, str]:
+    image = try_decode(data, upright=upright)  # dropped here, so that 256 images are never in memory at once
     return (None, reason(image)) if isinstance(image, Exception) else (image.shape[1::-1], "")
 
 

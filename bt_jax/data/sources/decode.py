@@ -6,7 +6,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from bt_jax.data.sources import formats
+from bt_jax.data.sources import formats, orientation
 
 MODES = {1: "L", 3: "RGB"}  # channels of a decoded image -> Pillow's name of its mode
 LARGEST = 1 << 29  # pixels: the limit of TensorFlow's PNG decoder; a damaged header may ask for any number
@@ -17,24 +17,29 @@ Image.MAX_IMAGE_PIXELS = None
 formats.add_plugins()
 
 
-def decode(data: bytes, channels: int = 3) -> np.ndarray:
+def decode(data: bytes, channels: int = 3, *, upright: bool = False) -> np.ndarray:
     """Decodes an image to uint8 (h, w, channels): the one decoder of the array path, for all formats of Pillow.
 
     With one channel colour becomes luma; with three, gray becomes three equal channels. Pixels of more than 8 bits keep
     their upper eight. An alpha channel is dropped. An animation gives its first picture.
 
+    Args:
+      upright: turn the image by its EXIF orientation.
+
     Raises:
       ValueError: the image has more than LARGEST pixels, or pixels of unknown range.
       Exception: any error of Pillow.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data)) as stored:
+        image = stored
         check_size(*image.size)
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers, whose range is unknown")
         if image.mode.startswith("I"):  # convert() would clip at 255
             image = Image.fromarray(_upper_eight(image))
         pixels = np.asarray(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
-    return pixels.reshape(*pixels.shape[:2], channels)
+        pixels = pixels.reshape(*pixels.shape[:2], channels)
+        return orientation.turned(pixels, orientation.of(stored)) if upright else pixels
 
 
 def check_size(width: int, height: int) -> None:
@@ -54,12 +59,12 @@ def _upper_eight(image: Image.Image) -> np.ndarray:
     return 255 - gray if tags.get(WHITE_IS_ZERO) == 0 else gray
 
 
-def try_decode(data: bytes | Exception, channels: int = 3) -> np.ndarray | Exception:
+def try_decode(data: bytes | Exception, channels: int = 3, *, upright: bool = False) -> np.ndarray | Exception:
     """Like `decode`, but returns an exception instead of raising it, so that a pool of threads continues."""
     if isinstance(data, Exception):
         return data
     try:
-        return decode(data, channels)
+        return decode(data, channels, upright=upright)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, its own ...
         return error
 

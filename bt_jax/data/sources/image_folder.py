@@ -32,7 +32,7 @@ class FolderSource(Source):
       UserError: the folder is missing or unreadable, or holds no image.
     """
 
-    kind = "folder"
+    kind, upright = "folder", True
 
     def __init__(self, root: str | os.PathLike, *, cache: str | os.PathLike | None = None):
         self.root = storage.local_path(root)

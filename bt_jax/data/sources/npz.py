@@ -20,9 +20,9 @@ class NpzSource(Source):
     """A cache file written by `write_npz`.
 
     For each split S the file holds the arrays `S/bytes` uint8 (all encoded images, concatenated), `S/offsets` int64
-    (n + 1,) and, if labelled, `S/labels` int32 (n,); also `name`, `class_names` and `format`. It has no pickled
-    objects, so opening a stranger's file runs none of its code. All of it is kept in memory. The label of a lost
-    record is -1.
+    (n + 1,) and, if labelled, `S/labels` int32 (n,); also `name`, `class_names`, `format` and `upright` (bool, of the
+    written source; files without it are not turned). It has no pickled objects, so opening a stranger's file runs none
+    of its code. All of it is kept in memory. The label of a lost record is -1.
     """
 
     kind = "npz"
@@ -63,6 +63,7 @@ class NpzSource(Source):
             raise ValueError(f"format {int(file['format'])}, this version reads {NPZ_FORMAT}")
         self.name = str(file["name"])
         self.class_names = [str(name) for name in file["class_names"]]
+        self.upright = bool(file["upright"]) if "upright" in file.files else False
         self._names = [key.removesuffix("/bytes") for key in file.files if key.endswith("/bytes")]
 
     @staticmethod
@@ -126,6 +127,7 @@ def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) ->
         "format": np.int64(NPZ_FORMAT),
         "name": np.array(source.name),
         "class_names": np.array(source.class_names, "U"),
+        "upright": np.bool_(source.upright),
     }
     for split in splits:
         if split not in source.splits:

@@ -6,6 +6,7 @@
 import os
 from collections.abc import Callable
 
+from bt_jax.data.sources import orientation
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.npz import NpzSource
@@ -20,6 +21,7 @@ def open_source(
     data_dir: str | os.PathLike | None = None,
     npz: str | os.PathLike | None = None,
     folder: str | os.PathLike | None = None,
+    exif_orientation: str = "auto",
     say: Callable[[str], None] = print,
 ) -> Source:
     """Opens a data set and prints its notes; reads no image.
@@ -30,12 +32,16 @@ def open_source(
       data_dir: folder of TFDS data sets; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets if that is not set.
       npz: a cache file of `python -m bt_jax.prepare`; needs no TensorFlow.
       folder: a folder of images, see `image_folder.FolderSource`; the name is then ignored.
+      exif_orientation: "apply" or "ignore"; "auto": apply it to the images of a folder, and of a cache file or shards
+        that were written from one.
       say: prints a line.
 
     Raises:
       UserError: the name is unknown, the folder is missing, or the file is damaged.
     """
     source = _open(name, data_dir, npz, folder)
+    if exif_orientation != "auto":
+        source.upright = exif_orientation == orientation.APPLY
     for note in source.notes:
         say(note)
     return source

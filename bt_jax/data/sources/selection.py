@@ -22,7 +22,8 @@ class Selection(Source):
         self._part = np.repeat(np.arange(len(parts)), [len(ids) for _, ids in parts])
         self._ids = np.concatenate([ids for _, ids in parts])
         self.name, self.num_classes, self.class_names = source.name, source.num_classes, source.class_names
-        self.splits, self.kind = source.splits | {name: len(self._ids)}, source.kind
+        self.splits = source.splits | {name: len(self._ids)}
+        self.kind, self.upright = source.kind, source.upright
 
     def labelled(self, base):
         return all(self._source.labelled(base) for base in self._bases(base))
@@ -88,11 +89,19 @@ def with_mixed(source: Source, splits: Iterable[str]) -> Source:
     "S.mixed" holds the images of S in another order, and its ids are positions in that order. Classes alternate in
     proportion to their sizes, and each class keeps its order, so a slice holds the same part of every class. Without
     labels the order is that of S.
+
+    Raises:
+      UserError: the storage of S is fast only in sequence.
     """
     for split in splits:
         name = split.partition("[")[0].strip()
         base = name.removesuffix(MIXED)
         if name not in source.splits and name != base and base in source.splits:
+            if not source.random_access(base):
+                raise UserError(
+                    f"{source.name} can only be read in sequence from its storage, which {name!r} cannot be",
+                    f"Name slices of {base!r} itself, or copy the data set to a local disk.",
+                )
             source = Selection(source, name, [(base, mixed_order(source.labels(base)))])
     return source
 

@@ -18,6 +18,8 @@ from bt_jax import storage
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.messages import UserError
 
+UPRIGHT = "bt_jax_upright"  # in the metadata that `tfrecord_shards` writes: `Source.upright`
+
 
 class TfdsSource(Source):
     """A data set that TFDS has prepared in a folder.
@@ -53,6 +55,7 @@ class TfdsSource(Source):
                 f"{folder} is stored as {info.file_format.value}, but bt_jax reads tfrecord only",
                 "Prepare it again with `tfds build --file_format=tfrecord`.",
             )
+        self.upright = bool((info.metadata or {}).get(UPRIGHT))
         self._version = f"{info.name}:{info.version}"
         self._sizes = {split: int(info.splits[split].num_bytes or 0) for split in info.splits}
         self._local = "://" not in str(folder)

@@ -107,3 +107,10 @@ def test_an_existing_split_called_mixed_is_used(root, tmp_path):
     stored = with_mixed(NpzSource(tmp_path / "mixed.npz"), ["train.mixed[1:]"])
     assert stored.splits == {"train.mixed": 3} and unmixed(stored, "train.mixed") == "train.mixed"
     assert unmixed(source, "train.mixed") == "train" and unmixed(source, "train") == "train"
+
+
+def test_a_split_that_is_read_in_sequence_is_not_mixed(source, monkeypatch):
+    monkeypatch.setattr(type(source), "random_access", lambda self, base: False)
+    assert with_mixed(source, ["train[:75%]"]) is source
+    with pytest.raises(UserError, match="can only be read in sequence from its storage, which 'train.mixed' cannot be"):
+        with_mixed(source, ["train.mixed[:75%]"])

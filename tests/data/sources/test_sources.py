@@ -172,13 +172,15 @@ def test_prepare_checks_a_cache_file(npz, tmp_path, capsys):
 
 
 def test_prepare_lists_unreadable_images(images, tmp_path, capsys):
-    """Each with its reason. Without anything to write the list is the whole output."""
+    """Each with its reason. A few are allowed, as in training."""
     records = [(encode(im), 0) for im in images]
     records[3] = records[20] = (b"\xff\xd8\xff", 0)
     write_npz(Listed(records), tmp_path / "bad.npz", ["train"])
-    assert prepare.main([f"--npz_in={tmp_path / 'bad.npz'}"]) == 2
+    assert prepare.main([f"--npz_in={tmp_path / 'bad.npz'}"]) == 0
+    assert "2 of them cannot be read: training replaces them" in capsys.readouterr().out
+    assert prepare.main([f"--npz_in={tmp_path / 'bad.npz'}", "--broken_limit=0"]) == 2
     said, error = capsys.readouterr()
-    assert "2 unreadable" in error and len(error.splitlines()) == 1
+    assert "2 of the 23 images" in error and "--config.data.broken_limit=0.09" in error and error.count("\n") == 1
     named = [line for line in said.splitlines() if line.startswith("unreadable: ")]
     assert named == [f"unreadable: listed, split 'train', id {i}: cannot identify image file" for i in (3, 20)]
 

@@ -5,6 +5,13 @@ from ..fault import Fault
 BACKBONE = ("test_backbone_equals_torchvision_at_every_stage",)
 
 FAULTS = (
+    Fault(
+        "preprocess-scale",
+        "preprocess",
+        "/ 255 - mean) / std",
+        "/ 256 - mean) / std",
+        ("test_a_batch_is_normalised_as_in_training",),
+    ),
     Fault("augment-bicubic", "_bicubic", "(1.5 * x - 2.5)", "(1.25 * x - 2.25)", ("test_kernels_at_known_distances",)),
     Fault("augment-half-pixel", "_resize_matrix", "+ 0.5) * scale", ") * scale", ("test_resized_crop_equals_pillow",)),
     Fault(
