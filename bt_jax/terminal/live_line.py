@@ -72,7 +72,7 @@ class LiveLine:
         """Removes the bar from the terminal until the next update."""
         with _lock:
             bar = self._bar
-            if bar is not None and not self._drawing:
+            if bar is not None and not self._drawing and self._drawn_at > -math.inf:
                 self._write(lambda: bar.clear(nolock=True))
                 self._drawn_at = -math.inf  # the next update brings it back at once
 

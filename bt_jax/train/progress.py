@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 WINDOWS = 20  # of the time to go: enough to level out single slow ones, few enough to follow a lasting change
+SECONDS_AHEAD = 2  # steps are dispatched before they are done: in less time their number says nothing of the speed
 
 
 class Progress:
@@ -68,9 +69,10 @@ class Progress:
     def short_line(self, step: int) -> str:
         """The text of a line between two lines of metrics."""
         seconds = time.monotonic() - self._time
-        rate = (step - self._step) * self._batch / seconds if seconds > 0 else 0.0
-        eta = _clock(self._seconds_left(step, (step - self._step, seconds)))
-        return f"step {step}/{self._total}  epoch {step / self._per_epoch:.1f}  {rate:.0f} {self._unit}/s  ETA {eta}"
+        newest = (step - self._step, seconds) if seconds > SECONDS_AHEAD else (0, 0.0)
+        speed = f"{newest[0] * self._batch / seconds:.0f} {self._unit}/s  " if newest[0] else ""
+        eta = _clock(self._seconds_left(step, newest))
+        return f"step {step}/{self._total}  epoch {step / self._per_epoch:.1f}  {speed}ETA {eta}"
 
     def line(self, step: int, values: dict[str, float]) -> str:
         """The text of the line."""
