@@ -18,7 +18,7 @@ from bt_jax.data.sources import class_check, identity
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import UserError
-from bt_jax.run_folder import opening, same_data, step_folders
+from bt_jax.run_folder import opening, same_data, step_folders, trackers
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.train import epochs
 
@@ -45,6 +45,7 @@ def open_machine(settings: Run) -> Mesh:
     Raises:
       UserError: the wrong devices, or a batch that they cannot share.
     """
+    trackers.check(settings.log)
     mesh = sharding.make_mesh()
     check_devices(settings, mesh)
     if isinstance(settings, Pretrain):

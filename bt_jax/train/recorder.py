@@ -13,6 +13,7 @@ from bt_jax.messages import Ongoing, UserError
 from bt_jax.processes import watchdog
 from bt_jax.processes.stop_signals import StopSignals
 from bt_jax.processes.watchdog import Phase
+from bt_jax.run_folder import trackers
 from bt_jax.run_folder.metrics_log import RunLog
 from bt_jax.state import TrainState
 from bt_jax.terminal import interrupts
@@ -37,7 +38,13 @@ class Recorder:
 
     def __init__(self, run: TrainingRun, step: int, milestones: Milestones) -> None:
         self._run, self._step = run, step
-        self._log = RunLog(run.folder, first_step=step, tensorboard=run.settings.log.tensorboard)
+        options = run.settings.log
+        self._log = RunLog(
+            run.folder,
+            first_step=step,
+            tensorboard=options.tensorboard,
+            trackers=trackers.start(run.folder, run.settings),
+        )
         self._progress = Progress(
             first_step=step,
             total_steps=milestones.last,
@@ -60,10 +67,10 @@ class Recorder:
         self._ongoing.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         """Ends the live line and closes the log, then waits for the last checkpoint."""
         self._ongoing.__exit__()
-        self._log.close()
+        self._log.close(failed=kind is not None)
         watchdog.report_progress(self._step, Phase.SAVING)
         self._run.checkpoints.wait()
 
