@@ -123,6 +123,9 @@ class _WandB:
 
         run = run or secrets.token_hex(8)
         keep(run)  # before the server knows it, so that a kill loses nothing
+        # Its own lines, its copy of stdout and its question for an API key would not go with a live line.
+        silent = wandb.Settings(silent=True, console="off")
+        wandb.setup(silent)
         self._run = wandb.init(
             project=place,
             id=run,
@@ -130,8 +133,7 @@ class _WandB:
             resume="allow",
             dir=tempfile.mkdtemp(prefix="bt_jax-") if storage.in_bucket(folder) else str(folder),
             config=arguments.to_dict(settings),
-            # its own lines, and its copy of stdout, would not go with a live line
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=silent,
         )
         # W&B accepts no step below its last one, such as that of an evaluation which is repeated after Ctrl-C.
         self._run.define_metric("*", step_metric="step")

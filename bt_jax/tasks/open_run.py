@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from bt_jax import messages, sharding
+from bt_jax.cli import command_line
 from bt_jax.config import arguments
 from bt_jax.config.encoder_tasks import Evaluate
 from bt_jax.config.pretraining import Pretrain
@@ -127,10 +128,11 @@ def _measures_classes(settings: Run) -> bool:
 def check_rate(settings: Pretrain) -> None:
     """Warns if `batch_size` was overridden but the learning rates were not."""
     if settings.tuned_batch_size not in (0, settings.batch_size):
+        command = command_line.with_batch(settings.batch_size, argument=True)
         messages.say(
             f"WARNING: the learning rates are tuned for a batch of {settings.tuned_batch_size},"
-            f" not {settings.batch_size}: write --config=FILE.py:batch={settings.batch_size} to take the config's rate"
-            " for it"
+            f" not {settings.batch_size}; to take the recipe's rates for it:"
+            f" {command or f'--config=FILE.py:batch={settings.batch_size}'}"
         )
 
 

@@ -2,6 +2,10 @@
 
 from typing import NamedTuple
 
+import jax
+
+from bt_jax.cli import command_line
+from bt_jax.config.pretraining import Pretrain
 from bt_jax.config.sections import Run
 from bt_jax.messages import UserError
 
@@ -21,8 +25,20 @@ def make_plan(settings: Run, images: int) -> Plan:
     """Raises UserError where the data set is smaller than one batch."""
     steps_per_epoch = images // settings.batch_size
     if not steps_per_epoch:
-        raise UserError(
-            f"{images} images in {settings.data.train_split!r} do not fill one batch of {settings.batch_size}",
-            "Set a smaller --config.batch_size.",
-        )
+        raise _too_few(settings, images)
     return Plan(steps_per_epoch, max(round((settings.total_epochs + settings.extend_epochs) * steps_per_epoch), 1))
+
+
+def _too_few(settings: Run, images: int) -> UserError:
+    """The error with the whole command to use: the largest power of two that the images and the devices allow."""
+    devices = jax.device_count()
+    sizes = [devices * 2**power for power in range(32) if devices * 2**power <= images]
+    cause = f"{images} images in {settings.data.train_split!r} do not fill one batch of {settings.batch_size}"
+    if not sizes:
+        return UserError(f"{cause}, nor one of {devices} for the {devices} devices", "Use more images.")
+    tuned = isinstance(settings, Pretrain) and bool(settings.tuned_batch_size)
+    command = command_line.with_batch(sizes[-1], argument=tuned)
+    if not command:
+        return UserError(cause, f"Use more images, or set --config.batch_size={sizes[-1]}.")
+    rates = " with the recipe's learning rates for it" if tuned else ""
+    return UserError(cause, f"Run {command} for a batch of {sizes[-1]}{rates}, or use more images.")
