@@ -88,6 +88,8 @@ class Progress:
     def _seconds_left(self, step: int, newest: tuple[int, float] = (0, 0.0)) -> float:
         steps, seconds = (sum(values) for values in zip(newest, *self._windows, strict=True))
         pauses = sum(count * self._pauses.get(kind, 0.0) for kind, count in self._pauses_left(step).items())
+        if step >= self._total:
+            return pauses
         return (self._total - step) * seconds / steps + pauses if steps else math.inf
 
 
