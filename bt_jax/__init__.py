@@ -6,7 +6,11 @@ features = net.apply(variables, bt_jax.preprocess(images, net), train=False)
 
 import importlib
 
-from bt_jax import compilers
+from bt_jax.terminal import interrupts
+
+interrupts.install()  # first: Ctrl-C may come while a command imports the rest
+
+from bt_jax import compilers  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = ["augment", "convert", "evals", "load_encoder", "losses", "models", "objectives", "optim", "preprocess"]

@@ -6,9 +6,13 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Iterator
-from typing import TextIO
+import time
+from collections.abc import Callable, Iterator
+from typing import Self, TextIO
 
+from bt_jax.terminal import live_line
+
+SECONDS_BETWEEN_LINES = 15  # of work that may last
 TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): the command is correct, run it again
 
 
@@ -52,6 +56,36 @@ def say(text: str) -> None:
         put(text, sys.stdout)
 
 
+class Ongoing:
+    """Says how far some work is: on a terminal by a live line, elsewhere every SECONDS_BETWEEN_LINES seconds.
+
+    Args:
+      total: the amount of the work; 0: unknown.
+    """
+
+    def __init__(self, total: int = 0) -> None:
+        self._line, self._last = live_line.LiveLine(total), time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._line.__enter__()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._line.__exit__()
+
+    def update(self, done: int, text: Callable[[], str]) -> None:
+        """Notes that `done` of the work is done; text() returns the words, and is called only if they are shown."""
+        if self._line.shown:
+            self._line.update(done, text)
+        elif time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+            self.say(text())
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays, and delays the next line of `update`."""
+        say(text)
+        self._last = time.monotonic()
+
+
 @functools.cache
 def say_once(text: str) -> None:
     """Prints a line as `say` does, but only once per process."""
@@ -61,6 +95,7 @@ def say_once(text: str) -> None:
 def put(text: str, stream: TextIO | None) -> None:
     """Prints one line on a stream. A closed or full stream is ignored, because the caller's work is more important."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed, or a signal handler within another print
+        live_line.make_way()
         print(text, file=stream, flush=True)
 
 
@@ -100,6 +135,7 @@ class _Lasting:
 
     def write(self, text: str) -> int:
         if not self._gone:
+            live_line.make_way(text)
             try:
                 self._stream.write(text)
             except UnicodeEncodeError:  # characters that the terminal cannot show

@@ -109,6 +109,8 @@ class Log(Section):
 
     every_steps: int = key(50, "steps between two lines of metrics; also the steps of one dispatch of resident data")
     tensorboard: bool = key(True, "write TensorBoard files too")
+    wandb: str = key("", "project of Weights & Biases that gets the metrics too (extra wandb)")
+    mlflow: str = key("", 'URI of an MLflow store that gets the metrics too, "sqlite:///mlflow.db" (extra mlflow)')
 
 
 @dataclasses.dataclass(frozen=True)

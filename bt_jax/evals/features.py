@@ -12,6 +12,7 @@ from bt_jax import augment, compilers, sharding
 from bt_jax.augment import recipes
 from bt_jax.evals import finite
 from bt_jax.evals.pictures import thumbnail
+from bt_jax.messages import Ongoing
 from bt_jax.models import Net, Variables
 
 Batch = Mapping[str, jax.Array]
@@ -66,13 +67,17 @@ def extract(
     Raises:
       NotFiniteError: some features are not finite.
     """
-    features, labels = [], []
-    for batch in batches:
-        real = batch["mask"]
-        inputs = sharding.put_global({name: batch[name] for name in ("image", "size") if name in batch}, mesh)
-        features.append(np.asarray(embed(variables, inputs))[real])
-        if "label" in batch:
-            labels.append(batch["label"][real])
+    features, labels, images = [], [], 0
+    what = f"features of {of}" if of else "features"
+    with Ongoing() as ongoing:
+        for batch in batches:
+            real = batch["mask"]
+            inputs = sharding.put_global({name: batch[name] for name in ("image", "size") if name in batch}, mesh)
+            features.append(np.asarray(embed(variables, inputs))[real])
+            if "label" in batch:
+                labels.append(batch["label"][real])
+            images += len(features[-1])
+            ongoing.update(images, lambda images=images: f"{what}: {images:,} images")
     extracted = np.concatenate(features)
     finite.require(extracted, of)
     return extracted, np.concatenate(labels) if labels else None

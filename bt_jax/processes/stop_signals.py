@@ -18,6 +18,7 @@ import jax
 
 from bt_jax import messages
 from bt_jax.processes import coordination, exits
+from bt_jax.terminal import interrupts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 POLL_SECONDS, METADATA_SECONDS = 0.5, 5.0
@@ -90,6 +91,7 @@ class StopSignals:
         """Restores the previous signal handlers, after the last window."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        interrupts.end_at_next()
         if self._thread.is_alive():
             if coordination.is_multi_process():
                 with contextlib.suppress(Exception):  # no other process is left
@@ -99,6 +101,8 @@ class StopSignals:
 
     def _note(self, number, frame):
         del frame
+        if number == signal.SIGINT and interrupts.ends_at_once():  # no step is taken yet: there is nothing to save
+            return
         self.signal = number
         before = self._before.get(number)
         # A second signal has its usual effect, even if the shell ignores Ctrl-C for background jobs. A closed terminal

@@ -1,7 +1,7 @@
 """Writes the report of a run again: one self-contained HTML file, made from the files of the run folder.
 
     python -m bt_jax.report RUN              writes RUN/report.html again
-    python -m bt_jax.report RUN1 RUN2 ...    draws the curves of all runs in the report of the first, or in --out FILE
+    python -m bt_jax.report RUN1 RUN2 ...    compares runs: RUN1/comparison.html, or --out FILE
 
 Only `metrics.jsonl` is required. If the input of a section is missing or damaged, a sentence in the report says so.
 """
@@ -15,7 +15,11 @@ from bt_jax.report import write
 def main(argv: list[str] | None = None) -> int:
     parser = tool.Parser("report", "Writes report.html of a run again.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder; several are compared in one report")
-    parser.add_argument("--out", metavar="FILE", help="file to write (default: report.html in the first run folder)")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="file to write (default: report.html of the run, or comparison.html)",
+    )
     jax_settings.settle()
     return tool.run(parser, lambda options: print(write.report(*options.runs, out=options.out)), argv)
 

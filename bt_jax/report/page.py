@@ -69,12 +69,12 @@ h1{font-size:1.9rem;line-height:1.15;margin:0 0 .5rem;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:0 0 .4rem} h3{font-size:1rem;margin:0 0 .3rem} p{margin:.3rem 0 .8rem;max-width:75ch}
 .kind{color:var(--quiet);margin:0} .quiet,figcaption{color:var(--quiet);font-size:.875rem}
 .verdict{font-size:1.2rem;line-height:1.4;padding-left:14px;border-left:4px solid var(--good)} .note{padding-left:18px}
-.verdict.warn{border-color:var(--warn)} .verdict.bad{border-color:var(--bad)}
+.verdict.plain{border-color:var(--line)} .verdict.warn{border-color:var(--warn)} .verdict.bad{border-color:var(--bad)}
 .note.warn{color:var(--warn)} .note.bad{color:var(--bad)}
 .facts{display:flex;flex-wrap:wrap;gap:10px 28px;margin:1rem 0} .facts dt{color:var(--quiet);font-size:.8rem}
 .facts dd{margin:0;font-size:1.2rem;font-weight:600;font-variant-numeric:tabular-nums}
 section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:18px;margin:16px 0}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:24px 28px}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr));gap:24px 28px}
 .plots.small,.plots.three{grid-template-columns:repeat(auto-fill,minmax(min(100%,280px),1fr))}
 figure{margin:0;min-width:0} figcaption{margin-top:.4rem} svg{display:block;width:100%;height:auto;overflow:visible}
 svg *{stroke-linejoin:round;stroke-linecap:butt} svg text{font-family:inherit!important}

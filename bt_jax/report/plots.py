@@ -100,6 +100,9 @@ def draw_panel(axes, panel: Panel, runs: list[Run]) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=panel.whole))
         if panel.zero:
             axes.set_ylim(bottom=0, top=1.1 * scale * max(drawn, default=0) or 1)
+        if panel.percent:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(max(bottom, 0), min(top, 100))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: tick(v) + (" %" if panel.percent else "")))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(tick))

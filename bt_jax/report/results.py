@@ -73,7 +73,7 @@ def results_verdict(run: Run) -> tuple[str, str]:
     name, value, interval = rows[0]
     uncertainty = f", 95 % interval {interval}" if interval != "–" else ""
     measure = "mean average precision" if "precision" in name else "of the held-out images are classified correctly"
-    return "good", f"{percent(value)} {measure} by {what} on {about}{uncertainty}."
+    return "plain", f"{percent(value)} {measure} by {what} on {about}{uncertainty}."
 
 
 def results_section(run: Run) -> str:

@@ -15,6 +15,7 @@ from bt_jax.report.verdict import ROWS, knn_name, verdict
 
 SCORES = (("knn_top1", "nearest neighbours"), ("linear_top1", "linear probe"))
 FILES = {
+    "comparison.html": "this run beside others",
     "metrics.jsonl": "every logged step, one JSON object a line",
     "summary.json": "the final scores",
     "config.json": "the resolved config",
@@ -148,7 +149,7 @@ def details_section(run: Run) -> str:
     ]
     body += f"<p>The files in <code>{esc(storage.absolute(run.path))}</code>:</p>"
     body += table(["file", "size", "content"], rows)
-    body += f"<p>To write this report again:</p><pre>python -m bt_jax.report {esc(run.path)}</pre>"
+    body += f"<p>To write the report of this run again:</p><pre>python -m bt_jax.report {esc(run.path)}</pre>"
     missing = "".join(f'<p class="quiet">{esc(sentence)}</p>' for sentence in run.omissions)
     return section(
         "Config and environment",

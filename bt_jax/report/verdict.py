@@ -20,7 +20,11 @@ RISE = 1.5
 
 
 def verdict(run: Run) -> list[tuple[str, str]]:
-    """[(tone, sentence)]: the main result first, then warnings. A tone is "good", "warn" or "bad"."""
+    """[(tone, sentence)]: the main result first, then warnings.
+
+    A tone is "good", "plain", "warn" or "bad". It is "good" only if the final scores prove that the encoder has
+    learned.
+    """
     after = f"After {plural(int(run.steps), 'step')}"
     name = f"{knn_name(run)} top-1"
     trained = run.score("knn_top1", "trained")
@@ -28,11 +32,12 @@ def verdict(run: Run) -> list[tuple[str, str]]:
         rivals = {words: run.score("knn_top1", row) for row, words in ROWS[1:]}
         rivals = {words: value for words, value in rivals.items() if value is not None}
         gaps = " and ".join(difference_in_points(trained, value, words) for words, value in rivals.items())
-        learned = all(round(100 * (trained - value)) > 0 for value in rivals.values())
+        learned = bool(rivals) and all(round(100 * (trained - value)) > 0 for value in rivals.values())
         text = f"{after} the encoder reaches {percent(trained)} {name} on held-out images"
-        sentences = [("good" if learned else "warn", f"{text}, {gaps}." if gaps else f"{text}.")]
+        tone = "good" if learned else "warn" if rivals else "plain"
+        sentences = [(tone, f"{text}, {gaps}." if gaps else f"{text}.")]
     elif (value := run.last("val/knn_top1")) is not None:
-        sentences = [("good", f"{after} the last measured {name} on held-out images is {percent(value)}.")]
+        sentences = [("plain", f"{after} the last measured {name} on held-out images is {percent(value)}.")]
     elif (value := run.last("train/loss")) is not None:
         sentences = [("warn", f"{after} the loss is {short(value)}. The run has no accuracy of the features.")]
     else:
@@ -43,7 +48,7 @@ def verdict(run: Run) -> list[tuple[str, str]]:
         sentences.insert(*((1, ("warn", warning)) if math.isfinite(last) else (0, ("bad", warning))))
     collapsed = [("bad", sentence) for sentence in collapse_warnings(run)]
     # A collapse comes first, unless the loss is not finite or the final scores prove that the encoder has learned.
-    second = sentences[0][0] == "bad" or trained is not None and bool(rivals) and learned
+    second = sentences[0][0] in ("bad", "good")
     return (sentences + collapsed if second else collapsed + sentences) + curve_warnings(run)
 
 

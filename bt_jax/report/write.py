@@ -28,6 +28,7 @@ from bt_jax.report.sections import (
 )
 
 PAGE = "report.html"
+COMPARISON = "comparison.html"  # never over the report of a run
 
 
 @storage.bucket_errors_as_user_errors()
@@ -37,16 +38,18 @@ def report(run_dir, *others, out=None) -> Path:
     Args:
       run_dir: run folder; report.sections.FILES lists its files.
       others: further run folders, whose curves are drawn in the same plots.
-      out: the file to write; RUN_DIR/report.html if None.
+      out: the file to write; None: RUN_DIR/report.html, or RUN_DIR/comparison.html for several runs.
 
     Raises:
-      UserError: a folder has no metrics, or the file cannot be written.
+      UserError: a folder has no metrics, the file cannot be written, or a comparison would replace a run's report.
     """
     runs = [read_run(folder) for folder in (run_dir, *others)]
     if len({run.name for run in runs}) < len(runs):  # a/run and b/run
         for run in runs:
             run.name = str(run.path)
-    target = storage.parse_path(out) if out else runs[0].path / PAGE
+    target = storage.parse_path(out) if out else runs[0].path / (COMPARISON if others else PAGE)
+    if others and storage.absolute(target) in [storage.absolute(run.path / PAGE) for run in runs]:
+        raise UserError(f"{target} is the report of one run", f"Name another file with --out, such as {COMPARISON}.")
     text = page(runs)
     try:
         storage.write(target, text)

@@ -1,16 +1,18 @@
-"""The metrics of a run: metrics.jsonl, and TensorBoard events under the same names."""
+"""The metrics of a run: metrics.jsonl, and under the same names TensorBoard events and the values of trackers."""
 
 import contextlib
 import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from bt_jax import storage
 from bt_jax.run_folder.append_folder import AppendFolder
+from bt_jax.run_folder.trackers import Tracker
 
 NAME = "metrics.jsonl"
 
@@ -20,17 +22,20 @@ class RunLog:
 
     Args:
       folder: the run folder; must exist.
-      first_step: lines of later steps, from a run that got further than its last checkpoint, are deleted.
+      first_step: lines of later steps, from a run that got further than its last checkpoint, are deleted. The
+        trackers have them already; the repeated steps give the same values, which are not sent again.
     """
 
-    def __init__(self, folder: Path, *, first_step: int, tensorboard: bool = True):
+    def __init__(
+        self, folder: Path, *, first_step: int, tensorboard: bool = True, trackers: Sequence[Tracker] = ()
+    ) -> None:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
         self._folder = AppendFolder(folder, (NAME,))
         path = self._folder.local / NAME
-        if path.exists():
-            _drop_after(path, first_step)
+        dropped = _drop_after(path, first_step) if path.exists() else []
+        self._trackers, self._sent = trackers, {(one["step"], name) for one in dropped for name in one}
         self._file = path.open("a")
         self._board = _Board(self._folder.local / "tensorboard", first_step + 1) if tensorboard else None
 
@@ -42,6 +47,10 @@ class RunLog:
         self._file.flush()
         if self._board:
             self._board.write(step, values)
+        new = {name: value for name, value in values.items() if (step, name) not in self._sent}
+        for tracker in self._trackers:
+            if sent := new if tracker.resumed else values:
+                tracker.write(step, sent)
         self._folder.copy_if_due()
 
     def sync(self) -> None:
@@ -50,9 +59,15 @@ class RunLog:
             os.fsync(self._file.fileno())
             self._folder.sync()
 
-    def close(self) -> None:
-        """Flushes and closes the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flushes and closes the files and the trackers.
+
+        Args:
+          failed: the run ended with an error; trackers show it.
+        """
         if self._writes:
+            for tracker in self._trackers:
+                tracker.close(failed=failed)
             for file in filter(None, (self._file, self._board)):
                 with contextlib.suppress(OSError):  # a full disk, which the write has reported
                     file.close()
@@ -93,9 +108,11 @@ def evaluated(folder: Path, step: int) -> bool:
     return any(_step(line) == step and '"perf/' not in line for line in lines)
 
 
-def _drop_after(path: Path, step: int) -> None:
-    kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-    storage.write(path, "".join(f"{line}\n" for line in kept))
+def _drop_after(path: Path, step: int) -> list[dict]:
+    """Deletes the lines of later steps; returns the whole ones among them."""
+    lines = path.read_text().splitlines()
+    storage.write(path, "".join(f"{line}\n" for line in lines if _step(line) <= step))
+    return [json.loads(line) for line in lines if step < _step(line) < math.inf]
 
 
 def _step(line: str) -> float:

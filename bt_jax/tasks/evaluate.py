@@ -18,7 +18,7 @@ from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
 from bt_jax.report import write
-from bt_jax.run_folder import lock, metrics_log, opening
+from bt_jax.run_folder import lock, metrics_log, opening, trackers
 from bt_jax.tasks import from_encoder, open_run
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     about = f"{settings.encoder} ({encoder.net.arch}) on {source.name}"
     folder = open_run.open_folder(settings, workdir, data, recipe, about)
 
-    written = metrics_log.RunLog(folder, first_step=-1, tensorboard=False)
+    written = metrics_log.RunLog(folder, first_step=-1, tensorboard=False, trackers=trackers.start(folder, settings))
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
     for name, evaluator in evaluators.items():
         began = time.monotonic()

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from bt_jax import messages, sharding, storage
 from bt_jax.augment.recipes import Recipe
+from bt_jax.cli import command_line
 from bt_jax.config import arguments
 from bt_jax.config.encoder_tasks import Evaluate
 from bt_jax.config.pretraining import Pretrain
@@ -20,7 +21,7 @@ from bt_jax.data.sources import class_check, identity, orientation
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import UserError
-from bt_jax.run_folder import opening, same_data, step_folders
+from bt_jax.run_folder import opening, same_data, step_folders, trackers
 from bt_jax.run_folder.checkpoints import Checkpoints
 from bt_jax.train import epochs
 
@@ -47,6 +48,7 @@ def open_machine(settings: Run) -> Mesh:
     Raises:
       UserError: the wrong devices, or a batch that they cannot share.
     """
+    trackers.check(settings.log)
     mesh = sharding.make_mesh()
     check_devices(settings, mesh)
     if isinstance(settings, Pretrain):
@@ -157,10 +159,11 @@ def _measures_classes(settings: Run) -> bool:
 def check_rate(settings: Pretrain) -> None:
     """Warns if `batch_size` was overridden but the learning rates were not."""
     if settings.tuned_batch_size not in (0, settings.batch_size):
+        command = command_line.with_batch(settings.batch_size, argument=True)
         messages.say(
             f"WARNING: the learning rates are tuned for a batch of {settings.tuned_batch_size},"
-            f" not {settings.batch_size}: write --config=FILE.py:batch={settings.batch_size} to take the config's rate"
-            " for it"
+            f" not {settings.batch_size}; to take the recipe's rates for it:"
+            f" {command or f'--config=FILE.py:batch={settings.batch_size}'}"
         )
 
 

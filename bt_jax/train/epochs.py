@@ -2,6 +2,10 @@
 
 from typing import NamedTuple
 
+import jax
+
+from bt_jax.cli import command_line
+from bt_jax.config.pretraining import Pretrain
 from bt_jax.config.sections import Run
 from bt_jax.messages import UserError
 
@@ -21,11 +25,23 @@ def make_plan(settings: Run, images: int) -> Plan:
     """Raises UserError where the data set is smaller than one batch."""
     steps_per_epoch = images // settings.batch_size
     if not steps_per_epoch:
-        fraction = getattr(settings.data, "fraction", 1)  # of fine-tuning
-        share = f"a share of {fraction:g} of " if fraction != 1 else ""
-        also = " or a larger --config.data.fraction" if share else ""
-        raise UserError(
-            f"{images} images in {share}{settings.data.train_split!r} do not fill one batch of {settings.batch_size}",
-            f"Set a smaller --config.batch_size{also}.",
-        )
+        raise _too_few(settings, images)
     return Plan(steps_per_epoch, max(round((settings.total_epochs + settings.extend_epochs) * steps_per_epoch), 1))
+
+
+def _too_few(settings: Run, images: int) -> UserError:
+    """The error with the whole command to use: the largest power of two that the images and the devices allow."""
+    devices = jax.device_count()
+    sizes = [devices * 2**power for power in range(32) if devices * 2**power <= images]
+    fraction = getattr(settings.data, "fraction", 1)  # of fine-tuning
+    share = f"a share of {fraction:g} of " if fraction != 1 else ""
+    more = "a larger --config.data.fraction" if share else "more images"
+    cause = f"{images} images in {share}{settings.data.train_split!r} do not fill one batch of {settings.batch_size}"
+    if not sizes:
+        return UserError(f"{cause}, nor one of {devices} for the {devices} devices", f"Use {more}.")
+    tuned = isinstance(settings, Pretrain) and bool(settings.tuned_batch_size)
+    command = command_line.with_batch(sizes[-1], argument=tuned)
+    if not command:
+        return UserError(cause, f"Use {more}, or set --config.batch_size={sizes[-1]}.")
+    rates = " with the recipe's learning rates for it" if tuned else ""
+    return UserError(cause, f"Run {command} for a batch of {sizes[-1]}{rates}, or use {more}.")

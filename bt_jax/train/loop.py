@@ -35,7 +35,7 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
         return state
     with (
         StopSignals(step) as stop,
-        Recorder(run, step, milestones.last) as recorder,
+        Recorder(run, step, milestones) as recorder,
         run.feed.batches(run.step, state) as batches,
     ):
         if owed:

@@ -37,6 +37,16 @@ class Milestones(NamedTuple):
             if each.every_steps and (step == self.last or _is_multiple(step, each.every_steps))
         ]
 
+    def pauses_left(self, step: int) -> dict[str, int]:
+        """How often a run at `step`, before its save and its evaluation, will still save and evaluate."""
+        periods = [each.every_steps for each in self.evaluators if each.every_steps]
+        evaluations = self._multiples_from(step, min(periods)) if periods else 0
+        return {"save": self._multiples_from(step, self.save_every), "evaluation": evaluations}
+
+    def _multiples_from(self, step: int, every: int) -> int:
+        """Number of multiples of `every` from `step` on that come before the last step, and the last step itself."""
+        return ((self.last - 1) // every - (step - 1) // every if every else 0) + 1
+
     def any(self, step: int) -> bool:
         """Whether the run saves or evaluates at this step."""
         return self.saves(step) or bool(self.due(step))

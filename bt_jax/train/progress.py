@@ -2,14 +2,22 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+WINDOWS = 20  # of the time to go: enough to level out single slow ones, few enough to follow a lasting change
+SECONDS_AHEAD = 2  # steps are dispatched before they are done: in less time their number says nothing of the speed
 
 
 class Progress:
     """Pairs (or images) per second, waiting and time to go, over the steps since the last line.
 
+    The time to go is that of the steps, at the speed of the last WINDOWS lines, and that of the saves and evaluations,
+    each as long as the last of its kind.
+
     Args:
       terms: metrics of the method that the line has after the loss.
+      pauses_left: pauses_left(step) -> {kind: how often training will still pause for it}.
     """
 
     def __init__(
@@ -21,11 +29,14 @@ class Progress:
         steps_per_epoch: int,
         unit: str = "pairs",
         terms: Sequence[str] = (),
+        pauses_left: Callable[[int], Mapping[str, int]] = lambda step: {},
     ):
         self._unit, self._terms = unit, terms
         self._total, self._batch, self._per_epoch = total_steps, batch_size, steps_per_epoch
         self._first, self._step = first_step, first_step
         self._time, self._waited = time.monotonic(), 0.0
+        self._windows: deque[tuple[int, float]] = deque(maxlen=WINDOWS)  # steps and their seconds
+        self._pauses_left, self._pauses = pauses_left, dict[str, float]()  # kind -> seconds of the last
 
     def measure(self, step: int, *, waited: float = 0.0) -> dict[str, float]:
         """perf/pairs_per_sec (or images) and perf/data_wait (a share of the time) since the last call.
@@ -40,36 +51,46 @@ class Progress:
         values = {"epoch": step / self._per_epoch, "perf/data_wait": min((waited - self._waited) / seconds, 1.0)}
         if step > self._step:
             values[f"perf/{self._unit}_per_sec"] = (step - self._step) * self._batch / seconds
+            self._windows.append((step - self._step, seconds))
         self._step, self._time, self._waited = step, now, waited
         return values
 
-    def skip(self, step: int | None = None) -> None:
+    def skip(self, step: int | None = None, *, pause: str = "") -> None:
         """Leaves the time since the last line out of the speed: it was not training; nor do its steps count.
 
         Args:
           step: the step that is reached, if there were steps in that time.
+          pause: its kind, if there will be more of it.
         """
+        if pause:
+            self._pauses[pause] = time.monotonic() - self._time
         self._time, self._step = time.monotonic(), self._step if step is None else step
 
     def short_line(self, step: int) -> str:
         """The text of a line between two lines of metrics."""
         seconds = time.monotonic() - self._time
-        rate = (step - self._step) * self._batch / seconds if seconds > 0 else 0.0
-        eta = (self._total - step) * self._batch / rate if rate else math.inf
-        epoch = step / self._per_epoch
-        return f"step {step}/{self._total}  epoch {epoch:.1f}  {rate:.0f} {self._unit}/s  ETA {_clock(eta)}"
+        newest = (step - self._step, seconds) if seconds > SECONDS_AHEAD else (0, 0.0)
+        speed = f"{newest[0] * self._batch / seconds:.0f} {self._unit}/s  " if newest[0] else ""
+        eta = _clock(self._seconds_left(step, newest))
+        return f"step {step}/{self._total}  epoch {step / self._per_epoch:.1f}  {speed}ETA {eta}"
 
     def line(self, step: int, values: dict[str, float]) -> str:
         """The text of the line."""
         rate = values.get(f"perf/{self._unit}_per_sec", 0.0)
-        eta = (self._total - step) * self._batch / rate if rate else math.inf
         terms = ("loss", *self._terms, "probe_top1")
         losses = "  ".join(f"{name} {values[f'train/{name}']:.4g}" for name in terms if f"train/{name}" in values)
         speed, waiting = f"{rate:.0f}" if rate else "?", 100 * values["perf/data_wait"]
         return (
             f"step {step}/{self._total}  epoch {values['epoch']:.1f}  {losses}"
-            f"  {speed} {self._unit}/s  waiting {waiting:.0f} %  ETA {_clock(eta)}"
+            f"  {speed} {self._unit}/s  waiting {waiting:.0f} %  ETA {_clock(self._seconds_left(step))}"
         )
+
+    def _seconds_left(self, step: int, newest: tuple[int, float] = (0, 0.0)) -> float:
+        steps, seconds = (sum(values) for values in zip(newest, *self._windows, strict=True))
+        pauses = sum(count * self._pauses.get(kind, 0.0) for kind, count in self._pauses_left(step).items())
+        if step >= self._total:
+            return pauses
+        return (self._total - step) * seconds / steps + pauses if steps else math.inf
 
 
 def _clock(seconds: float) -> str:

@@ -9,17 +9,19 @@ import numpy as np
 
 from bt_jax import messages
 from bt_jax.evals.base import Evaluator
-from bt_jax.messages import UserError
+from bt_jax.messages import Ongoing, UserError
 from bt_jax.processes import watchdog
 from bt_jax.processes.stop_signals import StopSignals
 from bt_jax.processes.watchdog import Phase
+from bt_jax.run_folder import trackers
 from bt_jax.run_folder.metrics_log import RunLog
 from bt_jax.state import TrainState
+from bt_jax.terminal import interrupts
 from bt_jax.train import compile_time
+from bt_jax.train.milestones import Milestones
 from bt_jax.train.progress import Progress
 from bt_jax.train.run import TrainingRun
 
-SECONDS_BETWEEN_LINES = 15  # at most, while steps are taken
 Window = list[dict[str, jax.Array]]  # metrics of some steps, on the device
 
 
@@ -32,22 +34,29 @@ class Recorder:
 
     Args:
       step: the first step.
-      last: the step at which training ends.
     """
 
-    def __init__(self, run: TrainingRun, step: int, last: int) -> None:
+    def __init__(self, run: TrainingRun, step: int, milestones: Milestones) -> None:
         self._run, self._step = run, step
-        self._log = RunLog(run.folder, first_step=step, tensorboard=run.settings.log.tensorboard)
+        options = run.settings.log
+        self._log = RunLog(
+            run.folder,
+            first_step=step,
+            tensorboard=options.tensorboard,
+            trackers=trackers.start(run.folder, run.settings),
+        )
         self._progress = Progress(
             first_step=step,
-            total_steps=last,
+            total_steps=milestones.last,
             batch_size=run.settings.batch_size,
             steps_per_epoch=run.plan.steps_per_epoch,
             unit=run.unit,
             terms=run.terms,
+            pauses_left=milestones.pauses_left,
         )
+        self._ongoing = Ongoing(milestones.last)
         self._unread: tuple[int, Window, float] | None = None
-        self._dispatched, self._last_line = 0, time.monotonic()
+        self._dispatched, self._opened = 0, time.monotonic()
         self._key = compile_time.key(run.settings)
 
     def __enter__(self) -> Self:
@@ -55,26 +64,27 @@ class Recorder:
         seconds = compile_time.expected(self._key)
         wait = f"{seconds:.0f} s when last compiled here" if seconds else "from seconds to some minutes"
         messages.say(f"compiling the training step ({wait})")
+        self._ongoing.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
-        """Closes the log, then waits for the last checkpoint."""
-        self._log.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        """Ends the live line and closes the log, then waits for the last checkpoint."""
+        self._ongoing.__exit__()
+        self._log.close(failed=kind is not None)
         watchdog.report_progress(self._step, Phase.SAVING)
         self._run.checkpoints.wait()
 
     def dispatched(self, step: int) -> None:
-        """Notes that the device has the steps up to `step`; prints a line if the last one is long ago."""
-        now, self._dispatched = time.monotonic(), self._dispatched + 1
+        """Notes that the device has the steps up to `step`."""
+        self._dispatched += 1
         if self._dispatched == 1:
-            compile_time.remember(self._key, now - self._last_line)
+            now = time.monotonic()
+            interrupts.leave_next_to_handler()  # from here on there is something to save
+            compile_time.remember(self._key, now - self._opened)
             self._progress.skip(step)
-            messages.say(f"first step done {now - self._run.started:.0f} s after the start")
-        elif now - self._last_line > SECONDS_BETWEEN_LINES:
-            messages.say(self._progress.short_line(step))
+            self._ongoing.say(f"first step done {now - self._run.started:.0f} s after the start")
         else:
-            return
-        self._last_line = now
+            self._ongoing.update(step, lambda: self._progress.short_line(step))
 
     def add(self, step: int, state: TrainState, metrics: Window, *, waited: float, wait: bool) -> None:
         """Takes the metrics of the window that ends at `step`, and writes those of the window before.
@@ -109,7 +119,7 @@ class Recorder:
         """Starts a checkpoint, once the metrics are on the disk."""
         self._log.sync()
         self._run.checkpoints.save(state)
-        self._progress.skip()
+        self._progress.skip(pause="save")
 
     def evaluate(self, step: int, state: TrainState, evaluators: list[Evaluator], stop: StopSignals) -> None:
         """Runs evaluators and writes their values; nothing if a stop signal comes, so that the next start repeats them.
@@ -119,20 +129,21 @@ class Recorder:
         """
         values: dict[str, float] = {}
         for each in evaluators:
-            watchdog.report_progress(step, Phase.EVALUATING, type(each).__name__)
+            name = type(each).__name__
+            watchdog.report_progress(step, Phase.EVALUATING, name)
+            self._ongoing.update(step, lambda name=name: f"step {step}: evaluating ({name})")
             values |= each.run(state)
             if stop.immediate:
                 return
         self._log.write(step, values | {"epoch": step / self._run.plan.steps_per_epoch})
-        messages.say("  ".join(f"{name} {_short(value)}" for name, value in values.items()))
-        self._progress.skip()
+        self._ongoing.say("  ".join(f"{name} {_short(value)}" for name, value in values.items()))
+        self._progress.skip(pause="evaluation")
 
     def _write(self, step: int, metrics: Window, waited: float, state: TrainState) -> None:
         values = _means(metrics) | self._progress.measure(step, waited=waited)
         watchdog.report_progress(self._step, Phase.TRAINING, waited=values["perf/data_wait"])
         self._log.write(step, values)
-        messages.say(self._progress.line(step, values) + watchdog.slowest_line())
-        self._last_line = time.monotonic()
+        self._ongoing.say(self._progress.line(step, values) + watchdog.slowest_line())
         if values["train/bad_steps"] >= self._run.settings.nonfinite_limit:
             self._give_up(step, values, state)
 

@@ -97,6 +97,8 @@ HELD = {
     "stop_after_steps": LOOP,
     "checkpoint.every_epochs": LOOP,
     "log.tensorboard": LOOP,
+    "log.mlflow": "test_a_tracker_gets_every_line_of_a_run",
+    "log.wandb": "test_wandb",
     "nonfinite_limit": "test_the_limit_of_steps_that_are_not_finite",
     "data.on_device": "test_a_streaming_key_reaches_the_pipeline",
     "data.reader": "test_the_reader_of_a_data_set",

@@ -158,10 +158,12 @@ def test_views_are_set_key_by_key():
     ]
 
 
-def test_batch_outside_the_authors_table_warns(caplog):
+def test_batch_outside_the_authors_table_has_the_rate_of_the_nearest(caplog, capsys):
+    """And no warning: an error may have advised that batch."""
     caplog.set_level("WARNING", logger="absl")  # a program that ran before may have made it quieter
-    assert pretrain_imagenet_r50.get_config("batch=16").optim.lr_weights == 0.7
-    assert "not in the authors' table" in caplog.text
+    assert [pretrain_imagenet_r50.nearest_rate(batch) for batch in (16, 200, 900, 9999)] == [0.7, 0.4, 0.25, 0.2]
+    open_run.check_rate(pretrain_folder.get_config("batch=16"))
+    assert not caplog.text and not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("config", [quickstart, pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50])

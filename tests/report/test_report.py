@@ -23,7 +23,7 @@ from bt_jax.report.__main__ import main
 from bt_jax.report.confusion import cell
 from bt_jax.report.formats import duration, number, percent, plural, short
 from bt_jax.report.page import bar
-from bt_jax.report.plots import INK, downsampled
+from bt_jax.report.plots import INK, downsampled, draw_panel
 from bt_jax.report.results import accuracies, results_verdict
 from bt_jax.report.runs import read_run
 from bt_jax.report.sections import summary_section
@@ -447,7 +447,7 @@ def test_a_collapse_comes_first(run, changes, warning):
     with open(run / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 1200, **changes}) + "\n")
     (tone, first), *_ = verdict(read_run(run))
-    assert (tone == "bad" and first.startswith(warning)) if warning else tone == "good"
+    assert (tone == "bad" and first.startswith(warning)) if warning else tone == "plain"
 
 
 def test_collapse_of_a_run_that_has_learned_comes_second(run):
@@ -488,6 +488,16 @@ def test_markup_in_user_strings_stays_text(tmp_path, few_curves):
     page = Page(write.report(run, make_run(tmp_path / "<i>other")))
     assert "<script" not in page.source and "<b>" not in page.source and "<i>other" not in page.source
     assert f"data.name = {script}" in page.text and f"python {script}" in page.text
+
+
+def test_a_comparison_leaves_the_reports_of_its_runs(tmp_path, run, few_curves):
+    """It has a file of its own, and no --out can make it replace a report."""
+    other = make_run(tmp_path / "slow")
+    (run / "report.html").write_text("old")
+    assert write.report(run, other) == run / "comparison.html" and (run / "report.html").read_text() == "old"
+    for target in (run / "report.html", other / "report.html"):
+        with pytest.raises(UserError, match="is the report of one run"):
+            write.report(run, other, out=target)
 
 
 def test_several_runs_are_compared(tmp_path, run, few_curves):
@@ -590,6 +600,29 @@ def test_level_with_one_rival_is_not_learned(tmp_path):
         assert verdict(read_run(folder))[0][0] == tone
 
 
+def test_an_accuracy_without_a_rival_proves_nothing(run):
+    """Neither in the summary nor in the last line of a run that is not finished."""
+    summary = json.loads((run / "summary.json").read_text())
+    summary["knn_top1"] = {"trained": 0.9}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert verdict(read_run(run))[0] == ("plain", "After 1,200 steps the encoder reaches 90.0 % 200-NN top-1 on"
+                                         " held-out images.")  # fmt: skip
+    (run / "summary.json").unlink()
+    assert verdict(read_run(run))[0][0] == "plain"
+
+
+@pytest.mark.parametrize("panel", [panels.ACCURACY[0], panels.OPTIMIZATION[-1]])
+def test_an_axis_of_percent_ends_at_100(run, panel):
+    """Also where a curve comes close to it."""
+    from matplotlib.figure import Figure
+
+    data = read_run(run)
+    data.series[panel.curves[0][0]] = {0: 0.001, 100: 0.999}
+    axes = Figure().add_subplot()
+    draw_panel(axes, panel, [data])
+    assert axes.get_ylim()[0] >= 0 and axes.get_ylim()[1] == 100
+
+
 def test_intervals_belong_to_their_protocol(run):
     run_files = read_run(run)
     run_files.summary = {
@@ -614,7 +647,7 @@ def test_features_that_are_not_finite_have_no_result(run, rank):
     run_files = read_run(run)
     run_files.config = {"task": "evaluate"}
     run_files.summary = {"knn": {"knn_top1": 0.1}, "spectrum": {"rank": 3.0}}
-    assert results_verdict(run_files)[0] == "good"
+    assert results_verdict(run_files)[0] == "plain"  # an accuracy alone does not prove that the encoder has learned
     run_files.summary["spectrum"]["rank"] = rank
     tone, text = results_verdict(run_files)
     assert tone == "bad" and "are not finite" in text

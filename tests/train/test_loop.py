@@ -153,7 +153,9 @@ def test_the_end_comes_in_order(tmp_path, monkeypatch):
     """The feed is closed, then the log; the last save is awaited under the watchdog; then signals are as before."""
     events = []
     close, leave = metrics_log.RunLog.close, StopSignals.close
-    monkeypatch.setattr(metrics_log.RunLog, "close", lambda self: events.append("log closed") or close(self))
+    monkeypatch.setattr(
+        metrics_log.RunLog, "close", lambda self, **how: events.append("log closed") or close(self, **how)
+    )
     monkeypatch.setattr(watchdog, "report_progress", lambda step, phase, *_, **__: events.append(f"{phase} {step}"))
     monkeypatch.setattr(StopSignals, "close", lambda self: events.append("signals") or leave(self))
     run(tmp_path, monkeypatch, events=events)

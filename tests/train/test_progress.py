@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from bt_jax.train import progress as progress_line
+from bt_jax.train.milestones import Milestones
 
 
 @pytest.fixture
@@ -24,6 +25,26 @@ def test_the_time_to_go_shrinks(clock):
     assert [line.rpartition("ETA ")[2] for line in shown] == ["1:30", "1:20", "0:10", "0:00"]
     assert "step 200/1000  epoch 2.0" in shown[1] and "640 pairs/s" in shown[1]
     assert progress_line._clock(3 * 3600 + 62) == "3:01:02"
+
+
+def test_the_time_to_go_has_the_saves_and_evaluations(clock):
+    """Each as long as the last of its kind; a slow window alone changes little."""
+    left = Milestones(1000, 500, [SimpleNamespace(every_steps=100)], lambda step: 100).pauses_left
+    progress = progress_line.Progress(
+        first_step=0, total_steps=1000, batch_size=64, steps_per_epoch=100, pauses_left=left
+    )
+    shown = []
+    for step in range(100, 1001, 100):
+        clock.seconds += 10 if step != 300 else 30
+        shown.append(progress.line(step, progress.measure(step)))
+        if left(step)["save"] > left(step + 1)["save"]:
+            clock.seconds += 5
+            progress.skip(pause="save")
+        clock.seconds += 7
+        progress.skip(pause="evaluation")
+    # 800 steps of 0.1 s and 9 evaluations; then 700 of 1/6 s and 8; then 100, 2 evaluations and the save of the end
+    times = [line.rpartition("ETA ")[2] for line in shown]
+    assert [times[1], times[2], times[8]] == ["2:23", "2:52", "0:31"]
 
 
 def test_speed_and_waiting_are_of_the_steps_since_the_last_line(clock):

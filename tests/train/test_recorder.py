@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from bt_jax import messages
 from bt_jax.messages import UserError
 from bt_jax.processes.stop_signals import Stopped
 from bt_jax.run_folder import metrics_log
@@ -103,7 +104,7 @@ def test_the_wait_for_the_compiler_is_announced(tmp_path, monkeypatch, capsys):
 def test_a_line_comes_at_least_every_15_seconds(tmp_path, monkeypatch, capsys):
     """However long a window is; it has no metrics, for which the host would have to wait."""
     now = SimpleNamespace(seconds=0.0)
-    for module in (progress, recorder):
+    for module in (progress, recorder, messages):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
 
     def step_of(step):

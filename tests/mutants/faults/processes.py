@@ -18,6 +18,20 @@ FAULTS = (
         ("test_a_second_signal_has_its_usual_effect",),
     ),
     Fault(
+        "interrupts-main-thread",
+        "install",
+        "signal.set_wakeup_fd(sent, warn_on_full_buffer=False)",
+        "pass",
+        ("test_ctrl_c_within_an_import",),
+    ),
+    Fault(
+        "interrupts-first-ends",
+        "leave_next_to_handler",
+        "_left, _passes = True, 1",
+        "_left, _passes = True, 0",
+        ("test_while_steps_are_taken_the_first_one_saves",),
+    ),
+    Fault(
         "stop-status",
         "train",
         "raise Stopped(128 + stop.signal)",

@@ -4,6 +4,21 @@ from ..fault import Fault
 
 FAULTS = (
     Fault(
+        "report-comparison-over-report",
+        "report",
+        "(COMPARISON if others else PAGE)",
+        "PAGE",
+        ("test_a_comparison_leaves_the_reports_of_its_runs",),
+    ),
+    Fault(
+        "report-good-without-rival",
+        "verdict",
+        "learned = bool(rivals) and all(",
+        "learned = all(",
+        ("test_an_accuracy_without_a_rival_proves_nothing",),
+    ),
+    Fault("report-above-100", "draw_panel", "min(top, 100)", "top", ("test_an_axis_of_percent_ends_at_100",)),
+    Fault(
         "report-escape",
         "esc",
         "html.escape(str(value), quote=True)",
@@ -73,7 +88,11 @@ FAULTS = (
     Fault("report-last", "Run.last", "max(finite)", "min(finite)", ("test_the_last_value_is_the_newest_finite_one",)),
     Fault("report-long", "downsampled", "np.nanmean(values[b])", "values[b].max()", ("test_long_curves_are_means",)),
     Fault(
-        "report-verdict", "verdict", "learned = all(", "learned = any(", ("test_level_with_one_rival_is_not_learned",)
+        "report-verdict",
+        "verdict",
+        "bool(rivals) and all(",
+        "bool(rivals) and any(",
+        ("test_level_with_one_rival_is_not_learned",),
     ),
     Fault(
         "report-collapse",

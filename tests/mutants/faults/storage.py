@@ -6,6 +6,20 @@ LEFT_BEHIND = ("test_environment_has_command_and_commit",)
 
 FAULTS = (
     Fault(
+        "trackers-repeat",
+        "RunLog.write",
+        "new if tracker.resumed else values",
+        "values",
+        ("test_a_resumed_run_continues_without_repeating",),
+    ),
+    Fault(
+        "trackers-end-a-run",
+        "Tracker._send",
+        "except Exception as error",
+        "except UserError as error",
+        ("test_an_unreachable_server_is_one_warning",),
+    ),
+    Fault(
         "storage-fsync",
         "write",
         "os.fsync(file.fileno())",

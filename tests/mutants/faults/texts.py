@@ -5,10 +5,31 @@ from ..fault import Fault
 FAULTS = (
     Fault(
         "text-eta",
-        "Progress.line",
-        "(self._total - step) * self._batch",
-        "self._total * self._batch",
+        "Progress._seconds_left",
+        "(self._total - step) * seconds",
+        "self._total * seconds",
         ("test_the_time_to_go_shrinks",),
+    ),
+    Fault(
+        "text-eta-pauses",
+        "Progress._seconds_left",
+        "/ steps + pauses",
+        "/ steps",
+        ("test_the_time_to_go_has_the_saves_and_evaluations",),
+    ),
+    Fault(
+        "text-live-line-stays",
+        "make_way",
+        "_line.clear()",
+        "pass",
+        ("test_a_training_run_on_a_terminal",),
+    ),
+    Fault(
+        "text-live-line-in-a-notebook",
+        "_on_terminal",
+        "or not sys.stdout.isatty()",
+        "",
+        ("test_a_notebook_has_no_bar",),
     ),
     Fault(
         "text-clock", "_clock", "hours, minutes = divmod(minutes, 60)", "hours = 0", ("test_the_time_to_go_shrinks",)

@@ -1,0 +1,29 @@
+"""The command line of this process with another batch, for messages that advise it."""
+
+import shlex
+import sys
+from pathlib import Path
+
+
+def with_batch(batch: int, *, argument: bool) -> str:
+    """A command line to copy; "" if this process is no `bt-jax pretrain` or `python -m bt_jax.main` with a recipe.
+
+    Args:
+      argument: the recipe takes the batch as an argument, and sets the learning rates for it.
+    """
+    program, *words = sys.argv
+    recipes = [word for word in words if word.startswith("--config=")]
+    if not recipes:
+        return ""
+    kept = [word for word in words if not word.startswith(("--config=", "--config.batch_size="))]
+    path, _, arguments = recipes[-1].removeprefix("--config=").partition(":")
+    file = Path(path)
+    recipe = file.stem if file.parent == Path(__file__).parents[1] / "configs" else path
+    others = [item for item in arguments.split(",") if item and not item.startswith("batch=")]
+    if argument:
+        others.insert(0, f"batch={batch}")
+    else:
+        kept.append(f"--config.batch_size={batch}")
+    recipe = ":".join(filter(None, (recipe, ",".join(others))))
+    start = program if program.startswith("bt-jax") else "python -m bt_jax.main"
+    return f"{start} {shlex.join([f'--config={recipe}', *kept])}"

@@ -1,0 +1,83 @@
+"""Ctrl-C in a command of bt_jax: it ends with one line and exit status 130 at every moment, also within an import.
+
+Python itself would raise KeyboardInterrupt in the main thread. That gives a traceback, a library may swallow it, and it
+waits until a compilation or another call without Python code is over. Therefore a thread reads the signals here. While
+training takes steps, the first Ctrl-C belongs to `processes.stop_signals`, which saves.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+
+STATUS = 128 + signal.SIGINT
+_installed = _left = False
+_passes = 0  # signals that another handler takes care of
+
+
+def install() -> None:
+    """Starts the thread if this process runs a command. `import bt_jax` calls it.
+
+    A program that imports bt_jax keeps its handler, as does a shell's background job, which ignores Ctrl-C.
+    """
+    if not _is_command() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    if threading.current_thread() is not threading.main_thread():
+        return
+    global _installed
+    _installed = True
+    received, sent = os.pipe()
+    os.set_blocking(sent, False)
+    signal.set_wakeup_fd(sent, warn_on_full_buffer=False)  # the interpreter writes the number of each signal there
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    threading.Thread(target=_read, args=(received,), name="interrupts", daemon=True).start()
+
+
+def leave_next_to_handler() -> None:
+    """Lets the next Ctrl-C have the effect of its handler alone; the one after that ends the program."""
+    global _left, _passes
+    _left, _passes = True, 1
+
+
+def end_at_next() -> None:
+    """Makes the next Ctrl-C end the program again."""
+    global _left, _passes
+    _left, _passes = False, 0
+
+
+def ends_at_once() -> bool:
+    """Whether Ctrl-C ends this process without its handler."""
+    return _installed and not _left
+
+
+def _is_command() -> bool:
+    """True within `bt-jax …` and `python -m bt_jax…`, where sys.argv[0] is "-m" while runpy imports the package."""
+    program = sys.argv[0] if sys.argv else ""
+    of_package = any(word.partition(".")[0] == "bt_jax" for word in sys.orig_argv)
+    return program == "-m" and of_package or os.path.basename(program) == "bt-jax"
+
+
+def _read(received: int) -> None:
+    global _passes
+    while signals := os.read(received, 1):
+        if signals[0] != signal.SIGINT:
+            continue
+        if _passes:
+            _passes -= 1
+        else:
+            _end()
+
+
+def _end() -> None:
+    coordination = sys.modules.get("bt_jax.processes.coordination")
+    exits = sys.modules.get("bt_jax.processes.exits")  # imported by the commands that several processes can run
+    with contextlib.suppress(Exception):  # the import of one of them is not finished
+        if coordination.is_multi_process():
+            exits.print_on_every_process("ended by Ctrl-C")
+            exits.fail_all_processes(STATUS, why="Ctrl-C")
+    with contextlib.suppress(Exception):  # a stream that is closed, or in use by the main thread
+        sys.stdout.flush()
+    with contextlib.suppress(Exception):
+        print("bt_jax: ended by Ctrl-C", file=sys.stderr, flush=True)
+    os._exit(STATUS)
