@@ -39,11 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
         program.run(sys.argv, task=command)
     else:
-        try:
-            runpy.run_module(f"bt_jax.{command}", run_name="__main__", alter_sys=False)
-        except KeyboardInterrupt:  # while it imports: afterwards the command reports it
-            print(f"bt-jax {command}: stopped.", file=sys.stderr)
-            return 130
+        runpy.run_module(f"bt_jax.{command}", run_name="__main__", alter_sys=False)
     return 0
 
 

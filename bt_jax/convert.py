@@ -32,7 +32,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import bt_jax.cli  # noqa: F401 - before all that takes long to import, so that Ctrl-C is one line
+from absl import logging
+
 from bt_jax import storage
 from bt_jax.cli import jax_settings, tool
 from bt_jax.messages import UserError, is_disk_full, line
@@ -46,8 +47,6 @@ NAME_LENGTH = 200  # of the 255 that a file system allows: temporary names have 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
-    from absl import logging  # imported here, because bt_jax.cli comes first
-
     logging.set_verbosity(logging.FATAL)  # Orbax's threads log tracebacks of errors that are reported in one line here
     return tool.run(_parser(), run, arguments)
 

@@ -19,7 +19,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-import bt_jax.cli  # noqa: F401 - before all that takes long to import, so that Ctrl-C is one line
 from bt_jax import storage
 from bt_jax.cli import tool
 from bt_jax.data.sources import orientation

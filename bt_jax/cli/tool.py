@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from bt_jax import messages
 from bt_jax.messages import UserError
+from bt_jax.terminal import interrupts
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +42,7 @@ def run(
       The exit status: 0; 2 after a UserError, 130 after Ctrl-C, each with one line on stderr.
     """
     with messages.lasting():
+        interrupts.raise_as_python_does()  # so that a command removes its unfinished files
         try:
             command(parser.parse_args(arguments))
         except UserError as error:

@@ -46,6 +46,15 @@ def end_at_next() -> None:
     _left, _passes = False, 0
 
 
+def raise_as_python_does() -> None:
+    """Makes Ctrl-C raise KeyboardInterrupt in the main thread again."""
+    global _installed
+    if _installed:
+        _installed = False
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def ends_at_once() -> bool:
     """Whether Ctrl-C ends this process without its handler."""
     return _installed and not _left

@@ -214,7 +214,6 @@ FAULTS = (
         "label[row] = 0 if",
         ("test_images_without_a_label_have_minus_one",),
     ),
-    Fault("embed-status", "main", "return 130", "return 0", ("test_ctrl_c_of_embed",)),
     Fault("embed-resize", "view_sizes", "round(resize * options.size / size)", "resize", ("test_sizes_of_the_view",)),
     Fault(
         "embed-weights",
