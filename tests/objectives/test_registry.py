@@ -87,6 +87,12 @@ def test_an_unknown_method_and_unknown_keys():
         ("moco", "temperature", float("nan"), "objective.temperature=nan must be positive"),
         ("simclr", "temperature", 0.0, "objective.temperature=0.0 must be positive.*Set --config.objective"),
         ("simsiam", "predictor", -1, "objective.predictor=-1 must be positive"),
+        (
+            "simclr",
+            "predictor",
+            512,
+            "has predictor, which simclr does not use. Use only name, temperature, sum_of_views",
+        ),
         ("infonce", "temperature", 0.1, "has temperature, which infonce does not use. Use only name. Set"),
     ],
 )
