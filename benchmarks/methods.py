@@ -38,8 +38,8 @@ SEEDS = (0, 1, 2)
 RATES = (0.0015, 0.003, 0.006)  # of AdamW, per 256 images
 SAME = {
     "views.size": 16,
-    "views.view1.crop_scale": "(0.3,1.0)",  # as in results/cifar10_cpu.md
-    "views.view2.crop_scale": "(0.3,1.0)",
+    "views.view1.crop_scale": (0.3, 1.0),  # as in results/cifar10_cpu.md
+    "views.view2.crop_scale": (0.3, 1.0),
     "model.width": 0.25,
     "model.dtype": "float32",
     "model.zero_init_residual": False,
@@ -102,7 +102,7 @@ def command(cell: Cell, workdir: str, npz: str, options: argparse.Namespace) -> 
     """The arguments of `python` that train a cell, without those that name folders of this machine."""
     keys = cell.keys(options.epochs, options.trial_epochs) | {"data.npz": npz}
     flags = [f"--config.{key}={str(value).replace(' ', '')}" for key, value in keys.items()]
-    config = f"--config=pretrain_cifar10_r18:batch=128,method={cell.method}"
+    config = f"--config=pretrain_cifar10_r18:batch=128,recipe=common,method={cell.method}"
     return ["-m", "bt_jax", "pretrain", config, f"--workdir={workdir}", *flags, *options.rest]
 
 

@@ -1,13 +1,10 @@
 """The comparison of methods: its commands are valid, cells that exist do not run, the table says what is missing."""
 
-import ast
 import json
 
 import pytest
 
-from benchmarks import methods
-from bt_jax.config import keys
-from bt_jax.configs import pretrain_cifar10_r18
+from benchmarks import method_steps, methods
 from bt_jax.objectives import registry
 
 
@@ -30,14 +27,9 @@ def test_every_method_that_needs_no_labels_is_compared():
 
 @pytest.mark.parametrize("method", methods.OWN)
 def test_the_keys_of_a_run_are_valid(method):
-    config = pretrain_cifar10_r18.get_config(f"batch=128,method={method}")
-    cell = methods.Cell(method, 0.003, 1)
-    for key, value in cell.keys(12.0, 4.0).items():
-        value = ast.literal_eval(value) if key.endswith("crop_scale") else value
-        config.update_from_flattened_dict({key: value})
-    settings = keys.read(config)
+    settings = method_steps.settings_of(method, 128)
     registry.build(settings.objective).check_batch(settings.batch_size)
-    assert (settings.total_epochs, settings.seed, settings.data.val_split) == (12.0, 1, "test")
+    assert (settings.total_epochs, settings.seed, settings.data.val_split) == (12.0, 0, "test")
 
 
 def test_a_cell_that_exists_does_not_run(results, capsys):
@@ -64,3 +56,12 @@ def test_the_table(results):
 def test_an_unknown_method():
     with pytest.raises(SystemExit, match="Unknown method bt. Use barlow_twins, vicreg"):
         methods.main(["--methods=bt"])
+
+
+def test_steps_of_two_methods(capsys, monkeypatch):
+    """The momentum network and the queue are in the state; the first method is the unit."""
+    monkeypatch.setitem(methods.SAME, "model.width", 1 / 16)
+    monkeypatch.setitem(methods.SAME, "views.size", 8)
+    assert method_steps.main(["--methods=simsiam,moco", "--rounds=0", "--steps=1", "--batch=16"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:4]]
+    assert rows[0][1:3] == ["1.00", "1.00"] and rows[1][0] == "| moco" and float(rows[1][1]) > 0
