@@ -94,6 +94,10 @@ def test_the_momentum_network_follows(rival):
             {name: before.params[name] for name in networks},
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), after.memory["target"], wanted)
+        if type(objective).__name__ == "BYOL":
+            np.testing.assert_allclose(states[number + 1][1]["train/tau"], rate, rtol=1e-6)
+        if type(objective).__name__ == "MoCo":  # 32 rows, 8 keys a step
+            assert states[number + 1][1]["train/queue_age"] == number
     last = states[-1][0]
     apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), last.memory["target"], networks)
     assert max(jax.tree.leaves(apart)) > 1e-4
