@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from benchmarks import methods
-from bt_jax import compilers, sharding
+from bt_jax import sharding
 from bt_jax.config import keys
 from bt_jax.configs import pretrain_cifar10_r18
 from bt_jax.plan import estimate
@@ -39,9 +39,7 @@ class Method:
         rows |= {name: np.arange(batch_size, dtype=np.int32) for name in ("id", "label")}
         self._batch = sharding.put_batch(rows | {"label": rows["label"] % 10}, mesh)
         self._state = training.create(jax.random.key(0))
-        step = compilers.jit(
-            training.step, donate_argnums=0, out_shardings=(training.layout, sharding.replicated(mesh))
-        )
+        step = jax.jit(training.step, donate_argnums=0, out_shardings=(training.layout, sharding.replicated(mesh)))
         self._step = step.lower(self._state, self._batch).compile()
         self.state_mb = sum(leaf.nbytes for leaf in jax.tree.leaves(self._state)) / 1e6
         self.temporary_mb = estimate.measure(self._step, mesh)["temporary_bytes"] / 1e6

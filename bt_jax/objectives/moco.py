@@ -68,6 +68,7 @@ class MoCo(Objective):
 
     def check_batch(self, batch):
         """Raises UserError unless the queue is a multiple of the keys of a step, and the batch one of the groups."""
+        super().check_batch(batch)
         keys = batch * (2 if self.symmetric else 1)
         if self.queue % keys:
             raise UserError(

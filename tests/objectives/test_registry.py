@@ -102,6 +102,12 @@ def test_impossible_options(name, key, value, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["align_uniform", "moco", "vicreg"])
+def test_a_batch_of_one_image(name):
+    with pytest.raises(UserError, match="batch_size=1 leaves no other image to compare. Set --config.batch_size=2"):
+        registry.build({"name": name, **registry.keys(name)}).check_batch(1)
+
+
 def test_a_recipe_for_another_method():
     """Its keys, those that the recipe sets, and the projector of its official code; optimizer and views stay."""
     config, plain = config_keys.pretrain(), config_keys.pretrain()

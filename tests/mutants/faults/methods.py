@@ -178,5 +178,6 @@ FAULTS = (
         "jnp.concatenate(outcome.features)",
         ("test_collectives_of_a_step",),
     ),
+    Fault("method-one-image", "Objective.check_batch", "if batch < 2", "if False", ("test_a_batch_of_one_image",)),
     Fault("method-options", "select", "**options.get(name, {})", "", ("test_a_recipe_for_another_method",)),
 )
