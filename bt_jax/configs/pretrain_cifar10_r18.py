@@ -2,17 +2,20 @@
 
     python -m bt_jax.main --config=configs/pretrain_cifar10_r18.py --workdir=runs/cifar10
 
-Arguments, after a colon: recipe=solo (default) | lightly, epochs=1000, batch=256, method=barlow_twins (or another
-of docs/methods.md; no number is known for it with this optimizer), smoke.
+Arguments, after a colon: method=barlow_twins (or another of docs/methods.md), recipe=own (default) | common | lightly,
+epochs=1000, batch=256, smoke.
 Without TensorFlow: --config.data.npz=FILE, written by `python -m bt_jax.prepare --data=cifar10 --npz=FILE`.
 
-recipe=solo: solo-learn @9187ea3, scripts/pretrain/cifar/barlow.yaml; quoted: online 92.10 after 1000 epochs, one GPU.
+recipe=common: solo-learn @9187ea3, scripts/pretrain/cifar/barlow.yaml; quoted: online 92.10 after 1000 epochs, one GPU.
+recipe=own: the same for Barlow Twins; another method has its own recipe (bt_jax/objectives/published.py) with its own
+batch and epochs. With common or lightly, no number is known for it.
 recipe=lightly: lightly @e8d317f, cifar10_benchmark.py with a two-layer projector; quoted: 200-NN 84.2 after 200 epochs
 at batch 128 in 376 minutes on one A6000.
 """
 
 from bt_jax import config as config_lib
 from bt_jax import objectives
+from bt_jax.objectives import published
 
 OPTIONS = {  # of other codes for CIFAR-10
     "simclr": {"temperature": 0.5},  # google-research/simclr, README
@@ -22,14 +25,15 @@ OPTIONS = {  # of other codes for CIFAR-10
 
 
 def get_config(arg=None):
-    args = config_lib.parse_arg(arg, recipe="solo", epochs=0, batch=0, method="barlow_twins", smoke=False)
+    args = config_lib.parse_arg(arg, recipe="own", epochs=0, batch=0, method="barlow_twins", smoke=False)
     config = config_lib.pretrain()
     config.data.name = "cifar10"
     config.log.every_steps = 65  # a third of an epoch at batch 256
-    {"solo": solo, "lightly": lightly}[config_lib.choose("recipe", args.recipe, ("solo", "lightly"))](config)
+    recipe = config_lib.choose("recipe", args.recipe, ("own", "common", "lightly"))
+    (lightly if recipe == "lightly" else solo)(config)
+    objectives.select(config, args.method, OPTIONS, published.CIFAR10 if recipe == "own" else {})
     config.total_epochs = float(args.epochs or config.total_epochs)
     config.batch_size = args.batch or config.batch_size
-    objectives.select(config, args.method, OPTIONS)
     if args.smoke:
         config_lib.shrink(config, train_split="train[:256]", val_split="test[:128]")
     return config

@@ -3,10 +3,11 @@
     python -m bt_jax.main --config=configs/pretrain_folder.py:batch=256 --config.data.folder=IMAGES --workdir=runs/mine
 
 Arguments, after a colon: batch=256, epochs=300, size=224, arch=resnet50, gray=False, val= (a split that is held out,
-such as val), method=barlow_twins (or another of docs/methods.md), smoke. Check the images first:
+such as val), method=barlow_twins (or another of docs/methods.md), recipe=own | common, smoke. Check the images first:
 python -m bt_jax.prepare --folder=IMAGES.
 
-The paper's recipe with the authors' rates for the batch (see pretrain_imagenet_r50.py). Views of up to 64 pixels get
+The paper's recipe with the authors' rates for the batch, or with recipe=own that of another method
+(see pretrain_imagenet_r50.py). Views of up to 64 pixels get
 the small-image stem and no blur. It must reach what your data allow: with sub-folders as labels and `val=`, kNN and the
 online probe say how far it is; without labels the report's diagonal and spread do.
 """
@@ -19,10 +20,11 @@ SMALL = 64  # pixels: up to here a 7x7 stride-2 stem and a max-pool would leave 
 
 def get_config(arg=None):
     images = {"size": 224, "gray": False, "val": ""}
-    args = config_lib.parse_arg(
-        arg, batch=256, epochs=300, arch="resnet50", method="barlow_twins", smoke=False, **images
+    method = {"method": "barlow_twins", "recipe": "own"}
+    args = config_lib.parse_arg(arg, batch=256, epochs=300, arch="resnet50", smoke=False, **images, **method)
+    config = pretrain_imagenet_r50.get_config(
+        f"batch={args.batch},epochs={args.epochs},method={args.method},recipe={args.recipe}"
     )
-    config = pretrain_imagenet_r50.get_config(f"batch={args.batch},epochs={args.epochs},method={args.method}")
     config.data.name = "folder"
     config.data.val_split = args.val
     config.model.arch = args.arch

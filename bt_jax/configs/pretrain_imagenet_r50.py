@@ -2,24 +2,27 @@
 
     python -m bt_jax.main --config=configs/pretrain_imagenet_r50.py --workdir=runs/imagenet
 
-Arguments, after a colon: batch=2048, epochs=1000, method=barlow_twins (or another of docs/methods.md), smoke. The
-rate follows the batch by the authors' table below; a batch outside it takes the rate of the nearest one.
+Arguments, after a colon: batch=2048, epochs=1000, method=barlow_twins (or another of docs/methods.md), recipe=own |
+common, smoke. The rate follows the batch by the authors' table below; a batch outside it takes the rate of the nearest
+one. With recipe=own, another method has its own recipe (bt_jax/objectives/published.py) with its own batch and epochs;
+with recipe=common, that of this file.
 Quoted: 73.2 / 91.0 linear top-1 / top-5 after 1000 epochs on 32 V100 in 124 hours (paper, Table 1 and section 2.2);
 71.4 after 300 epochs (section 4). Needs ImageNet as TFDS writes it: $TFDS_DATA_DIR or --config.data.dir.
 """
 
 from bt_jax import config as config_lib
 from bt_jax import objectives
+from bt_jax.objectives import published
 
 # The authors' tuned rates per 256 images, 300 epochs, and the top-1 they reached: barlowtwins issue 7.
 LR_WEIGHTS = {128: 0.7, 256: 0.4, 512: 0.3, 1024: 0.25, 2048: 0.2, 4096: 0.2}  # 69.7 70.7 71.4 71.7 71.4 70.7
 
 
 def get_config(arg=None):
-    args = config_lib.parse_arg(arg, batch=2048, epochs=1000, method="barlow_twins", smoke=False)
+    args = config_lib.parse_arg(arg, batch=0, epochs=0, method="barlow_twins", recipe="own", smoke=False)
     config = config_lib.pretrain()
-    config.batch_size = args.batch
-    config.total_epochs = float(args.epochs)
+    config.batch_size = args.batch or 2048
+    config.total_epochs = 1000.0
 
     config.data.name = "imagenet2012"
     config.data.val_split = "validation"
@@ -33,8 +36,6 @@ def get_config(arg=None):
     config.model.projector = (8192, 8192, 8192)
 
     config.objective.lambd = 0.0051  # reference main.py; 5e-3 in the paper's text
-    config.optim.lr_weights = nearest_rate(args.batch)
-    config.tuned_batch_size = args.batch
     config.optim.lr_biases = 0.0048
     config.optim.weight_decay = 1.5e-6  # paper section 2.2; 1e-6 in main.py
     config.optim.momentum = 0.9
@@ -52,7 +53,12 @@ def get_config(arg=None):
     config.log.every_steps = 20
     config.checkpoint.every_epochs = 1.0
     config.checkpoint.keep_every_epochs = 100.0
-    objectives.select(config, args.method)
+    own = config_lib.choose("recipe", args.recipe, ("own", "common")) == "own"
+    objectives.select(config, args.method, recipes=published.IMAGENET if own else {})
+    config.batch_size = config.tuned_batch_size = args.batch or config.batch_size
+    config.total_epochs = float(args.epochs or config.total_epochs)
+    if not own or args.method not in published.IMAGENET:
+        config.optim.lr_weights = nearest_rate(config.batch_size)
     if args.smoke:
         config_lib.shrink(config, train_split="train[:64]", val_split="validation[:32]")
         config.model.arch = "resnet18"  # a ResNet-50 compiles for a minute on a CPU

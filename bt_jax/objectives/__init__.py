@@ -15,15 +15,22 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'bt_jax.objectives' has no attribute {name!r}")
 
 
-def select(config: Any, name: str, options: Mapping[str, Mapping[str, Any]] = {}) -> None:
+def select(
+    config: Any,
+    name: str,
+    options: Mapping[str, Mapping[str, Any]] = {},
+    recipes: Mapping[str, Mapping[str, Any]] = {},
+) -> None:
     """Sets the method of a recipe for Barlow Twins: its keys, and the projector of its official code.
 
-    The factor on the gradient becomes 1: it belongs to the arithmetic of Barlow Twins. Views and optimizer stay.
+    The factor on the gradient becomes 1: it belongs to the arithmetic of Barlow Twins. Everything else stays, except
+    for the sections in `recipes`.
 
     Args:
       config: a ConfigDict of `bt_jax.config.pretrain`; changed in place.
       name: a key of `registry.METHODS`. The method that the config has is left as it is, without loading JAX.
       options: method -> keys of `config.objective` that this recipe sets.
+      recipes: method -> sections of the config, as in `published`.
 
     Raises:
       UserError: there is no method of that name.
@@ -36,3 +43,8 @@ def select(config: Any, name: str, options: Mapping[str, Mapping[str, Any]] = {}
         config.objective = {"name": name, **keys, **options.get(name, {})}
     config.model.update(registry.METHODS[name].objective.model)
     config.optim.grad_scale = 1.0
+    for key, value in recipes.get(name, {}).items():
+        if isinstance(value, Mapping):
+            config[key].update(value)
+        else:
+            config[key] = value

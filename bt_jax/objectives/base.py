@@ -121,7 +121,9 @@ class Objective:
                 raise UserError(cause, f"Set --config.objective.{name} to a number from 0 to 1.")
 
     def check_batch(self, batch: int) -> None:
-        """Raises UserError if the method cannot train on batches of `batch` images."""
+        """Raises UserError if the method cannot train on batches of `batch` images; no method can on single images."""
+        if batch < 2:
+            raise UserError(f"config.batch_size={batch} leaves no other image to compare", "Set --config.batch_size=2.")
 
     def heads(self, model: Any, feature_dim: int) -> "dict[str, Net]":
         """The trained networks after the backbone, by name. The default is the projector of the config.

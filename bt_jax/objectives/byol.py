@@ -56,7 +56,8 @@ class BYOL(Objective):
     metrics: ClassVar = {
         "agreement": Metric(
             "Cosine of prediction and target", "Towards 1. At 1 with a spread of 0: collapse.", term=True
-        )
+        ),
+        "tau": Metric("Weight of the old average", "Rises to 1 along half a cosine; at 1 the targets stand still."),
     }
     model: ClassVar = {"projector": (4096, 256), "projector_bias": True}  # configs/byol.py:40-42
     positive: ClassVar = ("predictor",)
@@ -79,7 +80,7 @@ class BYOL(Objective):
         """`byol` of the predictor's outputs and the momentum network's projections."""
         h = run("backbone", views)
         z = run("projector", h)
-        before = tau(context.step - 1, context.total_steps, self.momentum)
-        target = momentum.follow(memory["target"], run.params, jnp.where(context.step > 0, before, 1))
+        rate = jnp.where(context.step > 0, tau(context.step - 1, context.total_steps, self.momentum), 1)
+        target = momentum.follow(memory["target"], run.params, rate)
         loss, metrics = byol(*run("predictor", z), *momentum.project(run, target, views))
-        return Outcome(loss, h, metrics | {"embedding_std": embedding_std(z[0])}, {"target": target})
+        return Outcome(loss, h, metrics | {"tau": rate, "embedding_std": embedding_std(z[0])}, {"target": target})

@@ -59,7 +59,8 @@ class MoCo(Objective):
         " [arXiv 2003.04297](https://arxiv.org/abs/2003.04297)"
     )
     metrics: ClassVar = {
-        "contrast_top1": Metric("Keys found", "Share of queries whose key scores above the queue: rises.", term=True)
+        "contrast_top1": Metric("Keys found", "Share of queries whose key scores above the queue: rises.", term=True),
+        "queue_age": Metric("Age of the oldest key, in steps", "Until the queue is full, its first rows are random."),
     }
     model: ClassVar = {"projector": (2048, 128), "projector_bias": True}  # builder.py:32-40
     positive: ClassVar = ("temperature", "queue", "bn_groups")
@@ -67,6 +68,7 @@ class MoCo(Objective):
 
     def check_batch(self, batch):
         """Raises UserError unless the queue is a multiple of the keys of a step, and the batch one of the groups."""
+        super().check_batch(batch)
         keys = batch * (2 if self.symmetric else 1)
         if self.queue % keys:
             raise UserError(
@@ -98,7 +100,8 @@ class MoCo(Objective):
         terms = [moco(*pair, memory["queue"], temperature=self.temperature) for pair in zip(q, k, strict=True)]
         loss = jnp.stack([loss for loss, _ in terms]).sum()
         found = jnp.stack([metrics["contrast_top1"] for _, metrics in terms]).mean()
-        metrics = {"contrast_top1": found, "embedding_std": embedding_std(q[0])}
+        age = jnp.minimum(context.step, self.queue // (len(k) * len(k[0])))
+        metrics = {"contrast_top1": found, "queue_age": age, "embedding_std": embedding_std(q[0])}
         kept = enqueue(memory["pointer"], jax.lax.stop_gradient(unit_rows(jnp.concatenate(k[::-1]))), self.queue)
         return Outcome(loss, h, metrics, {"target": target} | kept)
 

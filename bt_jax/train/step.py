@@ -122,7 +122,9 @@ def _probe(
     kernel = params["kernel"]
     if mesh is not None:  # gathered where it is stored in parts: smaller than the features of all devices
         kernel = jax.lax.with_sharding_constraint(kernel, sharding.replicated(mesh))
-    logits = jax.lax.stop_gradient(jnp.concatenate(outcome.features)) @ kernel + params["bias"]
-    repeated = jnp.concatenate([labels] * len(outcome.features))
+    # The views alternate row by row: views one after the other would send rows between the devices.
+    features = jnp.stack(outcome.features, axis=1).reshape(-1, kernel.shape[0])
+    logits = jax.lax.stop_gradient(features) @ kernel + params["bias"]
+    repeated = jnp.repeat(labels, len(outcome.features))
     loss = functions.cross_entropy(logits, repeated)
     return loss, {"probe_loss": loss, "probe_top1": functions.top1(logits, repeated)}

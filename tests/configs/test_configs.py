@@ -11,6 +11,7 @@ from PIL import Image
 import bt_jax
 from bt_jax.augment.recipes import View
 from bt_jax.config import arguments
+from bt_jax.config import keys as pretrain_keys
 from bt_jax.configs import pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50, quickstart
 from bt_jax.messages import UserError
 from bt_jax.objectives import registry
@@ -167,10 +168,11 @@ def test_batch_outside_the_authors_table_has_the_rate_of_the_nearest(caplog, cap
 
 
 @pytest.mark.parametrize("config", [quickstart, pretrain_cifar10_r18, pretrain_folder, pretrain_imagenet_r50])
-def test_a_recipe_takes_any_method(config):
-    """Its views and optimizer stay, but for the factor on the gradient."""
+def test_one_recipe_for_any_method(config):
+    """With recipe=common, its views and optimizer stay, but for the factor on the gradient."""
     name = config.__name__.rpartition(".")[2]
-    plain, other = science(config.get_config()), science(config.get_config("method=moco"))
+    common = "" if name == "quickstart" else ",recipe=common"
+    plain, other = science(config.get_config()), science(config.get_config("method=moco" + common))
     changed = {"model.projector": [2048, 128], "model.projector_bias": True, "optim.grad_scale": 1.0}
     options = {"pretrain_cifar10_r18": {"queue": 4096, "momentum": 0.99, "temperature": 0.1}}
     options["quickstart"] = {"queue": 1024, "momentum": 0.97}
@@ -178,6 +180,52 @@ def test_a_recipe_takes_any_method(config):
     kept = {key: value for key, value in plain.items() if not key.startswith("objective.")}
     assert other == kept | changed | {f"objective.{key}": value for key, value in keys.items()}
     assert plain["objective.name"] == "barlow_twins"
+
+
+# Written down a second time: batch, epochs, optimizer, rate per 256 images, weight decay, epochs of warm-up, projector.
+OWN = {
+    (pretrain_cifar10_r18, "align_uniform"): (768, 200, "sgd", 0.12, 1e-4, 0, [4096, 4096, 128]),
+    (pretrain_cifar10_r18, "byol"): (256, 1000, "lars", 1.0, 1e-5, 10, [4096, 256]),
+    (pretrain_cifar10_r18, "direct_pred"): (128, 100, "sgd", 0.06, 4e-4, 0, [512, 128]),
+    (pretrain_cifar10_r18, "drlim"): (256, 1000, "lars", 0.3, 1e-4, 10, [2048, 128]),
+    (pretrain_cifar10_r18, "moco"): (512, 200, "sgd", 0.03, 5e-4, 0, [2048, 128]),
+    (pretrain_cifar10_r18, "simclr"): (512, 1000, "lars", 1.0, 1e-4, 10, [2048, 2048, 128]),
+    (pretrain_cifar10_r18, "simsiam"): (512, 800, "sgd", 0.03, 5e-4, 0, [2048, 2048]),
+    (pretrain_cifar10_r18, "vicreg"): (256, 1000, "lars", 0.3, 1e-4, 10, [2048, 2048, 2048]),
+    (pretrain_imagenet_r50, "byol"): (4096, 1000, "lars", 0.2, 1.5e-6, 10, [4096, 256]),
+    (pretrain_imagenet_r50, "infonce"): (2048, 1000, "lars", 0.2, 1.5e-6, 10, [2048, 128]),
+    (pretrain_imagenet_r50, "moco"): (256, 200, "sgd", 0.03, 1e-4, 0, [2048, 128]),
+    (pretrain_imagenet_r50, "simclr"): (4096, 1000, "lars", 0.3, 1e-6, 10, [2048, 2048, 128]),
+    (pretrain_imagenet_r50, "simsiam"): (512, 100, "sgd", 0.05, 1e-4, 0, [2048, 2048, 2048]),
+    (pretrain_imagenet_r50, "vicreg"): (2048, 1000, "lars", 0.2, 1e-6, 10, [8192, 8192, 8192]),
+    (pretrain_folder, "moco"): (256, 300, "sgd", 0.03, 1e-4, 0, [2048, 128]),
+}
+
+
+@pytest.mark.parametrize("config, method", OWN, ids=lambda each: each if isinstance(each, str) else "")
+def test_the_own_recipe_of_a_method(config, method):
+    chosen = config.get_config(f"method={method}")
+    found, optim = science(chosen), chosen.optim
+    rates = (optim.name, optim.lr_weights, optim.weight_decay, optim.warmup_epochs)
+    assert (chosen.batch_size, chosen.total_epochs, *rates, found["model.projector"]) == OWN[config, method]
+    assert optim.grad_scale == 1.0 and (optim.lr_biases == optim.lr_weights) == (
+        method not in ("drlim", "infonce") or config is pretrain_cifar10_r18
+    )
+    settings = pretrain_keys.read(chosen)
+    registry.build(settings.objective).check_batch(settings.batch_size)
+
+
+def test_views_and_batch_of_an_own_recipe():
+    """Arguments of the user come after those of the method."""
+    config = pretrain_cifar10_r18.get_config("method=moco,batch=256,epochs=9")
+    assert (config.batch_size, config.total_epochs, config.optim.lr_weights) == (256, 9.0, 0.03)
+    views = build.build_recipe(config.views)
+    assert views.view1 == views.view2 == View(crop_scale=(0.2, 1.0), saturation=0.4, blur=0.0)
+    views = build.build_recipe(pretrain_imagenet_r50.get_config("method=simclr").views)
+    strong = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    assert views.view1 == views.view2 == View(blur=0.5, **strong)
+    small = pretrain_folder.get_config("method=simclr,size=32").views
+    assert small.view1.blur == small.view2.blur == 0.0 and small.view1.hue == 0.2
 
 
 def test_a_recipe_is_read_without_jax():

@@ -1,6 +1,6 @@
 """Resumes a run on other devices, and compares it with the same run on its first devices.
 
-    python -m tests.drills.elastic [--only=CHANGE]
+    python -m tests.drills.elastic [--only=CHANGE] [--method=NAME]
 
 All devices are simulated CPU devices. A small run stops after the first of its two epochs. It resumes on the same
 devices, and a copy resumes with the same global batch on others: fewer, more, two processes of four. The drill compares
@@ -35,15 +35,20 @@ CHANGES = {
 STOP = 4  # of eight steps
 
 
-def train_half(workdir: str, stop: str, sharding: str, processes: str, process: str, address: str) -> None:
+def train_half(workdir: str, stop: str, method: str, sharding: str, processes: str, process: str, address: str) -> None:
     """Trains one half of the run, as one of its processes."""
     import jax
 
     if int(processes) > 1:
         jax.distributed.initialize(address, num_processes=int(processes), process_id=int(process))
+    from bt_jax import objectives
+    from bt_jax.configs import quickstart
     from bt_jax.tasks import pretrain
 
     config = tiny(**{"model.projector_sharding": sharding, "stop_after_steps": int(stop)})
+    projector = config.model.projector
+    objectives.select(config, method, quickstart.OPTIONS)
+    config.model.projector = projector
     config.evals.final, config.evals.every_epochs = False, 0.0
     # SGD with a small rate. Adam divides a zero gradient by its rounding error; LARS divides by the gradient's norm.
     # Both, and large steps, amplify rounding to per cents within a few steps, which would hide a real difference.
@@ -51,7 +56,9 @@ def train_half(workdir: str, stop: str, sharding: str, processes: str, process: 
     pretrain.run(config, workdir)
 
 
-def start_half(workdir: Path, stop: int, processes: int, devices: int, sharding: str = "replicated") -> None:
+def start_half(
+    workdir: Path, stop: int, processes: int, devices: int, sharding: str = "replicated", *, method: str
+) -> None:
     """Trains one half of the run in new processes."""
     address = free_address()
     flags = f"--xla_force_host_platform_device_count={devices}"
@@ -59,7 +66,7 @@ def start_half(workdir: Path, stop: int, processes: int, devices: int, sharding:
     command = [sys.executable, "-m", "tests.drills.elastic", "train_half"]
     running = [
         subprocess.Popen(
-            [*command, *map(str, (workdir, stop, sharding, processes, i, address))],
+            [*command, *map(str, (workdir, stop, method, sharding, processes, i, address))],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -94,7 +101,9 @@ class Difference(NamedTuple):
     where: str
 
 
-def difference(name: str, scratch: Path, first_halves: dict[tuple, tuple[Path, list]]) -> Difference:
+def difference(
+    name: str, scratch: Path, first_halves: dict[tuple, tuple[Path, list]], method: str = "barlow_twins"
+) -> Difference:
     """Runs one of `CHANGES`.
 
     Args:
@@ -105,14 +114,14 @@ def difference(name: str, scratch: Path, first_halves: dict[tuple, tuple[Path, l
     if first not in first_halves:
         number = len(first_halves)
         stopped, whole = scratch / f"stopped{number}", scratch / f"whole{number}"
-        start_half(stopped, STOP, *first)
+        start_half(stopped, STOP, *first, method=method)
         shutil.copytree(stopped, whole)
-        start_half(whole, 0, *first)
+        start_half(whole, 0, *first, method=method)
         first_halves[first] = stopped, curve(whole)
     stopped, expected = first_halves[first]
     folder = scratch / name.replace(" ", "_")
     shutil.copytree(stopped, folder)
-    start_half(folder, 0, *second)
+    start_half(folder, 0, *second, method=method)
     result = curve(folder)
     assert [line[:2] for line in result] == [line[:2] for line in expected], f"{name}: the metrics have other lines"
     differences = {
@@ -126,12 +135,13 @@ def difference(name: str, scratch: Path, first_halves: dict[tuple, tuple[Path, l
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CHANGES)
+    parser.add_argument("--method", default="barlow_twins", help="of bt_jax.objectives.NAMES")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         first_halves: dict[tuple, tuple[Path, list]] = {}
         print("| devices | first loss after the change | largest difference | metric |\n|---|---|---|---|")
         for name in [options.only] if options.only else CHANGES:
-            result = difference(name, Path(scratch), first_halves)
+            result = difference(name, Path(scratch), first_halves, options.method)
             print(f"| {name} | {result.first:.0e} | {result.largest:.0e} | {result.where} |", flush=True)
 
 

@@ -17,7 +17,7 @@ OPTIM = {"optim.name": "lars", "optim.lr_weights": 0.3, "optim.lr_biases": 1e-3}
 
 def trained(devices, steps, views_of=drawn):
     """(states and metrics after every step, layout of the state), on a number of devices."""
-    states, layout = few_steps(new_method.Everything(), devices, steps, views_of, **OPTIM)
+    states, layout, _ = few_steps(new_method.Everything(), devices, steps, views_of, **OPTIM)
     return states[1:], layout
 
 

@@ -87,6 +87,12 @@ def test_an_unknown_method_and_unknown_keys():
         ("moco", "temperature", float("nan"), "objective.temperature=nan must be positive"),
         ("simclr", "temperature", 0.0, "objective.temperature=0.0 must be positive.*Set --config.objective"),
         ("simsiam", "predictor", -1, "objective.predictor=-1 must be positive"),
+        (
+            "simclr",
+            "predictor",
+            512,
+            "has predictor, which simclr does not use. Use only name, temperature, sum_of_views",
+        ),
         ("infonce", "temperature", 0.1, "has temperature, which infonce does not use. Use only name. Set"),
     ],
 )
@@ -94,6 +100,12 @@ def test_impossible_options(name, key, value, message):
     with pytest.raises(UserError, match=message) as error:
         registry.build({"name": name, **registry.keys(name), key: value})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["align_uniform", "moco", "vicreg"])
+def test_a_batch_of_one_image(name):
+    with pytest.raises(UserError, match="batch_size=1 leaves no other image to compare. Set --config.batch_size=2"):
+        registry.build({"name": name, **registry.keys(name)}).check_batch(1)
 
 
 def test_a_recipe_for_another_method():

@@ -62,6 +62,29 @@ def test_loss_and_gradients_equal_the_official_codes(numbers, name, stored, opti
             assert not np.any(found[key])
 
 
+ONE_EACH = {name: (name, *case) for name, *case in CASES}.values()
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("name, stored, options", ONE_EACH, ids=lambda each: each if isinstance(each, str) else "")
+def test_any_number_of_devices_gives_the_official_numbers(numbers, name, stored, options, devices):
+    """Every device has other rows of the batch. The queue and the bilinear form are on all of them."""
+    section = SECTIONS.get(name, name)
+    prefix = f"{section}/{stored}.d_"
+    gradients = {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    with jax.enable_x64(True):
+        inputs = {}
+        for key in [*gradients, *FIXED.get(name, ())]:
+            layout = sharding.replicated(mesh) if key in ("queue", "w") else sharding.batch_sharding(mesh)
+            inputs[key] = jax.device_put(numbers[f"{section}/{key}"], layout)
+        function = jax.value_and_grad(lambda inputs: registry.evaluate_loss(name, inputs, **options)[0])
+        loss, found = jax.jit(function)(inputs)
+        np.testing.assert_allclose(loss, numbers[f"{section}/{stored}"], rtol=1e-13)
+        for key, wanted in gradients.items():
+            np.testing.assert_allclose(found[key], wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+
+
 def arrays(numbers, section, *names):
     return [jnp.asarray(numbers[f"{section}/{name}"]) for name in names]
 

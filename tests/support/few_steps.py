@@ -14,11 +14,12 @@ ROWS, BATCH, TOTAL_STEPS = 1024, 8, 9
 CONFIG = {"batch_size": 256, "model.projector": (16, 8), "model.dtype": "float32", "optim.warmup_epochs": 0.0}
 
 
-def few_steps(objective, devices, steps, views_of, **options):
-    """(state, metrics) before the first step and after each, and where the state's arrays lie.
+def few_steps(objective, devices, steps, views_of, *, projector="replicated", **options):
+    """(state, metrics) before the first step and after each, where the state's arrays lie, and the compiled step.
 
     Args:
       views_of: step -> two arrays of views. Two steps are an epoch.
+      projector: "replicated" or "sharded".
       options: dotted keys of the config.
     """
     mesh, config = sharding.make_mesh(jax.devices()[:devices]), changed(keys.pretrain(), **CONFIG | options)
@@ -29,18 +30,19 @@ def few_steps(objective, devices, steps, views_of, **options):
     def create(key):
         return build.initial_state(key, nets, tx, objective, probe_classes=10, images=ROWS)
 
-    layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, "replicated", ROWS)
+    layout = sharding.state_sharding(jax.eval_shape(create, jax.random.key(0)), mesh, projector, ROWS)
     state = jax.jit(create, out_shardings=layout)(jax.random.key(0))
-    update = step.make_update(objective, nets, tx, **plan._asdict(), mesh=mesh, first_id=100)
+    update = step.make_update(objective, nets, tx, **plan._asdict(), mesh=mesh, first_id=100, projector=projector)
     update = jax.jit(update, out_shardings=(layout, sharding.replicated(mesh)))
-    states = [(jax.device_get(state), {})]
+    states, compiled = [(jax.device_get(state), {})], None
     for number in range(steps):
         ids = np.arange(BATCH, dtype=np.int32)
         batch = {"id": ids + 100 + BATCH * (number % 2), "label": ids}
         views, batch = sharding.put_global((views_of(number), batch), mesh)
-        state, metrics = update(state, views, batch)
+        compiled = compiled or update.lower(state, views, batch).compile()
+        state, metrics = compiled(state, views, batch)
         states.append((jax.device_get(state), jax.device_get(metrics)))
-    return states, layout
+    return states, layout, compiled
 
 
 def drawn(number):

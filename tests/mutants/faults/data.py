@@ -324,6 +324,7 @@ FAULTS = (
         "raise StopIteration",
         ("test_prefetch_raises_errors_in_their_place",),
     ),
+    Fault("tool-ctrl-c", "run", "return 130", "return 0", ("test_ctrl_c_of_embed",)),
     Fault(
         "tool-status",
         "run",

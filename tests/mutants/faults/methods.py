@@ -168,6 +168,16 @@ FAULTS = (
         "if False",
         ("test_impossible_options",),
     ),
-    Fault("method-scale", "select", "config.optim.grad_scale = 1.0", "pass", ("test_a_recipe_takes_any_method",)),
+    Fault("method-scale", "select", "config.optim.grad_scale = 1.0", "pass", ("test_one_recipe_for_any_method",)),
+    Fault("method-recipe", "select", "recipes.get(name, {})", "{}", ("test_the_own_recipe_of_a_method",)),
+    Fault("method-views", "_both", "fields.copy()", "{}", ("test_views_and_batch_of_an_own_recipe",)),
+    Fault(
+        "probe-views",
+        "_probe",
+        "jnp.stack(outcome.features, axis=1).reshape(-1, kernel.shape[0])",
+        "jnp.concatenate(outcome.features)",
+        ("test_collectives_of_a_step",),
+    ),
+    Fault("method-one-image", "Objective.check_batch", "if batch < 2", "if False", ("test_a_batch_of_one_image",)),
     Fault("method-options", "select", "**options.get(name, {})", "", ("test_a_recipe_for_another_method",)),
 )

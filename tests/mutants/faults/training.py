@@ -48,8 +48,8 @@ FAULTS = (
     Fault(
         "step-probe-teaches",
         "_probe",
-        "jax.lax.stop_gradient(jnp.concatenate(outcome.features))",
-        "jnp.concatenate(outcome.features)",
+        "jax.lax.stop_gradient(features)",
+        "features",
         ("test_the_probe_does_not_teach_the_encoder",),
     ),
     Fault("head-frozen", "frozen_at_first", "count >= steps", "count > steps", ("test_rules_for_heads",)),
