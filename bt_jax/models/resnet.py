@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from bt_jax.messages import UserError
 from bt_jax.models.batch_norm import BatchNorm
+from bt_jax.models.convolution import Convolution
 
 # He et al. 2015, "Delving deep", with fan-out: the initialiser in torchvision's ResNet.__init__.
 KAIMING_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -20,19 +21,10 @@ KAIMING_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 def conv(
     in_channels: int, out_channels: int, size: int, *, stride: int = 1, padding: int, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.Conv:
+) -> Convolution:
     """A square convolution without bias, with the same zero padding on all four sides."""
-    return nnx.Conv(
-        in_channels,
-        out_channels,
-        (size, size),
-        strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=KAIMING_NORMAL,
-        rngs=rngs,
-    )
+    options = {"stride": stride, "padding": padding, "dtype": dtype}
+    return Convolution(in_channels, out_channels, size, **options, kernel_init=KAIMING_NORMAL, rngs=rngs)
 
 
 class Downsample(nnx.Module):
