@@ -107,6 +107,7 @@ HELD = {
     "data.shuffle_buffer": "test_a_streaming_key_reaches_the_pipeline",
 }
 HELD_PRETRAIN = HELD | {
+    "data.labels": "test_the_key_of_pretraining",
     "tuned_batch_size": "test_batch_changed_behind_the_recipe_warns",
     "init_from": "test_initial_weights",
     "objective.name": "test_the_method_of_the_config_is_built",

@@ -27,14 +27,7 @@ while True:
 def command(tmp_path, *words: str, module: str = "jax") -> subprocess.CompletedProcess:
     (tmp_path / f"{module}.py").write_text(MODULE)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    return subprocess.run(
-        [sys.executable, *words],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=30,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
-    )
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=30)
 
 
 @pytest.mark.parametrize(
