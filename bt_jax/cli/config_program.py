@@ -145,10 +145,17 @@ def _unknown_key(argv: list[str], text: str) -> UserError:
     """The error for an unknown key, with similar keys. The message of ml_collections prints the whole config."""
     from bt_jax.config import arguments, keys
 
-    tasks = (keys.pretrain, keys.evaluate, keys.finetune)
-    valid = {key for task in tasks for key in arguments.flatten(arguments.to_dict(task()))}
+    of_tasks = {
+        task.__name__: {*arguments.flatten(arguments.to_dict(task()))}
+        for task in (keys.pretrain, keys.evaluate, keys.finetune)
+    }
+    valid = set().union(*of_tasks.values())
     keys_set = [a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")]
     unknown = [key for key in keys_set if key not in valid]
+    for key in [] if unknown else keys_set:
+        having = [task for task, known in of_tasks.items() if key in known]
+        if len(having) < len(of_tasks) and any(part in text for part in key.split(".")):
+            return UserError(f"The config key {key} belongs to {' and '.join(having)}", "Leave it out of this task.")
     if not unknown:
         return UserError(" ".join(text.split())[:300], "See --help and the docstring of the config file.")
     if unknown[0] in arguments.RENAMED_KEYS:

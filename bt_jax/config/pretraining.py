@@ -5,10 +5,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from bt_jax.augment import recipes
-from bt_jax.config.sections import Evals, Run, Section, key
+from bt_jax.config.sections import Data, Evals, Run, Section, key
 from bt_jax.messages import UserError
 
 _VIEW = {field.name: None for field in dataclasses.fields(recipes.View)}  # unset: as in the recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainData(Data):
+    """The images of pretraining."""
+
+    labels: bool = key(True, "False: leave out the labels, for folders that are no classes; no probe, no kNN")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +105,7 @@ class Pretrain(Run):
     task: str = key("pretrain", "the config file sets it")
     tuned_batch_size: int = key(0, "the batch size that the learning rates are for; another one gets a warning. 0: any")
     init_from: str = key("", "initial weights: a run folder, a checkpoint, or a file that bt_jax.convert reads")
+    data: PretrainData = dataclasses.field(default_factory=PretrainData)
     views: Views = dataclasses.field(default_factory=Views)
     model: Model = dataclasses.field(default_factory=Model)
     objective: Mapping[str, Any] = dataclasses.field(

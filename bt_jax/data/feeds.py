@@ -16,8 +16,12 @@ from bt_jax.data.streamed import StreamedFeed
 from bt_jax.messages import UserError
 
 
-def open_data(options: Data) -> tuple[Source, UnreadableImages]:
-    """Opens the data set of `config.data`; returns it and the record of its unreadable images."""
+def open_data(options: Data, *, labels: bool = True) -> tuple[Source, UnreadableImages]:
+    """Opens the data set of `config.data`; returns it and the record of its unreadable images.
+
+    Args:
+      labels: False: leave out the labels. A mixed split still takes the same part of every class.
+    """
     if options.name == "folder" and not (options.folder or options.npz):  # as the recipe for a folder says
         raise UserError("No folder of images is named", "Set --config.data.folder=IMAGES.")
     source = open_source(
@@ -26,9 +30,12 @@ def open_data(options: Data) -> tuple[Source, UnreadableImages]:
         npz=options.npz or None,
         folder=options.folder or None,
         exif_orientation=options.exif_orientation,
+        labels=labels,
         say=messages.say,
     )
     source = with_mixed(source, [*options.train_split.split("+"), options.val_split])
+    if not labels:
+        source = source.without_labels()
     return source, UnreadableImages(source, limit=options.broken_limit, say=messages.say)
 
 

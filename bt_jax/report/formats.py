@@ -14,8 +14,8 @@ def plural(count: int, noun: str) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with two decimals and a true minus sign; a dash if it is not finite."""
-    return f"{value:.2f}".replace("-", "−") if math.isfinite(value) else "–"
+    """A number with two decimals and a true minus sign, none before 0.00; a dash if it is not finite."""
+    return f"{value:z.2f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def percent(value: float | None) -> str:

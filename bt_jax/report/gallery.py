@@ -113,7 +113,7 @@ def neighbours_section(run: Run) -> str:
     lead = (
         "Each row starts with an image in a frame. Its nearest neighbours follow, each with the cosine similarity of"
         " the features. A good encoder finds the same kind of object in another pose or colour. After short runs,"
-        " similarities of 0.87 to 0.99 are normal, even between different kinds of objects. Values of 1.00 everywhere,"
+        " similarities of 0.87 to 1.00 are normal, even between different kinds of objects. Values of 1.00 in all rows,"
         " or the same few images in every row, suggest a collapse: compare the effective rank."
     )
     return section("Nearest neighbours", f'<div class="rows">{rows}</div>', lead)

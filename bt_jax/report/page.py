@@ -94,6 +94,7 @@ thead th{color:var(--quiet);font-weight:500;font-size:.85rem}
 tbody th{font-weight:500} td{font-variant-numeric:tabular-nums}
 .bar{display:block;height:6px;min-width:70px;border-radius:3px;background:var(--line);margin-top:4px}
 .bar i{display:block;height:6px;border-radius:3px;background:var(--quiet)} .bar .trained{background:var(--c0)}
+.words span{display:inline-block}
 pre{background:var(--page);border:1px solid var(--line);border-radius:8px;padding:10px;margin:.3rem 0 1rem;
 font-size:.85rem;white-space:pre-wrap;overflow-wrap:anywhere;user-select:all}
 .strip{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(80px,22%),1fr));gap:8px;margin:0 0 16px}
@@ -119,5 +120,5 @@ font-variant-numeric:tabular-nums}
 .heat tbody th{max-width:66px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .cloud i{border-width:1px;width:17px}}
 .confusion{max-width:500px} .mistakes{padding-left:18px;margin:.3rem 0} .swatch.thick{width:12px;height:12px}
-code{overflow-wrap:anywhere} summary{cursor:pointer;padding:4px 0}
+code{overflow-wrap:anywhere} td code,tbody th code{white-space:nowrap} summary{cursor:pointer;padding:4px 0}
 """

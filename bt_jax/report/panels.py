@@ -81,7 +81,7 @@ LABEL_FREE = (
         "Uniformity",
         (("val/uniformity", "log of similarity"),),
         "How evenly the features of different images spread over the sphere. Lower is better; −4 is the lowest possible"
-        " value. At 0, all images have the same features.",
+        " value. After 7 to 12 epochs, −1.4 to −0.7 is normal. At 0, all images have the same features.",
     ),
     Panel(
         "Dead dimensions",

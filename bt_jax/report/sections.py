@@ -1,6 +1,7 @@
 """The sections of scores, curves and files, in the order of the page."""
 
 import math
+import shlex
 
 import numpy as np
 
@@ -19,8 +20,11 @@ FILES = {
     "metrics.jsonl": "every logged step, one JSON object a line",
     "summary.json": "the final scores",
     "config.json": "the resolved config",
+    "data.json": "counts, classes and checksums of the images",
     "environment.json": "versions, devices, commit and command",
+    "broken.txt": "the unreadable images",
     "pictures.npz": "the arrays behind the pictures",
+    "correlation": "the cross-correlation during training",
     "checkpoints": "the weights and the training state",
     "tensorboard": "the same metrics for TensorBoard",
 }
@@ -134,9 +138,9 @@ def details_section(run: Run) -> str:
         return f"<details><summary>{title}</summary><pre>{esc(lines)}</pre></details>"
 
     command = run.environment.get("command")
-    command = " ".join(map(str, command)) if isinstance(command, list) else command
+    command = shlex.join(map(str, command)) if isinstance(command, list) else command
     body = (
-        f"<p>The command of this run:</p><pre>{esc(command)}</pre>"
+        f"<p>The command of this run:</p>{command_box(command)}"
         if command
         else "<p>The command of this run is unknown: environment.json has none.</p>"
     )
@@ -149,9 +153,16 @@ def details_section(run: Run) -> str:
     ]
     body += f"<p>The files in <code>{esc(storage.absolute(run.path))}</code>:</p>"
     body += table(["file", "size", "content"], rows)
-    body += f"<p>To write the report of this run again:</p><pre>python -m bt_jax.report {esc(run.path)}</pre>"
+    again = shlex.join(["python", "-m", "bt_jax.report", str(run.path)])
+    body += f"<p>To write the report of this run again:</p>{command_box(again)}"
     missing = "".join(f'<p class="quiet">{esc(sentence)}</p>' for sentence in run.omissions)
     return section(
         "Config and environment",
         listing("Config", run.config, "config.json") + listing("Environment", run.environment, "environment.json"),
     ) + section("Files and commands", body + missing)
+
+
+def command_box(command: str) -> str:
+    """A command in a box. Lines break between its words, not after the hyphens of an option."""
+    words = " ".join(f"<span>{esc(word)}</span>" for word in str(command).split(" "))
+    return f'<pre class="words">{words}</pre>'

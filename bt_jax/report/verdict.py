@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from bt_jax.objectives import registry
-from bt_jax.report.formats import number, percent, plural, short
+from bt_jax.report.formats import number, percent, plural, short, signed
 from bt_jax.report.runs import Run, flat, off_diagonal
 
 ROWS = (("trained", "trained encoder"), ("untrained", "the same encoder untrained"), ("raw_pixels", "raw pixels"))
@@ -144,5 +144,5 @@ def describe_matrix(c: np.ndarray) -> str:
     if not diagonal.size or not off.size:
         return "The diagonal or the rest of the matrix has no finite value."
     typical = np.sqrt((off**2).mean())
-    text = f"Mean diagonal {diagonal.mean():.2f}; a typical off-diagonal value (root mean square) {typical:.2f}."
+    text = f"Mean diagonal {signed(diagonal.mean())}; a typical off-diagonal value (root mean square) {typical:.2f}."
     return text + (f" Not finite: {plural(non_finite, 'value')}, drawn in magenta." if non_finite else "")

@@ -65,6 +65,8 @@ def open_data(
     mesh: Mesh,
     channels: int,
     select: Callable[[Source], tuple[Source, str]] | None = None,
+    *,
+    labels: bool = True,
 ) -> Data:
     """The data set of the config.
 
@@ -73,11 +75,12 @@ def open_data(
       channels: of the images, 1 or 3.
       select: returns the data set to use instead and its training split, such as a share of the images. The config
         does not change.
+      labels: False: leave out the labels of the data set.
     """
     options = settings.data
     if options.exif_orientation == "auto":
         options = dataclasses.replace(options, exif_orientation=_orientation_of_run(workdir))
-    source, broken = feeds.open_data(options)
+    source, broken = feeds.open_data(options, labels=labels)
     whole, splits = source, [settings.data.train_split, settings.data.val_split]
     images = same_data.Images(identity.describe(whole, splits), lambda: identity.describe(whole.as_in_0_1_0(), splits))
     source, train_split = select(source) if select else (source, settings.data.train_split)

@@ -82,7 +82,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
 def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
     mesh = open_run.open_machine(settings)
     recipe = build.build_recipe(settings.views)
-    data = open_run.open_data(settings, workdir, mesh, channels=len(recipe.mean))
+    data = open_run.open_data(settings, workdir, mesh, channels=len(recipe.mean), labels=settings.data.labels)
     source, feed = data.source, data.feed
     plan = open_run.open_schedule(settings, data)
     first_id = source.span(data.train_split).start

@@ -79,3 +79,15 @@ def test_the_help_starts_with_config_and_has_every_key():
     assert all(text.count(key.rpartition(".")[2]) >= 2 for key in fields)
     described = text.partition("Keys of a config")[2].partition("flags:")[0]
     assert max(map(len, described.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    "key, tasks",
+    [("data.labels", "pretrain"), ("optim.momentum", "pretrain and finetune"), ("data.fraction", "finetune")],
+)
+def test_a_key_of_another_task(key, tasks):
+    """absl's text names a part of the key, and nothing else."""
+    for part in key.split("."):
+        error = config_program._unknown_key(["--config.seed=1", f"--config.{key}=1"], f"\"'{part}'\"")
+        assert str(error) == f"The config key {key} belongs to {tasks}. Leave it out of this task."
+    assert "another" in str(config_program._unknown_key([f"--config.{key}=1"], "another error"))

@@ -107,6 +107,7 @@ HELD = {
     "data.shuffle_buffer": "test_a_streaming_key_reaches_the_pipeline",
 }
 HELD_PRETRAIN = HELD | {
+    "data.labels": "test_the_key_of_pretraining",
     "tuned_batch_size": "test_batch_changed_behind_the_recipe_warns",
     "init_from": "test_initial_weights",
     "objective.name": "test_the_method_of_the_config_is_built",
@@ -254,7 +255,7 @@ def evaluated(tmp_path_factory):
         made = evaluate._evaluators
         patch.setattr(evaluate, "_evaluators", lambda *them: setattr(seen, "order", [*made(*them)]))
         patch.setattr(opening, "open_folder", stop)
-        config = changed(keys.evaluate(), **{key: value for key, (value, *_) in EVALUATE.items()})
+        config = changed(keys.evaluate(), encoder="given", **{key: value for key, (value, *_) in EVALUATE.items()})
         with pytest.raises(Enough):
             evaluate.run(config, str(tmp_path_factory.mktemp("run")))
         return seen
@@ -305,7 +306,7 @@ def tuned(tmp_path_factory):
         seen.watch(selection, "class_balanced_fraction", lambda source, split, *_, **__: Part())
         seen.watch(step, "make_update")
         seen.watch(step, "make_step")
-        config = changed(keys.finetune(), **{key: value for key, (value, *_) in FINETUNE.items()})
+        config = changed(keys.finetune(), encoder="given", **{key: value for key, (value, *_) in FINETUNE.items()})
         seen.training = finetune._prepare(
             keys.read(from_encoder.complete(config)), str(tmp_path_factory.mktemp("run")), 0.0
         ).training

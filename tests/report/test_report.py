@@ -21,7 +21,7 @@ from bt_jax.objectives.barlow_twins import BarlowTwins
 from bt_jax.report import panels, write
 from bt_jax.report.__main__ import main
 from bt_jax.report.confusion import cell
-from bt_jax.report.formats import duration, number, percent, plural, short
+from bt_jax.report.formats import duration, number, percent, plural, short, signed
 from bt_jax.report.page import bar
 from bt_jax.report.plots import INK, downsampled, draw_panel
 from bt_jax.report.results import accuracies, results_verdict
@@ -487,7 +487,27 @@ def test_markup_in_user_strings_stays_text(tmp_path, few_curves):
     (run / "environment.json").write_text(json.dumps({"command": ["python", script]}))
     page = Page(write.report(run, make_run(tmp_path / "<i>other")))
     assert "<script" not in page.source and "<b>" not in page.source and "<i>other" not in page.source
-    assert f"data.name = {script}" in page.text and f"python {script}" in page.text
+    assert f"data.name = {script}" in page.text and f"python '{script}'" in page.text
+
+
+def test_the_command_breaks_between_its_words(run, few_curves):
+    """It can be copied to a shell, and no line ends after the hyphens of an option."""
+    command = ["bt-jax", "pretrain", "--config=quickstart", "--config.data.folder=my images"]
+    (run / "environment.json").write_text(json.dumps({"command": command}))
+    page = Page(write.report(run))
+    assert "bt-jax pretrain --config=quickstart '--config.data.folder=my images'" in page.text
+    assert "<span>--config=quickstart</span>" in page.source and ".words span{display:inline-block}" in page.source
+
+
+def test_every_file_of_a_run_has_a_content(run, few_curves):
+    for name in ("data.json", "broken.txt"):
+        (run / name).touch()
+    (run / "correlation").mkdir()
+    assert "<td></td>" not in Page(write.report(run)).source
+
+
+def test_zero_has_no_sign():
+    assert [signed(value) for value in (-0.001, -0.056, 0.5)] == ["0.00", "−0.06", "0.50"]
 
 
 def test_a_comparison_leaves_the_reports_of_its_runs(tmp_path, run, few_curves):

@@ -80,6 +80,8 @@ def test_the_same_command_is_the_same_run(run):
     assert [line.partition(":")[0] for line in same_run.differences(old, new)] == [*filled]
     new["data"]["exif_orientation"] = "apply"
     assert same_run.differences(old, new, filled=filled) == ["data.exif_orientation: ignore -> apply"]
+    new["data"] |= {"exif_orientation": "ignore", "labels": False}
+    assert same_run.differences(old, new, filled=filled) == ["data.labels: True -> False"]
 
 
 @pytest.mark.slow

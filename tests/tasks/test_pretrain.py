@@ -326,7 +326,10 @@ def test_another_config_in_the_folder(finished):
     before = (finished / "config.json").read_text()
     refused(r"another config \(optim.lr_weights: 0.004 -> 0.5\)", finished, **{"optim.lr_weights": 0.5})
     assert (finished / "config.json").read_text() == before
-    changed = tiny(**{"log.tensorboard": False, "data.reader": json.loads(before)["data"]["reader"]})
+    known = json.loads(before)
+    resolved = {f"data.{key}": known["data"][key] for key in ("reader", "exif_orientation")}
+    resolved |= {f"views.{key}": tuple(known["views"][key]) for key in ("mean", "std")}
+    changed = tiny(**{"log.tensorboard": False}, **resolved)
     assert not same_run.differences(json.loads(before), arguments.to_dict(changed))
 
 

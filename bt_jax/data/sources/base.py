@@ -8,12 +8,14 @@ holds the first 90 % of each class (`selection.with_mixed`).
 One decoder (Pillow) makes arrays of encoded images, so TFDS and a cache file give the same pixels of a data set.
 """
 
+import copy
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from typing import Self
 
 import numpy as np
 
@@ -32,6 +34,7 @@ class Source:
       num_classes: int, 0 if images have neither a label nor targets.
       class_names: list of str, empty if unknown.
       notes: lines to print about files that were left out and about the meaning of the folders.
+      label_notes: lines to print about the labels, unless they are not used.
       kind: kind of data set. Digests of two data sets are comparable if they have the same kind; "" if the data set
         never changes.
       upright: whether every decoder turns the images by their EXIF orientation.
@@ -42,6 +45,7 @@ class Source:
     num_classes: int = 0
     class_names: Sequence[str] = ()
     notes: Sequence[str] = ()
+    label_notes: Sequence[str] = ()
     kind: str = ""
     upright: bool = False
 
@@ -109,6 +113,17 @@ class Source:
         It reads no image: it is made of names of files, checksums or versions.
         """
         return ""
+
+    def without_labels(self) -> Self:
+        """The same images in the same order, with neither labels nor targets."""
+        source = copy.copy(self)
+        source.num_classes, source.class_names, source.label_notes = 0, (), ()
+        source._forget_labels()
+        return source
+
+    def _forget_labels(self) -> None:
+        """Changes this object, a copy, so that `labelled` is False and no method gives labels or targets."""
+        raise NotImplementedError
 
     def as_in_0_1_0(self) -> "Source":
         """The data set with the images, splits and classes that bt_jax 0.1.0 gave it."""

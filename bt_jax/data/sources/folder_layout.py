@@ -20,6 +20,7 @@ SPLIT = re.compile(
     rf"(?:(?P<train>{TRAINING})|(?P<held>{HELD_OUT})|unlabell?ed|extra)(?:[-_]?(?:set|images|data|\d+))?", re.I
 )
 NAMED = 8  # folders that a line names
+HINT = "; to pretrain without labels: --config.data.labels=False"
 
 
 class Layout(NamedTuple):
@@ -27,11 +28,13 @@ class Layout(NamedTuple):
 
     Attributes:
       splits: {split: (its folder, "" for the root, and the paths below it)}.
-      lines: notes for the user.
+      lines: notes about the splits.
+      label_lines: notes about the labels.
     """
 
     splits: dict[str, tuple[str, list[str]]]
     lines: list[str]
+    label_lines: list[str]
 
 
 def arrange(files: list[str]) -> Layout:
@@ -40,11 +43,12 @@ def arrange(files: list[str]) -> Layout:
     tops = _tops(within)
     named = _named(tops)
     if not named:
-        return Layout({"train": ("", files)}, _about_labels(files))
+        return Layout({"train": ("", files)}, [], _about_labels(files))
     prefix = f"{above}/" if above else ""
     splits = {split: (prefix + folder, _below(within, folder)) for folder, split in named.items()}
     lines = _about_splits(above, named, tops, len(within))
-    return Layout(splits, lines + [line for split, (_, paths) in splits.items() for line in _about_loose(split, paths)])
+    loose = [line for split, (_, paths) in splits.items() for line in _about_loose(split, paths)]
+    return Layout(splits, lines, loose)
 
 
 def classes(paths: Iterable[str]) -> set[str]:
@@ -138,7 +142,7 @@ def _about_labels(files: list[str]) -> list[str]:
         beside = f"{printable(others[0])} " + (f"and {len(others) - 1} more are" if len(others) > 1 else "is")
         verb = "it is not a split" if len(splits) == 1 else "they are not splits"
         line += f"; {', '.join(map(printable, splits))} among them: {verb}, because {beside} beside"
-    return [line]
+    return [line + HINT]
 
 
 def _about_loose(split: str, paths: list[str]) -> list[str]:

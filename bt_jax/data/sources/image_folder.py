@@ -52,6 +52,7 @@ class FolderSource(Source):
         layout = folder_layout.arrange(self._listing.files)
         lines = [f"WARNING: {line}; its images are left out" for line in self._listing.unreadable] + layout.lines
         self.notes = [_about(self.name, line) for line in [*lines, left_out] if line]
+        self.label_notes = [_about(self.name, line) for line in layout.label_lines]
         self._take(layout.splits)
 
     def _take(self, by_split: dict[str, tuple[str, list[str]]]) -> None:
@@ -73,6 +74,9 @@ class FolderSource(Source):
 
     def labels(self, base):
         return self._labels[base] if base in self._labels else np.full(self.splits[base], -1, np.int32)
+
+    def _forget_labels(self):
+        self._labels = {}
 
     def labels_at_hand(self, base):
         return self.labels(base)

@@ -93,6 +93,9 @@ class NpzSource(Source):
         labels = self._data[base][2]
         return np.full(self.splits[base], -1, np.int32) if labels is None else labels
 
+    def _forget_labels(self):
+        self._data = {split: (data, offsets, None) for split, (data, offsets, _) in self._data.items()}
+
     def labels(self, base):
         return self.labels_at_hand(base)
 

@@ -22,6 +22,7 @@ def open_source(
     npz: str | os.PathLike | None = None,
     folder: str | os.PathLike | None = None,
     exif_orientation: str = "auto",
+    labels: bool = True,
     say: Callable[[str], None] = print,
 ) -> Source:
     """Opens a data set and prints its notes; reads no image.
@@ -34,6 +35,7 @@ def open_source(
       folder: a folder of images, see `image_folder.FolderSource`; the name is then ignored.
       exif_orientation: "apply" or "ignore"; "auto": apply it to the images of a folder, and of a cache file or shards
         that were written from one.
+      labels: False: nothing is said about labels, because the caller takes `Source.without_labels`.
       say: prints a line.
 
     Raises:
@@ -42,7 +44,7 @@ def open_source(
     source = _open(name, data_dir, npz, folder)
     if exif_orientation != "auto":
         source.upright = exif_orientation == orientation.APPLY
-    for note in source.notes:
+    for note in [*source.notes, *(source.label_notes if labels else ())]:
         say(note)
     return source
 

@@ -106,16 +106,20 @@ class PatternsSource(Source):
     def labels_at_hand(self, base):
         return self._arrays[base][1]
 
+    def _forget_labels(self):
+        self._arrays = {split: (images, None) for split, (images, _) in self._arrays.items()}
+
     def read(self, base, ids):
         images, labels = self._arrays[base]
-        return [(_png(images[i]), int(labels[i])) for i in ids]
+        return [(_png(images[i]), None if labels is None else int(labels[i])) for i in ids]
 
     def arrays(self, split, broken=None, *, channels=3):
         if channels != 3:
             return super().arrays(split, broken, channels=channels)
         span = self.span(split)
         images, labels = self._arrays[span.base]
-        return Arrays(images[span.start : span.stop], labels[span.start : span.stop].astype(np.int32))
+        rows = slice(span.start, span.stop)
+        return Arrays(images[rows], None if labels is None else labels[rows].astype(np.int32))
 
 
 def _png(image: np.ndarray) -> bytes:

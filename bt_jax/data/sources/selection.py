@@ -49,6 +49,9 @@ class Selection(Source):
             labels[rows] = self._source.labels(part)[self._ids[rows]]
         return labels
 
+    def _forget_labels(self):
+        self._source = self._source.without_labels()
+
     def labels_at_hand(self, base):
         known = all(self._source.labels_at_hand(base) is not None for base in self._bases(base))
         return self.labels(base) if known else None

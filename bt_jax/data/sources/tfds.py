@@ -123,6 +123,9 @@ class TfdsSource(Source):
     def labelled(self, base):
         return self._label is not None
 
+    def _forget_labels(self):
+        self._label, self._targets = None, {}
+
     def targets(self, base):
         if not self._targets:
             return None

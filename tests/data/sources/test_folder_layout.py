@@ -33,7 +33,7 @@ def files(*folders: str) -> list[str]:
 def test_folders_that_are_splits(folders, splits):
     found = arrange(files(*folders))
     assert {split: len(paths) for split, (_, paths) in found.splits.items()} == splits
-    assert not any("left out" in line or "labels" in line for line in found.lines)
+    assert not any("left out" in line for line in found.lines) and not found.label_lines
     renamed = {folder.partition("/")[0] for folder in folders} - splits.keys()
     assert bool(renamed) == bool(found.lines) and all(f"images of {folder})" in found.lines[0] for folder in renamed)
 
@@ -60,7 +60,9 @@ def test_folders_that_are_not_splits(folders, said):
     """All images are one split, and a line names the meaning of the folders."""
     found = arrange(files(*folders))
     assert found.splits == {"train": ("", files(*folders))}
-    assert len(found.lines) == 1 and said in found.lines[0]
+    assert not found.lines and len(found.label_lines) == 1 and said in found.label_lines[0]
+    taken = "as labels" in said or "among them" in said
+    assert taken == found.label_lines[0].endswith("; to pretrain without labels: --config.data.labels=False")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,8 @@ def test_folders_that_are_not_splits(folders, said):
 def test_images_that_are_left_out_are_counted(folders, splits, said):
     found = arrange(files(*folders))
     assert {split: len(paths) for split, (_, paths) in found.splits.items()} == splits
-    assert re.search(said, found.lines[-1]) and found.lines[-1].startswith("WARNING: ")
+    line = [*found.lines, *found.label_lines][-1]
+    assert re.search(said, line) and line.startswith("WARNING: ")
 
 
 def test_a_note_names_few_of_many_folders():

@@ -83,7 +83,7 @@ FAULTS = (
     Fault(
         "patterns-cut-labels",
         "PatternsSource.arrays",
-        "labels[span.start : span.stop]",
+        "labels[rows]",
         "labels[: span.stop - span.start]",
         ("test_slices_of_every_kind_of_source",),
     ),
@@ -331,6 +331,27 @@ FAULTS = (
         'print(f"{parser.name}: {error}", file=sys.stderr) return 2',
         'print(f"{parser.name}: {error}", file=sys.stderr)\n            return 0',
         ("test_prepare_errors_are_one_line", "test_missing_run_is_a_user_error", "test_mistakes"),
+    ),
+    Fault(
+        "labels-key",
+        "open_data",
+        "if not labels:",
+        "if False:",
+        ("test_the_key_of_pretraining", "test_a_mixed_split_still_has_a_part_of_every_folder"),
+    ),
+    Fault(
+        "labels-tfds",
+        "TfdsSource._forget_labels",
+        "self._label, self._targets = None, {}",
+        "pass",
+        ("test_every_kind_of_data_set_gives_the_same_images_without_labels", "test_streams_have_no_labels_either"),
+    ),
+    Fault(
+        "labels-old-run",
+        "ADDED_KEYS",
+        '"data.labels": True',
+        '"data.labels": False',
+        ("test_the_same_command_is_the_same_run",),
     ),
     Fault(
         "exif-tiff-twice",

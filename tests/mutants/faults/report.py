@@ -17,6 +17,13 @@ FAULTS = (
         "learned = all(",
         ("test_an_accuracy_without_a_rival_proves_nothing",),
     ),
+    Fault(
+        "report-command-quotes",
+        "details_section",
+        "shlex.join(map(str, command))",
+        '" ".join(command)',
+        ("test_the_command_breaks_between_its_words",),
+    ),
     Fault("report-above-100", "draw_panel", "min(top, 100)", "top", ("test_an_axis_of_percent_ends_at_100",)),
     Fault(
         "report-escape",
