@@ -10,6 +10,7 @@ times single steps and prints the median, the tenth and the ninetieth percentile
 in a row without waiting between them.
 
 --against=torch   also times the step in plain PyTorch (`torch_step.py`, without views), eager and compiled, in turns
+                  on a CPU, give both the pages that the commands of bt_jax use: GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 --profile=DIR     writes a trace and prints the ten slowest operations with their share of the measured bandwidth
 --largest         prints the largest batch that fits the device, from the compiler's counts of two smaller batches
 --out=FILE        writes all results as JSON
@@ -234,7 +235,7 @@ def against_torch(options, runs: dict[str, Callable]) -> dict[str, dict]:
         from benchmarks.torch_step import Step
     except ImportError:
         raise UserError("PyTorch is not installed", "Install it (pip install torch), or leave --against out.") from None
-    model = {key: options.model[key] for key in ("arch", "small_images", "width")}
+    model = {key: options.model[key] for key in ("arch", "small_images", "width", "stem_padding")}
     model |= {"channels": 3, "projector": tuple(options.model.projector), "lambd": options.objective.lambd}
     shared = {"batch": options.batch_size, "size": options.views.size, "bfloat16": options.model.dtype == "bfloat16"}
     rivals = {

@@ -42,10 +42,21 @@ class Block(nn.Module):
 class BarlowTwins(nn.Module):
     """The whole model: loss = module(view1, view2), for images (n, c, h, w)."""
 
-    def __init__(self, arch: str, *, small_images: bool, width: float, channels: int, projector, lambd: float):
+    def __init__(
+        self,
+        arch: str,
+        *,
+        small_images: bool,
+        width: float,
+        channels: int,
+        projector,
+        lambd: float,
+        stem_padding: int = 1,
+    ):
         super().__init__()
         base, expansion = round(64 * width), EXPANSION[arch]
-        stem = conv(channels, base, 3) if small_images else conv(channels, base, 7, 2)
+        small = nn.Conv2d(channels, base, 3, padding=stem_padding, bias=False)
+        stem = small if small_images else conv(channels, base, 7, 2)
         layers = [stem, nn.BatchNorm2d(base), nn.ReLU()]
         layers += [] if small_images else [nn.MaxPool2d(3, 2, 1)]
         inputs = base

@@ -6,8 +6,11 @@ features = net.apply(variables, bt_jax.preprocess(images, net), train=False)
 
 import importlib
 
+from bt_jax.processes import huge_pages
 from bt_jax.terminal import interrupts
 
+if interrupts.is_command():
+    huge_pages.restart_with_them()
 interrupts.install()  # first: Ctrl-C may come while a command imports the rest
 
 from bt_jax import compilers  # noqa: E402

@@ -1,12 +1,14 @@
 """A convolution layer that computes some shapes on a CPU in forms that XLA compiles to faster code there.
 
-XLA passes every convolution of a CPU to one routine for all sizes. Three of its uses are slow, and have another form
+XLA passes every convolution of a CPU to one routine for all sizes. Four of its uses are slow, and have another form
 here, with the same sums (times: benchmarks/results/step_cpu.md):
 
 - 1x1 kernels are matrix products, of every `stride`th pixel;
 - the gradient of a 3x3 convolution of stride 2 with respect to its input has a convolution of stride 1 for the even and
   for the odd rows and columns, instead of one over an array that is three quarters zeros;
-- the gradient of a 3x3 kernel over large feature maps is a sum over chunks of images that fit the caches.
+- the gradient of a 3x3 kernel is a sum over chunks of images that fit the caches;
+- the gradient of a kernel whose output is larger than its input, the stem with a padding of 2, is a matrix product with
+  the patches that the kernel sees.
 
 The layer chooses by the platform that is compiled for, which need not be that of this machine: programs for TPUs and
 GPUs have the plain convolution.
@@ -21,7 +23,6 @@ from jax import lax
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 CHUNK = 2 * 2**20  # bytes of inputs: of 0.25, 0.5, 1 and 2 MB, the fastest for 64 channels at 32x32
-LARGE_MAP = 32 * 32  # smaller maps gain nothing from chunks
 PHASES = 64  # input channels from which the phases pay
 
 
@@ -79,8 +80,6 @@ def _backward(stride, padding, inputs, dy):
         return jax.vjp(functools.partial(plain, **options), x, kernel)[1](dy)
 
     def cpu(x, kernel, dy):
-        # Otherwise XLA computes batch norm and ReLU again for each element that it moves to another layout.
-        x, dy = lax.optimization_barrier((x, dy))
         return _input_gradient(x, kernel, dy, **options), _kernel_gradient(x, kernel, dy, **options)
 
     return lax.platform_dependent(*inputs, dy, cpu=cpu, default=default)
@@ -141,6 +140,8 @@ def _by_phases(kernel, dy):
 def _kernel_gradient(x, kernel, dy, *, stride, padding):
     if _is_product(kernel, padding):
         return jnp.einsum("nhwi,nhwo->io", x[:, ::stride, ::stride], dy)[None, None]
+    if dy.shape[1] > x.shape[1] and stride == 1:  # XLA has naive loops for a window larger than its input
+        return _by_patches(x, kernel, dy, padding)
     n, images = len(x), _images_of_chunk(x)
     if kernel.shape[0] != 3 or images == n:
         return jax.vjp(lambda kernel: plain(x, kernel, stride=stride, padding=padding), kernel)[1](dy)[0]
@@ -150,6 +151,13 @@ def _kernel_gradient(x, kernel, dy, *, stride, padding):
 
     chunks = (x.reshape(n // images, images, *x.shape[1:]), dy.reshape(n // images, images, *dy.shape[1:]))
     return lax.scan(add, jnp.zeros_like(kernel), chunks)[0]
+
+
+def _by_patches(x, kernel, dy, padding):
+    size, (height, width) = kernel.shape[0], dy.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    taps = [x[:, row : row + height, column : column + width] for row in range(size) for column in range(size)]
+    return jnp.einsum("nhwp,nhwo->po", jnp.concatenate(taps, axis=-1), dy).reshape(kernel.shape)
 
 
 def _images_of_chunk(x) -> int:

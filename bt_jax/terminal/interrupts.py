@@ -21,7 +21,7 @@ def install() -> None:
 
     A program that imports bt_jax keeps its handler, as does a shell's background job, which ignores Ctrl-C.
     """
-    if not _is_command() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if not is_command() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     if threading.current_thread() is not threading.main_thread():
         return
@@ -60,8 +60,11 @@ def ends_at_once() -> bool:
     return _installed and not _left
 
 
-def _is_command() -> bool:
-    """True within `bt-jax …` and `python -m bt_jax…`, where sys.argv[0] is "-m" while runpy imports the package."""
+def is_command() -> bool:
+    """Whether this process runs `bt-jax …` or `python -m bt_jax…`.
+
+    In the second, sys.argv[0] is "-m" while runpy imports the package.
+    """
     program = sys.argv[0] if sys.argv else ""
     of_package = any(word.partition(".")[0] == "bt_jax" for word in sys.orig_argv)
     return program == "-m" and of_package or os.path.basename(program) == "bt-jax"

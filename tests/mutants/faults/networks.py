@@ -2,6 +2,7 @@
 
 from ..fault import Fault
 
+EVERY_FORM = ("test_every_form_is_the_plain_convolution",)
 BACKBONE = ("test_backbone_equals_torchvision_at_every_stage",)
 
 FAULTS = (
@@ -97,13 +98,46 @@ FAULTS = (
     ),
     Fault(
         "norm-biased-running",
-        "BatchNorm._batch_statistics",
+        "BatchNorm.__call__",
         "var * (count / (count - 1))",
         "var",
         ("test_eight_steps_equal_the_reference",),
     ),
     Fault("norm-momentum", "MOMENTUM", "MOMENTUM = 0.1", "MOMENTUM = 0.01", ("test_eight_steps_equal_the_reference",)),
-    Fault("norm-running-in-training", "BatchNorm.__call__", "if train:", "if not train:", BACKBONE),
+    Fault("norm-running-in-training", "BatchNorm.__call__", "if not train:", "if train:", BACKBONE),
+    Fault(
+        "norm-cpu-gradient",
+        "_gradients_on_cpu",
+        "dy - dbias / count",
+        "dy",
+        ("test_batch_norm_of_maps_is_the_plain_one",),
+    ),
+    Fault(
+        "norm-platform",
+        "_of_maps",
+        "default=_plain",
+        "default=_on_cpu",
+        ("test_batch_norm_sums_by_products_on_a_cpu_alone",),
+    ),
+    Fault("conv-phases", "_by_phases", "slice(None, None, -2)", "slice(None, None, 2)", EVERY_FORM),
+    Fault("conv-chunks", "_kernel_gradient.add", "total + _chunk_gradient", "_chunk_gradient", EVERY_FORM),
+    Fault("conv-patches", "_by_patches", "row : row + height", "row : row + height - 1", EVERY_FORM),
+    Fault("conv-stride", "_input_gradient", "stride - 1) for pixels", "stride) for pixels", EVERY_FORM),
+    Fault("conv-devices", "_images_of_chunk", "jax.device_count() > 1", "False", ("test_a_cpu_has_its_forms",)),
+    Fault(
+        "conv-platform",
+        "convolve",
+        "default=functools.partial(plain",
+        "default=functools.partial(_on_cpu",
+        ("test_other_platforms_have_the_plain_convolution",),
+    ),
+    Fault(
+        "huge-pages",
+        "restart_with_them",
+        'f"{known}:{SETTING}" if known else SETTING',
+        "SETTING",
+        ("test_settings_of_the_user_stay",),
+    ),
     Fault(
         "model-apply-train",
         "Net.stages",
