@@ -10,6 +10,9 @@ LOST = ("test_a_lost_step_moves_nothing",)
 DIRECT = ("test_correlation_and_predictor_over_three_steps",)
 
 FAULTS = (
+    Fault("loss-whole-numbers", "check_embeddings", "jnp.floating", "jnp.number", ("test_wrong_arrays_are_one_line",)),
+    Fault("loss-one-row", "vicreg", "check_embeddings(z1=z1, z2=z2)", "", ("test_a_batch_of_one_row",)),
+    Fault("loss-names", "evaluate_loss", "inputs.keys() <= arrays.keys()", "inputs.keys()", ("test_wrong_names",)),
     Fault("rows-shortest", "unit_rows", "shortest**2", "shortest", ("test_lengths_near_zero",)),
     Fault("rows-contrast", "contrast", "[positives[:, None], others]", "[others]", NUMBERS),
     Fault("simclr-self", "simclr", "row // 2 == column // 2", "row == column", NUMBERS),
