@@ -7,6 +7,7 @@ The operations take one float32 image (h, w, c) in [0, 1]. Names are imported on
 """
 
 import importlib
+from typing import Any
 
 _MODULES = {
     "colour": ("adjust_brightness", "adjust_contrast", "adjust_hue", "adjust_saturation", "solarize", "to_grayscale"),
@@ -17,7 +18,7 @@ _MODULES = {
 __all__ = ["recipes", *(name for names in _MODULES.values() for name in names)]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name == "recipes":
         return importlib.import_module("bt_jax.augment.recipes")
     for module, names in _MODULES.items():
