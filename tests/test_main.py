@@ -2,7 +2,6 @@
 
 import errno
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +18,13 @@ from bt_jax.tasks import evaluate
 ROOT = Path(main.__file__).parents[1]
 
 
-def test_help_names_every_key(monkeypatch):
-    """The keys of every task, with their defaults. The help starts with the docstring of the main module."""
-    module = sys.modules["__main__"]
-    monkeypatch.setattr(module, "__doc__", "", raising=False)
-    monkeypatch.setattr(config_program.app, "run", lambda *_, **__: None)
-    config_program.run(main.main, "The program.", ["main", "--help"])
-    said = module.__doc__
+@pytest.mark.parametrize("option", ["--help", "-h", "--helpfull"])
+def test_help_names_every_key(capsys, option):
+    """The keys of every task, with their defaults, after the text of the program and its options."""
+    with pytest.raises(SystemExit) as ended:
+        config_program.run(main.main, "The program.", ["main", option])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "  --workdir=WORKDIR " in said
     assert said.startswith("The program.\n")
     for task in ("pretrain", "evaluate", "finetune"):
         for key in arguments.flatten(getattr(keys, task)().to_dict()):

@@ -89,7 +89,7 @@ class Data(Section):
     name: str = key("patterns", '"patterns" (embedded) or the name of a TFDS data set')
     dir: str = key("", 'folder of TFDS data sets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets')
     folder: str = key("", "folder of images, with labels by sub-folder or none; replaces the data set of data.name")
-    npz: str = key("", "file that `python -m bt_jax.prepare --npz` wrote; needs no TensorFlow")
+    npz: str = key("", "file that `bt-jax prepare --npz` wrote; needs no TensorFlow")
     broken_limit: float = key(
         0.01, "stop if a larger share of images, and more than 10, is unreadable; 0: at the first"
     )
