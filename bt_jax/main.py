@@ -14,6 +14,7 @@ from absl import flags
 
 from bt_jax import storage
 from bt_jax.cli import config_program
+from bt_jax.config import keys
 from bt_jax.config.arguments import choose
 from bt_jax.config.keys import TASKS
 from bt_jax.messages import UserError, is_disk_full
@@ -55,6 +56,7 @@ def main(argv: list[str], task: str = "") -> None:
     config = config_program.CONFIG.value
     if task and config.task != task:
         raise UserError(f"This recipe is for the task {config.task}, not {task}", f"Run bt-jax {config.task}.")
+    keys.read(config)  # impossible values are reported before anything starts
     _compile_cache(config.compile_cache)
     join.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, silent_seconds=config.watch.silent_seconds)
     watchdog.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)

@@ -71,9 +71,9 @@ def test_exit_statuses_of_launchers():
 
 
 def test_a_key_of_the_program_has_its_effect(monkeypatch):
-    values = {"watch.stuck_seconds": 11.0, "watch.silent_seconds": 12.0, "compile_cache": "/c", "task": "evaluate"}
-    values |= {"self_check": False}  # the self-check would set more of JAX on a machine without a cached result
-    config = keys.pretrain()
+    values = {"watch.stuck_seconds": 11.0, "watch.silent_seconds": 12.0, "compile_cache": "/c", "self_check": False}
+    # The self-check would set more of JAX on a machine without a cached result.
+    config = keys.evaluate()
     config.update_from_flattened_dict(values)
     done = []
     monkeypatch.setattr(config_program, "CONFIG", SimpleNamespace(value=config))
@@ -101,3 +101,8 @@ def test_a_key_of_the_program_has_its_effect(monkeypatch):
     with pytest.raises(KeyError):
         main.main(["main"])
     assert done[-1] == ("end", {})  # also if the task fails
+    done.clear()
+    config.watch.stuck_seconds = -1.0
+    with pytest.raises(UserError, match="config.watch.stuck_seconds=-1.0 must not be negative"):
+        main.main(["main"])
+    assert done == []
