@@ -39,6 +39,12 @@ def line(error: BaseException, limit: int = 300) -> str:
     return " ".join(text.split())[:limit] or type(error).__name__
 
 
+def counted(number: float, noun: str) -> str:
+    """A number with its noun: "1 epoch", "2 epochs", "0.5 epochs"."""
+    shown = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{shown} {noun}{'' if number == 1 else 's'}"
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether the error, or an error that caused it, means that the disk is full."""
     while error is not None:

@@ -16,6 +16,15 @@ from bt_jax.selfcheck import __main__ as selfcheck
 from tests.support.paths import ROOT
 
 
+@pytest.mark.parametrize(
+    "number, noun, said",
+    [(1, "shard", "1 shard"), (2, "shard", "2 shards"), (1.0, "epoch", "1 epoch"), (0.5, "epoch", "0.5 epochs")]
+    + [(1_281_167, "image", "1281167 images")],
+)
+def test_a_number_with_its_noun(number, noun, said):
+    assert messages.counted(number, noun) == said
+
+
 class Failing(io.StringIO):
     """A stream that fails with an error number until it has `room`."""
 

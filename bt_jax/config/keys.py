@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -72,12 +72,12 @@ def _section(kind: type[Section], config: ConfigDict) -> Any:
     return kind(**values)
 
 
-def describe() -> str:
-    """Every key with its default and its help; shared keys are listed under the first task."""
+def describe(tasks: Iterable[str] = TASKS) -> str:
+    """Every key of the tasks with its default and its help; shared keys are listed under the first task."""
     lines, seen = [], set()
-    for name, kind in TASKS.items():
+    for name in tasks:
         lines.append(f"\n  task {name}:")
-        for path, default, text in _described(kind()):
+        for path, default, text in _described(TASKS[name]()):
             if (path, default, text) not in seen:
                 seen.add((path, default, text))
                 lines.append(entry(f"--config.{path}={default}", text))

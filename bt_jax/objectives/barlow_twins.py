@@ -148,6 +148,7 @@ class BarlowTwins(Objective):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.form not in ("auto", *FORMS):
             raise UserError(f"config.objective.form={self.form!r} is unknown", "Choose from auto, covariance, gram.")
 

@@ -53,13 +53,16 @@ NAMES = tuple(METHODS)
 SET_BY_TRAINER = ("mesh", "classes")  # fields that are no keys of a config
 
 
-def keys(name: str) -> dict[str, Any]:
+def keys(name: str, *, option: str = "config.objective.name") -> dict[str, Any]:
     """The keys of a method in `config.objective`, with their defaults.
+
+    Args:
+      option: the key or argument that gave the name; for the message.
 
     Raises:
       UserError: there is no method of that name.
     """
-    method = METHODS[arguments.choose("config.objective.name", name, METHODS)].objective
+    method = METHODS[arguments.choose(option, name, METHODS)].objective
     return {field.name: field.default for field in dataclasses.fields(method) if field.name not in SET_BY_TRAINER}
 
 

@@ -1,7 +1,7 @@
 """Writes the report of a run again: one self-contained HTML file, made from the files of the run folder.
 
-    python -m bt_jax.report RUN              writes RUN/report.html again
-    python -m bt_jax.report RUN1 RUN2 ...    compares runs: RUN1/comparison.html, or --out FILE
+    bt-jax report RUN              writes RUN/report.html again
+    bt-jax report RUN1 RUN2 ...    compares runs: RUN1/comparison.html, or --out FILE
 
 Only `metrics.jsonl` is required. If the input of a section is missing or damaged, a sentence in the report says so.
 """

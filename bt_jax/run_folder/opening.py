@@ -10,9 +10,12 @@ from ml_collections import ConfigDict
 
 from bt_jax import messages, storage
 from bt_jax.config import arguments
-from bt_jax.messages import UserError
+from bt_jax.messages import UserError, counted
 from bt_jax.processes import coordination, join
 from bt_jax.run_folder import checkpoint_paths, environment, lock, same_data, same_run
+
+RUN_OF = {"pretrain": "a pretraining run", "evaluate": "an evaluation", "finetune": "a fine-tuning run"}  # by task
+SHOWN = 5  # keys that differ, in a message
 
 
 def check_folder(path: str, task: str) -> Path:
@@ -68,10 +71,7 @@ def open_folder(
         old = _read(file)
         different = same_run.differences(old, config, free, filled)
         if different:
-            raise UserError(
-                f"{folder} holds a run with another config ({'; '.join(different)})",
-                "Give another --workdir, or use that run's config to resume it.",
-            )
+            raise _another_run(folder, old, config, different)
         _say_longer(old, config)
     data = same_data.check(folder, images, started_before=started_before) if images else None
     coordination.gather(None, barrier="the check of the config")  # all processes have read before one writes
@@ -81,6 +81,30 @@ def open_folder(
         storage.write_json(file, config)
         storage.write_json(folder / "environment.json", environment.describe())
     return folder
+
+
+def _another_run(folder: Path, old: dict, new: dict, different: list[str]) -> UserError:
+    """The error for a folder with another run: its task, its method, its length, or the first keys that differ."""
+    task = old.get("task", "")
+    if task != new.get("task") and task in RUN_OF:
+        return UserError(f"{folder} holds {RUN_OF[task]}", f"Give {new['task']} a --workdir of its own.")
+    before, after = old.get("total_epochs", 0), new.get("total_epochs", 0)
+    longer = after + new.get("extend_epochs", 0) - before
+    only_total = [line.partition(":")[0] for line in different] == ["total_epochs"]
+    if only_total and longer > old.get("extend_epochs", 0):
+        return UserError(
+            f"{folder} holds a run of {counted(before, 'epoch')}, and total_epochs={after:g} is another schedule",
+            f"For a longer run, leave total_epochs at {before:g} and set --config.extend_epochs={longer:g}."
+            " Otherwise give another --workdir.",
+        )
+    method = [line.removeprefix("objective.name") for line in different if line.startswith("objective.name:")]
+    if method:
+        different = [f"method{method[0]}"]
+    shown = "; ".join(different[:SHOWN]) + f" and {len(different) - SHOWN} more" * (len(different) > SHOWN)
+    return UserError(
+        f"{folder} holds a run with another config ({shown})",
+        "Give another --workdir, or use that run's config to resume it.",
+    )
 
 
 def check_same_run(config: ConfigDict, **facts: Any) -> None:
@@ -106,12 +130,14 @@ def _say_longer(old: dict, new: dict) -> None:
     before, after = (config["total_epochs"] + config.get("extend_epochs", 0) for config in (old, new))
     if after < before:
         raise UserError(
-            f"The run has {before:g} epochs already, but extend_epochs={new['extend_epochs']:g} asks for {after:g}",
+            f"The run has {counted(before, 'epoch')} already, but extend_epochs={new['extend_epochs']:g} asks for"
+            f" {after:g}",
             f"Set --config.extend_epochs={before - new['total_epochs']:g} or more.",
         )
     if after > before:
         messages.say(
-            f"schedule extended: {before:g} -> {after:g} epochs; learning rates follow the longer schedule from here on"
+            f"schedule extended: {before:g} -> {counted(after, 'epoch')}; learning rates follow the longer schedule"
+            " from here on"
         )
 
 
@@ -132,7 +158,10 @@ def read_run_json(step_folder: Path, name: str) -> dict:
 
 
 def _read(file: Path) -> dict:
-    fix = "Delete it if you own the folder, or give another --workdir."
+    fix = (
+        "If you own the folder, delete this one file: the checkpoints stay, and the same command resumes from them."
+        " Otherwise give another --workdir."
+    )
     try:
         content = storage.read_json(file)
     except ValueError:

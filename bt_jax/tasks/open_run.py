@@ -175,8 +175,8 @@ def check_warmup(settings: Pretrain) -> None:
     warmup, total = settings.optim.warmup_epochs, settings.total_epochs + settings.extend_epochs
     if warmup and warmup >= total:
         messages.say(
-            f"WARNING: optim.warmup_epochs={warmup:g}, and the run has {total:g} epochs: the learning rates rise until"
-            " its end and never fall; set --config.optim.warmup_epochs to less"
+            f"WARNING: optim.warmup_epochs={warmup:g}, and the run has {messages.counted(total, 'epoch')}: the learning"
+            " rates rise until its end and never fall; set --config.optim.warmup_epochs to less"
         )
 
 

@@ -85,6 +85,76 @@ def test_a_resumed_run_keeps_its_config(tmp_path, task):
     assert json.loads((folder / "config.json").read_text()) == before
 
 
+def refused(tmp_path, before, after):
+    folder = tmp_path / "run"
+    opening.open_folder(str(folder), before)
+    opening.lock.release()
+    with pytest.raises(UserError) as caught:
+        opening.open_folder(str(folder), after)
+    return str(caught.value).replace(f"{folder} ", "RUN ")
+
+
+def config_of(task="pretrain", **values):
+    config = getattr(keys, task)()
+    config.update_from_flattened_dict(values)
+    return arguments.to_dict(config)
+
+
+@pytest.mark.parametrize("extended, missing", [(0.0, "3"), (1.0, "3")])
+def test_a_longer_run_is_extended(tmp_path, extended, missing):
+    before = config_of(total_epochs=2.0, extend_epochs=extended)
+    said = refused(tmp_path, before, config_of(total_epochs=5.0))
+    assert said.startswith("RUN holds a run of 2 epochs, and total_epochs=5 is another schedule. For a longer run, ")
+    assert f"leave total_epochs at 2 and set --config.extend_epochs={missing}. " in said
+
+
+def test_a_shorter_or_another_run_is_not_extended(tmp_path):
+    assert "another config (total_epochs: 2.0 -> 1.0)" in refused(
+        tmp_path, config_of(total_epochs=2.0), config_of(total_epochs=1.0)
+    )
+    said = refused(tmp_path / "more", config_of(total_epochs=2.0, extend_epochs=3.0), config_of(total_epochs=4.0))
+    assert "another config (total_epochs: 2.0 -> 4.0)" in said
+    said = refused(tmp_path / "other", config_of(total_epochs=2.0), config_of(total_epochs=3.0, seed=1))
+    assert "another config (seed: 0 -> 1; total_epochs: 2.0 -> 3.0)" in said
+
+
+@pytest.mark.parametrize(
+    "task, other, said",
+    [
+        ("pretrain", "evaluate", "RUN holds a pretraining run. Give evaluate a --workdir of its own."),
+        ("evaluate", "finetune", "RUN holds an evaluation. Give finetune a --workdir of its own."),
+        ("finetune", "pretrain", "RUN holds a fine-tuning run. Give pretrain a --workdir of its own."),
+    ],
+)
+def test_a_folder_of_another_task(tmp_path, task, other, said):
+    assert refused(tmp_path, config_of(task), config_of(other)) == said
+
+
+def test_a_folder_of_another_method(tmp_path):
+    after = config_of(seed=1)
+    after["objective"] = {"name": "simclr", "temperature": 0.1}
+    assert "another config (method: barlow_twins -> simclr)" in refused(tmp_path, config_of(), after)
+
+
+def test_few_of_many_differences_are_named(tmp_path):
+    values = {f"optim.{name}": 0.5 for name in ("lr_biases", "lr_weights", "end_factor", "momentum", "start_factor")}
+    said = refused(tmp_path, config_of(), config_of(seed=1, **values, **{"model.width": 0.5}))
+    assert said.count(" -> ") == 5 and "-> 0.5 and 2 more)" in said
+
+
+def test_a_damaged_config_is_one_file(tmp_path):
+    """Without it, the folder keeps its other files."""
+    opening.open_folder(str(tmp_path), config_of())
+    opening.lock.release()
+    file = tmp_path / "config.json"
+    file.write_text("{")
+    with pytest.raises(UserError, match="config.json is damaged. If you own the folder, delete this one file: the"):
+        opening.open_folder(str(tmp_path), config_of())
+    file.unlink()
+    opening.open_folder(str(tmp_path), config_of())
+    assert json.loads(file.read_text()) == config_of()
+
+
 def test_renamed_keys_of_a_resumed_run():
     """A run of 0.1.0 has the same values under other names, and no method name. A changed value is still named."""
     new = arguments.to_dict(keys.pretrain())

@@ -133,9 +133,23 @@ FAULTS = (
     ),
     Fault(
         "config-check",
-        "Section.__post_init__",
-        "if value <= 0",
-        "if value < 0",
+        "Section._check_numbers",
+        "min(numbers, default=1) <= 0",
+        "min(numbers, default=1) < 0",
         ("test_numbers_that_must_be_positive",),
+    ),
+    Fault(
+        "config-negative",
+        "Section._check_numbers",
+        "if min(numbers, default=0) < 0",
+        "if False",
+        ("test_no_number_is_negative",),
+    ),
+    Fault(
+        "config-share",
+        "Section._check_numbers",
+        "field.name in self.FRACTIONS",
+        "False",
+        ("test_shares_are_at_most_one",),
     ),
 )
