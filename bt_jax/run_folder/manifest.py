@@ -63,12 +63,17 @@ def find_damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
         if parts and name.parts[0] not in parts:
             continue
         if (stored := contents(name.as_posix())) is None:
-            return f"{name} is missing"
+            return f"{_short(name)} is missing"
         if stored[0] != size:
-            return f"{name} has {stored[0]} bytes instead of {size}"
+            return f"{_short(name)} has {stored[0]} bytes instead of {size}"
         if stored[1]() != checksum:
-            return f"{name} has a wrong checksum"
+            return f"{_short(name)} has a wrong checksum"
     return ""
+
+
+def _short(name: Path) -> str:
+    """The name with at most 8 characters of a digest: TensorStore names its files by 32."""
+    return str(name if len(name.name) < 32 else name.with_name(f"{name.name[:8]}..."))
 
 
 def _noted(content: bytes) -> tuple[int, list[tuple[Path, int, str]]]:
