@@ -16,9 +16,9 @@ folder; behind any prefix ("model.", "_orig_mod.", "module.encoder_q."), where o
     detectron2    MODEL.WEIGHTS                                   one file, .pkl
     stablehlo     the program with its weights, for jax.export    one file
 
-Each form comes with a model card: README.md in a folder, FILE.md beside a file (mine.pth.md). The card has the code that builds the
-network in the other program, for any width and stem. Reading a file never executes its content. Exit status 0:
-written; 2: an error, with one line on stderr; 130: stopped by Ctrl-C.
+Each form comes with a model card: README.md in a folder, mine.pth.md beside the file mine.pth. The card has the code
+that builds the network in the other program, for any width and stem. Reading a file never executes its content. Exit
+status 0: written; 2: an error, with one line on stderr; 130: stopped by Ctrl-C.
 
 In Python: from_torch, to_torch, projector_from_torch, projector_to_torch on dicts of arrays.
 """

@@ -6,8 +6,8 @@ FAULTS = (
     Fault(
         "text-eta",
         "Progress._seconds_left",
-        "(self._total - step) * seconds",
-        "self._total * seconds",
+        "(self._last - step) * seconds",
+        "self._last * seconds",
         ("test_the_time_to_go_shrinks",),
     ),
     Fault(
@@ -51,9 +51,30 @@ FAULTS = (
     Fault(
         "text-skip",
         "Progress.skip",
-        "self._time, self._step = time.monotonic(), self._step if step is None else step",
+        "self._time, self._compiled_before = now, compiled",
         "pass",
         ("test_speed_and_waiting_are_of_the_steps_since_the_last_line",),
+    ),
+    Fault(
+        "text-eta-compiled",
+        "Progress.skip",
+        "now - self._time - (compiled - self._compiled_before)",
+        "now - self._time",
+        ("test_the_time_to_go_has_no_compilation_that_is_over",),
+    ),
+    Fault(
+        "text-heartbeat",
+        "Recorder.dispatched",
+        "self._compiling.stop()",
+        "",
+        ("test_a_long_compilation_is_said_again_and_again",),
+    ),
+    Fault(
+        "text-end-of-a-repeated-run",
+        "train_and_finish",
+        "not (there and step == first)",
+        "not there",
+        ("test_every_start_ends_with_its_paths",),
     ),
     Fault("text-help", "run", "{keys.describe()}", "", ("test_help_names_every_key",)),
     Fault(
