@@ -50,11 +50,16 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def say(text: str) -> None:
-    """Prints one line on stdout, from the first process only."""
+    """Prints one line as `show` does, from the first process only."""
     import jax  # imported here, so that a program that only reports an error does not wait for JAX
 
     if jax.process_index() == 0:
-        put(text, sys.stdout)
+        show(text)
+
+
+def show(text: str) -> None:
+    """Prints one line: a warning, which begins with "WARNING: ", on stderr, any other on stdout."""
+    put(text, sys.stderr if text.startswith("WARNING: ") else sys.stdout)
 
 
 class Ongoing:

@@ -165,3 +165,10 @@ def test_a_heartbeat_says_that_a_call_still_lasts(monkeypatch, capsys):
     heartbeat.start()
     heartbeat.stop()
     assert capsys.readouterr().out == "still compiling, 16 s\nstill compiling, 32 s\n"
+
+
+def test_warnings_go_to_stderr(capsys):
+    for text in ("WARNING: a", "b"):
+        messages.say(text)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("b\n", "WARNING: a\n")

@@ -103,7 +103,10 @@ def test_a_missing_platform_gives_one_line(monkeypatch, capsys, error):
 @pytest.mark.parametrize(
     "text, shown",
     [
-        ("Unable to initialize backend 'rocm': Backend 'rocm' is not in the list of known backends: ['cpu', 'tpu'].", ""),
+        (
+            "Unable to initialize backend 'rocm': Backend 'rocm' is not in the list of known backends: ['cpu', 'tpu'].",
+            "",
+        ),
         ("Unable to initialize backend 'tpu': libtpu is in use (set JAX_PLATFORMS='' to choose)", ": libtpu is in use"),
     ],
 )
