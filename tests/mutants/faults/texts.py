@@ -76,6 +76,20 @@ FAULTS = (
         "not there",
         ("test_every_start_ends_with_its_paths",),
     ),
+    Fault(
+        "text-warnings",
+        "show",
+        'sys.stderr if text.startswith("WARNING: ") else sys.stdout',
+        "sys.stdout",
+        ("test_warnings_go_to_stderr",),
+    ),
+    Fault(
+        "text-platform",
+        "_why",
+        'and "known backends" not in text',
+        "",
+        ("test_a_missing_platform_shows_the_reason_alone",),
+    ),
     Fault("text-help", "run", "{keys.describe()}", "", ("test_help_names_every_key",)),
     Fault(
         "text-help-task",
