@@ -12,7 +12,7 @@ from functools import partial
 
 from absl import flags
 
-from bt_jax import storage
+from bt_jax import messages, storage
 from bt_jax.cli import config_program
 from bt_jax.config import keys
 from bt_jax.config.arguments import choose
@@ -69,8 +69,13 @@ def main(argv: list[str], task: str = "") -> None:
 
 
 def _run(config, started: float) -> None:
-    task = importlib.import_module(f"bt_jax.tasks.{choose('config.task', config.task, TASKS)}")
-    opening.check_folder(WORKDIR.value, config.task)  # before a device is used: a run in the folder may occupy it
+    from bt_jax import sharding  # imported here: `jax_settings` must be the first that imports JAX
+
+    name = choose("config.task", config.task, TASKS)
+    opening.check_folder(WORKDIR.value, name)  # before a device is used: a run in the folder may occupy it
+    sharding.all_devices()  # a UserError if there is none
+    messages.say(f"starting {name}")  # before the slow imports
+    task = importlib.import_module(f"bt_jax.tasks.{name}")
     if config.self_check:
         comparison.require(storage.user_cache() / "selfcheck")
     try:

@@ -63,6 +63,20 @@ def test_a_full_disk_is_one_line_and_other_errors_are_not(monkeypatch):
         assert expected is not UserError or "The disk is full while writing to /w" in str(caught.value)
 
 
+def test_a_line_comes_before_the_slow_imports(monkeypatch, capsys):
+    config, said = keys.evaluate(), []
+    config.self_check = False
+
+    def load(name):
+        said.append((name, capsys.readouterr().out))
+        return SimpleNamespace(run=lambda *_, **__: None)
+
+    monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value="/w"))
+    monkeypatch.setattr(main, "importlib", SimpleNamespace(import_module=load))
+    main._run(config, 0.0)
+    assert said == [("bt_jax.tasks.evaluate", "starting evaluate\n")]
+
+
 def test_exit_statuses_of_launchers():
     """The scripts restart a run by its status, which they contain as a number."""
     assert TRY_AGAIN == 75

@@ -110,6 +110,8 @@ class KNN:
       ks, temperatures: the first of each make the main result. All other pairs are reported too.
     """
 
+    title = "kNN"
+
     def __init__(
         self,
         frozen: FrozenFeatures,
@@ -150,6 +152,8 @@ class KNN:
 class OnlineProbe:
     """The linear probe that is trained along with the encoder, on held-out images."""
 
+    title = "online probe"
+
     def __init__(self, frozen: FrozenFeatures, *, every_steps: int = 0) -> None:
         self._frozen = frozen
         self.every_steps = every_steps
@@ -166,6 +170,8 @@ class OnlineProbe:
 
 class LinearProbe:
     """A linear classifier that `probe.fit` fits on the cached features."""
+
+    title = "linear probe"
 
     def __init__(self, frozen: FrozenFeatures, *, epochs: int = 30, every_steps: int = 0) -> None:
         self._frozen, self._epochs = frozen, epochs
@@ -195,6 +201,8 @@ class SVM:
       frozen: features of images without single labels.
       targets, val_targets: int8 (m, classes) and (n, classes) of 1, 0 (ignored) and -1, in the order of the images.
     """
+
+    title = "linear SVM"
 
     def __init__(
         self, frozen: FrozenFeatures, targets: np.ndarray, val_targets: np.ndarray, *, every_steps: int = 0

@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="file to write (default: report.html of the run, or comparison.html)",
+        help="file to write (default: RUN/report.html; for several runs comparison.html in the first one's folder)",
     )
     jax_settings.settle()
     return tool.run(parser, lambda options: print(write.report(*options.runs, out=options.out)), argv)

@@ -1,5 +1,6 @@
 """Opens a run folder: makes it, or accepts that of the same run. Reads its JSON files."""
 
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +23,11 @@ def check_folder(path: str, task: str) -> Path:
     """Returns the folder as an absolute path; makes nothing.
 
     Raises:
-      UserError: another process holds it, or the task writes checkpoints and the path cannot hold them.
+      UserError: it is a file, another process holds it, or the task writes checkpoints and the path cannot hold them.
     """
     folder = storage.absolute(storage.parse_path(path))
+    if not storage.in_bucket(folder) and os.path.isfile(folder):
+        raise UserError(f"The run folder {folder} is a file", "Give another --workdir.")
     if task != "evaluate":
         checkpoint_paths.check(folder)
     lock.check_free(folder)

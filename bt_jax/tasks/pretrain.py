@@ -215,7 +215,6 @@ def _finish(run: Pretraining, state: TrainState) -> None:
     messages.say("writing the report")
     summary["seconds"] = round(time.monotonic() - run.training.started, 1)
     write.results(folder, summary, arrays)
-    messages.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")
 
 
 def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.FrozenFeatures, TrainState]]) -> dict[str, Any]:

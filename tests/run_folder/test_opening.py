@@ -54,6 +54,13 @@ def test_environment_has_command_and_commit(tmp_path, monkeypatch):
     assert found["versions"]["jax"] == jax.__version__ and len(found["devices"]) == len(jax.devices())
 
 
+def test_a_file_is_no_run_folder(tmp_path):
+    """It is refused before a device is used."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="The run folder .*file is a file"):
+        opening.check_folder(str(tmp_path / "file"), "pretrain")
+
+
 def another(value):
     """Another value of a key."""
     if isinstance(value, bool):
