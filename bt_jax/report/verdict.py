@@ -95,8 +95,9 @@ def difference_in_points(trained: float, other: float, name: str) -> str:
 
 
 def knn_name(run: Run) -> str:
-    """A name such as "200-NN", from the key evals.knn_k of the config; "kNN" if the config has none."""
-    return f"{k}-NN" if (k := flat(run.config).get("evals.knn_k")) else "kNN"
+    """A name such as "200-NN", from the summary, or from the key evals.knn_k of the config; "kNN" if both have none."""
+    k = run.summary.get("knn_k") or flat(run.config).get("evals.knn_k")
+    return f"{k}-NN" if k else "kNN"
 
 
 def non_finite_warning(run: Run) -> str:

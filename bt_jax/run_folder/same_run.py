@@ -10,6 +10,7 @@ FREE_KEYS = (
     *("platform", "devices", "self_check", "compile_cache", "data.dir", "data.npz", "model.projector_sharding", "log"),
     *("stop_after_steps", "extend_epochs", "watch", "data.broken_limit"),
 )
+EVALUATION = "evals."  # keys that no weights depend on: they may change until the results are written
 PLACES = ("data.dir", "data.npz", "data.folder")  # paths of images; `same_data` compares the images
 
 # Removed keys: the one value with which a run resumes, because the code always does it, and the reason.

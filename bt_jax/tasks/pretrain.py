@@ -15,7 +15,6 @@ from bt_jax import augment, compilers, messages, randomness
 from bt_jax.augment.recipes import Recipe
 from bt_jax.config import keys
 from bt_jax.config.pretraining import Pretrain
-from bt_jax.data.batches import Feed
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.evals.base import Evaluator
 from bt_jax.report import write
@@ -110,7 +109,7 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         settings, workdir, data, recipe, f"{source.name} on {len(devices)} x {devices[0].device_kind}"
     )
     matrix = _correlation(settings, built.nets, recipe, sample, folder, every_steps)
-    evaluators = _with_labels(settings, feed, frozen, every_steps) + [label_free] + ([matrix] if matrix else [])
+    evaluators = _with_labels(settings, frozen, every_steps) + [label_free] + ([matrix] if matrix else [])
     model = {"build": build.backbone_options(settings.model, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std}
     training = TrainingRun(
         settings=settings,
@@ -153,13 +152,11 @@ def _frozen(
     return protocols.FrozenFeatures(embed, train, val, mesh=mesh, num_classes=source.num_classes, names=splits)
 
 
-def _with_labels(
-    settings: Pretrain, feed: Feed, frozen: protocols.FrozenFeatures | None, every_steps: int
-) -> list[Evaluator]:
+def _with_labels(settings: Pretrain, frozen: protocols.FrozenFeatures | None, every_steps: int) -> list[Evaluator]:
     """The evaluators that need labels."""
     if frozen is None:
         return []
-    knn = protocols.KNN(frozen, **_neighbours(settings, feed), every_steps=every_steps)
+    knn = protocols.KNN(frozen, **_neighbours(settings), every_steps=every_steps)
     return [knn, protocols.OnlineProbe(frozen, every_steps=every_steps)]
 
 
@@ -179,10 +176,9 @@ def _correlation(
     )
 
 
-def _neighbours(settings: Pretrain, feed: Feed) -> dict[str, tuple]:
-    """`evals.knn_k`, capped at the number of training images, and the temperature."""
-    images = min(settings.evals.train_images or feed.images, feed.images)
-    return {"ks": (min(settings.evals.knn_k, images),), "temperatures": (settings.evals.knn_temperature,)}
+def _neighbours(settings: Pretrain) -> dict[str, tuple]:
+    """`evals.knn_k` and the temperature."""
+    return {"ks": (settings.evals.knn_k,), "temperatures": (settings.evals.knn_temperature,)}
 
 
 # ------------------------------------------------------------------------------------------------------------ the end
@@ -219,12 +215,13 @@ def _finish(run: Pretraining, state: TrainState) -> None:
 
 
 def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.FrozenFeatures, TrainState]]) -> dict[str, Any]:
-    """{"knn_top1": {name: …}, "linear_top1": {name: …}, "linear_interval": {name: (low, high)}, "predicted": (classes
-    by the linear probe of the first, true classes)}."""
+    """{"knn_top1": {name: …}, "knn_k": neighbours that vote, "linear_top1": {name: …}, "linear_interval": {name: (low,
+    high)}, "predicted": (classes by the linear probe of the first, true classes)}."""
     found: dict[str, Any] = {"knn_top1": {}, "linear_top1": {}, "linear_interval": {}}
     for name, (frozen, state) in compared.items():
-        knn = protocols.KNN(frozen, **_neighbours(run.training.settings, run.training.feed))
+        knn = protocols.KNN(frozen, **_neighbours(run.training.settings))
         found["knn_top1"][name] = knn.run(state)["val/knn_top1"]
+        found["knn_k"] = knn.ks(state)[0]
         fitted, labels = protocols.LinearProbe(frozen).fit(state)
         right = fitted.predicted == labels
         found["linear_top1"][name] = float(right.mean())
@@ -259,7 +256,8 @@ def _pictures(run: Pretraining, before: TrainState, after: TrainState) -> dict[s
 
 def _table(summary: dict) -> str:
     titles = {"trained": "trained encoder", "untrained": "same encoder, untrained", "raw_pixels": "raw pixels"}
-    lines = [f"\n{'top-1 on held-out images':28}{'kNN':>10}{'linear probe':>15}"]
+    neighbours = f"{summary['knn_k']}-NN"
+    lines = [f"\n{'top-1 on held-out images':28}{neighbours:>10}{'linear probe':>15}"]
     for name in summary["knn_top1"]:
         knn, linear = 100 * summary["knn_top1"][name], 100 * summary["linear_top1"][name]
         lines.append(f"{titles[name]:28}{knn:8.1f} %{linear:13.1f} %")

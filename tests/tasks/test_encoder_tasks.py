@@ -250,8 +250,6 @@ def test_wrong_input(pretrained, tmp_path):
     refused(
         "is empty", evaluate.run, evaluation(**{"data.train_split": "train[5:5]", "data.name": "patterns"}), tmp_path
     )
-    many = {"evals.knn_k": (300,), "protocols": ("knn",)}
-    refused("kNN needs 300 neighbours, but there are 64", evaluate.run, evaluation(**many), tmp_path / "k")
     refused("one label an image", evaluate.run, evaluation(protocols=("svm",)), tmp_path)
     refused("Choose from", evaluate.run, evaluation(protocols=("knm",)), tmp_path)
     refused("config.train='layer9' is unknown", finetune.run, tiny(pretrained, train="layer9"), tmp_path)
