@@ -17,7 +17,8 @@ from bt_jax.evals import features, pictures, protocols, spectrum
 from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
-from bt_jax.report import write
+from bt_jax.report import results, write
+from bt_jax.report.formats import percent, short
 from bt_jax.run_folder import lock, metrics_log, opening, trackers
 from bt_jax.tasks import from_encoder, open_run
 
@@ -63,10 +64,9 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
         summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}
         written.write(0, values)
         messages.say(f"{name}, {summary['seconds_each'][name]:.0f} s")
-        for key, value in summary[name].items():
-            messages.say(f"  {key:24}{value:.4g}")
     written.sync()
     written.close()
+    messages.say(_table(summary))
     summary["seconds"] = round(time.monotonic() - started, 1)
     shown = _pictures(settings, data, evaluators, embed, encoder, mesh)
     write.results(folder, summary, shown)
@@ -126,6 +126,19 @@ def _targets(source, splits: list[str]) -> list[np.ndarray]:
             )
         found.append(targets[span.start : span.stop])
     return found
+
+
+def _table(summary: dict[str, Any]) -> str:
+    """The results of all protocols in words, as in the report."""
+    lines = []
+    if rows := results.accuracies(summary):
+        lines += [f"\n{'on held-out images':36}{'accuracy':>10}   95 % interval"]
+        lines += [f"{name:36}{percent(value):>10}   {interval}" for name, value, interval in rows]
+    metrics = summary.get("spectrum", {})
+    if known := [name for name in results.UNLABELLED if name in metrics]:
+        lines += [f"\n{'without labels':36}"]
+        lines += [f"{results.UNLABELLED[name]:36}{short(metrics[name]):>10}" for name in known]
+    return "\n".join(lines) + "\n"
 
 
 def _pictures(settings: Evaluate, data, evaluators, embed, encoder, mesh) -> dict[str, np.ndarray]:

@@ -651,7 +651,7 @@ def test_intervals_belong_to_their_protocol(run):
                 "knn_top1_k20_t0.1": 0.5},
         "top1": 0.8, "top1_interval": [0.77, 0.83], "top5": 0.9, "svm": {"svm_map": 0.4},
     }  # fmt: skip
-    assert accuracies(run_files) == [
+    assert accuracies(run_files.summary) == [
         ("linear probe", 0.7, "68.0 % to 72.0 %"),
         ("200-NN, temperature 0.1", 0.6, "58.0 % to 62.0 %"),
         ("20-NN, temperature 0.1", 0.5, "–"),

@@ -1,6 +1,7 @@
 """Tasks that start from an encoder: full and partial fine-tuning, linear evaluation, evaluation, and mistakes."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -201,9 +202,12 @@ def test_concatenated_splits_keep_their_order():
 # Evaluation ----------------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_end_to_end(pretrained, tmp_path):
+def test_evaluation_end_to_end(pretrained, tmp_path, capsys):
     config = changed(evaluate_config.get_config("smoke"), encoder=pretrained)
     folder = evaluate.run(config, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert re.search(r"\n20-NN, temperature 0.1 +[\d.]+ %   [\d.]+ % to [\d.]+ %\n20-NN, temperature 0.07 .* –\n", said)
+    assert re.search(r"\neffective rank of the features +[\d.]+\n", said) and "knn_" not in said
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary) == {"knn", "linear", "spectrum", "seconds", "seconds_each"}
     net, _ = bt_jax.load_encoder(pretrained)
