@@ -12,7 +12,7 @@ from bt_jax.report.page import COLOURS, bar, esc, figure, section, swatch, table
 from bt_jax.report.plots import Panel, draw_panel, svg
 from bt_jax.report.results import KINDS, results_verdict, task
 from bt_jax.report.runs import Run, flat
-from bt_jax.report.verdict import ROWS, knn_name, verdict
+from bt_jax.report.verdict import ROWS, knn_name, smoke_sentence, verdict
 
 SCORES = (("knn_top1", "nearest neighbours"), ("linear_top1", "linear probe"))
 FILES = {
@@ -34,7 +34,9 @@ def header_section(runs: list[Run]) -> str:
     """The kind and the name of the run, the verdict, warnings and the main figures."""
     run = runs[0]
     kind, pretraining = KINDS.get(task(run)), f"{registry.method_of_run(run.config).title} pretraining".strip()
-    (tone, first), *others = [results_verdict(run)] if kind else verdict(run)
+    smoke = smoke_sentence(run)
+    results = [*([("plain", smoke)] if smoke else []), results_verdict(run)] if kind else verdict(run)
+    (tone, first), *others = results
     notes = "".join(f'<p class="note {t}">{esc(text)}</p>' for t, text in others)
     against = " compared with " + ", ".join(esc(other.name) for other in runs[1:]) if len(runs) > 1 else ""
     facts = [

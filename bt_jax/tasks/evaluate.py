@@ -55,7 +55,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     folder = open_run.open_folder(settings, workdir, data, recipe, about)
 
     written = metrics_log.RunLog(folder, first_step=-1, tensorboard=False, trackers=trackers.start(folder, settings))
-    summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
+    summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}, **({"smoke": data.smoke} if data.smoke else {})}
     for name, evaluator in evaluators.items():
         began = time.monotonic()
         watchdog.report_progress(0, watchdog.Phase.EVALUATING, name)
@@ -67,6 +67,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     written.sync()
     written.close()
     messages.say(_table(summary))
+    open_run.say_smoke(data.smoke)
     summary["seconds"] = round(time.monotonic() - started, 1)
     shown = _pictures(settings, data, evaluators, embed, encoder, mesh)
     write.results(folder, summary, shown)

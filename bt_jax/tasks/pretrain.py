@@ -39,6 +39,7 @@ class Pretraining(NamedTuple):
       fresh: fresh() -> the state at step 0 with weights drawn by the seed.
       initial: the weights of `config.init_from`, for a run that has no checkpoint yet.
       init_memory: init_memory(params) -> the method's memory at step 0; None for a method without one.
+      smoke: see `open_run.Data`.
     """
 
     training: TrainingRun
@@ -54,6 +55,7 @@ class Pretraining(NamedTuple):
     fresh: Callable[[], TrainState]
     initial: initial_weights.InitialWeights | None
     init_memory: Callable[[dict[str, Any]], Any] | None
+    smoke: str
 
 
 @lock.releasing
@@ -137,6 +139,7 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         fresh=lambda: built.create(init_key),
         initial=initial,
         init_memory=built.init_memory and partial(built.init_memory, init_key),
+        smoke=data.smoke,
     )
 
 
@@ -189,7 +192,7 @@ def _finish(run: Pretraining, state: TrainState) -> None:
     settings, folder, before = run.training.settings, run.training.folder, run.fresh()
     messages.say("evaluating the trained encoder: pictures and label-free metrics")
     arrays = _pictures(run, before, state)
-    summary: dict[str, Any] = {"steps": int(state.step)}
+    summary: dict[str, Any] = {"steps": int(state.step), **({"smoke": run.smoke} if run.smoke else {})}
     if settings.evals.spectrum_images:
         summary["unlabelled"], arrays["spectrum_trained"] = run.spectrum.measure(state)
         _, arrays["spectrum_untrained"] = run.spectrum.measure(before)
@@ -208,6 +211,7 @@ def _finish(run: Pretraining, state: TrainState) -> None:
         arrays |= pictures.confusion(labels, predicted, len(run.class_names))
         arrays |= {"class_names": np.array(run.class_names, str)}
         messages.say(_table(summary))
+        open_run.say_smoke(run.smoke)
     messages.say("writing the report")
     summary["seconds"] = round(time.monotonic() - run.training.started, 1)
     write.results(folder, summary, arrays)

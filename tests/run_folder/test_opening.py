@@ -29,7 +29,7 @@ FREE = (
     "log",
     "stop_after_steps",
 )
-FREE += ("extend_epochs", "watch", "self_check", "data.broken_limit")
+FREE += ("extend_epochs", "watch", "self_check", "data.broken_limit", "smoke")
 
 
 def test_environment_has_command_and_commit(tmp_path, monkeypatch):

@@ -209,7 +209,8 @@ def test_evaluation_end_to_end(pretrained, tmp_path, capsys):
     assert re.search(r"\n20-NN, temperature 0.1 +[\d.]+ %   [\d.]+ % to [\d.]+ %\n20-NN, temperature 0.07 .* –\n", said)
     assert re.search(r"\neffective rank of the features +[\d.]+\n", said) and "knn_" not in said
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary) == {"knn", "linear", "spectrum", "seconds", "seconds_each"}
+    assert set(summary) == {"knn", "linear", "spectrum", "seconds", "seconds_each", "smoke"}
+    assert summary["smoke"] == "64 of 10000 images" and said.count("smoke: 64 of 10000 images, a test of the") == 2
     net, _ = bt_jax.load_encoder(pretrained)
     linear = summary["linear"]
     assert 1 <= summary["spectrum"]["rank"] <= net.feature_dim

@@ -69,6 +69,7 @@ def finish(monkeypatch, tmp_path, concluded):
             class_names=["a", "b"],
             mesh=None,
             recipe=None,
+            smoke="7 of 9 images",
         )
         rows.clear()
         pretrain._finish(this, AFTER)
@@ -81,12 +82,18 @@ def test_rows_of_the_table_belong_to_the_encoders_they_name(finish, capsys):
     found, rows = finish()
     assert rows == {"trained": ("net", "after"), "untrained": ("net", "before"), "raw_pixels": ("pixels", "after")}
     summary, shown = found["summary"], found["shown"]
-    assert summary["steps"] == 40 and summary["unlabelled"] == {"rank": 40} and "predicted" not in summary
+    assert (
+        summary["smoke"] == "7 of 9 images"
+        and summary["steps"] == 40
+        and summary["unlabelled"] == {"rank": 40}
+        and "predicted" not in summary
+    )
     assert (shown["spectrum_trained"], shown["spectrum_untrained"]) == ("spectrum after", "spectrum before")
     assert shown["map"] == ("net", "after", None) and shown["c"] == ("before", "after")
     np.testing.assert_array_equal(shown["confusion"], [[0, 0], [1, 1]])  # rows are the true classes
     said = capsys.readouterr().out
     assert "same encoder, untrained" in said and " 9-NN   linear probe" in said
+    assert "smoke: 7 of 9 images, a test of the set-up; its numbers mean nothing" in said
     _, rows = finish(**{"data.on_device": False})
     assert set(rows) == {"trained", "untrained"}  # streamed images are of many sizes
     found, rows = finish(**{"evals.final": False, "evals.spectrum_images": 0})
@@ -184,6 +191,7 @@ def test_the_interval_of_finetuning_leaves_out_images_without_a_label(concluded,
         accuracy=SimpleNamespace(logits=lambda state: (logits, labels)),
         training=SimpleNamespace(feed=feed, started=0.0, folder=tmp_path),
         class_names=["a", "b", "c"],
+        smoke="",
     )
     finetune._finish(this, AFTER)
     summary = concluded["summary"]
