@@ -64,7 +64,7 @@ def summary_section(run: Run) -> str:
     """The final scores of a pretraining run, with those of the untrained encoder and of raw pixels."""
     scores = [(name, title) for name, title in SCORES if isinstance(run.summary.get(name), dict)]
     if not scores:
-        return section("Result", "<p>No table: summary.json has no kNN and no linear-probe accuracy.</p>")
+        return section("Result", f"<p>{_why_no_table(run)}</p>")
     rows = [[label, *(bar(run.score(name, row), row) for name, _ in scores)] for row, label in ROWS]
     lead = (
         "Top-1 accuracy on held-out images. An encoder that has learned useful features is above the untrained encoder"
@@ -72,6 +72,16 @@ def summary_section(run: Run) -> str:
     )
     columns = [f"{title} ({esc(knn_name(run))})" if name == "knn_top1" else title for name, title in scores]
     return section("Result", table(["", *columns], rows, "even"), lead)
+
+
+def _why_no_table(run: Run) -> str:
+    if flat(run.config).get("data.val_split") == "":
+        return (
+            "No table: the run has no held-out split, so that kNN and linear probe are left out. Hold images out with"
+            " the argument <code>val=20%</code> of the folder recipe, or with <code>--config.data.train_split</code>"
+            " and <code>--config.data.val_split</code>."
+        )
+    return "No table: summary.json has no kNN and no linear-probe accuracy."
 
 
 def comparison_section(runs: list[Run]) -> str:

@@ -20,7 +20,7 @@ from bt_jax.processes import watchdog
 from bt_jax.report import results, write
 from bt_jax.report.formats import percent, short
 from bt_jax.run_folder import lock, metrics_log, opening, trackers
-from bt_jax.tasks import from_encoder, open_run
+from bt_jax.tasks import from_encoder, held_out, open_run
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
 
@@ -96,6 +96,11 @@ def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[
         )
     found: dict[str, Evaluator] = {}
     for name in settings.protocols:
+        if name in ("knn", "linear") and len(splits) < 2:
+            raise UserError(
+                f"There is no held-out split, which {name} needs",
+                f"{held_out.advice(settings)} Or ask for what needs none: \"--config.protocols=('spectrum',)\".",
+            )
         if name in ("knn", "linear") and not labelled:
             raise UserError(
                 f"{source.name} has no labels in both splits, and {name} needs them",

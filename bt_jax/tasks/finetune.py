@@ -28,7 +28,7 @@ from bt_jax.objectives import supervised
 from bt_jax.report import write
 from bt_jax.run_folder import lock
 from bt_jax.state import Nets, TrainState
-from bt_jax.tasks import from_encoder, open_run
+from bt_jax.tasks import from_encoder, held_out, open_run
 from bt_jax.tasks.from_encoder import Encoder
 from bt_jax.tasks.train_and_finish import train_and_finish
 from bt_jax.train import build, epochs
@@ -100,8 +100,10 @@ def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
 
 def _labelled_share(settings: Finetune, source: Source) -> tuple[Source, str]:
     """The share of the training images that the config asks for, and its split."""
+    if not settings.data.val_split:
+        raise UserError("There is no held-out split, which a classifier needs", held_out.advice(settings))
     for split in (settings.data.train_split, settings.data.val_split):
-        if not split or not source.labelled(source.span(split).base):
+        if not source.labelled(source.span(split).base):
             raise UserError(
                 f"{source.name} has no labels in split {split!r}",
                 "A classifier needs them in train and held-out split.",

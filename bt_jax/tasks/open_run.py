@@ -23,6 +23,7 @@ from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import UserError
 from bt_jax.run_folder import opening, same_data, step_folders, trackers
 from bt_jax.run_folder.checkpoints import Checkpoints
+from bt_jax.tasks import held_out
 from bt_jax.train import epochs
 
 
@@ -83,6 +84,7 @@ def open_data(
     if options.exif_orientation == "auto":
         options = dataclasses.replace(options, exif_orientation=_orientation_of_run(workdir))
     source, broken = feeds.open_data(options, labels=labels)
+    held_out.check_split(settings, source)
     whole, splits = source, [settings.data.train_split, settings.data.val_split]
     images = same_data.Images(identity.describe(whole, splits), lambda: identity.describe(whole.as_in_0_1_0(), splits))
     source, train_split = select(source) if select else (source, settings.data.train_split)
@@ -130,6 +132,7 @@ def open_folder(settings: Run, workdir: str, data: Data, recipe: Recipe, about: 
       about: printed after the folder's name.
     """
     check_classes(settings, workdir, data.source)
+    held_out.say(settings, data.source)
     config, reader = arguments.to_dict(settings), settings.data.reader
     # What the config left open is recorded as it is: the next start compares it, and a reader needs mean and std.
     config["data"] |= {"reader": feeds.reader_of(settings.data), "exif_orientation": _orientation(data.source)}

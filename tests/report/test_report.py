@@ -493,6 +493,13 @@ def test_the_numbers_of_a_smoke_run_mean_nothing(tmp_path, task, few_curves):
         assert said[0].startswith("Smoke: few images, a test") and "not finished" in said[1]
 
 
+def test_a_run_without_a_held_out_split_says_how_to_get_one(tmp_path):
+    folder = make_run(tmp_path / "run", config={"data": {"val_split": ""}})
+    (folder / "summary.json").write_text('{"seconds": 3.0}')
+    found = summary_section(read_run(folder))
+    assert "has no held-out split" in found and "<code>val=20%</code>" in found
+
+
 def test_the_header_names_the_number_of_neighbours_that_voted(run):
     data = read_run(run)
     data.summary["knn_k"] = 102

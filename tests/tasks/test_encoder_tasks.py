@@ -265,6 +265,10 @@ def test_wrong_input(pretrained, tmp_path):
     unlabelled = {"data.folder": str(tmp_path / "images"), "data.val_split": "train", "data.train_split": "train"}
     refused("has no labels in both splits, and knn needs them", evaluate.run, evaluation(**unlabelled), tmp_path)
     refused("has no labels in split 'train'", finetune.run, tiny(pretrained, **unlabelled), tmp_path)
+    said = r"There is no held-out split, which {} needs. Hold images out with --config.data.train_split='train.mixed"
+    none = {"data.name": "patterns", "data.val_split": ""}
+    refused(said.format("knn"), evaluate.run, evaluation(**none), tmp_path)
+    refused(said.format("a classifier"), finetune.run, tiny(pretrained, **none), tmp_path)
 
 
 def test_evaluation_without_labels_or_held_out_images(pretrained, tmp_path):
