@@ -142,7 +142,7 @@ def _table(summary: dict[str, Any]) -> str:
         lines += [f"{name:36}{percent(value):>10}   {interval}" for name, value, interval in rows]
     metrics = summary.get("spectrum", {})
     if known := [name for name in results.UNLABELLED if name in metrics]:
-        lines += [f"\n{'without labels':36}"]
+        lines += ["\nwithout labels"]
         lines += [f"{results.UNLABELLED[name]:36}{short(metrics[name]):>10}" for name in known]
     return "\n".join(lines) + "\n"
 
