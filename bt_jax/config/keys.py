@@ -109,6 +109,7 @@ def _described(section: Section, prefix: str = "") -> Iterator[tuple[str, str, s
 
 def shrink(config: ConfigDict, *, train_split: str, val_split: str) -> ConfigDict:
     """The `:smoke` form of a config: the same program on few images with a narrow net, in seconds on a CPU."""
+    config.smoke = True
     config.batch_size, config.tuned_batch_size = 16, 0
     config.total_epochs = 2.0
     config.data.train_split, config.data.val_split = train_split, val_split
@@ -127,6 +128,7 @@ def shrink(config: ConfigDict, *, train_split: str, val_split: str) -> ConfigDic
 
 def shrink_finetune(config: ConfigDict) -> ConfigDict:
     """The `:smoke` form of a config that fine-tunes."""
+    config.smoke = True
     config.batch_size, config.total_epochs = 16, 2.0
     config.data.fraction = 0.01
     config.model.dtype = "float32"

@@ -153,6 +153,7 @@ class Run(Section):
     batch_size: int = key(256, "images in a step, over all devices of all processes")
     total_epochs: float = key(100.0, "passes over the training images; may be a fraction")
     extend_epochs: float = key(0.0, "epochs added to total_epochs; the only change of schedule allowed on resume")
+    smoke: bool = key(False, "the config file sets it in its small form, `:smoke`, whose numbers mean nothing")
     stop_after_steps: int = key(0, "stop at this step of the full schedule, to be resumed later; 0: do not")
     nonfinite_limit: int = key(10, "stop when the loss or gradient of this many steps in a row is not finite")
     platform: str = key("any", 'the only platform to run on: "cpu", "gpu" or "tpu"')

@@ -44,7 +44,8 @@ def open_folder(
 ) -> Path:
     """Makes the folder, or accepts one of the same run; writes config.json, data.json and environment.json.
 
-    This process holds the lock of the folder until `lock.release`.
+    The folder of an evaluation that wrote no results takes any other evaluation. This process holds the lock of the
+    folder until `lock.release`.
 
     Args:
       config: of `config.arguments.to_dict`.
@@ -69,14 +70,13 @@ def open_folder(
     join.check_shared(folder)
     lock.hold(folder)
     file = folder / "config.json"
-    started_before = file.exists()
-    if started_before:
-        old = _read(file)
-        different = same_run.differences(old, config, free, filled)
-        if different:
-            raise _another_run(folder, old, config, different)
+    old = _read(file) if file.exists() else None
+    has_results = (folder / "summary.json").exists()
+    replaced = old is not None and old.get("task") == config.get("task") == "evaluate" and not has_results
+    if old is not None and not replaced:
+        _compare(folder, old, config, free, filled, has_results=has_results)
         _say_longer(old, config)
-    data = same_data.check(folder, images, started_before=started_before) if images else None
+    data = images and (images.now if replaced else same_data.check(folder, images, started_before=old is not None))
     coordination.gather(None, barrier="the check of the config")  # all processes have read before one writes
     if jax.process_index() == 0:
         if data:  # first: a folder with config.json but without data.json is from bt_jax 0.1.0
@@ -127,6 +127,18 @@ def check_same_run(config: ConfigDict, **facts: Any) -> None:
             | environment.versions()
             | {"python": platform.python_version(), "bt_jax": environment.git_commit()}
         )
+
+
+def _compare(
+    folder: Path, old: dict, new: dict, free: Sequence[str], filled: Sequence[str], *, has_results: bool
+) -> None:
+    """Raises UserError if the config is that of another run; says which keys of the evaluation have changed."""
+    different = same_run.differences(old, new, free, filled)
+    evaluation = [] if has_results else [line for line in different if line.startswith(same_run.EVALUATION)]
+    if others := [line for line in different if line not in evaluation]:
+        raise _another_run(folder, old, new, others)
+    if evaluation:
+        messages.say(f"evaluated from here on with {'; '.join(evaluation)}; metrics.jsonl keeps earlier values")
 
 
 def _say_longer(old: dict, new: dict) -> None:

@@ -16,7 +16,7 @@ from bt_jax.config import arguments, keys
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
 from bt_jax.report import write
-from bt_jax.run_folder import environment, opening, same_run
+from bt_jax.run_folder import environment, opening, same_data, same_run
 
 # A second copy of the keys that a resumed run may change, with all keys below them.
 FREE = (
@@ -29,7 +29,7 @@ FREE = (
     "log",
     "stop_after_steps",
 )
-FREE += ("extend_epochs", "watch", "self_check", "data.broken_limit")
+FREE += ("extend_epochs", "watch", "self_check", "data.broken_limit", "smoke")
 
 
 def test_environment_has_command_and_commit(tmp_path, monkeypatch):
@@ -83,6 +83,7 @@ def test_a_resumed_run_keeps_its_config(tmp_path, task):
         assert named == ([] if f"{key}.".startswith(tuple(f"{free}." for free in FREE)) else [key]), key
     folder = tmp_path / "run"
     opening.open_folder(str(folder), before)
+    (folder / "summary.json").write_text("{}")
     for key in ("evals", "checkpoint"):
         after = json.loads(json.dumps(before))
         name, value = next(iter(after[key].items()))
@@ -160,6 +161,36 @@ def test_a_damaged_config_is_one_file(tmp_path):
     file.unlink()
     opening.open_folder(str(tmp_path), config_of())
     assert json.loads(file.read_text()) == config_of()
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_evaluation_may_change_until_the_results_are_written(tmp_path, capsys, task):
+    """Weights do not depend on it; what was wrong with it may be why the run ended."""
+    config = getattr(keys, task)()
+    opening.open_folder(str(tmp_path), arguments.to_dict(config))
+    config.evals.val_images = 7
+    opening.open_folder(str(tmp_path), arguments.to_dict(config))
+    assert "evaluated from here on with evals.val_images: 0 -> 7;" in capsys.readouterr().out
+    (tmp_path / "summary.json").write_text("{}")
+    config.evals.val_images = 8
+    with pytest.raises(UserError, match=r"another config \(evals.val_images: 7 -> 8\)"):
+        opening.open_folder(str(tmp_path), arguments.to_dict(config))
+
+
+def test_the_folder_of_an_evaluation_without_results_is_free(tmp_path):
+    """Also for other images, but not for another task."""
+    config, images = keys.evaluate(), {"classes": 2, "splits": {"train": {"images": 3, "digests": {}}}}
+    for count in (3, 4):
+        images["splits"]["train"]["images"] = config.evals.linear_epochs = count
+        now = json.loads(json.dumps(images))
+        opening.open_folder(str(tmp_path), arguments.to_dict(config), same_data.Images(now, dict))
+        assert json.loads((tmp_path / "data.json").read_text()) == images
+    with pytest.raises(UserError, match="holds an evaluation"):
+        opening.open_folder(str(tmp_path), arguments.to_dict(keys.pretrain()))
+    (tmp_path / "summary.json").write_text("{}")
+    config.evals.linear_epochs = 5
+    with pytest.raises(UserError, match=r"another config \(evals.linear_epochs: 4 -> 5\)"):
+        opening.open_folder(str(tmp_path), arguments.to_dict(config))
 
 
 def test_renamed_keys_of_a_resumed_run():

@@ -91,7 +91,6 @@ FAULTS = (
         "",
         ("test_a_missing_platform_shows_the_reason_alone",),
     ),
-    Fault("text-help", "run", "{keys.describe()}", "", ("test_help_names_every_key",)),
     Fault(
         "text-help-task",
         "describe",

@@ -127,9 +127,30 @@ FAULTS = (
     Fault(
         "config-smoke-folder",
         "get_config",
-        'train_split="train.mixed[:64]", val_split=args.val',
-        'train_split=args.val or "train.mixed[:64]", val_split=args.val',
+        'train_split=f"{mixed(train)}[:64]"',
+        'train_split=f"{mixed(val or train)}[:64]"',
         ("test_smoke_trains_on_training_images",),
+    ),
+    Fault(
+        "held-out-overlap",
+        "overlap",
+        'for part in train.split("+"):',
+        'for part in train.split("+")[:1]:',
+        ("test_images_of_both_splits_are_counted",),
+    ),
+    Fault(
+        "held-out-share",
+        "splits",
+        'f"train.mixed[:{100 - share}%]"',
+        'f"train.mixed[:{101 - share}%]"',
+        ("test_a_share_of_a_folder_is_held_out",),
+    ),
+    Fault(
+        "split-slice-of-slice",
+        "Source.span",
+        "first + ends[0], max",
+        "ends[0], max",
+        ("test_a_slice_of_the_user_is_held_out_in_the_small_form_too",),
     ),
     Fault(
         "config-check",
