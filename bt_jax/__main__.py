@@ -10,13 +10,15 @@
     bt-jax plan     --config=... --topology=v5e:4x4        estimates a training step on a TPU slice
     bt-jax selfcheck                                       compares what this machine computes with stored numbers
 
-`bt-jax COMMAND --help` explains the options of each.
+`bt-jax COMMAND --help` explains the options of each, and `bt-jax --version` prints the version.
 """
 
 import difflib
 import runpy
 import sys
 from collections.abc import Sequence
+
+import bt_jax
 
 TASKS = ("pretrain", "evaluate", "finetune")
 TOOLS = ("embed", "convert", "prepare", "report", "plan", "selfcheck")
@@ -29,9 +31,11 @@ def main(words: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0 if words else 2
     command, *rest = words
+    if command == "--version":
+        print(f"bt_jax {bt_jax.__version__}")
+        return 0
     if command not in TASKS + TOOLS:
-        close = difflib.get_close_matches(command, TASKS + TOOLS, n=1, cutoff=0)[0]
-        print(f"bt-jax: Unknown command {command!r}. Did you mean {close}? bt-jax --help lists all.", file=sys.stderr)
+        print(f"bt-jax: Unknown command {command!r}. {_meant(command)}", file=sys.stderr)
         return 2
     sys.argv = [f"bt-jax {command}", *rest]
     if command in TASKS:
@@ -41,6 +45,17 @@ def main(words: Sequence[str] | None = None) -> int:
     else:
         runpy.run_module(f"bt_jax.{command}", run_name="__main__", alter_sys=False)
     return 0
+
+
+def _meant(word: str) -> str:
+    """The fix for a word that is no command."""
+    from bt_jax.cli import config_program, mistakes  # takes seconds, as it imports JAX
+
+    if config_program.is_recipe(word) and (task := mistakes.task_of(config_program.find_recipe(word))):
+        encoder = "" if task == "pretrain" else " --config.encoder=RUN"
+        return f"It is a recipe: write bt-jax {task} --config={word}{encoder} --workdir={'OUT' if encoder else 'RUN'}."
+    close = difflib.get_close_matches(word, TASKS + TOOLS, n=1)
+    return f"Did you mean {close[0]}? bt-jax --help lists all." if close else "See bt-jax --help, which lists all."
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ folder; behind any prefix ("model.", "_orig_mod.", "module.encoder_q."), where o
     detectron2    MODEL.WEIGHTS                                   one file, .pkl
     stablehlo     the program with its weights, for jax.export    one file
 
-Each form comes with a model card: README.md in a folder, NAME.md beside a file. The card has the code that builds the
-network in the other program, for any width and stem. Reading a file never executes its content. Exit status 0:
-written; 2: an error, with one line on stderr; 130: stopped by Ctrl-C.
+Each form comes with a model card: README.md in a folder, mine.pth.md beside the file mine.pth. The card has the code
+that builds the network in the other program, for any width and stem. Reading a file never executes its content. Exit
+status 0: written; 2: an error, with one line on stderr; 130: stopped by Ctrl-C.
 
 In Python: from_torch, to_torch, projector_from_torch, projector_to_torch on dicts of arrays.
 """
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     sharding.all_devices()
     form = export_formats.FORMS[options.to]
     out = _named(options.out, form.suffix, {known.suffix for known in export_formats.FORMS.values()})
-    beside = out.with_suffix(".md") if form.suffix else None
+    beside = out.with_name(f"{out.name}.md") if form.suffix else None  # one for each form of the same name
     if options.to == "checkpoint":
         checkpoint_paths.check(out)
     for path in filter(None, (out, beside)):

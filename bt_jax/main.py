@@ -12,8 +12,9 @@ from functools import partial
 
 from absl import flags
 
-from bt_jax import storage
+from bt_jax import messages, storage
 from bt_jax.cli import config_program
+from bt_jax.config import keys
 from bt_jax.config.arguments import choose
 from bt_jax.config.keys import TASKS
 from bt_jax.messages import UserError, is_disk_full
@@ -21,6 +22,21 @@ from bt_jax.processes import coordination, exits, join, watchdog
 from bt_jax.run_folder import opening
 from bt_jax.selfcheck import comparison
 
+USAGE = {
+    "pretrain": """bt-jax pretrain --config=RECIPE[:ARGUMENTS] --workdir=RUN [--config.KEY=VALUE ...]
+
+Trains an encoder on images without labels. The same command resumes the run from its newest checkpoint.
+""",
+    "evaluate": """bt-jax evaluate --config.encoder=RUN --workdir=OUT [--config.KEY=VALUE ...]
+
+Evaluates an encoder on frozen features: kNN, a linear probe, and label-free metrics. Its recipe is evaluate.
+""",
+    "finetune": """bt-jax finetune --config.encoder=RUN --workdir=OUT [--config.KEY=VALUE ...]
+
+Trains a classifier on an encoder, alone or with it. Its recipe is finetune; others are linear, semisupervised, transfer
+and transfer_voc07. The same command resumes the run from its newest checkpoint.
+""",
+}
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Run folder, local or gs://BUCKET/FOLDER: made if absent, resumed if it holds the same run."
 )
@@ -33,14 +49,14 @@ PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.
 
 def main(argv: list[str], task: str = "") -> None:
     """Runs config.task, which must equal `task` unless that is ""."""
+    del argv
     started = time.monotonic()
-    if len(argv) > 1:
-        raise UserError(f"Unknown argument {argv[1]!r}", "Write options as --name=value; see --help.")
     if WORKDIR.value is None:
         raise UserError("No --workdir is given", "Name the folder for the files of the run.")
     config = config_program.CONFIG.value
     if task and config.task != task:
         raise UserError(f"This recipe is for the task {config.task}, not {task}", f"Run bt-jax {config.task}.")
+    keys.read(config)  # impossible values are reported before anything starts
     _compile_cache(config.compile_cache)
     join.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, silent_seconds=config.watch.silent_seconds)
     watchdog.begin(stuck_seconds=config.watch.stuck_seconds, silent_seconds=config.watch.silent_seconds)
@@ -53,8 +69,13 @@ def main(argv: list[str], task: str = "") -> None:
 
 
 def _run(config, started: float) -> None:
-    task = importlib.import_module(f"bt_jax.tasks.{choose('config.task', config.task, TASKS)}")
-    opening.check_folder(WORKDIR.value, config.task)  # before a device is used: a run in the folder may occupy it
+    from bt_jax import sharding  # imported here: `jax_settings` must be the first that imports JAX
+
+    name = choose("config.task", config.task, TASKS)
+    opening.check_folder(WORKDIR.value, name)  # before a device is used: a run in the folder may occupy it
+    sharding.all_devices()  # a UserError if there is none
+    messages.say(f"starting {name}")  # before the slow imports
+    task = importlib.import_module(f"bt_jax.tasks.{name}")
     if config.self_check:
         comparison.require(storage.user_cache() / "selfcheck")
     try:
@@ -85,7 +106,9 @@ def run(argv: list[str] | None = None, task: str = "") -> None:
     Args:
       task: the only task to accept. With evaluate and finetune the recipe has a default.
     """
-    config_program.run(partial(main, task=task), __doc__, argv, default=task if task != "pretrain" else "")
+    default = task if task != "pretrain" else ""
+    tasks = [task] if task else TASKS
+    config_program.run(partial(main, task=task), USAGE.get(task, __doc__), argv, default=default, tasks=tasks)
 
 
 if __name__ == "__main__":

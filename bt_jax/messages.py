@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Self, TextIO
@@ -39,6 +40,12 @@ def line(error: BaseException, limit: int = 300) -> str:
     return " ".join(text.split())[:limit] or type(error).__name__
 
 
+def counted(number: float, noun: str) -> str:
+    """A number with its noun: "1 epoch", "2 epochs", "0.5 epochs"."""
+    shown = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{shown} {noun}{'' if number == 1 else 's'}"
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether the error, or an error that caused it, means that the disk is full."""
     while error is not None:
@@ -49,11 +56,16 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def say(text: str) -> None:
-    """Prints one line on stdout, from the first process only."""
+    """Prints one line as `show` does, from the first process only."""
     import jax  # imported here, so that a program that only reports an error does not wait for JAX
 
     if jax.process_index() == 0:
-        put(text, sys.stdout)
+        show(text)
+
+
+def show(text: str) -> None:
+    """Prints one line: a warning, which begins with "WARNING: ", on stderr, any other on stdout."""
+    put(text, sys.stderr if text.startswith("WARNING: ") else sys.stdout)
 
 
 class Ongoing:
@@ -84,6 +96,33 @@ class Ongoing:
         """Prints a line that stays, and delays the next line of `update`."""
         say(text)
         self._last = time.monotonic()
+
+
+class Heartbeat:
+    """Says that one call, such as a compilation, still lasts. A thread does so, as `Ongoing.update`, until `stop`.
+
+    Args:
+      text: text(seconds since `start`) -> the line.
+    """
+
+    def __init__(self, ongoing: Ongoing, text: Callable[[int], str]) -> None:
+        self._ongoing, self._text = ongoing, text
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends it; no line comes afterwards."""
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        began = time.monotonic()
+        while not self._ended.wait(1):
+            self._ongoing.update(0, lambda: self._text(round(time.monotonic() - began)))
 
 
 @functools.cache

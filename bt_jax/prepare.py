@@ -1,10 +1,10 @@
 """Checks a data set before a long run, and writes it as one cache file that needs no TensorFlow.
 
-    python -m bt_jax.prepare --data=cifar10 --data_dir=DIR                       # check only
-    python -m bt_jax.prepare --data=cifar10 --data_dir=DIR --npz=cifar10.npz     # check, then write
-    python -m bt_jax.prepare --npz_in=cifar10.npz                                # check a cache file
-    python -m bt_jax.prepare --folder=DIR                                        # check a folder of images
-    python -m bt_jax.prepare --folder=DIR --shards=OUT/NAME                      # and write it as TFRecord shards
+    bt-jax prepare --data=cifar10 --data_dir=DIR                       # check only
+    bt-jax prepare --data=cifar10 --data_dir=DIR --npz=cifar10.npz     # check, then write
+    bt-jax prepare --npz_in=cifar10.npz                                # check a cache file
+    bt-jax prepare --folder=DIR                                        # check a folder of images
+    bt-jax prepare --folder=DIR --shards=OUT/NAME                      # and write it as TFRecord shards
 
 Reads every image of every split. Prints counts, sizes and classes, the files that were left out, and the unreadable
 images by file or id, with the reason. Up to --broken_limit, as in training, they are only counted: they are written

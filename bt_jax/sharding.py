@@ -5,6 +5,7 @@ of the whole batch on any number of devices: jit inserts the all-reduce. No othe
 """
 
 import os
+import re
 
 import jax
 import numpy as np
@@ -13,7 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bt_jax.messages import UserError, line
 
 AXIS = "data"
-PACKAGES = {"cuda": "jax[cuda13]", "tpu": "jax[tpu]"}  # JAX for a platform
+# JAX_PLATFORMS -> (extra of bt_jax, its package, which fits an installed wheel too)
+PACKAGES = {"cuda": ("cuda", "jax[cuda13]"), "gpu": ("cuda", "jax[cuda13]"), "tpu": ("tpu", "jax[tpu]")}
 
 
 def make_mesh(devices=None) -> Mesh:
@@ -37,13 +39,18 @@ def all_devices() -> list[jax.Device]:
     except (RuntimeError, AssertionError) as error:  # for a missing platform
         names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
         settings = ", ".join(f"{name}={os.environ[name]}" for name in names)
-        package = next((extra for name, extra in PACKAGES.items() if name in settings), "")
-        install = f"Install JAX for it (pip install '{package}') and its driver, or unset" if package else "Unset"
+        extra, package = next((found for name, found in PACKAGES.items() if name in settings.lower()), ("", ""))
+        install = f"Install the extra {extra} (pip install '{package}') and its driver, or unset" if extra else "Unset"
         raise UserError(
-            f"JAX finds no device{f' for {settings}' if settings else ''}"
-            f"{f': {line(error, 200)}' if str(error) else ''}",  # an AssertionError has no text
+            f"JAX finds no device{f' for {settings}' if settings else ''}{_why(error)}",
             f"{install} {' and '.join(names) or 'JAX_PLATFORMS'} to use the CPU.",
         ) from None
+
+
+def _why(error: Exception) -> str:
+    """The reason in JAX's text; "" if it only says that the platform is absent."""
+    text = re.sub(r"^Unable to initialize backend '\w+':? ?|\(set JAX_PLATFORMS=.*", "", line(error, 1000)).strip(" .")
+    return f": {text[:150]}" if str(error) and text and "known backends" not in text else ""
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

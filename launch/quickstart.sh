@@ -16,8 +16,8 @@ cat <<EOF
 
 Next:
   open $run/report.html
-  .venv/bin/bt-jax pretrain --config=pretrain_folder:smoke,size=64 --config.data.folder=IMAGES --workdir=runs/mine
-      your own photographs, in a small form that takes a minute; docs/recipes.md has the full one
+  .venv/bin/bt-jax pretrain --config=pretrain_folder:small,val=20% --config.data.folder=IMAGES --workdir=runs/mine
+      your own photographs: some minutes on a CPU for a few hundred; docs/recipes.md has the full recipe
   .venv/bin/bt-jax --help
   docs/recipes.md: CIFAR-10, ImageNet, all options
 EOF

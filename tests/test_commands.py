@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import bt_jax
 from bt_jax import __main__ as command
 from bt_jax import main as program
 from bt_jax.cli import config_program
@@ -21,8 +22,26 @@ def test_every_command_is_in_the_help(capsys):
     assert command.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"bt-jax {name}" in text for name in command.TASKS + command.TOOLS)
-    assert command.main([]) == 2 and command.main(["trian"]) == 2
-    assert "Unknown command 'trian'. Did you mean" in capsys.readouterr().err
+    assert command.main([]) == 2
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("trian", "Unknown command 'trian'. Did you mean pretrain? bt-jax --help lists all."),
+        ("zzz", "Unknown command 'zzz'. See bt-jax --help, which lists all."),
+        ("quickstart:smoke", "a recipe: write bt-jax pretrain --config=quickstart:smoke --workdir=RUN."),
+        ("linear", "a recipe: write bt-jax finetune --config=linear --config.encoder=RUN --workdir=OUT."),
+    ],
+)
+def test_an_unknown_command(capsys, word, said):
+    assert command.main([word]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_version(capsys):
+    assert command.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"bt_jax {bt_jax.__version__}\n"
 
 
 def test_a_tool_gets_its_options(elsewhere, monkeypatch, capsys):
@@ -35,13 +54,17 @@ def test_a_tool_gets_its_options(elsewhere, monkeypatch, capsys):
 def test_a_task_gets_its_recipe(monkeypatch):
     """Evaluation and fine-tuning have a default recipe. A recipe of another task is an error."""
     calls = []
-    monkeypatch.setattr(config_program, "run", lambda main, doc, argv, default: calls.append((main, argv[1:], default)))
+    monkeypatch.setattr(
+        config_program, "run", lambda main, doc, argv, **named: calls.append((main, argv[1:], named, doc))
+    )
     monkeypatch.setattr(sys, "argv", ["bt-jax"])
     for name in command.TASKS:
         command.main([name, "--workdir=r"])
-    assert [default for _, _, default in calls] == ["", "evaluate", "finetune"]
-    assert {tuple(rest) for _, rest, _ in calls} == {("--workdir=r",)}
-    assert [main.keywords for main, _, _ in calls] == [{"task": name} for name in command.TASKS]
+    assert [named["default"] for _, _, named, _ in calls] == ["", "evaluate", "finetune"]
+    assert {tuple(rest) for _, rest, _, _ in calls} == {("--workdir=r",)}
+    assert [main.keywords for main, _, _, _ in calls] == [{"task": name} for name in command.TASKS]
+    assert [named["tasks"] for _, _, named, _ in calls] == [[name] for name in command.TASKS]
+    assert all(doc.startswith(f"bt-jax {name} ") for name, (*_, doc) in zip(command.TASKS, calls, strict=True))
 
 
 def test_a_recipe_of_another_task(monkeypatch):

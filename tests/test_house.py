@@ -195,6 +195,15 @@ def test_every_file_is_in_the_wheel(monkeypatch):
     assert {name_of(folder) for folder in folders if not (folder / "__init__.py").exists()} == set()
 
 
+def test_a_wheel_has_no_files_of_earlier_builds(monkeypatch):
+    """pip runs the command `bdist_wheel`, which copies everything below build/lib."""
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution({"script_name": "setup.py", "script_args": ["bdist_wheel"]})
+    distribution.parse_config_files()
+    assert distribution.parse_command_line() and distribution.commands == ["clean", "bdist_wheel"]
+    assert distribution.get_option_dict("clean")["all"][1]
+
+
 def test_random_keys_come_first():
     """Every parameter `key` without the annotation `str` is a random key. Keyword-only parameters do not count."""
     count, later = 0, set()

@@ -2,7 +2,6 @@
 
 import errno
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +18,13 @@ from bt_jax.tasks import evaluate
 ROOT = Path(main.__file__).parents[1]
 
 
-def test_help_names_every_key(monkeypatch):
-    """The keys of every task, with their defaults. The help starts with the docstring of the main module."""
-    module = sys.modules["__main__"]
-    monkeypatch.setattr(module, "__doc__", "", raising=False)
-    monkeypatch.setattr(config_program.app, "run", lambda *_, **__: None)
-    config_program.run(main.main, "The program.", ["main", "--help"])
-    said = module.__doc__
+@pytest.mark.parametrize("option", ["--help", "-h", "--helpfull"])
+def test_help_names_every_key(capsys, option):
+    """The keys of every task, with their defaults, after the text of the program and its options."""
+    with pytest.raises(SystemExit) as ended:
+        config_program.run(main.main, "The program.", ["main", option])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "  --workdir=WORKDIR " in said
     assert said.startswith("The program.\n")
     for task in ("pretrain", "evaluate", "finetune"):
         for key in arguments.flatten(getattr(keys, task)().to_dict()):
@@ -64,6 +63,20 @@ def test_a_full_disk_is_one_line_and_other_errors_are_not(monkeypatch):
         assert expected is not UserError or "The disk is full while writing to /w" in str(caught.value)
 
 
+def test_a_line_comes_before_the_slow_imports(monkeypatch, capsys):
+    config, said = keys.evaluate(), []
+    config.self_check = False
+
+    def load(name):
+        said.append((name, capsys.readouterr().out))
+        return SimpleNamespace(run=lambda *_, **__: None)
+
+    monkeypatch.setattr(main, "WORKDIR", SimpleNamespace(value="/w"))
+    monkeypatch.setattr(main, "importlib", SimpleNamespace(import_module=load))
+    main._run(config, 0.0)
+    assert said == [("bt_jax.tasks.evaluate", "starting evaluate\n")]
+
+
 def test_exit_statuses_of_launchers():
     """The scripts restart a run by its status, which they contain as a number."""
     assert TRY_AGAIN == 75
@@ -72,9 +85,9 @@ def test_exit_statuses_of_launchers():
 
 
 def test_a_key_of_the_program_has_its_effect(monkeypatch):
-    values = {"watch.stuck_seconds": 11.0, "watch.silent_seconds": 12.0, "compile_cache": "/c", "task": "evaluate"}
-    values |= {"self_check": False}  # the self-check would set more of JAX on a machine without a cached result
-    config = keys.pretrain()
+    values = {"watch.stuck_seconds": 11.0, "watch.silent_seconds": 12.0, "compile_cache": "/c", "self_check": False}
+    # The self-check would set more of JAX on a machine without a cached result.
+    config = keys.evaluate()
     config.update_from_flattened_dict(values)
     done = []
     monkeypatch.setattr(config_program, "CONFIG", SimpleNamespace(value=config))
@@ -102,3 +115,8 @@ def test_a_key_of_the_program_has_its_effect(monkeypatch):
     with pytest.raises(KeyError):
         main.main(["main"])
     assert done[-1] == ("end", {})  # also if the task fails
+    done.clear()
+    config.watch.stuck_seconds = -1.0
+    with pytest.raises(UserError, match="config.watch.stuck_seconds=-1.0 must not be negative"):
+        main.main(["main"])
+    assert done == []

@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,15 @@ from bt_jax.messages import UserError
 from bt_jax.processes import exits
 from bt_jax.selfcheck import __main__ as selfcheck
 from tests.support.paths import ROOT
+
+
+@pytest.mark.parametrize(
+    "number, noun, said",
+    [(1, "shard", "1 shard"), (2, "shard", "2 shards"), (1.0, "epoch", "1 epoch"), (0.5, "epoch", "0.5 epochs")]
+    + [(1_281_167, "image", "1281167 images")],
+)
+def test_a_number_with_its_noun(number, noun, said):
+    assert messages.counted(number, noun) == said
 
 
 class Failing(io.StringIO):
@@ -108,6 +118,7 @@ def test_every_command_survives_a_closed_stream(monkeypatch):
 
 SCRIPT = """
 import sys
+from types import SimpleNamespace
 from bt_jax.cli import tool
 def command(_):
     for _ in range(5):
@@ -147,3 +158,26 @@ def test_the_exit_status_with_a_closed_pipe(tmp_path):
     assert status == 0 and said.startswith("bt_jax: nothing can be written to stdout") and said.count("\n") == 1
     status, said, _ = ended(tmp_path, ">/dev/full")
     assert status == 0 and "No space left on device" in said and said.count("\n") == 1
+
+
+def test_a_heartbeat_says_that_a_call_still_lasts(monkeypatch, capsys):
+    """Every 15 seconds in a file, until it is stopped."""
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(messages, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    heartbeat = messages.Heartbeat(messages.Ongoing(10), lambda seconds: f"still compiling, {seconds} s")
+
+    def wait(seconds):
+        now.seconds += seconds
+        return now.seconds > 34
+
+    monkeypatch.setattr(heartbeat._ended, "wait", wait)
+    heartbeat.start()
+    heartbeat.stop()
+    assert capsys.readouterr().out == "still compiling, 16 s\nstill compiling, 32 s\n"
+
+
+def test_warnings_go_to_stderr(capsys):
+    for text in ("WARNING: a", "b"):
+        messages.say(text)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("b\n", "WARNING: a\n")

@@ -14,6 +14,8 @@ import bt_jax
 import bt_jax.objectives
 from bt_jax import models, sharding
 from bt_jax.config import arguments, keys
+from bt_jax.data.sources import patterns
+from bt_jax.models import resnet
 from bt_jax.objectives import registry
 from bt_jax.weights import export_formats
 from tests.support.paths import ROOT
@@ -21,6 +23,7 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 BUILD = {"small_images": False, "width": 1 / 16, "channels": 3, "stem_padding": 1}
 README = ROOT / "README.md"
+OWN_LOOP = ROOT / "docs" / "own_loop.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [*PAGES, ROOT / "launch" / "README.md", ROOT / "CONTRIBUTING.md"]
 FOLDERS = "benchmarks|bt_jax|configs|docs|launch|tests"
@@ -109,7 +112,22 @@ def test_fine_tuning_in_plain_flax(blocks, run):
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=name_of)
+def test_a_training_loop_of_your_own(monkeypatch, tiny_arch):
+    """With few images and a network that compiles fast: every weight moves, and the features are those of the net."""
+    images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
+    monkeypatch.setattr(patterns, "load", lambda split: (images, None))
+    monkeypatch.setitem(resnet.ARCHITECTURES, "resnet18", resnet.ARCHITECTURES[tiny_arch])
+    (block,) = python_of(OWN_LOOP)
+    names: dict = {}
+    exec(block, names)
+    assert np.isfinite(names["loss"]) and names["h"].shape == (8, names["net"].feature_dim)
+    before = {"net": names["first"], "projector": names["second"]}
+    for name, part in before.items():
+        for old, new in ((part["params"], names["params"]), (part["batch_stats"], names["stats"])):
+            assert not any(jax.tree.leaves(jax.tree.map(np.array_equal, old, new[name])))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page) and page != OWN_LOOP], ids=name_of)
 @pytest.mark.parametrize("run", ["resnet18"], indirect=True)
 def test_python_of_a_page_runs(page, run):
     """Each block sees the names of the blocks above it."""

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import jax
 import numpy as np
@@ -188,8 +188,9 @@ def test_a_damaged_checkpoint_is_reported_and_quarantined(folder, bucket, way, c
     change(bucket, name, way)
     checkpoints = reopened(folder)
     assert checkpoints.latest() == 1 and damage.equal(checkpoints.restore(newer, 1), older)
-    said = capsys.readouterr().out
-    assert "checkpoint 2 is damaged" in said and name.removeprefix("runs/mine/checkpoints/2/") in said
+    said = capsys.readouterr().err
+    part = PurePosixPath(name.removeprefix("runs/mine/checkpoints/2/"))
+    assert f"checkpoint 2 is damaged ({manifest.short(part)} " in said
     assert f"moved to {folder}/damaged/2" in said
     assert any(name.startswith("runs/mine/damaged/2/encoder/") for name in bucket.objects)
     assert not any(name.startswith("runs/mine/checkpoints/2/") for name in bucket.objects)
@@ -208,7 +209,7 @@ def test_an_interrupted_save_does_not_count(folder, bucket, capsys, states):
     )
     checkpoints = reopened(folder)
     assert checkpoints.latest() == 1 and damage.equal(checkpoints.restore(newer, 1), older)
-    assert "damaged" not in capsys.readouterr().out
+    assert "damaged" not in capsys.readouterr().err
     assert not [name for name in bucket.objects if name.startswith("runs/mine/checkpoints/2/")]
     checkpoints.save(newer)
     checkpoints.close()

@@ -102,6 +102,21 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 }
 
 
+def find(recipe: Recipe | str, size: int | None = None) -> Recipe:
+    """The recipe, or that of RECIPES with this name, with views of `size` pixels if `size` is given.
+
+    Raises:
+      UserError: there is no recipe of that name, or `recipe` is neither a name nor a Recipe.
+    """
+    if isinstance(recipe, str):
+        _require_known([recipe], list(RECIPES), "view recipe")
+        recipe = RECIPES[recipe]()
+    if not isinstance(recipe, Recipe):
+        cause = f"The view recipe is a {type(recipe).__name__}, not a name or a Recipe"
+        raise UserError(cause, f"Use {', '.join(map(repr, RECIPES))}, or make one: augment.Recipe(size, view1, view2).")
+    return recipe if size is None else dataclasses.replace(recipe, size=size)
+
+
 def recipe_from_config(config: Mapping[str, Any]) -> Recipe:
     """The view recipe of a section such as {"name": "imagenet", "size": 224, "view1": {"blur": 0.5}}.
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bt_jax.augment import colour, filters
+from bt_jax.augment import colour, filters, recipes
 from bt_jax.augment.colour import Planes
 from bt_jax.augment.recipes import Recipe, View
 from bt_jax.messages import UserError
@@ -180,18 +180,22 @@ def _one_view(key: jax.Array, image: jax.Array, size: Array, view: View, recipe:
 def two_views(
     key: Key[jax.Array, ""],
     images: UInt8[Array, "n h w c"],
-    recipe: Recipe,
+    recipe: Recipe | str,
     *,
+    size: int | None = None,
     ids: Int[Array, " n"] | None = None,
     sizes: Int[Array, "n 2"] | None = None,
     dtype: DTypeLike = jnp.float32,
-) -> tuple[Float[jax.Array, "n {recipe.size} {recipe.size} c"], Float[jax.Array, "n {recipe.size} {recipe.size} c"]]:
+) -> tuple[Float[jax.Array, "n side side c"], Float[jax.Array, "n side side c"]]:
     """Makes two independent random views of every image.
 
     Args:
       key: random key of the step. The pixels of a view depend on (key, id) alone, not on the position in the batch or
         the device.
       images: uint8 (n, h, w, c).
+      recipe: "imagenet" (the paper's), "cifar", "lightly_cifar", "grayscale" (for c = 1), or a `Recipe`. Under
+        `jax.jit` it is a static argument.
+      size: height and width of the views in pixels, by default those of the recipe: 224, 32, 32, 28.
       ids: int (n,), by default 0..n-1.
       sizes: int32 (n, 2), the (height, width) of images at the top left of a larger canvas.
       dtype: of the views and of the operands of the matrix products; colours are always computed in float32.
@@ -200,8 +204,9 @@ def two_views(
       view1, view2: (n, size, size, c), normalised.
 
     Raises:
-      UserError: the images and the recipe differ in their number of channels.
+      UserError: the images and the recipe differ in their number of channels, or there is no such recipe.
     """
+    recipe = recipes.find(recipe, size)
     n, h, w, _ = images.shape
     _check_channels(images, recipe)
     ids = jnp.arange(n) if ids is None else ids
@@ -218,27 +223,29 @@ def two_views(
 
 def evaluation_view(
     images: UInt8[Array, "n h w c"],
-    recipe: Recipe,
+    recipe: Recipe | str,
     *,
+    size: int | None = None,
     sizes: Int[Array, "n 2"] | None = None,
     resize: int | None = None,
-) -> Float[jax.Array, "n {recipe.size} {recipe.size} c"]:
+) -> Float[jax.Array, "n side side c"]:
     """The view for evaluation, which is not random.
 
-    Images of `recipe.size` are only normalised. The short side of other images is resized to `resize`, bilinear, and
+    Images of `size` pixels are only normalised. The short side of other images is resized to `resize`, bilinear, and
     their centre is cropped.
 
     Args:
       images: uint8 (n, h, w, c).
-      sizes: as in `two_views`.
-      resize: by default `recipe.size`.
+      recipe, size, sizes: as in `two_views`.
+      resize: by default `size`.
 
     Returns:
       float32 (n, size, size, c), normalised.
 
     Raises:
-      UserError: the images and the recipe differ in their number of channels.
+      UserError: the images and the recipe differ in their number of channels, or there is no such recipe.
     """
+    recipe = recipes.find(recipe, size)
     n, h, w, _ = images.shape
     _check_channels(images, recipe)
     if resize is None and sizes is None and (h, w) == (recipe.size, recipe.size):
@@ -252,8 +259,9 @@ def evaluation_view(
     return normalise(jax.vmap(view)(images, sizes), recipe)
 
 
-def normalise(image: Float[Array, "*shape c"], recipe: Recipe) -> Float[jax.Array, "*shape c"]:
+def normalise(image: Float[Array, "*shape c"], recipe: Recipe | str) -> Float[jax.Array, "*shape c"]:
     """(image - mean) / std of the recipe, per channel; image float32 in [0, 1], channels last."""
+    recipe = recipes.find(recipe)
     return jnp.subtract(image, jnp.array(recipe.mean, jnp.float32)) / jnp.array(recipe.std, jnp.float32)
 
 

@@ -17,13 +17,17 @@ def with_batch(batch: int, *, argument: bool) -> str:
         return ""
     kept = [word for word in words if not word.startswith(("--config=", "--config.batch_size="))]
     path, _, arguments = recipes[-1].removeprefix("--config=").partition(":")
-    file = Path(path)
-    recipe = file.stem if file.parent == Path(__file__).parents[1] / "configs" else path
     others = [item for item in arguments.split(",") if item and not item.startswith("batch=")]
     if argument:
         others.insert(0, f"batch={batch}")
     else:
         kept.append(f"--config.batch_size={batch}")
-    recipe = ":".join(filter(None, (recipe, ",".join(others))))
+    recipe = ":".join(filter(None, (short(path), ",".join(others))))
     start = program if program.startswith("bt-jax") else "python -m bt_jax.main"
     return f"{start} {shlex.join([f'--config={recipe}', *kept])}"
+
+
+def short(path: str) -> str:
+    """The name of a recipe of the package, or the path of another config file."""
+    file = Path(path)
+    return file.stem if file.parent == Path(__file__).parents[1] / "configs" else path

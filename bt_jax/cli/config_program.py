@@ -10,14 +10,15 @@ import logging as std_logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bt_jax import messages, storage
-from bt_jax.cli import jax_settings
+from bt_jax.cli import jax_settings, mistakes
+from bt_jax.config import keys
 from bt_jax.config.arguments import suggestions
 from bt_jax.messages import UserError, is_disk_full, line
 
@@ -31,19 +32,25 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = None, *, default: str = "") -> None:
-    """Parses the command line and calls main(argv) with the arguments that are not flags.
+def run(
+    main: Callable[[list[str]], None],
+    doc: str,
+    argv: list[str] | None = None,
+    *,
+    default: str = "",
+    tasks: Iterable[str] = keys.TASKS,
+) -> None:
+    """Parses the command line and calls main(argv) with the program's name alone: every other word is an option.
 
     Args:
       doc: the first part of the help.
       default: the recipe if the command line names none.
+      tasks: those whose keys the help lists.
     """
-    if any(argument.startswith("--help") for argument in argv or sys.argv):
-        from bt_jax.config import keys
-
-        option = keys.entry("--config=RECIPE[:ARGUMENTS]", flags.FLAGS["config"].help)
-        described = f"{option}\n\nKeys of a config and their defaults:\n{keys.describe()}"
-        sys.modules["__main__"].__doc__ = f"{doc}\n{described}\n"
+    if any(word in ("-h", "-help") or word.startswith("--help") for word in (argv or sys.argv)[1:]):
+        with messages.lasting():
+            print(_help(doc, tasks))
+        sys.exit(0)
     logging._warn_preinit_stderr = False  # "Logging before flag parsing goes to stderr": absl has no public switch
     logging.set_verbosity(logging.WARNING)  # Orbax logs a hundred lines per save; --verbosity=0 shows them
     logging.get_absl_handler().addFilter(_is_not_reported_elsewhere)
@@ -56,6 +63,18 @@ def run(main: Callable[[list[str]], None], doc: str, argv: list[str] | None = No
         except UserError as error:
             print(f"bt_jax: {error}", file=sys.stderr)
             sys.exit(error.status)
+
+
+def _help(doc: str, tasks: Iterable[str]) -> str:
+    modules = flags.FLAGS.flags_by_module_dict()
+    own = [each for name, each in modules.items() if name == sys.argv[0] or name.startswith("bt_jax.")]
+    options = [keys.entry("--config=RECIPE[:ARGUMENTS]", flags.FLAGS["config"].help)]
+    for flag in sum(own, []):
+        if flag.name != "config":
+            value = "" if flag.boolean else f"={flag.name.upper()}"
+            options.append(keys.entry(f"--{flag.name}{value}", flag.help))
+    described = "\n".join(options)
+    return f"{doc.rstrip()}\n\n{described}\n\nKeys of a config and their defaults:\n{keys.describe(tasks)}"
 
 
 def _is_not_reported_elsewhere(record: std_logging.LogRecord) -> bool:
@@ -95,6 +114,14 @@ def find_recipe(recipe: str) -> str:
     raise UserError(f"There is no config file {name}", f"Name a file, or a recipe: {suggestions(stem, names)}.")
 
 
+def is_recipe(word: str) -> bool:
+    """Whether the word names a recipe or a Python file, with or without arguments."""
+    try:
+        return find_recipe(word).partition(":")[0].endswith(".py")
+    except UserError:
+        return False
+
+
 def _make_recipes_importable() -> None:
     """Lets a config file import the recipes as `configs` from any working folder without a module of that name."""
     if importlib.util.find_spec("configs") is None:
@@ -116,14 +143,19 @@ def _parse(argv: list[str]) -> list[str]:
             fix if needs_recipes else "Install it, or set PYTHONPATH to its folder.",
         ) from None
     except (AttributeError, KeyError) as error:
-        raise _unknown_key(argv, str(error)) from None
+        raise mistakes.unknown_key(argv, str(error)) from None
+    except flags.UnrecognizedFlagError as error:
+        raise mistakes.unknown_flag(argv, error.flagname, [*flags.FLAGS]) from None
     except flags.IllegalFlagValueError as error:
         raise _invalid_value(str(error)) from None
     except Exception as error:
         raise UserError(" ".join(str(error).split()), "See --help and the docstring of the config file.") from None
     file = config_flags.get_config_filename(flags.FLAGS["config"]) if flags.FLAGS["config"].present else ""
+    if rest[1:]:
+        raise mistakes.unknown_word(argv, rest[1], is_recipe(rest[1]))
     if not file:
-        raise UserError("No --config is given", "Name a recipe, such as --config=quickstart.")
+        raise mistakes.no_config()
+    mistakes.check_method(argv, flags.FLAGS["config"].value)
     return rest
 
 
@@ -139,27 +171,3 @@ def _invalid_value(text: str) -> UserError:
     if not kind:
         return UserError(f"{option}: {reason}", "See --help and the docstring of the config file.")
     return UserError(f"{option} is not {kind}", f"Write {option.partition('=')[0]}={example}, for example.")
-
-
-def _unknown_key(argv: list[str], text: str) -> UserError:
-    """The error for an unknown key, with similar keys. The message of ml_collections prints the whole config."""
-    from bt_jax.config import arguments, keys
-
-    of_tasks = {
-        task.__name__: {*arguments.flatten(arguments.to_dict(task()))}
-        for task in (keys.pretrain, keys.evaluate, keys.finetune)
-    }
-    valid = set().union(*of_tasks.values())
-    keys_set = [a.removeprefix("--config.").partition("=")[0] for a in argv if a.startswith("--config.")]
-    unknown = [key for key in keys_set if key not in valid]
-    for key in [] if unknown else keys_set:
-        having = [task for task, known in of_tasks.items() if key in known]
-        if len(having) < len(of_tasks) and any(part in text for part in key.split(".")):
-            return UserError(f"The config key {key} belongs to {' and '.join(having)}", "Leave it out of this task.")
-    if not unknown:
-        return UserError(" ".join(text.split())[:300], "See --help and the docstring of the config file.")
-    if unknown[0] in arguments.RENAMED_KEYS:
-        new = arguments.RENAMED_KEYS[unknown[0]]
-        return UserError(f"The config key {unknown[0]} has a new name, {new}", f"Write --config.{new}=VALUE.")
-    nearest = arguments.suggestions(unknown[0], valid).split(", ")[0]
-    return UserError(f"Unknown config key {unknown[0]!r}", f"Did you mean {nearest}? `--help` lists them all.")

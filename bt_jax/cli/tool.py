@@ -10,7 +10,7 @@ from bt_jax.terminal import interrupts
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of `python -m bt_jax.NAME`. A mistake in them raises UserError.
+    """The options of `bt-jax NAME`. A mistake in them raises UserError.
 
     Args:
       name: name of the command; its errors start with it.
@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, name: str, doc: str):
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=f"python -m bt_jax.{name}", description=doc, formatter_class=formatter)
+        super().__init__(prog=f"bt-jax {name}", description=doc, formatter_class=formatter)
         self.name = name
 
     def error(self, message):

@@ -51,9 +51,11 @@ def _switch(text: str) -> bool:
 
 
 def choose(name: str, value: str, valid: Iterable[str]) -> str:
-    """The value, or a UserError that names the valid ones."""
+    """The value, or a UserError that names the valid ones, and the close one."""
     if value not in valid:
-        raise UserError(f"{name}={value!r} is unknown", f"Choose from {suggestions(value, valid)}.")
+        close = difflib.get_close_matches(value, [*valid], n=1)
+        choose = f"Choose from {suggestions(value, valid)}."
+        raise UserError(f"{name}={value!r} is unknown", f"Did you mean {close[0]}? {choose}" if close else choose)
     return value
 
 

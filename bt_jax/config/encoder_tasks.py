@@ -17,7 +17,7 @@ class EncoderData(Data):
 class EncoderViews(Section):
     """The images that the encoder sees."""
 
-    PATH = "views."
+    PATH, POSITIVE = "views.", ("std",)
 
     size: int = key(0, "pixels; 0: as in the encoder's run folder, or 224")
     mean: tuple | None = key(None, "per channel, of pixels in [0, 1]. Default: the encoder's")
@@ -39,6 +39,8 @@ class FromEncoder(Run):
 class EvaluateEvals(Evals):
     """Options of the protocols."""
 
+    POSITIVE = (*Evals.POSITIVE, "knn_k", "knn_temperature", "linear_epochs")
+
     knn_k: tuple = key((200, 20), "numbers of neighbours that vote; the first is the headline")
     knn_temperature: tuple = key((0.1, 0.07), "each k votes with each of them")
     linear_epochs: int = key(30, "epochs of the linear probe")
@@ -58,12 +60,16 @@ class Evaluate(FromEncoder):
 class FinetuneData(EncoderData):
     """The images of fine-tuning."""
 
+    POSITIVE, FRACTIONS = (*EncoderData.POSITIVE, "fraction"), (*EncoderData.FRACTIONS, "fraction")
+
     fraction: float = key(1.0, "share of the training images, equal for every class, such as 0.01")
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneViews(EncoderViews):
     """The one view of fine-tuning: a crop and a flip."""
+
+    FRACTIONS = ("crop_scale", "flip")
 
     crop_scale: tuple = key((0.08, 1.0), "share of an image's area in a training crop")
     flip: float = key(0.5, "probability")
@@ -83,6 +89,7 @@ class FinetuneOptim(Section):
     """SGD. The rates are not multiplied by the batch, as in the reference's evaluate.py."""
 
     PATH, CHOICES = "optim.", {"schedule": ("cosine", "drops")}
+    POSITIVE, FRACTIONS = ("drop_factor",), ("momentum",)
 
     lr_classifier: float = key(0.3, "of the classifier")
     lr_backbone: float = key(0.0, "of the trained parts of the backbone")

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -72,12 +72,12 @@ def _section(kind: type[Section], config: ConfigDict) -> Any:
     return kind(**values)
 
 
-def describe() -> str:
-    """Every key with its default and its help; shared keys are listed under the first task."""
+def describe(tasks: Iterable[str] = TASKS) -> str:
+    """Every key of the tasks with its default and its help; shared keys are listed under the first task."""
     lines, seen = [], set()
-    for name, kind in TASKS.items():
+    for name in tasks:
         lines.append(f"\n  task {name}:")
-        for path, default, text in _described(kind()):
+        for path, default, text in _described(TASKS[name]()):
             if (path, default, text) not in seen:
                 seen.add((path, default, text))
                 lines.append(entry(f"--config.{path}={default}", text))
@@ -109,6 +109,7 @@ def _described(section: Section, prefix: str = "") -> Iterator[tuple[str, str, s
 
 def shrink(config: ConfigDict, *, train_split: str, val_split: str) -> ConfigDict:
     """The `:smoke` form of a config: the same program on few images with a narrow net, in seconds on a CPU."""
+    config.smoke = True
     config.batch_size, config.tuned_batch_size = 16, 0
     config.total_epochs = 2.0
     config.data.train_split, config.data.val_split = train_split, val_split
@@ -127,6 +128,7 @@ def shrink(config: ConfigDict, *, train_split: str, val_split: str) -> ConfigDic
 
 def shrink_finetune(config: ConfigDict) -> ConfigDict:
     """The `:smoke` form of a config that fine-tunes."""
+    config.smoke = True
     config.batch_size, config.total_epochs = 16, 2.0
     config.data.fraction = 0.01
     config.model.dtype = "float32"

@@ -22,7 +22,7 @@ class PretrainData(Data):
 class Views(Section):
     """The augmentation."""
 
-    PATH, POSITIVE = "views.", ("size",)
+    PATH, POSITIVE = "views.", ("size", "std")
 
     name: str = key("cifar", "a recipe of bt_jax.augment.recipes.RECIPES")
     size: int = key(32, "pixels of a view")
@@ -40,7 +40,7 @@ class Views(Section):
 class Model(Section):
     """The backbone and the projector."""
 
-    PATH = "model."
+    PATH, POSITIVE = "model.", ("width", "projector")
     CHOICES: ClassVar = {"dtype": ("bfloat16", "float32"), "projector_sharding": ("replicated", "sharded")}
 
     arch: str = key("resnet18", '"resnet18", "resnet50", ...; see bt_jax.models')
@@ -59,6 +59,7 @@ class Optim(Section):
     """The optimizer of backbone and heads."""
 
     PATH, CHOICES = "optim.", {"name": ("lars", "sgd", "adamw")}
+    POSITIVE, FRACTIONS = ("trust_coefficient", "grad_scale"), ("momentum",)
 
     name: str = key("lars", '"lars", "sgd" or "adamw"')
     lr_weights: float = key(0.2, "per 256 images, of kernels")
@@ -77,7 +78,7 @@ class Optim(Section):
 class Probe(Section):
     """The online probe: a linear classifier on detached features, trained alongside."""
 
-    PATH = "probe."
+    PATH, FRACTIONS = "probe.", ("momentum",)
 
     lr: float = key(0.1, "per 256 images")
     momentum: float = key(0.9, "of its SGD")
@@ -88,7 +89,7 @@ class Probe(Section):
 class PretrainEvals(Evals):
     """Evaluation of pretraining."""
 
-    POSITIVE = ("batch_size", "knn_k")
+    POSITIVE = (*Evals.POSITIVE, "knn_k", "knn_temperature")
 
     every_epochs: float = key(10.0, "epochs between two evaluations by kNN and the online probe; 0: never")
     size: int = key(0, "pixels of the image that is evaluated; 0: views.size")

@@ -28,44 +28,49 @@ def _is_numbers(default: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Keys that belong together.
+    """Keys that belong together. No number is negative or infinite.
 
     Attributes:
       PATH: their prefix in a config, such as "optim."; for messages.
       CHOICES: key -> its valid values.
-      POSITIVE: keys that must be above 0.
+      POSITIVE: keys whose numbers must be above 0; the others may be 0.
+      FRACTIONS: keys whose numbers are at most 1.
     """
 
     PATH: ClassVar[str] = ""
     CHOICES: ClassVar[Mapping[str, Iterable[str]]] = {}
     POSITIVE: ClassVar[Iterable[str]] = ()
+    FRACTIONS: ClassVar[Iterable[str]] = ()
 
     def __post_init__(self) -> None:
         for name, valid in self.CHOICES.items():
             arguments.choose(f"config.{self.PATH}{name}", getattr(self, name), valid)
-        for name in self.POSITIVE:
-            path, value = self.PATH + name, getattr(self, name)
-            if value <= 0:
-                raise UserError(f"config.{path}={value} must be positive", f"Set --config.{path} to a positive number.")
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            numbers = value if isinstance(value, tuple) else [value]
-            if any(isinstance(number, str) for number in numbers) and _is_numbers(field.default):
-                given, example = ",".join(map(str, numbers)), ",".join(map(str, field.default))
-                path = self.PATH + field.name
-                raise UserError(
-                    f"config.{path}={given} is no list of numbers", f"Write e.g. --config.{path}={example}."
-                )
-            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-                path = self.PATH + field.name
-                raise UserError(f"config.{path}={value} is not finite", f"Set --config.{path} to a finite number.")
+            self._check_numbers(field)
+
+    def _check_numbers(self, field: dataclasses.Field) -> None:
+        path, value = self.PATH + field.name, getattr(self, field.name)
+        values = value if isinstance(value, tuple) else [value]
+        if any(isinstance(each, str) for each in values) and _is_numbers(field.default):
+            given, example = ",".join(map(str, values)), ",".join(map(str, field.default))
+            raise UserError(f"config.{path}={given} is no list of numbers", f"Write e.g. --config.{path}={example}.")
+        numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
+        a_number = "positive numbers" if isinstance(value, tuple) else "a positive number"
+        if not all(map(math.isfinite, numbers)):
+            raise UserError(f"config.{path}={value} is not finite", f"Set --config.{path} to a finite number.")
+        if field.name in self.POSITIVE and min(numbers, default=1) <= 0:
+            raise UserError(f"config.{path}={value} must be positive", f"Set --config.{path} to {a_number}.")
+        if field.name in self.FRACTIONS and not all(0 <= number <= 1 for number in numbers):
+            raise UserError(f"config.{path}={value} is not between 0 and 1", f"Set --config.{path} to 0 ... 1.")
+        if min(numbers, default=0) < 0:
+            raise UserError(f"config.{path}={value} must not be negative", f"Set --config.{path} to 0 or more.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Watch(Section):
     """The watchdog, which ends a run that makes no progress."""
 
-    PATH = "watch."
+    PATH, POSITIVE = "watch.", ("silent_seconds",)
 
     stuck_seconds: float = key(3600.0, "exit with a diagnosis after this long without a training step; 0: never")
     silent_seconds: float = key(60.0, "exit if another process sends no heartbeat for this long")
@@ -75,7 +80,7 @@ class Watch(Section):
 class Data(Section):
     """The images."""
 
-    PATH = "data."
+    PATH, POSITIVE, FRACTIONS = "data.", ("canvas",), ("broken_limit",)
     CHOICES: ClassVar = {
         "reader": ("auto", "tensorflow", "pillow"),
         "exif_orientation": ("auto", "apply", "ignore"),
@@ -84,7 +89,7 @@ class Data(Section):
     name: str = key("patterns", '"patterns" (embedded) or the name of a TFDS data set')
     dir: str = key("", 'folder of TFDS data sets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets')
     folder: str = key("", "folder of images, with labels by sub-folder or none; replaces the data set of data.name")
-    npz: str = key("", "file that `python -m bt_jax.prepare --npz` wrote; needs no TensorFlow")
+    npz: str = key("", "file that `bt-jax prepare --npz` wrote; needs no TensorFlow")
     broken_limit: float = key(
         0.01, "stop if a larger share of images, and more than 10, is unreadable; 0: at the first"
     )
@@ -117,7 +122,7 @@ class Log(Section):
 class Checkpoint(Section):
     """Checkpoints."""
 
-    PATH = "checkpoint."
+    PATH, POSITIVE = "checkpoint.", ("keep_last",)
 
     every_epochs: float = key(10.0, "epochs between two checkpoints; 0: only at the end")
     keep_last: int = key(2, "number of newest checkpoints to keep")
@@ -140,7 +145,7 @@ class Evals(Section):
 class Run(Section):
     """Keys that every task has."""
 
-    POSITIVE = ("batch_size", "total_epochs")
+    POSITIVE = ("batch_size", "total_epochs", "nonfinite_limit")
     CHOICES: ClassVar = {"platform": ("any", "cpu", "gpu", "tpu")}
 
     task: str = key("", '"pretrain", "evaluate" or "finetune"; the config file sets it')
@@ -148,6 +153,7 @@ class Run(Section):
     batch_size: int = key(256, "images in a step, over all devices of all processes")
     total_epochs: float = key(100.0, "passes over the training images; may be a fraction")
     extend_epochs: float = key(0.0, "epochs added to total_epochs; the only change of schedule allowed on resume")
+    smoke: bool = key(False, "the config file sets it in its small form, `:smoke`, whose numbers mean nothing")
     stop_after_steps: int = key(0, "stop at this step of the full schedule, to be resumed later; 0: do not")
     nonfinite_limit: int = key(10, "stop when the loss or gradient of this many steps in a row is not finite")
     platform: str = key("any", 'the only platform to run on: "cpu", "gpu" or "tpu"')
@@ -160,6 +166,6 @@ class Run(Section):
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"config.seed={self.seed} is no seed", f"Set --config.seed to one of 0 ... {SEEDS - 1}.")
+        super().__post_init__()

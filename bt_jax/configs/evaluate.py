@@ -15,6 +15,7 @@ def get_config(arg=None):
     args = config_lib.parse_arg(arg, smoke=False)
     config = config_lib.evaluate()
     if args.smoke:
+        config.smoke = True
         config.evals.train_images, config.evals.val_images, config.evals.spectrum_images = 256, 128, 128
         config.evals.knn_k, config.evals.linear_epochs = (20, 5), 3
     return config

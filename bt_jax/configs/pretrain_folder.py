@@ -2,31 +2,38 @@
 
     python -m bt_jax.main --config=configs/pretrain_folder.py:batch=256 --config.data.folder=IMAGES --workdir=runs/mine
 
-Arguments, after a colon: batch=256, epochs=300, size=224, arch=resnet50, gray=False, val= (a split that is held out,
-such as val), method=barlow_twins (or another of docs/methods.md), recipe=own | common, smoke. Check the images first:
-python -m bt_jax.prepare --folder=IMAGES.
+Arguments, after a colon: batch=256, epochs=300, size=224, arch=resnet50, gray=False, val= (what is held out: a share
+such as 20%, or a split such as val), method=barlow_twins (or another of docs/methods.md), recipe=own | common, small,
+smoke. Check the images first: python -m bt_jax.prepare --folder=IMAGES.
 
 The paper's recipe with the authors' rates for the batch, or with recipe=own that of another method
 (see pretrain_imagenet_r50.py). Views of up to 64 pixels get
 the small-image stem and no blur. It must reach what your data allow: with sub-folders as labels and `val=`, kNN and the
 online probe say how far it is; without labels the report's diagonal and spread do.
+
+`small` is for a few hundred photographs on a CPU, where the paper's recipe takes too few steps to learn: batch=32,
+epochs=50, size=64, arch=resnet18 of a quarter of the width, and the projector and optimizer of the quickstart.
 """
 
 from bt_jax import config as config_lib
 from bt_jax.configs import pretrain_imagenet_r50
+from bt_jax.messages import UserError
 
 SMALL = 64  # pixels: up to here a 7x7 stride-2 stem and a max-pool would leave nothing
+USUAL = {"batch": 256, "epochs": 300, "size": 224, "arch": "resnet50"}
+FEW_IMAGES = {"batch": 32, "epochs": 50, "size": 64, "arch": "resnet18"}
 
 
 def get_config(arg=None):
-    images = {"size": 224, "gray": False, "val": ""}
-    method = {"method": "barlow_twins", "recipe": "own"}
-    args = config_lib.parse_arg(arg, batch=256, epochs=300, arch="resnet50", smoke=False, **images, **method)
+    others = {"gray": False, "val": "", "method": "barlow_twins", "recipe": "own", "small": False, "smoke": False}
+    args = config_lib.parse_arg(arg, **USUAL, **others)
+    if args.small:
+        args = config_lib.parse_arg(arg, **FEW_IMAGES, **others)
     config = pretrain_imagenet_r50.get_config(
         f"batch={args.batch},epochs={args.epochs},method={args.method},recipe={args.recipe}"
     )
     config.data.name = "folder"
-    config.data.val_split = args.val
+    config.data.train_split, config.data.val_split = train, val = splits(args.val)
     config.model.arch = args.arch
     config.model.small_images = args.size <= SMALL
     config.views.size = args.size
@@ -39,7 +46,36 @@ def get_config(arg=None):
         config.views.view1.blur = config.views.view2.blur = 0.0  # as every recipe for small images
     config.optim.grad_scale = 1.0
     config.checkpoint.every_epochs = 10.0
+    if args.small:
+        shrink_for_few_images(config)
     if args.smoke:
-        config_lib.shrink(config, train_split="train.mixed[:64]", val_split=args.val and f"{args.val}.mixed[:32]")
+        config_lib.shrink(config, train_split=f"{mixed(train)}[:64]", val_split=val and f"{mixed(val)}[:32]")
         config.model.arch = "resnet18"
     return config
+
+
+def shrink_for_few_images(config):
+    config.model.width = 0.25
+    config.model.projector = tuple(min(width, 512) for width in config.model.projector)
+    config.model.dtype = "float32"  # CPUs compute slowly with bfloat16
+    # LARS with the authors' rates changes a weight by less than 1e-4 of its size in a step, too little for few steps.
+    config.optim.name = "adamw"
+    config.optim.lr_weights = config.optim.lr_biases = 0.004
+    config.optim.weight_decay = 1e-4
+    config.optim.warmup_epochs = 2.0
+    config.optim.end_factor = 0.0
+
+
+def splits(val):
+    """Training and held-out split: of "20%", parts of each class; of the name of a split, train and that split."""
+    if not val.rstrip("%").isdigit():
+        return "train", val
+    share = int(val.rstrip("%"))
+    if not val.endswith("%") or not 0 < share < 100:
+        raise UserError(f"val={val} is no share of the images", "Write e.g. val=20%, or the name of a split.")
+    return f"train.mixed[:{100 - share}%]", f"train.mixed[{100 - share}%:]"
+
+
+def mixed(split):
+    """A split with its classes mixed, so that a slice of it has a part of each; a slice is taken as it is."""
+    return split if "[" in split else f"{split}.mixed"

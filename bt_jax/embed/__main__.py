@@ -1,8 +1,8 @@
 """Writes the features of every image of a data set, with its id, file and label, in order and in shards.
 
-    python -m bt_jax.embed --encoder=runs/mine --folder=IMAGES --out=features                  # a folder of images
-    python -m bt_jax.embed --encoder=runs/mine --data=cifar10 --splits=test --out=features     # a TFDS data set
-    python -m bt_jax.embed --encoder=runs/mine/checkpoints/8000 --npz_in=mine.npz --out=features --format=parquet
+    bt-jax embed --encoder=runs/mine --folder=IMAGES --out=features                  # a folder of images
+    bt-jax embed --encoder=runs/mine --data=cifar10 --splits=test --out=features     # a TFDS data set
+    bt-jax embed --encoder=runs/mine/checkpoints/8000 --npz_in=mine.npz --out=features --format=parquet
 
 Each image comes once, in the view of the evaluation: resized, centre-cropped, normalised as in training. The files of
 shard 0 of 5 of the split "train":

@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -81,9 +80,6 @@ class ImagesWithoutRow(UnreadableImages):
 
     def _count(self, whole):
         return len(self.reasons[whole.base])
-
-    def _warn(self, line):
-        print(line, file=sys.stderr)
 
     def _note(self, span, number, why):
         self.reasons[span.base][number] = self._source.file(span.base, number), why

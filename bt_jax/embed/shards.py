@@ -26,7 +26,7 @@ from bt_jax.embed.reading import ImagesWithoutRow, Reading, Shard, batches_of, c
 from bt_jax.embed.record import fingerprint, open_out, orientation_of, view_sizes
 from bt_jax.embed.shard_files import Npy, Parquet, Rows, WriteErrors
 from bt_jax.evals import features, finite
-from bt_jax.messages import UserError
+from bt_jax.messages import UserError, counted
 from bt_jax.run_folder import lock
 from bt_jax.selfcheck import comparison
 from bt_jax.weights import load
@@ -106,7 +106,7 @@ def embed_split(job: Job, folder: Path, shards: list[Shard]) -> None:
     deque(ticks, maxlen=0)
     unreadable, kept = len(job.reading.unreadable.reasons[base]), len(shards) - len(missing)
     print(
-        f"{base}: {stop - start} images in {len(shards)} shards"
+        f"{base}: {counted(stop - start, 'image')} in {counted(len(shards), 'shard')}"
         + (f", {kept} of which existed already" if kept else "")
         + f", {unreadable} unreadable"
         + (f", {count / (time.monotonic() - began):.0f} images/s" if count else "")

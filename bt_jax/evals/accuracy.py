@@ -22,6 +22,8 @@ class Accuracy:
       every_steps: its schedule; 0 is never.
     """
 
+    title = "accuracy"
+
     def __init__(self, nets: Nets, recipe: recipes.Recipe, val: Callable, *, mesh: Mesh, resize: int, every_steps: int):
         embed, classifier = features.make_embed(nets.backbone, recipe, mesh, resize=resize), nets.heads["classifier"]
 

@@ -11,9 +11,11 @@ class Evaluator(Protocol):
     """Computes metrics of a state, during training or after it.
 
     Attributes:
+      title: what it evaluates, in words for messages.
       every_steps: its schedule; 0 is never.
     """
 
+    title: str
     every_steps: int
 
     def run(self, state: TrainState) -> dict[str, float]:

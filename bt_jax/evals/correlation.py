@@ -29,6 +29,8 @@ class CrossCorrelation:
       every_steps: its schedule; 0 is never.
     """
 
+    title = "cross-correlation"
+
     def __init__(
         self,
         nets: Nets,

@@ -107,8 +107,11 @@ class KNN:
     """Weighted nearest neighbours: `knn.predict` for several k and temperatures.
 
     Args:
-      ks, temperatures: the first of each make the main result. All other pairs are reported too.
+      ks, temperatures: the first of each make the main result. All other pairs are reported too. A k above the number
+        of training images that were read becomes that number.
     """
+
+    title = "kNN"
 
     def __init__(
         self,
@@ -125,30 +128,30 @@ class KNN:
     def run(self, state: HasEncoder) -> dict[str, float]:
         """{"val/knn_top1"}, a fraction. With several pairs, also its 95 % interval "val/knn_low", "val/knn_high", and
         the accuracy of each pair, such as "val/knn_top1_k20_t0.07".
-
-        Raises:
-          UserError: a k is larger than the number of training images.
         """
         bank, labels, queries, val_labels = self._frozen.labelled(state)
-        if max(self._ks) > len(bank):
-            raise UserError(
-                f"kNN needs {max(self._ks)} neighbours, but there are {len(bank)} training images",
-                "Lower --config.evals.knn_k, or use more images.",
-            )
-        classes = self._frozen.num_classes
-        predicted = knn.predict(
-            bank, labels, queries, ks=self._ks, temperatures=self._temperatures, num_classes=classes
-        )
+        ks, classes = self.ks(state), self._frozen.num_classes
+        predicted = knn.predict(bank, labels, queries, ks=ks, temperatures=self._temperatures, num_classes=classes)
         accuracy = (predicted == val_labels).mean(axis=-1)
-        pairs = [(i, j) for i in range(len(self._ks)) for j in range(len(self._temperatures))]
-        by_pair = {f"val/knn_top1_k{self._ks[i]}_t{self._temperatures[j]:g}": float(accuracy[i, j]) for i, j in pairs}
+        pairs = [(i, j) for i in range(len(ks)) for j in range(len(self._temperatures))]
+        by_pair = {f"val/knn_top1_k{ks[i]}_t{self._temperatures[j]:g}": float(accuracy[i, j]) for i, j in pairs}
         low, high = confidence.interval(predicted[0, 0] == val_labels)
         main = {"val/knn_top1": float(accuracy[0, 0])}
         return main if len(by_pair) == 1 else main | {"val/knn_low": low, "val/knn_high": high} | by_pair
 
+    def ks(self, state: HasEncoder) -> tuple[int, ...]:
+        """The numbers of neighbours that vote: each is capped at the number of training images that were read."""
+        count = len(self._frozen.labelled(state)[0])
+        if capped := [k for k in self._ks if k > count]:
+            asked = ", ".join(map(str, capped))
+            messages.say_once(f"kNN: all {count} training images vote, because there are fewer than {asked}")
+        return tuple(dict.fromkeys(min(k, count) for k in self._ks))
+
 
 class OnlineProbe:
     """The linear probe that is trained along with the encoder, on held-out images."""
+
+    title = "online probe"
 
     def __init__(self, frozen: FrozenFeatures, *, every_steps: int = 0) -> None:
         self._frozen = frozen
@@ -166,6 +169,8 @@ class OnlineProbe:
 
 class LinearProbe:
     """A linear classifier that `probe.fit` fits on the cached features."""
+
+    title = "linear probe"
 
     def __init__(self, frozen: FrozenFeatures, *, epochs: int = 30, every_steps: int = 0) -> None:
         self._frozen, self._epochs = frozen, epochs
@@ -195,6 +200,8 @@ class SVM:
       frozen: features of images without single labels.
       targets, val_targets: int8 (m, classes) and (n, classes) of 1, 0 (ignored) and -1, in the order of the images.
     """
+
+    title = "linear SVM"
 
     def __init__(
         self, frozen: FrozenFeatures, targets: np.ndarray, val_targets: np.ndarray, *, every_steps: int = 0

@@ -162,6 +162,8 @@ class Spectrum:
       every_steps: its schedule; 0 is never.
     """
 
+    title = "spectrum"
+
     def __init__(
         self,
         net: Net,

@@ -12,6 +12,8 @@ from bt_jax.models import Net
 def preprocess(images: ArrayLike, net: Net) -> jax.Array:
     """Normalises stored pixels as in training, for `net.apply`. It neither resizes nor crops.
 
+    The encoder takes images of any size, but its features are best near the size of its training images.
+
     Args:
       images: uint8, one image (h, w, c) or a batch (n, h, w, c), with c = 3, or c = 1 for gray; one gray image may be
         (h, w). For an encoder of colour images gray becomes three equal channels.
@@ -54,7 +56,7 @@ def _stored_pixels(images: ArrayLike) -> jax.Array:
             f"The images are {pixels.dtype}, not uint8",
             "Pass the pixels as they are stored, 0 to 255, without scaling."
             if scaled
-            else "Convert them with .astype(np.uint8) if all values are 0 to 255.",
+            else "If all values are 0 to 255, convert them: np.asarray(images, np.uint8).",
         )
     if len(shape) == 2:
         pixels = pixels[..., None]

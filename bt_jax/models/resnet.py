@@ -216,9 +216,15 @@ class ResNet(nnx.Module):
           dtype; "features": (n, feature_dim), float32, or float64 if that is the compute dtype.
 
         Raises:
-          UserError: the images have another shape, such as PyTorch's (n, channels, height, width).
+          UserError: the images are whole numbers, or have another shape, such as PyTorch's (n, channels, height,
+            width).
         """
         self._check(images.shape)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(
+                f"The images are {images.dtype}, not normalised floating-point numbers",
+                "Normalise them: bt_jax.preprocess(images, net).",
+            )
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train=train))
         if not self.small_images:
             padding = ((1, 1), (1, 1))  # with -inf, as in torch

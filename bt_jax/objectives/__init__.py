@@ -38,7 +38,7 @@ def select(
     if name == config.objective.name:
         return
     registry = importlib.import_module("bt_jax.objectives.registry")
-    keys = registry.keys(name)
+    keys = registry.keys(name, option="method")
     with config.unlocked():
         config.objective = {"name": name, **keys, **options.get(name, {})}
     config.model.update(registry.METHODS[name].objective.model)

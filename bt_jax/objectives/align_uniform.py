@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from bt_jax.objectives.base import Metric, Objective, Outcome
-from bt_jax.objectives.functions import Loss, embedding_std, off_diagonal, products, unit_rows
+from bt_jax.objectives.functions import Loss, check_embeddings, embedding_std, off_diagonal, products, unit_rows
 from bt_jax.shapes import Array, Float
 
 SHORTEST = 1e-12  # distance, ours: at 0 a power below 2 has no gradient
@@ -30,7 +30,21 @@ def align_uniform(
     alpha: float = 2.0,
     t: float = 2.0,
 ) -> Loss:
-    """Loss of two embeddings (n, d) of the same n images, and its terms before their weights: "align", "uniform"."""
+    """The loss of two embeddings of the same n images.
+
+    Args:
+      x, y: (n, d), float, n >= 2; the function scales every row to length 1.
+      alignment, uniformity: weights of the terms.
+      alpha: power of the distance of the two views.
+      t: sharpness of the Gaussian kernel between images.
+
+    Returns:
+      The loss, and its terms without their weights: "align", "uniform".
+
+    Raises:
+      UserError: x and y are not as above.
+    """
+    check_embeddings(x=x, y=y)
     x, y = unit_rows(x), unit_rows(y)
     terms = {"align": align(x, y, alpha), "uniform": (uniform(x, t) + uniform(y, t)) / 2}
     return alignment * terms["align"] + uniformity * terms["uniform"], terms

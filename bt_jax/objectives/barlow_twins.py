@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from bt_jax.messages import UserError
 from bt_jax.objectives.base import Context, Metric, Objective, Outcome
 from bt_jax.objectives.forward import Forward, Tree
-from bt_jax.objectives.functions import embedding_std
+from bt_jax.objectives.functions import check_embeddings, embedding_std
 from bt_jax.shapes import Array, Float
 
 EPS = 1e-5  # the default of torch.nn.BatchNorm1d, which the reference uses
@@ -72,7 +72,7 @@ def barlow_twins(
     """The loss of two embeddings of the same n images.
 
     Args:
-      z1, z2: (n, d), float32, bfloat16 or float64. Accumulation is in float32 or wider.
+      z1, z2: (n, d), float32, bfloat16 or float64, n >= 2. Accumulation is in float32 or wider.
       lambd: weight of the off-diagonal term.
       form: "covariance" computes c, a block of rows at a time. "gram" computes two (n, n) matrices instead, with
         sum_ij c_ij^2 = <Z1 Z1^T, Z2 Z2^T> / n^2, and the diagonal from products of columns. "auto" is `choose_form`.
@@ -84,15 +84,14 @@ def barlow_twins(
       factor lambd, and "diag_mean" = mean c_ii.
 
     Raises:
-      ValueError: the shapes differ or are not (n, d), or the form is unknown.
+      UserError: z1 and z2 are not floating-point arrays (n, d) of one shape with n >= 2, or the form is unknown.
     """
-    if z1.ndim != 2 or z1.shape != z2.shape:
-        raise ValueError(f"z1 and z2 must be two (n, d) arrays of one shape, not {z1.shape} and {z2.shape}")
+    check_embeddings(z1=z1, z2=z2)
     n, d = z1.shape
     if form == "auto":
         form = choose_form(n, d)
     if form not in FORMS:
-        raise ValueError(f"form must be 'auto', 'covariance' or 'gram', not {form!r}")
+        raise UserError(f"form={form!r} is unknown", "Choose from auto, covariance, gram.")
     if mesh is not None and (mesh.devices.size == 1 or d % mesh.devices.size):
         mesh = None
     if mesh is not None:
@@ -149,6 +148,7 @@ class BarlowTwins(Objective):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.form not in ("auto", *FORMS):
             raise UserError(f"config.objective.form={self.form!r} is unknown", "Choose from auto, covariance, gram.")
 

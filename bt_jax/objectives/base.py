@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -97,7 +98,7 @@ class Objective:
       frozen_epochs: by head, number of epochs at the start without any update: no step, no momentum, no decay.
       constant_rate: heads whose learning rate has no schedule, such as the predictor of SimSiam.
       model: the keys of `config.model` in the official code, which `:method=NAME` of a recipe sets.
-      positive, fractions: keys that must be above 0, or from 0 to 1.
+      positive, fractions: keys that must be above 0, or from 0 to 1; no number is negative or infinite.
     """
 
     title: ClassVar[str] = ""
@@ -111,14 +112,18 @@ class Objective:
     fractions: ClassVar[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
-        for name in self.positive:
-            if not getattr(self, name) > 0:
-                cause = f"config.objective.{name}={getattr(self, name)} must be positive"
-                raise UserError(cause, f"Set --config.objective.{name} to a positive number.")
-        for name in self.fractions:
-            if not 0 <= getattr(self, name) <= 1:
-                cause = f"config.objective.{name}={getattr(self, name)} is not between 0 and 1"
-                raise UserError(cause, f"Set --config.objective.{name} to a number from 0 to 1.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            key = f"config.objective.{field.name}"
+            if field.name in self.positive and not value > 0:
+                raise UserError(f"{key}={value} must be positive", f"Set --{key} to a positive number.")
+            if field.name in self.fractions and not 0 <= value <= 1:
+                raise UserError(f"{key}={value} is not between 0 and 1", f"Set --{key} to a number from 0 to 1.")
+            if not 0 <= value < math.inf:
+                problem = "must not be negative" if value < 0 else "is not finite"
+                raise UserError(f"{key}={value} {problem}", f"Set --{key} to 0 or more.")
 
     def check_batch(self, batch: int) -> None:
         """Raises UserError if the method cannot train on batches of `batch` images; no method can on single images."""

@@ -15,14 +15,26 @@ import jax.numpy as jnp
 
 from bt_jax.objectives import momentum
 from bt_jax.objectives.base import Metric, Objective, Outcome, build_head
-from bt_jax.objectives.functions import Loss, embedding_std, unit_rows
+from bt_jax.objectives.functions import Loss, check_embeddings, embedding_std, unit_rows
 from bt_jax.shapes import Array, Float, Number
 
 SHORTEST = 1e-6  # helpers.py:81: the squared length is at least 1e-12
 
 
 def byol(p1: Float[Array, "n d"], p2: Float[Array, "n d"], t1: Float[Array, "n d"], t2: Float[Array, "n d"]) -> Loss:
-    """Loss of predictions p and targets t of two views, t without gradient; and "agreement", the mean cosine."""
+    """The loss of two views of the same n images.
+
+    Args:
+      p1, p2: the predictor's outputs (n, d), float.
+      t1, t2: the momentum network's projections (n, d), float; they get no gradient.
+
+    Returns:
+      The loss, and "agreement", the mean cosine of predictions and targets.
+
+    Raises:
+      UserError: the arrays are not as above.
+    """
+    check_embeddings(1, p1=p1, p2=p2, t1=t1, t2=t2)
     loss = _distance(p1, t2) + _distance(p2, t1)
     return loss, {"agreement": 1 - loss / 4}
 

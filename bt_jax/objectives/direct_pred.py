@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from bt_jax.config import arguments
 from bt_jax.objectives import momentum
 from bt_jax.objectives.base import Metric, Objective, Outcome, build_head, output_width
-from bt_jax.objectives.functions import Loss, embedding_std, products, unit_rows
+from bt_jax.objectives.functions import Loss, check_embeddings, embedding_std, products, unit_rows
 from bt_jax.shapes import Array, Float
 
 LEAST = 1e-4  # eigenvalue of W, compute_w_corr of byol_trainer.py
@@ -31,7 +31,21 @@ def direct_pred(
     t2: Float[Array, "n d"],
     w: Float[Array, "d d"],
 ) -> Loss:
-    """Loss of projections z, targets t and the predictor w, the last two without gradient; and "agreement"."""
+    """The loss of two views of the same n images.
+
+    Args:
+      z1, z2: the projector's outputs (n, d), float.
+      t1, t2: the momentum network's projections (n, d), float; they get no gradient.
+      w: the predictor (d, d), float; it gets no gradient. `computed_predictor` computes it.
+
+    Returns:
+      The loss, and "agreement", the mean cosine of predictions and targets.
+
+    Raises:
+      UserError: the arrays are not as above.
+    """
+    check_embeddings(1, z1=z1, z2=z2, t1=t1, t2=t2)
+    check_embeddings(1, w=w)
     w, t1, t2 = jax.lax.stop_gradient((w, t1, t2))
     agreement = (_cosine(z1, w, t2) + _cosine(z2, w, t1)) / 2
     return -4 * agreement, {"agreement": agreement}

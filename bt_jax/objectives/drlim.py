@@ -13,14 +13,26 @@ import jax
 import jax.numpy as jnp
 
 from bt_jax.objectives.base import Metric, Objective, Outcome
-from bt_jax.objectives.functions import Loss, embedding_std, products
+from bt_jax.objectives.functions import Loss, check_embeddings, embedding_std, products
 from bt_jax.shapes import Array, Float
 
 SHORTEST = 1e-6  # distance, ours: at 0 there is no gradient
 
 
 def drlim(z1: Float[Array, "n d"], z2: Float[Array, "n d"], *, margin: float = 1.0) -> Loss:
-    """Loss of two embeddings (n, d) of the same n images, and its terms: "positive_pairs", "negative_pairs"."""
+    """The loss of two embeddings of the same n images.
+
+    Args:
+      z1, z2: (n, d), float, n >= 2; their length counts.
+      margin: the distance beyond which negative pairs do not count.
+
+    Returns:
+      The loss, and its terms: "positive_pairs", "negative_pairs".
+
+    Raises:
+      UserError: z1 and z2 are not as above.
+    """
+    check_embeddings(z1=z1, z2=z2)
     n = len(z1)
     z1, z2 = (jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32)) for z in (z1, z2))
     positive = jnp.square(z1 - z2).sum(axis=1).mean() / 2

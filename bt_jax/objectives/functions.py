@@ -6,9 +6,39 @@ They compute in float32, or in the dtype of the input if it is wider.
 import jax
 import jax.numpy as jnp
 
+from bt_jax.messages import UserError
 from bt_jax.shapes import Array, Float, Int
 
 Loss = tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]  # a loss and its metrics
+
+
+def check_embeddings(least: int = 2, /, **embeddings: Array) -> None:
+    """Checks the inputs of a loss: floating-point arrays (n, d) of one shape, with `least` or more rows.
+
+    Raises:
+      UserError: an array is of another kind; the message has its name.
+    """
+    first = next(iter(embeddings))
+    for name, z in embeddings.items():
+        if not hasattr(z, "dtype"):
+            raise UserError(f"{name} is a {type(z).__name__}, not an array", f"Convert it: jnp.asarray({name}).")
+        if not jnp.issubdtype(z.dtype, jnp.floating):
+            raise UserError(
+                f"{name} is {z.dtype}, but a loss needs floating-point numbers",
+                f'Convert it: {name}.astype("float32").',
+            )
+        if z.ndim != 2:
+            raise UserError(f"{name} has the shape {z.shape}, not (n, d)", "Pass one row for each image.")
+        if z.shape != embeddings[first].shape:
+            raise UserError(
+                f"{first} has the shape {embeddings[first].shape}, but {name} has {z.shape}",
+                "Pass arrays of one shape.",
+            )
+        if len(z) < least:
+            raise UserError(
+                f"{name} has the shape {z.shape}, but this loss compares the images of a batch",
+                f"Pass {least} rows or more.",
+            )
 
 
 def unit_rows(z: Float[Array, "n d"], shortest: float = 1e-12) -> Float[jax.Array, "n d"]:

@@ -11,12 +11,27 @@ import dataclasses
 from typing import ClassVar
 
 from bt_jax.objectives.base import Metric, Objective, Outcome, build_head
-from bt_jax.objectives.functions import Loss, contrast, embedding_std, off_diagonal, products
+from bt_jax.objectives.functions import Loss, check_embeddings, contrast, embedding_std, off_diagonal, products
 from bt_jax.shapes import Array, Float
 
 
 def infonce(z: Float[Array, "n d"], c: Float[Array, "n e"], w: Float[Array, "d e"]) -> Loss:
-    """The loss of embeddings z and contexts c of the same n images and the bilinear form w, and "contrast_top1"."""
+    """The loss of embeddings and contexts of the same n images.
+
+    Args:
+      z: embeddings (n, d), float, n >= 2.
+      c: contexts (n, e), float.
+      w: the bilinear form (d, e), float.
+
+    Returns:
+      The loss, and "contrast_top1", the share of contexts whose embedding has the largest score.
+
+    Raises:
+      UserError: the arrays are not as above.
+    """
+    check_embeddings(z=z)
+    check_embeddings(c=c)
+    check_embeddings(1, w=w)
     predicted = products(c, w)
     loss, found = contrast((predicted * z).sum(axis=1), off_diagonal(products(predicted, z)))
     return loss, {"contrast_top1": found}

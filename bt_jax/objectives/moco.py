@@ -16,17 +16,29 @@ import jax.numpy as jnp
 from bt_jax.messages import UserError
 from bt_jax.objectives import momentum
 from bt_jax.objectives.base import Metric, Objective, Outcome, Rows, build_head, output_width
-from bt_jax.objectives.functions import Loss, contrast, embedding_std, products, unit_rows
+from bt_jax.objectives.functions import Loss, check_embeddings, contrast, embedding_std, products, unit_rows
 from bt_jax.shapes import Array, Float
 
 
 def moco(
     q: Float[Array, "n d"], k: Float[Array, "n d"], queue: Float[Array, "m d"], *, temperature: float = 0.2
 ) -> Loss:
-    """Loss of queries and keys (n, d) of the same n images and a queue of unit rows, and "contrast_top1".
+    """The loss of queries and keys of the same n images.
 
-    Keys and queue get no gradient.
+    Args:
+      q: the network's projections (n, d) of the first view, float.
+      k: the momentum network's projections (n, d) of the second view, float; they get no gradient.
+      queue: earlier keys (m, d), float, rows of length 1; they get no gradient.
+      temperature: divisor of the cosines.
+
+    Returns:
+      The loss, and "contrast_top1", the share of queries whose key has the largest score.
+
+    Raises:
+      UserError: the arrays are not as above.
     """
+    check_embeddings(1, q=q, k=k)
+    check_embeddings(1, queue=queue)
     q, k = unit_rows(q), unit_rows(k)
     k, queue = jax.lax.stop_gradient((k, queue))
     loss, found = contrast((q * k).sum(axis=1) / temperature, products(q, queue) / temperature)

@@ -4,6 +4,7 @@ A config file can add a method of another package to METHODS.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -52,13 +53,16 @@ NAMES = tuple(METHODS)
 SET_BY_TRAINER = ("mesh", "classes")  # fields that are no keys of a config
 
 
-def keys(name: str) -> dict[str, Any]:
+def keys(name: str, *, option: str = "config.objective.name") -> dict[str, Any]:
     """The keys of a method in `config.objective`, with their defaults.
+
+    Args:
+      option: the key or argument that gave the name; for the message.
 
     Raises:
       UserError: there is no method of that name.
     """
-    method = METHODS[arguments.choose("config.objective.name", name, METHODS)].objective
+    method = METHODS[arguments.choose(option, name, METHODS)].objective
     return {field.name: field.default for field in dataclasses.fields(method) if field.name not in SET_BY_TRAINER}
 
 
@@ -103,14 +107,28 @@ def evaluate_loss(
 
     Args:
       name: a key of METHODS.
-      inputs: arguments of the method's function, such as {"z1": ..., "z2": ...}.
-      options: keys of `config.objective`, such as lambd.
+      inputs: arrays by the names of the function's arguments, such as {"z1": ..., "z2": ...}; see `bt_jax.losses`.
+      options: the function's other arguments, which are keys of `config.objective`, such as lambd.
 
     Returns:
       The loss and its metrics.
 
     Raises:
-      UserError: there is no method of that name.
+      UserError: there is no method of that name, an input is missing or unknown, or an option is unknown.
     """
     function = METHODS[arguments.choose("name", name, METHODS)].function
+    parameters = inspect.signature(function).parameters.values()
+    arrays = {each.name: each.default is each.empty for each in parameters if each.kind != each.KEYWORD_ONLY}
+    known = [each.name for each in parameters if each.kind == each.KEYWORD_ONLY]
+    needed = [array for array, is_needed in arrays.items() if is_needed]
+    if not set(needed) <= inputs.keys() <= arrays.keys():
+        raise UserError(
+            f"The loss of {name} takes the arrays {', '.join(arrays)}, not {', '.join(inputs) or 'none'}",
+            f"Pass all of them; help(bt_jax.losses.{name}) describes them.",
+        )
+    if unknown := sorted(options.keys() - known):
+        raise UserError(
+            f"The loss of {name} has no option {', '.join(unknown)}",
+            f"Use only {', '.join(known)}." if known else "It has no options.",
+        )
     return function(**inputs, **options)

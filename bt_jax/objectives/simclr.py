@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bt_jax.objectives.base import Metric, Objective, Outcome, build_head
-from bt_jax.objectives.functions import Loss, contrast, embedding_std, products, unit_rows
+from bt_jax.objectives.functions import Loss, check_embeddings, contrast, embedding_std, products, unit_rows
 from bt_jax.shapes import Array, Float
 
 SHORTEST = 1e-6  # of tf.math.l2_normalize, objective.py:55
@@ -22,11 +22,22 @@ SHORTEST = 1e-6  # of tf.math.l2_normalize, objective.py:55
 def simclr(
     z1: Float[Array, "n d"], z2: Float[Array, "n d"], *, temperature: float = 0.1, sum_of_views: bool = False
 ) -> Loss:
-    """NT-Xent of two embeddings (n, d) of the same n images, and "contrast_top1"; `SimCLR` explains the options.
+    """NT-Xent, the loss of two embeddings of the same n images.
 
-    The views of an image are neighbours in one array of 2n rows. Where a batch is split over devices, both then lie on
-    one, and what travels is that array.
+    Args:
+      z1, z2: (n, d), float, n >= 2; the function scales every row to length 1.
+      temperature: divisor of the cosines.
+      sum_of_views: the sum of the means of the two views, as in the authors' code. Otherwise the mean over all views.
+
+    Returns:
+      The loss, and "contrast_top1", the share of views whose nearest embedding is the other view of their image.
+
+    Raises:
+      UserError: z1 and z2 are not as above.
     """
+    check_embeddings(z1=z1, z2=z2)
+    # The views of an image are neighbours in one array of 2n rows. If a batch is split over devices, both lie on one
+    # device, and the devices exchange this array alone.
     z1, z2 = unit_rows(z1, SHORTEST), unit_rows(z2, SHORTEST)
     z = jnp.stack([z1, z2], axis=1).reshape(-1, z1.shape[1])
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (len(z), len(z)), axis) for axis in (0, 1))

@@ -11,14 +11,26 @@ from typing import ClassVar
 import jax
 
 from bt_jax.objectives.base import Metric, Objective, Outcome, build_head
-from bt_jax.objectives.functions import Loss, embedding_std, unit_rows
+from bt_jax.objectives.functions import Loss, check_embeddings, embedding_std, unit_rows
 from bt_jax.shapes import Array, Float
 
 SHORTEST = 1e-8  # of torch.nn.CosineSimilarity
 
 
 def simsiam(p1: Float[Array, "n d"], p2: Float[Array, "n d"], z1: Float[Array, "n d"], z2: Float[Array, "n d"]) -> Loss:
-    """Loss of predictions p and projections z of two views, z without gradient; and "agreement", minus the loss."""
+    """The loss of two views of the same n images.
+
+    Args:
+      p1, p2: the predictor's outputs (n, d), float.
+      z1, z2: the projector's outputs (n, d), float; they get no gradient.
+
+    Returns:
+      The loss, and "agreement", the mean cosine of predictions and projections, which is minus the loss.
+
+    Raises:
+      UserError: the arrays are not as above.
+    """
+    check_embeddings(1, p1=p1, p2=p2, z1=z1, z2=z2)
     agreement = (_cosine(p1, z2) + _cosine(p2, z1)) / 2
     return -agreement, {"agreement": agreement}
 

@@ -19,7 +19,19 @@ from bt_jax.shapes import Array, Float, Int
 def supervised(
     logits: Float[Array, "n classes"], labels: Int[Array, " n"]
 ) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
-    """The mean cross-entropy in nats, and {"top1": share of correct predictions}; images with label -1 do not count."""
+    """The mean cross-entropy in nats.
+
+    Args:
+      logits: the classifier's outputs (n, classes), float.
+      labels: int (n,); images with label -1 do not count.
+
+    Returns:
+      The loss, and "top1", the share of correct predictions.
+
+    Raises:
+      UserError: the logits are not as above.
+    """
+    functions.check_embeddings(1, logits=logits)
     return functions.cross_entropy(logits, labels), {"top1": functions.top1(logits, labels)}
 
 

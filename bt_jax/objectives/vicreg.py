@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from bt_jax.objectives.base import Context, Metric, Objective, Outcome
 from bt_jax.objectives.forward import Forward, Tree
-from bt_jax.objectives.functions import embedding_std
+from bt_jax.objectives.functions import check_embeddings, embedding_std
 from bt_jax.shapes import Array, Float
 
 EPS = 1e-4  # main_vicreg.py:194-220
@@ -31,11 +31,19 @@ def vicreg(
     variance: float = 25.0,
     covariance: float = 1.0,
 ) -> tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]:
-    """The loss of two embeddings (n, d) of the same n images; the default weights are those of main_vicreg.py.
+    """The loss of two embeddings of the same n images.
+
+    Args:
+      z1, z2: (n, d), float, n >= 2.
+      invariance, variance, covariance: weights of the terms; the defaults are those of main_vicreg.py.
 
     Returns:
       The loss in float32 or wider, and its terms without their weights: "invariance", "variance", "covariance".
+
+    Raises:
+      UserError: z1 and z2 are not as above.
     """
+    check_embeddings(z1=z1, z2=z2)
     z1, z2 = (jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32)) for z in (z1, z2))
     terms = {
         "invariance": jnp.square(z1 - z2).mean(),

@@ -1,1 +1,1 @@
-"""The command `python -m bt_jax.plan`: estimates memory and time of a training step on a TPU slice."""
+"""The command `bt-jax plan`: estimates memory and time of a training step on a TPU slice."""

@@ -92,7 +92,8 @@ def check_identical(own: dict[str, Any]) -> None:
         [socket.gethostname(), {key: repr(value) for key, value in own.items()}], barrier="the comparison"
     )
     hosts = sorted({host for host, _ in gathered})
-    messages.say(f"{len(gathered)} processes on {len(hosts)} hosts: {', '.join(hosts[:8])}{', ...' * (len(hosts) > 8)}")
+    names = f"{', '.join(hosts[:8])}{', ...' * (len(hosts) > 8)}"
+    messages.say(f"{len(gathered)} processes on {messages.counted(len(hosts), 'host')}: {names}")
     wrong, first = [], gathered[0][1]
     for other, (host, values) in enumerate(gathered):
         keys = [key for key in sorted(first | values) if first.get(key) != values.get(key)]

@@ -1,1 +1,1 @@
-"""The command `python -m bt_jax.report`, and the report that every run writes at its end."""
+"""The command `bt-jax report`, and the report that every run writes at its end."""

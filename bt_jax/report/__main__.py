@@ -1,7 +1,7 @@
 """Writes the report of a run again: one self-contained HTML file, made from the files of the run folder.
 
-    python -m bt_jax.report RUN              writes RUN/report.html again
-    python -m bt_jax.report RUN1 RUN2 ...    compares runs: RUN1/comparison.html, or --out FILE
+    bt-jax report RUN              writes RUN/report.html again
+    bt-jax report RUN1 RUN2 ...    compares runs: RUN1/comparison.html, or --out FILE
 
 Only `metrics.jsonl` is required. If the input of a section is missing or damaged, a sentence in the report says so.
 """
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="file to write (default: report.html of the run, or comparison.html)",
+        help="file to write (default: RUN/report.html; for several runs comparison.html in the first one's folder)",
     )
     jax_settings.settle()
     return tool.run(parser, lambda options: print(write.report(*options.runs, out=options.out)), argv)

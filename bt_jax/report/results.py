@@ -23,10 +23,10 @@ def task(run: Run) -> str:
     return run.config.get("task") if run.config.get("task") in KINDS else "pretrain"
 
 
-def accuracies(run: Run) -> list[tuple[str, float, str]]:
-    """[(protocol, share, interval in words)], the headline first."""
-    values = {key: number(value) for key, value in flatten(run.summary).items()}
-    if isinstance(ends := run.summary.get("top1_interval"), list):
+def accuracies(summary: dict) -> list[tuple[str, float, str]]:
+    """[(protocol, share, interval in words)] of a summary.json, the headline first."""
+    values = {key: number(value) for key, value in flatten(summary).items()}
+    if isinstance(ends := summary.get("top1_interval"), list):
         values |= dict(zip(("top1_low", "top1_high"), map(number, ends), strict=False))
 
     def interval(low, high):
@@ -53,7 +53,7 @@ def accuracies(run: Run) -> list[tuple[str, float, str]]:
 
 def results_verdict(run: Run) -> tuple[str, str]:
     """(tone, sentence) with the main accuracy; `verdict` explains the tone."""
-    rows, about = accuracies(run), flat(run.config).get("encoder", "the encoder")
+    rows, about = accuracies(run.summary), flat(run.config).get("encoder", "the encoder")
     if task(run) == "finetune":
         trained = flat(run.config).get("train", "classifier")
         what = (
@@ -77,7 +77,7 @@ def results_verdict(run: Run) -> tuple[str, str]:
 
 
 def results_section(run: Run) -> str:
-    rows = [[esc(name), bar(value, "trained"), interval] for name, value, interval in accuracies(run)]
+    rows = [[esc(name), bar(value, "trained"), interval] for name, value, interval in accuracies(run.summary)]
     spectrum = run.summary.get("spectrum")
     body = table(["protocol", "accuracy", "95 % interval"], rows) if rows else ""
     if isinstance(spectrum, dict):

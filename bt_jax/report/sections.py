@@ -12,7 +12,7 @@ from bt_jax.report.page import COLOURS, bar, esc, figure, section, swatch, table
 from bt_jax.report.plots import Panel, draw_panel, svg
 from bt_jax.report.results import KINDS, results_verdict, task
 from bt_jax.report.runs import Run, flat
-from bt_jax.report.verdict import ROWS, knn_name, verdict
+from bt_jax.report.verdict import ROWS, knn_name, smoke_sentence, verdict
 
 SCORES = (("knn_top1", "nearest neighbours"), ("linear_top1", "linear probe"))
 FILES = {
@@ -34,7 +34,9 @@ def header_section(runs: list[Run]) -> str:
     """The kind and the name of the run, the verdict, warnings and the main figures."""
     run = runs[0]
     kind, pretraining = KINDS.get(task(run)), f"{registry.method_of_run(run.config).title} pretraining".strip()
-    (tone, first), *others = [results_verdict(run)] if kind else verdict(run)
+    smoke = smoke_sentence(run)
+    results = [*([("plain", smoke)] if smoke else []), results_verdict(run)] if kind else verdict(run)
+    (tone, first), *others = results
     notes = "".join(f'<p class="note {t}">{esc(text)}</p>' for t, text in others)
     against = " compared with " + ", ".join(esc(other.name) for other in runs[1:]) if len(runs) > 1 else ""
     facts = [
@@ -62,7 +64,7 @@ def summary_section(run: Run) -> str:
     """The final scores of a pretraining run, with those of the untrained encoder and of raw pixels."""
     scores = [(name, title) for name, title in SCORES if isinstance(run.summary.get(name), dict)]
     if not scores:
-        return section("Result", "<p>No table: summary.json has no kNN and no linear-probe accuracy.</p>")
+        return section("Result", f"<p>{_why_no_table(run)}</p>")
     rows = [[label, *(bar(run.score(name, row), row) for name, _ in scores)] for row, label in ROWS]
     lead = (
         "Top-1 accuracy on held-out images. An encoder that has learned useful features is above the untrained encoder"
@@ -70,6 +72,16 @@ def summary_section(run: Run) -> str:
     )
     columns = [f"{title} ({esc(knn_name(run))})" if name == "knn_top1" else title for name, title in scores]
     return section("Result", table(["", *columns], rows, "even"), lead)
+
+
+def _why_no_table(run: Run) -> str:
+    if flat(run.config).get("data.val_split") == "":
+        return (
+            "No table: the run has no held-out split, so that kNN and linear probe are left out. Hold images out with"
+            " the argument <code>val=20%</code> of the folder recipe, or with <code>--config.data.train_split</code>"
+            " and <code>--config.data.val_split</code>."
+        )
+    return "No table: summary.json has no kNN and no linear-probe accuracy."
 
 
 def comparison_section(runs: list[Run]) -> str:

@@ -23,8 +23,11 @@ def verdict(run: Run) -> list[tuple[str, str]]:
     """[(tone, sentence)]: the main result first, then warnings.
 
     A tone is "good", "plain", "warn" or "bad". It is "good" only if the final scores prove that the encoder has
-    learned.
+    learned. The scores of a `:smoke` run prove nothing.
     """
+    if smoke := smoke_sentence(run):
+        warning = non_finite_warning(run)
+        return [("plain", smoke), *([("warn", warning)] if warning else []), *unfinished_warning(run)]
     after = f"After {plural(int(run.steps), 'step')}"
     name = f"{knn_name(run)} top-1"
     trained = run.score("knn_top1", "trained")
@@ -95,8 +98,9 @@ def difference_in_points(trained: float, other: float, name: str) -> str:
 
 
 def knn_name(run: Run) -> str:
-    """A name such as "200-NN", from the key evals.knn_k of the config; "kNN" if the config has none."""
-    return f"{k}-NN" if (k := flat(run.config).get("evals.knn_k")) else "kNN"
+    """A name such as "200-NN", from the summary, or from the key evals.knn_k of the config; "kNN" if both have none."""
+    k = run.summary.get("knn_k") or flat(run.config).get("evals.knn_k")
+    return f"{k}-NN" if k else "kNN"
 
 
 def non_finite_warning(run: Run) -> str:
@@ -118,7 +122,7 @@ def non_finite_warning(run: Run) -> str:
 
 
 def curve_warnings(run: Run) -> list[tuple[str, str]]:
-    """Warnings about the last metrics of the method, a loss that did not fall, and an unfinished run."""
+    """Warnings about the last metrics of the method, a loss that did not fall, and a run that is not finished."""
     warnings = []
     for name, metric in registry.method_of_run(run.config).metrics.items():
         value = run.last(f"train/{name}")
@@ -129,12 +133,24 @@ def curve_warnings(run: Run) -> list[tuple[str, str]]:
         warnings.append(
             ("warn", f"The loss did not fall: {short(losses[0])} at first, {short(losses[-1])} at the end.")
         )
-    if not run.summary:
-        epoch, total = run.last("epoch"), number(run.config.get("total_epochs"))
-        progress = f", epoch {epoch:.1f} of {total:g}" if epoch is not None and total else ""
-        text = f"The run is not finished: it has no final scores. This report covers it up to step {run.steps:,.0f}"
-        warnings.append(("warn", f"{text}{progress}."))
-    return warnings
+    return warnings + unfinished_warning(run)
+
+
+def unfinished_warning(run: Run) -> list[tuple[str, str]]:
+    """A warning that the run is not finished; empty if it is."""
+    if run.summary:
+        return []
+    epoch, total = run.last("epoch"), number(run.config.get("total_epochs"))
+    progress = f", epoch {epoch:.1f} of {total:g}" if epoch is not None and total else ""
+    text = f"The run is not finished: it has no final scores. This report covers it up to step {run.steps:,.0f}"
+    return [("warn", f"{text}{progress}.")]
+
+
+def smoke_sentence(run: Run) -> str:
+    """A sentence that the numbers of a run of the `:smoke` form mean nothing; "" for any other run."""
+    if not flat(run.config).get("smoke"):
+        return ""
+    return f"Smoke: {run.summary.get('smoke') or 'few images'}, a test of the set-up. Its numbers mean nothing."
 
 
 def describe_matrix(c: np.ndarray) -> str:

@@ -5,7 +5,7 @@ without a manifest, or with files that differ from it, is damaged.
 """
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from bt_jax import storage
 from bt_jax.messages import UserError
@@ -63,12 +63,17 @@ def find_damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
         if parts and name.parts[0] not in parts:
             continue
         if (stored := contents(name.as_posix())) is None:
-            return f"{name} is missing"
+            return f"{short(name)} is missing"
         if stored[0] != size:
-            return f"{name} has {stored[0]} bytes instead of {size}"
+            return f"{short(name)} has {stored[0]} bytes instead of {size}"
         if stored[1]() != checksum:
-            return f"{name} has a wrong checksum"
+            return f"{short(name)} has a wrong checksum"
     return ""
+
+
+def short(name: PurePath) -> str:
+    """The name with at most 8 characters of a digest: TensorStore names its files by 32."""
+    return str(name if len(name.name) < 32 else name.with_name(f"{name.name[:8]}..."))
 
 
 def _noted(content: bytes) -> tuple[int, list[tuple[Path, int, str]]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import time
@@ -85,6 +86,8 @@ class _Board:
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
+        # It warns of each value that is not finite, in lines that do not name the metric; the run reports those itself.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         folder.mkdir(exist_ok=True)
         self._event, self._scalar = event_pb2.Event, summary.scalar
         self._file = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")

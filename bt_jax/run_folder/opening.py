@@ -1,5 +1,6 @@
 """Opens a run folder: makes it, or accepts that of the same run. Reads its JSON files."""
 
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +11,23 @@ from ml_collections import ConfigDict
 
 from bt_jax import messages, storage
 from bt_jax.config import arguments
-from bt_jax.messages import UserError
+from bt_jax.messages import UserError, counted
 from bt_jax.processes import coordination, join
 from bt_jax.run_folder import checkpoint_paths, environment, lock, same_data, same_run
+
+RUN_OF = {"pretrain": "a pretraining run", "evaluate": "an evaluation", "finetune": "a fine-tuning run"}  # by task
+SHOWN = 5  # keys that differ, in a message
 
 
 def check_folder(path: str, task: str) -> Path:
     """Returns the folder as an absolute path; makes nothing.
 
     Raises:
-      UserError: another process holds it, or the task writes checkpoints and the path cannot hold them.
+      UserError: it is a file, another process holds it, or the task writes checkpoints and the path cannot hold them.
     """
     folder = storage.absolute(storage.parse_path(path))
+    if not storage.in_bucket(folder) and os.path.isfile(folder):
+        raise UserError(f"The run folder {folder} is a file", "Give another --workdir.")
     if task != "evaluate":
         checkpoint_paths.check(folder)
     lock.check_free(folder)
@@ -38,7 +44,8 @@ def open_folder(
 ) -> Path:
     """Makes the folder, or accepts one of the same run; writes config.json, data.json and environment.json.
 
-    This process holds the lock of the folder until `lock.release`.
+    The folder of an evaluation that wrote no results takes any other evaluation. This process holds the lock of the
+    folder until `lock.release`.
 
     Args:
       config: of `config.arguments.to_dict`.
@@ -63,17 +70,13 @@ def open_folder(
     join.check_shared(folder)
     lock.hold(folder)
     file = folder / "config.json"
-    started_before = file.exists()
-    if started_before:
-        old = _read(file)
-        different = same_run.differences(old, config, free, filled)
-        if different:
-            raise UserError(
-                f"{folder} holds a run with another config ({'; '.join(different)})",
-                "Give another --workdir, or use that run's config to resume it.",
-            )
+    old = _read(file) if file.exists() else None
+    has_results = (folder / "summary.json").exists()
+    replaced = old is not None and old.get("task") == config.get("task") == "evaluate" and not has_results
+    if old is not None and not replaced:
+        _compare(folder, old, config, free, filled, has_results=has_results)
         _say_longer(old, config)
-    data = same_data.check(folder, images, started_before=started_before) if images else None
+    data = images and (images.now if replaced else same_data.check(folder, images, started_before=old is not None))
     coordination.gather(None, barrier="the check of the config")  # all processes have read before one writes
     if jax.process_index() == 0:
         if data:  # first: a folder with config.json but without data.json is from bt_jax 0.1.0
@@ -81,6 +84,30 @@ def open_folder(
         storage.write_json(file, config)
         storage.write_json(folder / "environment.json", environment.describe())
     return folder
+
+
+def _another_run(folder: Path, old: dict, new: dict, different: list[str]) -> UserError:
+    """The error for a folder with another run: its task, its method, its length, or the first keys that differ."""
+    task = old.get("task", "")
+    if task != new.get("task") and task in RUN_OF:
+        return UserError(f"{folder} holds {RUN_OF[task]}", f"Give {new['task']} a --workdir of its own.")
+    before, after = old.get("total_epochs", 0), new.get("total_epochs", 0)
+    longer = after + new.get("extend_epochs", 0) - before
+    only_total = [line.partition(":")[0] for line in different] == ["total_epochs"]
+    if only_total and longer > old.get("extend_epochs", 0):
+        return UserError(
+            f"{folder} holds a run of {counted(before, 'epoch')}, and total_epochs={after:g} is another schedule",
+            f"For a longer run, leave total_epochs at {before:g} and set --config.extend_epochs={longer:g}."
+            " Otherwise give another --workdir.",
+        )
+    method = [line.removeprefix("objective.name") for line in different if line.startswith("objective.name:")]
+    if method:
+        different = [f"method{method[0]}"]
+    shown = "; ".join(different[:SHOWN]) + f" and {len(different) - SHOWN} more" * (len(different) > SHOWN)
+    return UserError(
+        f"{folder} holds a run with another config ({shown})",
+        "Give another --workdir, or use that run's config to resume it.",
+    )
 
 
 def check_same_run(config: ConfigDict, **facts: Any) -> None:
@@ -102,16 +129,30 @@ def check_same_run(config: ConfigDict, **facts: Any) -> None:
         )
 
 
+def _compare(
+    folder: Path, old: dict, new: dict, free: Sequence[str], filled: Sequence[str], *, has_results: bool
+) -> None:
+    """Raises UserError if the config is that of another run; says which keys of the evaluation have changed."""
+    different = same_run.differences(old, new, free, filled)
+    evaluation = [] if has_results else [line for line in different if line.startswith(same_run.EVALUATION)]
+    if others := [line for line in different if line not in evaluation]:
+        raise _another_run(folder, old, new, others)
+    if evaluation:
+        messages.say(f"evaluated from here on with {'; '.join(evaluation)}; metrics.jsonl keeps earlier values")
+
+
 def _say_longer(old: dict, new: dict) -> None:
     before, after = (config["total_epochs"] + config.get("extend_epochs", 0) for config in (old, new))
     if after < before:
         raise UserError(
-            f"The run has {before:g} epochs already, but extend_epochs={new['extend_epochs']:g} asks for {after:g}",
+            f"The run has {counted(before, 'epoch')} already, but extend_epochs={new['extend_epochs']:g} asks for"
+            f" {after:g}",
             f"Set --config.extend_epochs={before - new['total_epochs']:g} or more.",
         )
     if after > before:
         messages.say(
-            f"schedule extended: {before:g} -> {after:g} epochs; learning rates follow the longer schedule from here on"
+            f"schedule extended: {before:g} -> {counted(after, 'epoch')}; learning rates follow the longer schedule"
+            " from here on"
         )
 
 
@@ -132,7 +173,10 @@ def read_run_json(step_folder: Path, name: str) -> dict:
 
 
 def _read(file: Path) -> dict:
-    fix = "Delete it if you own the folder, or give another --workdir."
+    fix = (
+        "If you own the folder, delete this one file: the checkpoints stay, and the same command resumes from them."
+        " Otherwise give another --workdir."
+    )
     try:
         content = storage.read_json(file)
     except ValueError:

@@ -8,8 +8,9 @@ from bt_jax.config.arguments import RENAMED_KEYS, flatten
 # Keys that may change between two starts of a run: they set paths, devices and intervals, not the result.
 FREE_KEYS = (
     *("platform", "devices", "self_check", "compile_cache", "data.dir", "data.npz", "model.projector_sharding", "log"),
-    *("stop_after_steps", "extend_epochs", "watch", "data.broken_limit"),
+    *("stop_after_steps", "extend_epochs", "watch", "data.broken_limit", "smoke"),
 )
+EVALUATION = "evals."  # keys that no weights depend on: they may change until the results are written
 PLACES = ("data.dir", "data.npz", "data.folder")  # paths of images; `same_data` compares the images
 
 # Removed keys: the one value with which a run resumes, because the code always does it, and the reason.

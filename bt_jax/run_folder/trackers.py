@@ -48,7 +48,7 @@ def check(options: Log) -> None:
         if package and jax.process_index() == 0 and importlib.util.find_spec(key) is None:
             raise UserError(
                 f"config.log.{key}={package!r} needs the package {key}, which is not installed",
-                f"Run pip install -e '.[{key}]', or leave out --config.log.{key}.",
+                f"Run pip install {key}, or leave out --config.log.{key}.",
             )
 
 

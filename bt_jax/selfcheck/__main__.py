@@ -1,4 +1,4 @@
-"""Checks that this machine computes correctly: python -m bt_jax.selfcheck
+"""Checks that this machine computes correctly: bt-jax selfcheck
 
 The self-check runs ten small programs on every kind of local device, and compares their results with stored numbers,
 which NumPy computed in float64. The programs are the two patterns that some releases of XLA compute wrongly

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bt_jax import compilers, sharding
+from bt_jax import compilers, messages, sharding
 from bt_jax.messages import UserError, line
 from bt_jax.objectives import barlow_twins
 from bt_jax.selfcheck import programs
@@ -92,6 +92,7 @@ def require(cache: Path | None) -> None:
         if file and os.path.exists(file):
             compilers.checked[device.device_kind] = "passed before"
             continue
+        messages.say(f"checking what {device.device_kind} computes, once on this machine")
         wrong = [result for result in run_on(device) if not result.correct]
         if wrong:
             raise failure(device, wrong)

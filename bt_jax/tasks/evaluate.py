@@ -17,9 +17,10 @@ from bt_jax.evals import features, pictures, protocols, spectrum
 from bt_jax.evals.base import Evaluator
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
-from bt_jax.report import write
+from bt_jax.report import results, write
+from bt_jax.report.formats import percent, short
 from bt_jax.run_folder import lock, metrics_log, opening, trackers
-from bt_jax.tasks import from_encoder, open_run
+from bt_jax.tasks import from_encoder, held_out, open_run
 
 PROTOCOLS = ("knn", "linear", "spectrum", "svm")
 
@@ -54,7 +55,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     folder = open_run.open_folder(settings, workdir, data, recipe, about)
 
     written = metrics_log.RunLog(folder, first_step=-1, tensorboard=False, trackers=trackers.start(folder, settings))
-    summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}}
+    summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}, **({"smoke": data.smoke} if data.smoke else {})}
     for name, evaluator in evaluators.items():
         began = time.monotonic()
         watchdog.report_progress(0, watchdog.Phase.EVALUATING, name)
@@ -63,10 +64,10 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
         summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}
         written.write(0, values)
         messages.say(f"{name}, {summary['seconds_each'][name]:.0f} s")
-        for key, value in summary[name].items():
-            messages.say(f"  {key:24}{value:.4g}")
     written.sync()
     written.close()
+    messages.say(_table(summary))
+    open_run.say_smoke(data.smoke)
     summary["seconds"] = round(time.monotonic() - started, 1)
     shown = _pictures(settings, data, evaluators, embed, encoder, mesh)
     write.results(folder, summary, shown)
@@ -95,6 +96,11 @@ def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[
         )
     found: dict[str, Evaluator] = {}
     for name in settings.protocols:
+        if name in ("knn", "linear") and len(splits) < 2:
+            raise UserError(
+                f"There is no held-out split, which {name} needs",
+                f"{held_out.advice(settings)} Or ask for what needs none: \"--config.protocols=('spectrum',)\".",
+            )
         if name in ("knn", "linear") and not labelled:
             raise UserError(
                 f"{source.name} has no labels in both splits, and {name} needs them",
@@ -126,6 +132,19 @@ def _targets(source, splits: list[str]) -> list[np.ndarray]:
             )
         found.append(targets[span.start : span.stop])
     return found
+
+
+def _table(summary: dict[str, Any]) -> str:
+    """The results of all protocols in words, as in the report."""
+    lines = []
+    if rows := results.accuracies(summary):
+        lines += [f"\n{'on held-out images':36}{'accuracy':>10}   95 % interval"]
+        lines += [f"{name:36}{percent(value):>10}   {interval}" for name, value, interval in rows]
+    metrics = summary.get("spectrum", {})
+    if known := [name for name in results.UNLABELLED if name in metrics]:
+        lines += ["\nwithout labels"]
+        lines += [f"{results.UNLABELLED[name]:36}{short(metrics[name]):>10}" for name in known]
+    return "\n".join(lines) + "\n"
 
 
 def _pictures(settings: Evaluate, data, evaluators, embed, encoder, mesh) -> dict[str, np.ndarray]:

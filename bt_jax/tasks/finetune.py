@@ -28,7 +28,7 @@ from bt_jax.objectives import supervised
 from bt_jax.report import write
 from bt_jax.run_folder import lock
 from bt_jax.state import Nets, TrainState
-from bt_jax.tasks import from_encoder, open_run
+from bt_jax.tasks import from_encoder, held_out, open_run
 from bt_jax.tasks.from_encoder import Encoder
 from bt_jax.tasks.train_and_finish import train_and_finish
 from bt_jax.train import build, epochs
@@ -37,12 +37,13 @@ from bt_jax.train.run import TrainingRun
 
 
 class Finetuning(NamedTuple):
-    """A fine-tuning run, its evaluator, and `fresh`, which makes the state at step 0."""
+    """A fine-tuning run, its evaluator, `fresh`, which makes the state at step 0, and `open_run.Data.smoke`."""
 
     training: TrainingRun
     accuracy: Accuracy
     class_names: list[str]
     fresh: Callable[[], TrainState]
+    smoke: str
 
 
 @lock.releasing
@@ -94,13 +95,15 @@ def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
         terms=("top1",),
     )
     key = randomness.stream(settings.seed, randomness.INIT)
-    return Finetuning(training, accuracy, list(source.class_names), lambda: built.create(key))
+    return Finetuning(training, accuracy, list(source.class_names), lambda: built.create(key), data.smoke)
 
 
 def _labelled_share(settings: Finetune, source: Source) -> tuple[Source, str]:
     """The share of the training images that the config asks for, and its split."""
+    if not settings.data.val_split:
+        raise UserError("There is no held-out split, which a classifier needs", held_out.advice(settings))
     for split in (settings.data.train_split, settings.data.val_split):
-        if not split or not source.labelled(source.span(split).base):
+        if not source.labelled(source.span(split).base):
             raise UserError(
                 f"{source.name} has no labels in split {split!r}",
                 "A classifier needs them in train and held-out split.",
@@ -179,7 +182,9 @@ def _finish(run: Finetuning, state: TrainState) -> None:
     predicted = logits.argmax(axis=1)
     low, high = confidence.interval((predicted == labels)[labels >= 0])
     summary: dict[str, Any] = {"steps": int(state.step), **values, "top1_interval": [low, high]}
+    summary |= {"smoke": run.smoke} if run.smoke else {}
     summary |= {"train_images": run.training.feed.images, "seconds": round(time.monotonic() - run.training.started, 1)}
     messages.say(f"held-out top-1 {100 * values['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
+    open_run.say_smoke(run.smoke)
     figures = pictures.confusion(labels, predicted, logits.shape[1])
     write.results(run.training.folder, summary, figures | {"class_names": np.array(run.class_names, str)})

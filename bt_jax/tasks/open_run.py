@@ -17,12 +17,13 @@ from bt_jax.config.encoder_tasks import Evaluate
 from bt_jax.config.pretraining import Pretrain
 from bt_jax.config.sections import Checkpoint, Run
 from bt_jax.data import batches, feeds
-from bt_jax.data.sources import class_check, identity, orientation
+from bt_jax.data.sources import class_check, identity, orientation, selection
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.messages import UserError
 from bt_jax.run_folder import opening, same_data, step_folders, trackers
 from bt_jax.run_folder.checkpoints import Checkpoints
+from bt_jax.tasks import held_out
 from bt_jax.train import epochs
 
 
@@ -33,6 +34,7 @@ class Data(NamedTuple):
       broken: records the unreadable ones.
       images: what the run folder keeps of the images, which the next start compares.
       train_split: of `source`. It is not the config's if `select` took a part of it, or joined several.
+      smoke: "64 of 127 images" of a run of the `:smoke` form; "" of any other.
     """
 
     source: Source
@@ -40,6 +42,7 @@ class Data(NamedTuple):
     feed: batches.Feed
     train_split: str
     images: same_data.Images
+    smoke: str = ""
 
 
 def open_machine(settings: Run) -> Mesh:
@@ -81,11 +84,26 @@ def open_data(
     if options.exif_orientation == "auto":
         options = dataclasses.replace(options, exif_orientation=_orientation_of_run(workdir))
     source, broken = feeds.open_data(options, labels=labels)
+    held_out.check_split(settings, source)
     whole, splits = source, [settings.data.train_split, settings.data.val_split]
     images = same_data.Images(identity.describe(whole, splits), lambda: identity.describe(whole.as_in_0_1_0(), splits))
     source, train_split = select(source) if select else (source, settings.data.train_split)
     feed = feeds.make_feed(settings, source, mesh, broken, channels, train_split)
-    return Data(source, broken, feed, train_split, images)
+    smoke = _share_of_smoke(settings, source, feed.images) if settings.smoke else ""
+    return Data(source, broken, feed, train_split, images, smoke)
+
+
+def _share_of_smoke(settings: Run, source: Source, images: int) -> str:
+    """ "64 of 127 images": those of the task, and those of its whole training splits."""
+    wholes = {selection.unmixed(source, source.span(part).base) for part in settings.data.train_split.split("+")}
+    limit = settings.evals.train_images if isinstance(settings, Evaluate) else 0
+    return f"{min(limit or images, images)} of {sum(source.splits[whole] for whole in wholes)} images"
+
+
+def say_smoke(share: str) -> None:
+    """Says that the numbers of a run of the `:smoke` form mean nothing; `share` is `Data.smoke`."""
+    if share:
+        messages.say(f"smoke: {share}, a test of the set-up; its numbers mean nothing")
 
 
 def _orientation_of_run(workdir: str) -> str:
@@ -114,6 +132,7 @@ def open_folder(settings: Run, workdir: str, data: Data, recipe: Recipe, about: 
       about: printed after the folder's name.
     """
     check_classes(settings, workdir, data.source)
+    held_out.say(settings, data.source)
     config, reader = arguments.to_dict(settings), settings.data.reader
     # What the config left open is recorded as it is: the next start compares it, and a reader needs mean and std.
     config["data"] |= {"reader": feeds.reader_of(settings.data), "exif_orientation": _orientation(data.source)}
@@ -128,6 +147,7 @@ def open_folder(settings: Run, workdir: str, data: Data, recipe: Recipe, about: 
     )
     data.broken.write_to(opening.per_process_file(folder, "broken.txt"))
     messages.say(f"{folder}: {about}")
+    say_smoke(data.smoke)
     return folder
 
 
@@ -175,8 +195,8 @@ def check_warmup(settings: Pretrain) -> None:
     warmup, total = settings.optim.warmup_epochs, settings.total_epochs + settings.extend_epochs
     if warmup and warmup >= total:
         messages.say(
-            f"WARNING: optim.warmup_epochs={warmup:g}, and the run has {total:g} epochs: the learning rates rise until"
-            " its end and never fall; set --config.optim.warmup_epochs to less"
+            f"WARNING: optim.warmup_epochs={warmup:g}, and the run has {messages.counted(total, 'epoch')}: the learning"
+            " rates rise until its end and never fall; set --config.optim.warmup_epochs to less"
         )
 
 

@@ -15,7 +15,6 @@ from bt_jax import augment, compilers, messages, randomness
 from bt_jax.augment.recipes import Recipe
 from bt_jax.config import keys
 from bt_jax.config.pretraining import Pretrain
-from bt_jax.data.batches import Feed
 from bt_jax.evals import confidence, correlation, features, pictures, protocols, spectrum
 from bt_jax.evals.base import Evaluator
 from bt_jax.report import write
@@ -40,6 +39,7 @@ class Pretraining(NamedTuple):
       fresh: fresh() -> the state at step 0 with weights drawn by the seed.
       initial: the weights of `config.init_from`, for a run that has no checkpoint yet.
       init_memory: init_memory(params) -> the method's memory at step 0; None for a method without one.
+      smoke: see `open_run.Data`.
     """
 
     training: TrainingRun
@@ -55,6 +55,7 @@ class Pretraining(NamedTuple):
     fresh: Callable[[], TrainState]
     initial: initial_weights.InitialWeights | None
     init_memory: Callable[[dict[str, Any]], Any] | None
+    smoke: str
 
 
 @lock.releasing
@@ -110,7 +111,7 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         settings, workdir, data, recipe, f"{source.name} on {len(devices)} x {devices[0].device_kind}"
     )
     matrix = _correlation(settings, built.nets, recipe, sample, folder, every_steps)
-    evaluators = _with_labels(settings, feed, frozen, every_steps) + [label_free] + ([matrix] if matrix else [])
+    evaluators = _with_labels(settings, frozen, every_steps) + [label_free] + ([matrix] if matrix else [])
     model = {"build": build.backbone_options(settings.model, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std}
     training = TrainingRun(
         settings=settings,
@@ -138,6 +139,7 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         fresh=lambda: built.create(init_key),
         initial=initial,
         init_memory=built.init_memory and partial(built.init_memory, init_key),
+        smoke=data.smoke,
     )
 
 
@@ -153,13 +155,11 @@ def _frozen(
     return protocols.FrozenFeatures(embed, train, val, mesh=mesh, num_classes=source.num_classes, names=splits)
 
 
-def _with_labels(
-    settings: Pretrain, feed: Feed, frozen: protocols.FrozenFeatures | None, every_steps: int
-) -> list[Evaluator]:
+def _with_labels(settings: Pretrain, frozen: protocols.FrozenFeatures | None, every_steps: int) -> list[Evaluator]:
     """The evaluators that need labels."""
     if frozen is None:
         return []
-    knn = protocols.KNN(frozen, **_neighbours(settings, feed), every_steps=every_steps)
+    knn = protocols.KNN(frozen, **_neighbours(settings), every_steps=every_steps)
     return [knn, protocols.OnlineProbe(frozen, every_steps=every_steps)]
 
 
@@ -179,10 +179,9 @@ def _correlation(
     )
 
 
-def _neighbours(settings: Pretrain, feed: Feed) -> dict[str, tuple]:
-    """`evals.knn_k`, capped at the number of training images, and the temperature."""
-    images = min(settings.evals.train_images or feed.images, feed.images)
-    return {"ks": (min(settings.evals.knn_k, images),), "temperatures": (settings.evals.knn_temperature,)}
+def _neighbours(settings: Pretrain) -> dict[str, tuple]:
+    """`evals.knn_k` and the temperature."""
+    return {"ks": (settings.evals.knn_k,), "temperatures": (settings.evals.knn_temperature,)}
 
 
 # ------------------------------------------------------------------------------------------------------------ the end
@@ -193,7 +192,7 @@ def _finish(run: Pretraining, state: TrainState) -> None:
     settings, folder, before = run.training.settings, run.training.folder, run.fresh()
     messages.say("evaluating the trained encoder: pictures and label-free metrics")
     arrays = _pictures(run, before, state)
-    summary: dict[str, Any] = {"steps": int(state.step)}
+    summary: dict[str, Any] = {"steps": int(state.step), **({"smoke": run.smoke} if run.smoke else {})}
     if settings.evals.spectrum_images:
         summary["unlabelled"], arrays["spectrum_trained"] = run.spectrum.measure(state)
         _, arrays["spectrum_untrained"] = run.spectrum.measure(before)
@@ -212,19 +211,20 @@ def _finish(run: Pretraining, state: TrainState) -> None:
         arrays |= pictures.confusion(labels, predicted, len(run.class_names))
         arrays |= {"class_names": np.array(run.class_names, str)}
         messages.say(_table(summary))
+        open_run.say_smoke(run.smoke)
     messages.say("writing the report")
     summary["seconds"] = round(time.monotonic() - run.training.started, 1)
     write.results(folder, summary, arrays)
-    messages.say(f"checkpoint  {folder / 'checkpoints' / str(int(state.step))}\nmetrics     {folder / 'metrics.jsonl'}")
 
 
 def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.FrozenFeatures, TrainState]]) -> dict[str, Any]:
-    """{"knn_top1": {name: …}, "linear_top1": {name: …}, "linear_interval": {name: (low, high)}, "predicted": (classes
-    by the linear probe of the first, true classes)}."""
+    """{"knn_top1": {name: …}, "knn_k": neighbours that vote, "linear_top1": {name: …}, "linear_interval": {name: (low,
+    high)}, "predicted": (classes by the linear probe of the first, true classes)}."""
     found: dict[str, Any] = {"knn_top1": {}, "linear_top1": {}, "linear_interval": {}}
     for name, (frozen, state) in compared.items():
-        knn = protocols.KNN(frozen, **_neighbours(run.training.settings, run.training.feed))
+        knn = protocols.KNN(frozen, **_neighbours(run.training.settings))
         found["knn_top1"][name] = knn.run(state)["val/knn_top1"]
+        found["knn_k"] = knn.ks(state)[0]
         fitted, labels = protocols.LinearProbe(frozen).fit(state)
         right = fitted.predicted == labels
         found["linear_top1"][name] = float(right.mean())
@@ -259,7 +259,8 @@ def _pictures(run: Pretraining, before: TrainState, after: TrainState) -> dict[s
 
 def _table(summary: dict) -> str:
     titles = {"trained": "trained encoder", "untrained": "same encoder, untrained", "raw_pixels": "raw pixels"}
-    lines = [f"\n{'top-1 on held-out images':28}{'kNN':>10}{'linear probe':>15}"]
+    neighbours = f"{summary['knn_k']}-NN"
+    lines = [f"\n{'top-1 on held-out images':28}{neighbours:>10}{'linear probe':>15}"]
     for name in summary["knn_top1"]:
         knn, linear = 100 * summary["knn_top1"][name], 100 * summary["linear_top1"][name]
         lines.append(f"{titles[name]:28}{knn:8.1f} %{linear:13.1f} %")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from bt_jax import messages
 from bt_jax.report import write
 from bt_jax.state import TrainState
 from bt_jax.train import loop
@@ -14,11 +15,16 @@ def train_and_finish(run: TrainingRun, state: TrainState, finish: Callable[[Trai
 
     Args:
       finish: finish(state) evaluates the last state and writes the results. It is called at the end of the schedule,
-        unless the results of that step are there.
+        unless the results of that step are there and this start has taken no step.
     """
-    state = loop.train(run, loop.resume_or(run, state))
+    state = loop.resume_or(run, state)
+    first, state = int(state.step), loop.train(run, state)
     step = int(state.step)
-    if step == run.plan.total_steps and not write.has_results(run.folder, step):
+    there = write.has_results(run.folder, step)
+    if step == run.plan.total_steps and not (there and step == first):
         finish(state)
+    elif there:
+        messages.say(f"report      {run.folder / write.PAGE}")
     run.checkpoints.close()
+    messages.say(f"checkpoint  {run.folder / 'checkpoints' / str(step)}\nmetrics     {run.folder / 'metrics.jsonl'}")
     return run.folder

@@ -1,8 +1,9 @@
-"""The time that a step took to compile on this machine, kept in the user's cache to announce the next wait."""
+"""The time that compiling takes: of the step, kept in the user's cache to announce the next wait; of all, so far."""
 
 import contextlib
 import hashlib
 import json
+import threading
 
 import jax
 
@@ -12,6 +13,10 @@ from bt_jax.config.sections import Run
 
 NAME = "compile_seconds.json"
 MOST = 200  # entries; the oldest are dropped
+# jax/_src/dispatch.py: the stages of every compilation; the last has a read of JAX's cache too
+STAGES = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
+
+_lock, _total = threading.Lock(), {"seconds": 0.0}
 
 
 def key(settings: Run) -> str:
@@ -36,6 +41,20 @@ def remember(key: str, seconds: float) -> None:
     with contextlib.suppress(OSError):
         storage.make(storage.user_cache())
         storage.write_json(storage.user_cache() / NAME, dict(list(times.items())[-MOST:]))
+
+
+def so_far() -> float:
+    """Seconds that this process has spent in the compiler since this module was imported."""
+    return _total["seconds"]
+
+
+def _add(stage: str, seconds: float, **_: object) -> None:
+    if stage in STAGES:
+        with _lock:
+            _total["seconds"] += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_add)
 
 
 def _read() -> dict[str, float]:

@@ -30,7 +30,7 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
     step, milestones = int(state.step), _milestones(run)
     owed = _owed_evaluation(run, milestones, step)
     if step >= milestones.last and not owed:
-        messages.say(f"nothing to train: step {step} of {milestones.last} is reached; see {run.folder}")
+        messages.say(f"nothing to train: step {step} of {run.plan.total_steps} is reached{_why_stop(run, milestones)}")
         watchdog.report_progress(step, Phase.EVALUATING, "at the end")
         return state
     with (
@@ -56,8 +56,10 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
         if stopped:
             recorder.save(state)
     if stopped:
-        messages.say(f"stopped at step {step} of {milestones.last}, saved; run the same command to resume")
+        messages.say(f"stopped at step {step} of {run.plan.total_steps}, saved; run the same command to resume")
         raise Stopped(128 + stop.signal)
+    if milestones.last < run.plan.total_steps:
+        messages.say(f"stopped at step {step} of {run.plan.total_steps}, saved{_why_stop(run, milestones)}")
     watchdog.report_progress(step, Phase.EVALUATING, "at the end")
     return state
 
@@ -65,6 +67,14 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
 def _milestones(run: TrainingRun) -> Milestones:
     last = min(run.settings.stop_after_steps or run.plan.total_steps, run.plan.total_steps)
     return Milestones(last, run.plan.steps(run.settings.checkpoint.every_epochs), run.evaluators, run.feed.window)
+
+
+def _why_stop(run: TrainingRun, milestones: Milestones) -> str:
+    """The key that ends training before the schedule does, and how to resume; "" at the end of the schedule."""
+    if milestones.last == run.plan.total_steps:
+        return ""
+    key = f"--config.stop_after_steps={run.settings.stop_after_steps}"
+    return f" ({key}); leave that key out, or raise it, to resume"
 
 
 def _owed_evaluation(run: TrainingRun, milestones: Milestones, step: int) -> bool:

@@ -13,11 +13,13 @@ class Progress:
     """Pairs (or images) per second, waiting and time to go, over the steps since the last line.
 
     The time to go is that of the steps, at the speed of the last WINDOWS lines, and that of the saves and evaluations,
-    each as long as the last of its kind.
+    each as long as the last of its kind without what the compiler took of it, which does not come again.
 
     Args:
+      last_step: where training ends, if it does before `total_steps`.
       terms: metrics of the method that the line has after the loss.
       pauses_left: pauses_left(step) -> {kind: how often training will still pause for it}.
+      compiled: compiled() -> seconds that the program has compiled so far.
     """
 
     def __init__(
@@ -27,14 +29,18 @@ class Progress:
         total_steps: int,
         batch_size: int,
         steps_per_epoch: int,
+        last_step: int = 0,
         unit: str = "pairs",
         terms: Sequence[str] = (),
         pauses_left: Callable[[int], Mapping[str, int]] = lambda step: {},
+        compiled: Callable[[], float] = lambda: 0.0,
     ):
         self._unit, self._terms = unit, terms
-        self._total, self._batch, self._per_epoch = total_steps, batch_size, steps_per_epoch
-        self._first, self._step = first_step, first_step
-        self._time, self._waited = time.monotonic(), 0.0
+        self._total, self._last = total_steps, last_step or total_steps
+        self._batch, self._per_epoch = batch_size, steps_per_epoch
+        self._compiled = compiled
+        self._step, self._waited = first_step, 0.0
+        self._time, self._compiled_before = time.monotonic(), compiled()
         self._windows: deque[tuple[int, float]] = deque(maxlen=WINDOWS)  # steps and their seconds
         self._pauses_left, self._pauses = pauses_left, dict[str, float]()  # kind -> seconds of the last
 
@@ -52,7 +58,8 @@ class Progress:
         if step > self._step:
             values[f"perf/{self._unit}_per_sec"] = (step - self._step) * self._batch / seconds
             self._windows.append((step - self._step, seconds))
-        self._step, self._time, self._waited = step, now, waited
+        self._step, self._waited = step, waited
+        self._time, self._compiled_before = now, self._compiled()
         return values
 
     def skip(self, step: int | None = None, *, pause: str = "") -> None:
@@ -62,40 +69,45 @@ class Progress:
           step: the step that is reached, if there were steps in that time.
           pause: its kind, if there will be more of it.
         """
+        now, compiled = time.monotonic(), self._compiled()
         if pause:
-            self._pauses[pause] = time.monotonic() - self._time
-        self._time, self._step = time.monotonic(), self._step if step is None else step
+            self._pauses[pause] = max(now - self._time - (compiled - self._compiled_before), 0.0)
+        self._time, self._compiled_before = now, compiled
+        self._step = self._step if step is None else step
 
     def short_line(self, step: int) -> str:
         """The text of a line between two lines of metrics."""
         seconds = time.monotonic() - self._time
         newest = (step - self._step, seconds) if seconds > SECONDS_AHEAD else (0, 0.0)
         speed = f"{newest[0] * self._batch / seconds:.0f} {self._unit}/s  " if newest[0] else ""
-        eta = _clock(self._seconds_left(step, newest))
-        return f"step {step}/{self._total}  epoch {step / self._per_epoch:.1f}  {speed}ETA {eta}"
+        place = f"step {step}/{self._total}  epoch {step / self._per_epoch:.1f}"
+        return f"{place}  {speed}{self._eta(step, newest)}".rstrip()
 
     def line(self, step: int, values: dict[str, float]) -> str:
         """The text of the line."""
         rate = values.get(f"perf/{self._unit}_per_sec", 0.0)
         terms = ("loss", *self._terms, "probe_top1")
         losses = "  ".join(f"{name} {values[f'train/{name}']:.4g}" for name in terms if f"train/{name}" in values)
-        speed, waiting = f"{rate:.0f}" if rate else "?", 100 * values["perf/data_wait"]
+        speed = f"{rate:.0f} {self._unit}/s  " if rate else ""
         return (
             f"step {step}/{self._total}  epoch {values['epoch']:.1f}  {losses}"
-            f"  {speed} {self._unit}/s  waiting {waiting:.0f} %  ETA {_clock(self._seconds_left(step))}"
-        )
+            f"  {speed}waiting {100 * values['perf/data_wait']:.0f} %  {self._eta(step)}"
+        ).rstrip()
+
+    def _eta(self, step: int, newest: tuple[int, float] = (0, 0.0)) -> str:
+        """The time to go; "" while nothing is timed."""
+        seconds = self._seconds_left(step, newest)
+        return f"ETA {_clock(seconds)}" if math.isfinite(seconds) else ""
 
     def _seconds_left(self, step: int, newest: tuple[int, float] = (0, 0.0)) -> float:
         steps, seconds = (sum(values) for values in zip(newest, *self._windows, strict=True))
         pauses = sum(count * self._pauses.get(kind, 0.0) for kind, count in self._pauses_left(step).items())
-        if step >= self._total:
+        if step >= self._last:
             return pauses
-        return (self._total - step) * seconds / steps + pauses if steps else math.inf
+        return (self._last - step) * seconds / steps + pauses if steps else math.inf
 
 
 def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from bt_jax import messages
 from bt_jax.evals.base import Evaluator
-from bt_jax.messages import Ongoing, UserError
+from bt_jax.messages import Heartbeat, Ongoing, UserError
 from bt_jax.processes import watchdog
 from bt_jax.processes.stop_signals import StopSignals
 from bt_jax.processes.watchdog import Phase
@@ -47,14 +47,17 @@ class Recorder:
         )
         self._progress = Progress(
             first_step=step,
-            total_steps=milestones.last,
+            total_steps=run.plan.total_steps,
+            last_step=milestones.last,
             batch_size=run.settings.batch_size,
             steps_per_epoch=run.plan.steps_per_epoch,
             unit=run.unit,
             terms=run.terms,
             pauses_left=milestones.pauses_left,
+            compiled=compile_time.so_far,
         )
         self._ongoing = Ongoing(milestones.last)
+        self._compiling = Heartbeat(self._ongoing, lambda seconds: f"still compiling, {seconds} s")
         self._unread: tuple[int, Window, float] | None = None
         self._dispatched, self._opened = 0, time.monotonic()
         self._key = compile_time.key(run.settings)
@@ -65,10 +68,12 @@ class Recorder:
         wait = f"{seconds:.0f} s when last compiled here" if seconds else "from seconds to some minutes"
         messages.say(f"compiling the training step ({wait})")
         self._ongoing.__enter__()
+        self._compiling.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         """Ends the live line and closes the log, then waits for the last checkpoint."""
+        self._compiling.stop()
         self._ongoing.__exit__()
         self._log.close(failed=kind is not None)
         watchdog.report_progress(self._step, Phase.SAVING)
@@ -78,6 +83,7 @@ class Recorder:
         """Notes that the device has the steps up to `step`."""
         self._dispatched += 1
         if self._dispatched == 1:
+            self._compiling.stop()
             now = time.monotonic()
             interrupts.leave_next_to_handler()  # from here on there is something to save
             compile_time.remember(self._key, now - self._opened)
@@ -129,9 +135,8 @@ class Recorder:
         """
         values: dict[str, float] = {}
         for each in evaluators:
-            name = type(each).__name__
-            watchdog.report_progress(step, Phase.EVALUATING, name)
-            self._ongoing.update(step, lambda name=name: f"step {step}: evaluating ({name})")
+            watchdog.report_progress(step, Phase.EVALUATING, each.title)
+            self._ongoing.update(step, lambda title=each.title: f"step {step}: evaluating ({title})")
             values |= each.run(state)
             if stop.immediate:
                 return

@@ -41,7 +41,7 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
         f" mean is {_numbers(model['mean'])} and the standard deviation {_numbers(model['std'])}.",
         "## Training and evaluation",
         *(_training(config, summary, where.name) if config else [UNKNOWN]),
-        f"Written {datetime.date.today()} from `{where.name}` by `python -m bt_jax.convert --to={form}`.",
+        f"Written {datetime.date.today()} from `{_name(where)}` by `python -m bt_jax.convert --to={form}`.",
     ]
     path.write_text("\n\n".join(sections) + "\n")
 
@@ -66,6 +66,11 @@ def _training(config: dict[str, Any], summary: dict[str, Any], step: str) -> lis
         for name, content in files
         if content
     ]
+
+
+def _name(where: Path) -> str:
+    """RUN/checkpoints/STEP of a run, the name alone of anything else."""
+    return "/".join(where.parts[-3:]) if where.parent.name == "checkpoints" else where.name
 
 
 def _numbers(values) -> str:

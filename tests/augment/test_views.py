@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import pydoc
+import re
 from collections import Counter
 
 import jax
@@ -301,6 +303,30 @@ def test_evaluation_view():
         view = evaluation_view(large, SMALL, resize=resize)
         assert view.shape == (2, 8, 8, 3) and view.dtype == jnp.float32
         np.testing.assert_allclose(view[1], (crop - np.array(SMALL.mean)) / np.array(SMALL.std), atol=1e-5)
+
+
+def test_a_recipe_by_its_name():
+    key, images = jax.random.key(0), np.zeros((2, 8, 8, 3), np.uint8)
+
+    def shapes(name, **options):
+        return [view.shape for view in jax.eval_shape(lambda: augment.two_views(key, images, name, **options))]
+
+    assert shapes("cifar") == [(2, 32, 32, 3)] * 2
+    assert shapes("imagenet", size=12) == shapes(recipes.imagenet(9), size=12) == [(2, 12, 12, 3)] * 2
+    assert jax.eval_shape(lambda: augment.evaluation_view(images, "imagenet", size=12)).shape == (2, 12, 12, 3)
+    with pytest.raises(UserError, match="Unknown view recipe 'cifra'. Use cifar"):
+        augment.two_views(key, images, "cifra")
+
+
+def test_a_recipe_of_another_kind_is_an_error(unchecked):
+    with pytest.raises(UserError, match="is a function, not a name or a Recipe. Use 'imagenet', 'cifar', "):
+        augment.two_views(jax.random.key(0), np.zeros((2, 8, 8, 3), np.uint8), recipes.RECIPES["cifar"])
+
+
+def test_the_page_of_help_has_the_functions():
+    page = pydoc.plain(pydoc.render_doc(augment))
+    assert [name for name in augment.__all__ if not re.search(rf"^    (class )?{name}\b", page, flags=re.M)] == []
+    assert {*augment.__all__} <= {*dir(augment)}
 
 
 def test_one_channel_skips_the_colour_operations():

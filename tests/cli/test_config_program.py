@@ -77,17 +77,17 @@ def test_the_help_starts_with_config_and_has_every_key():
     fields = {key for key in known if key.startswith(("views.view1.", "views.view2."))}
     assert known - fields == {option.removeprefix("--config.").partition("=")[0] for option in options} & known
     assert all(text.count(key.rpartition(".")[2]) >= 2 for key in fields)
-    described = text.partition("Keys of a config")[2].partition("flags:")[0]
+    described = text[text.index("  --config=") :]
     assert max(map(len, described.splitlines())) <= 100
 
 
-@pytest.mark.parametrize(
-    "key, tasks",
-    [("data.labels", "pretrain"), ("optim.momentum", "pretrain and finetune"), ("data.fraction", "finetune")],
-)
-def test_a_key_of_another_task(key, tasks):
-    """absl's text names a part of the key, and nothing else."""
-    for part in key.split("."):
-        error = config_program._unknown_key(["--config.seed=1", f"--config.{key}=1"], f"\"'{part}'\"")
-        assert str(error) == f"The config key {key} belongs to {tasks}. Leave it out of this task."
-    assert "another" in str(config_program._unknown_key([f"--config.{key}=1"], "another error"))
+@pytest.mark.parametrize("name, other", [("evaluate", "finetune"), ("finetune", "evaluate"), ("plan", "finetune")])
+def test_the_help_of_a_command_has_its_keys_alone(name, other):
+    command = [sys.executable, "-m", "bt_jax", name, "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    text = done.stdout
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert f"bt-jax {name} --config" in text[: text.index("  --config=")] and "bt_jax.main" not in text
+    assert ("--workdir=" in text, "--topology=" in text) == (name != "plan", name == "plan")
+    keys_of = {task: f"task {task}:" in text for task in keys.TASKS}
+    assert sum(keys_of.values()) == 1 and not keys_of[other] and text.count("--config.encoder=") < 3

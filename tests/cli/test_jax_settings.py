@@ -93,10 +93,35 @@ def test_a_missing_platform_gives_one_line(monkeypatch, capsys, error):
         said = capsys.readouterr().err
         assert "JAX finds no device for JAX_PLATFORMS=cuda" in said and said.count("\n") == 1, name
         assert "AssertionError" not in said and "pip install 'jax[cuda13]'" in said, name
+        assert "Unable to" not in said, name
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setenv("JAX_PLATFORM_NAME", "cuda")
     with pytest.raises(UserError, match="for JAX_PLATFORM_NAME=cuda.*unset JAX_PLATFORM_NAME"):
         sharding.all_devices()
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        (
+            "Unable to initialize backend 'rocm': Backend 'rocm' is not in the list of known backends: ['cpu', 'tpu'].",
+            "",
+        ),
+        ("Unable to initialize backend 'tpu': libtpu is in use (set JAX_PLATFORMS='' to choose)", ": libtpu is in use"),
+    ],
+)
+def test_a_missing_platform_shows_the_reason_alone(monkeypatch, text, shown):
+    """JAX looks for ROCm first where JAX_PLATFORMS=gpu."""
+
+    def fail():
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "gpu")
+    with pytest.raises(UserError) as caught:
+        sharding.all_devices()
+    assert caught.value.cause == f"JAX finds no device for JAX_PLATFORMS=gpu{shown}"
+    assert caught.value.fix.startswith("Install the extra cuda (pip install 'jax[cuda13]') and its driver")
 
 
 def test_checkpoints_are_read_without_a_cpu_backend(monkeypatch):

@@ -1,12 +1,13 @@
 """Values of configs: the small form of each recipe has the same data, and impossible numbers are an error."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 
 from bt_jax.augment import recipes
-from bt_jax.config import keys
+from bt_jax.config import arguments, keys
 from bt_jax.configs import quickstart
 from bt_jax.data.sources.selection import MIXED
 from bt_jax.messages import UserError
@@ -28,14 +29,62 @@ def test_smoke_trains_on_training_images(name):
         assert smoke.data.train_split != whole.data.train_split and smoke.batch_size <= 64
 
 
-@pytest.mark.parametrize("key", ["batch_size", "total_epochs", "evals.batch_size", "log.every_steps", "views.size"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_numbers_that_must_be_positive(key, value):
-    config = keys.pretrain()
-    keys.read(config)
-    config.update_from_flattened_dict({key: float(value) if key == "total_epochs" else value})
-    with pytest.raises(UserError, match=f"config.{key}={value}.* must be positive"):
+def refused(task, key, value):
+    """The error for a value of a key; a tuple gets it as its last number."""
+    config = getattr(keys, task)()
+    default = arguments.flatten(config.to_dict())[key]
+    kind = tuple if default is None else type(default)
+    number = value if kind is tuple else kind(value)
+    config.update_from_flattened_dict({key: (1.0, number) if kind is tuple else number})
+    with pytest.raises(UserError, match=f"^config.{key}=") as caught:
         keys.read(config)
+    return str(caught.value)
+
+
+def numbers(task):
+    """The keys with a number, or several; the fields of a view and the options of a method have checks of their own."""
+    flat = arguments.flatten(getattr(keys, task)().to_dict())
+    checked = {key: value for key, value in flat.items() if not key.startswith(("views.view", "objective.", "seed"))}
+    several = {"views.mean", "views.std", *(key for key, value in flat.items() if isinstance(value, tuple))}
+    return [k for k, v in checked.items() if type(v) in (int, float) or k in several - {"protocols"}]
+
+
+@pytest.mark.parametrize("task", keys.TASKS)
+def test_no_number_is_negative(task):
+    known = numbers(task)
+    assert len(known) > 20 and {"views.mean", "checkpoint.keep_last"} < set(known)
+    for key in known:
+        assert re.search("must be positive|must not be negative|is not between 0 and 1", refused(task, key, -1)), key
+
+
+@pytest.mark.parametrize(
+    "task, key",
+    [("pretrain", key) for key in ("batch_size", "total_epochs", "nonfinite_limit", "evals.batch_size", "views.size")]
+    + [("pretrain", key) for key in ("log.every_steps", "checkpoint.keep_last", "watch.silent_seconds", "data.canvas")]
+    + [("pretrain", key) for key in ("evals.knn_k", "evals.knn_temperature", "model.width", "model.projector")]
+    + [("pretrain", key) for key in ("optim.trust_coefficient", "optim.grad_scale", "views.std")]
+    + [("evaluate", key) for key in ("evals.knn_k", "evals.knn_temperature", "evals.linear_epochs", "views.std")]
+    + [("finetune", key) for key in ("data.fraction", "optim.drop_factor", "data.canvas", "evals.batch_size")],
+)
+def test_numbers_that_must_be_positive(task, key):
+    said = refused(task, key, 0)
+    assert re.search(rf"^config.{key}=.* must be positive. Set --config.{key} to (a )?positive number", said), said
+
+
+def test_zero_is_a_value_of_every_other_number():
+    config = keys.pretrain()
+    for key in ("extend_epochs", "checkpoint.every_epochs", "evals.every_epochs", "watch.stuck_seconds", "probe.lr"):
+        config.update_from_flattened_dict({key: 0.0})
+    assert keys.read(config).probe.lr == 0
+
+
+@pytest.mark.parametrize(
+    "task, key",
+    [("pretrain", key) for key in ("data.broken_limit", "optim.momentum", "probe.momentum")]
+    + [("finetune", key) for key in ("data.broken_limit", "data.fraction", "views.crop_scale", "views.flip")],
+)
+def test_shares_are_at_most_one(task, key):
+    assert f"is not between 0 and 1. Set --config.{key} to 0 ... 1." in refused(task, key, 1.5)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 2**64])

@@ -90,6 +90,7 @@ LOOP = "test_who_has_its_turn_when"
 HELD = {
     "task": PROGRAM,
     "watch.": PROGRAM,
+    "smoke": "test_the_numbers_of_a_smoke_run_mean_nothing",
     "compile_cache": PROGRAM,
     "self_check": "test_the_program_begins_with_the_self_check_unless_it_is_switched_off",
     "platform": "test_missing_accelerator",

@@ -228,6 +228,21 @@ def test_views_and_batch_of_an_own_recipe():
     assert small.view1.blur == small.view2.blur == 0.0 and small.view1.hue == 0.2
 
 
+def test_the_folder_recipe_for_few_images():
+    """The arguments of the user come after it. Other methods keep their projector, where it is no wider."""
+    config = pretrain_folder.get_config("small")
+    found, optim = science(config), config.optim
+    assert (config.batch_size, config.tuned_batch_size, config.total_epochs, config.views.size) == (32, 32, 50, 64)
+    assert (config.model.arch, config.model.width, config.model.dtype) == ("resnet18", 0.25, "float32")
+    first = science(quickstart.get_config())
+    same = ("model.projector", *(f"optim.{name}" for name in ("name", "lr_weights", "lr_biases", "weight_decay")))
+    assert [found[key] for key in same] == [first[key] for key in same] and optim.warmup_epochs == 2
+    chosen = pretrain_folder.get_config("small,epochs=9,size=96,method=moco")
+    assert (chosen.total_epochs, chosen.views.size, chosen.model.small_images) == (9, 96, False)
+    assert tuple(chosen.model.projector) == (512, 128) and chosen.batch_size == 32
+    assert pretrain_folder.get_config().model.width == 1.0
+
+
 def test_a_recipe_is_read_without_jax():
     names = [path.stem for path in (ROOT / "bt_jax" / "configs").glob("*.py") if path.stem != "__init__"]
     lines = [f"from bt_jax.configs import {', '.join(names)}", *(f"{name}.get_config()" for name in names)]

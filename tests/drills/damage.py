@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from bt_jax.run_folder import manifest
 from bt_jax.state import TrainState
 from tests.support.damage import WAYS, equal, reopened, write_run
 
@@ -27,7 +28,7 @@ def outcome(folder: Path, states: list[TrainState], name: str) -> str:
     older, newer = states
     output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(output):
+        with contextlib.redirect_stderr(output):
             checkpoints = reopened(folder)
             step = checkpoints.latest()
             restored = checkpoints.restore(newer, step)
@@ -36,7 +37,7 @@ def outcome(folder: Path, states: list[TrainState], name: str) -> str:
         return f"failed: {type(error).__name__}"
     if equal(restored, newer):
         return "right"
-    named = name in output.getvalue() or "manifest.json" in output.getvalue()
+    named = manifest.short(Path(name)) in output.getvalue() or "manifest.json" in output.getvalue()
     if name == "manifest.json":  # a flipped bit may change the entry of another file, and the message names that file
         named |= "checkpoint 2 is damaged" in output.getvalue()
     return "previous" if equal(restored, older) and named else "lost"

@@ -251,10 +251,21 @@ def test_protocols_share_the_features(clusters):
     assert len(calls) == 2 * once  # another state
 
 
+def test_no_more_neighbours_vote_than_images_were_read(clusters, capsys):
+    """A small folder, or one with unreadable images, is no error."""
+    bank, bank_labels, queries, labels = clusters
+    knn_ = protocols.KNN(frozen_of(*clusters, 7)[0], ks=(1000, 5, 2000), temperatures=(0.1, 0.5))
+    state = EncoderState()
+    values = knn_.run(state)
+    assert knn_.ks(state) == (900, 5) and set(values) >= {"val/knn_top1_k900_t0.5", "val/knn_top1_k5_t0.1"}
+    expected = knn.top1(bank, bank_labels, queries, labels, k=900, temperature=0.1, num_classes=7)
+    np.testing.assert_allclose(values["val/knn_top1"], expected, atol=2e-3)
+    said = "kNN: all 900 training images vote, because there are fewer than 1000, 2000\n"
+    assert capsys.readouterr().out == said  # once
+
+
 def test_wrong_input_to_protocols(clusters):
     bank, bank_labels, queries, labels = clusters
-    with pytest.raises(UserError, match="kNN needs 1000 neighbours, but there are 900"):
-        protocols.KNN(frozen_of(*clusters, 7)[0], ks=(5, 1000)).run(EncoderState())
     few = bank_labels < 6
     with pytest.raises(UserError, match="No training image has these labels of held-out images: 6[.]"):
         protocols.KNN(frozen_of(bank[few], bank_labels[few], queries, labels, 7)[0], ks=(5,)).run(EncoderState())

@@ -102,7 +102,7 @@ def test_during_training_the_metrics_are_nan_with_a_warning(frozen, spectrum_of,
     ):
         values = evaluator.run(state)
         assert list(values) == names and np.isnan(list(values.values())).all()
-        output = capsys.readouterr().out
+        output = capsys.readouterr().err
         assert output.startswith("WARNING: The features") and f"This step has no {', '.join(names)}." in output
 
 

@@ -44,7 +44,8 @@ def test_one_image_and_gray_images():
     "images, net, said",
     [
         (PIXELS / 255, COLOUR, "The images are float64, not uint8. Pass the pixels as they are stored, 0 to 255"),
-        (PIXELS.astype(np.int64), COLOUR, "The images are int64, not uint8. Convert them with .astype(np.uint8)"),
+        (PIXELS.astype(np.int64), COLOUR, "The images are int64, not uint8. If all values are 0 to 255, convert"),
+        ([[[[300] * 3]]], COLOUR, "The images are int64, not uint8. If all values are 0 to 255, convert"),
         (jnp.zeros((1, 8, 8, 3), jnp.bfloat16), COLOUR, "bfloat16, not uint8. Pass the pixels as they are stored"),
         (
             PIXELS.transpose(0, 3, 1, 2),
@@ -64,3 +65,9 @@ def test_one_image_and_gray_images():
 def test_other_images_are_an_error(images, net, said):
     with pytest.raises(UserError, match=re.escape(said)):
         bt_jax.preprocess(images, net)
+
+
+@pytest.mark.parametrize("images", [PIXELS, PIXELS.astype(np.int32), PIXELS > 9])
+def test_a_network_refuses_pixels_that_are_not_normalised(images):
+    with pytest.raises(UserError, match="not normalised floating-point numbers. Normalise them: bt_jax.preprocess"):
+        jax.eval_shape(lambda images: COLOUR.apply(COLOUR.init(jax.random.key(0)), images, train=False), images)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from bt_jax import optim, sharding
+from bt_jax.messages import UserError
 from bt_jax.objectives import barlow_twins
 from bt_jax.train import optimizer
 from tests.support import hlo
@@ -241,7 +242,7 @@ def test_form_is_chosen_by_shape(x64):
 
 
 def test_wrong_input_raises(unchecked):
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(UserError, match="one shape"):
         barlow_twins.barlow_twins(jnp.zeros((4, 3)), jnp.zeros((4, 2)))
-    with pytest.raises(ValueError, match="form"):
+    with pytest.raises(UserError, match="form='dual' is unknown. Choose from auto, "):
         barlow_twins.barlow_twins(jnp.zeros((4, 3)), jnp.zeros((4, 3)), form="dual")

@@ -68,7 +68,7 @@ def test_the_default_config_has_every_key():
 def test_an_unknown_method_and_unknown_keys():
     config = config_keys.pretrain()
     config.objective.name = "barlow"
-    with pytest.raises(UserError, match="Choose from barlow_twins, "):
+    with pytest.raises(UserError, match="name='barlow' is unknown. Did you mean barlow_twins. Choose from "):
         registry.build(config.objective)
     config.objective.name = "vicreg"
     with pytest.raises(UserError, match="has form, lambd, two_passes, which vicreg does not use"):
@@ -81,6 +81,9 @@ def test_an_unknown_method_and_unknown_keys():
         ("align_uniform", "t", 0.0, "objective.t=0.0 must be positive"),
         ("byol", "momentum", 1.5, "objective.momentum=1.5 is not between 0 and 1.*from 0 to 1"),
         ("byol", "predictor", 0, "objective.predictor=0 must be positive"),
+        ("barlow_twins", "lambd", -1.0, "objective.lambd=-1.0 must not be negative. Set --config.objective.lambd to 0"),
+        ("vicreg", "variance", float("inf"), "objective.variance=inf is not finite"),
+        ("vicreg", "covariance", float("nan"), "objective.covariance=nan is not finite"),
         ("direct_pred", "rho", -0.1, "objective.rho=-0.1 is not between 0 and 1"),
         ("direct_pred", "rule", "exact", "objective.rule='exact' is unknown"),
         ("drlim", "margin", -1.0, "objective.margin=-1.0 must be positive"),
@@ -119,5 +122,5 @@ def test_a_recipe_for_another_method():
     assert registry.build(config.objective) == MoCo(queue=4096)
     objectives.select(plain, "barlow_twins")
     assert plain.objective == config_keys.pretrain().objective
-    with pytest.raises(UserError, match="'bjol' is unknown. Choose from byol,"):
+    with pytest.raises(UserError, match="method='bjol' is unknown. Did you mean byol. Choose from byol,"):
         objectives.select(plain, "bjol")

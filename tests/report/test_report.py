@@ -475,6 +475,37 @@ def test_rank_without_a_spectrum_has_its_own_limit(run):
         assert (len(sentences) == 2 and "collapsed: they use about 1.9 dimensions" in sentences[1][1]) == bad
 
 
+@pytest.mark.parametrize("task", ["pretrain", "evaluate"])
+def test_the_numbers_of_a_smoke_run_mean_nothing(tmp_path, task, few_curves):
+    """A pretraining run has no verdict on its encoder, which learned nothing in a few steps."""
+    folder = make_run(tmp_path / "run", trained=0.2, config={"smoke": True, "task": task})
+    lines = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(lines + train_line(1300, **{"train/loss": 500.0}))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"smoke": "64 of 127 images"}))
+    page = Page(write.report(folder))
+    said = "Smoke: 64 of 127 images, a test of the set-up. Its numbers mean nothing."
+    assert page.text.count(said) == 1
+    assert "below the same" not in page.text and "did not fall" not in page.text
+    (folder / "summary.json").unlink()
+    if task == "pretrain":
+        said = [text for _, text in verdict(read_run(folder))]
+        assert said[0].startswith("Smoke: few images, a test") and "not finished" in said[1]
+
+
+def test_a_run_without_a_held_out_split_says_how_to_get_one(tmp_path):
+    folder = make_run(tmp_path / "run", config={"data": {"val_split": ""}})
+    (folder / "summary.json").write_text('{"seconds": 3.0}')
+    found = summary_section(read_run(folder))
+    assert "has no held-out split" in found and "<code>val=20%</code>" in found
+
+
+def test_the_header_names_the_number_of_neighbours_that_voted(run):
+    data = read_run(run)
+    data.summary["knn_k"] = 102
+    assert "78.1 % 102-NN top-1" in verdict(data)[0][1]
+
+
 def test_an_encoder_below_its_rivals_is_a_warning(tmp_path):
     (tone, text), *_ = verdict(read_run(make_run(tmp_path / "run", trained=0.41)))
     assert tone == "warn"
@@ -651,7 +682,7 @@ def test_intervals_belong_to_their_protocol(run):
                 "knn_top1_k20_t0.1": 0.5},
         "top1": 0.8, "top1_interval": [0.77, 0.83], "top5": 0.9, "svm": {"svm_map": 0.4},
     }  # fmt: skip
-    assert accuracies(run_files) == [
+    assert accuracies(run_files.summary) == [
         ("linear probe", 0.7, "68.0 % to 72.0 %"),
         ("200-NN, temperature 0.1", 0.6, "58.0 % to 62.0 %"),
         ("20-NN, temperature 0.1", 0.5, "–"),

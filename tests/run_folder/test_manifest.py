@@ -29,6 +29,12 @@ def test_every_kind_of_damage_has_its_message(tmp_path):
     assert manifest.find_damage(tmp_path) == "encoder/arrays has a wrong checksum"
     file.unlink()
     assert manifest.find_damage(tmp_path) == "encoder/arrays is missing"
+    long = tmp_path / "encoder" / ("0123456789abcdef" * 2)
+    file.write_bytes(b"0123456789")
+    long.write_bytes(b"0")
+    manifest.write(tmp_path)
+    long.unlink()
+    assert manifest.find_damage(tmp_path) == "encoder/01234567... is missing"
 
 
 def test_every_part_of_a_state_is_restored():

@@ -74,6 +74,13 @@ def test_tensorboard_has_the_names_and_steps_of_the_lines(tmp_path):
     assert [event.step for event in events if event.HasField("session_log")] == [5]  # events of a longer run are hidden
 
 
+def test_values_that_are_not_finite_cause_no_lines_of_tensorboard(tmp_path, caplog):
+    written = metrics_log.RunLog(tmp_path, first_step=0)
+    written.write(1, {"train/loss": float("nan"), "train/on_diag": float("inf")})
+    written.close()
+    assert not caplog.records
+
+
 def test_only_the_first_process_prints(tmp_path, monkeypatch, capsys):
     messages.say("once")
     monkeypatch.setattr(jax, "process_index", lambda: 1)

@@ -16,7 +16,7 @@ from bt_jax.config import arguments, keys
 from bt_jax.messages import UserError
 from bt_jax.processes import coordination, join
 from bt_jax.report import write
-from bt_jax.run_folder import environment, opening, same_run
+from bt_jax.run_folder import environment, opening, same_data, same_run
 
 # A second copy of the keys that a resumed run may change, with all keys below them.
 FREE = (
@@ -29,7 +29,7 @@ FREE = (
     "log",
     "stop_after_steps",
 )
-FREE += ("extend_epochs", "watch", "self_check", "data.broken_limit")
+FREE += ("extend_epochs", "watch", "self_check", "data.broken_limit", "smoke")
 
 
 def test_environment_has_command_and_commit(tmp_path, monkeypatch):
@@ -54,6 +54,13 @@ def test_environment_has_command_and_commit(tmp_path, monkeypatch):
     assert found["versions"]["jax"] == jax.__version__ and len(found["devices"]) == len(jax.devices())
 
 
+def test_a_file_is_no_run_folder(tmp_path):
+    """It is refused before a device is used."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="The run folder .*file is a file"):
+        opening.check_folder(str(tmp_path / "file"), "pretrain")
+
+
 def another(value):
     """Another value of a key."""
     if isinstance(value, bool):
@@ -76,6 +83,7 @@ def test_a_resumed_run_keeps_its_config(tmp_path, task):
         assert named == ([] if f"{key}.".startswith(tuple(f"{free}." for free in FREE)) else [key]), key
     folder = tmp_path / "run"
     opening.open_folder(str(folder), before)
+    (folder / "summary.json").write_text("{}")
     for key in ("evals", "checkpoint"):
         after = json.loads(json.dumps(before))
         name, value = next(iter(after[key].items()))
@@ -83,6 +91,106 @@ def test_a_resumed_run_keeps_its_config(tmp_path, task):
         with pytest.raises(UserError, match=f"another config .{key}.{name}: "):
             opening.open_folder(str(folder), after)
     assert json.loads((folder / "config.json").read_text()) == before
+
+
+def refused(tmp_path, before, after):
+    folder = tmp_path / "run"
+    opening.open_folder(str(folder), before)
+    opening.lock.release()
+    with pytest.raises(UserError) as caught:
+        opening.open_folder(str(folder), after)
+    return str(caught.value).replace(f"{folder} ", "RUN ")
+
+
+def config_of(task="pretrain", **values):
+    config = getattr(keys, task)()
+    config.update_from_flattened_dict(values)
+    return arguments.to_dict(config)
+
+
+@pytest.mark.parametrize("extended, missing", [(0.0, "3"), (1.0, "3")])
+def test_a_longer_run_is_extended(tmp_path, extended, missing):
+    before = config_of(total_epochs=2.0, extend_epochs=extended)
+    said = refused(tmp_path, before, config_of(total_epochs=5.0))
+    assert said.startswith("RUN holds a run of 2 epochs, and total_epochs=5 is another schedule. For a longer run, ")
+    assert f"leave total_epochs at 2 and set --config.extend_epochs={missing}. " in said
+
+
+def test_a_shorter_or_another_run_is_not_extended(tmp_path):
+    assert "another config (total_epochs: 2.0 -> 1.0)" in refused(
+        tmp_path, config_of(total_epochs=2.0), config_of(total_epochs=1.0)
+    )
+    said = refused(tmp_path / "more", config_of(total_epochs=2.0, extend_epochs=3.0), config_of(total_epochs=4.0))
+    assert "another config (total_epochs: 2.0 -> 4.0)" in said
+    said = refused(tmp_path / "other", config_of(total_epochs=2.0), config_of(total_epochs=3.0, seed=1))
+    assert "another config (seed: 0 -> 1; total_epochs: 2.0 -> 3.0)" in said
+
+
+@pytest.mark.parametrize(
+    "task, other, said",
+    [
+        ("pretrain", "evaluate", "RUN holds a pretraining run. Give evaluate a --workdir of its own."),
+        ("evaluate", "finetune", "RUN holds an evaluation. Give finetune a --workdir of its own."),
+        ("finetune", "pretrain", "RUN holds a fine-tuning run. Give pretrain a --workdir of its own."),
+    ],
+)
+def test_a_folder_of_another_task(tmp_path, task, other, said):
+    assert refused(tmp_path, config_of(task), config_of(other)) == said
+
+
+def test_a_folder_of_another_method(tmp_path):
+    after = config_of(seed=1)
+    after["objective"] = {"name": "simclr", "temperature": 0.1}
+    assert "another config (method: barlow_twins -> simclr)" in refused(tmp_path, config_of(), after)
+
+
+def test_few_of_many_differences_are_named(tmp_path):
+    values = {f"optim.{name}": 0.5 for name in ("lr_biases", "lr_weights", "end_factor", "momentum", "start_factor")}
+    said = refused(tmp_path, config_of(), config_of(seed=1, **values, **{"model.width": 0.5}))
+    assert said.count(" -> ") == 5 and "-> 0.5 and 2 more)" in said
+
+
+def test_a_damaged_config_is_one_file(tmp_path):
+    """Without it, the folder keeps its other files."""
+    opening.open_folder(str(tmp_path), config_of())
+    opening.lock.release()
+    file = tmp_path / "config.json"
+    file.write_text("{")
+    with pytest.raises(UserError, match="config.json is damaged. If you own the folder, delete this one file: the"):
+        opening.open_folder(str(tmp_path), config_of())
+    file.unlink()
+    opening.open_folder(str(tmp_path), config_of())
+    assert json.loads(file.read_text()) == config_of()
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_evaluation_may_change_until_the_results_are_written(tmp_path, capsys, task):
+    """Weights do not depend on it; what was wrong with it may be why the run ended."""
+    config = getattr(keys, task)()
+    opening.open_folder(str(tmp_path), arguments.to_dict(config))
+    config.evals.val_images = 7
+    opening.open_folder(str(tmp_path), arguments.to_dict(config))
+    assert "evaluated from here on with evals.val_images: 0 -> 7;" in capsys.readouterr().out
+    (tmp_path / "summary.json").write_text("{}")
+    config.evals.val_images = 8
+    with pytest.raises(UserError, match=r"another config \(evals.val_images: 7 -> 8\)"):
+        opening.open_folder(str(tmp_path), arguments.to_dict(config))
+
+
+def test_the_folder_of_an_evaluation_without_results_is_free(tmp_path):
+    """Also for other images, but not for another task."""
+    config, images = keys.evaluate(), {"classes": 2, "splits": {"train": {"images": 3, "digests": {}}}}
+    for count in (3, 4):
+        images["splits"]["train"]["images"] = config.evals.linear_epochs = count
+        now = json.loads(json.dumps(images))
+        opening.open_folder(str(tmp_path), arguments.to_dict(config), same_data.Images(now, dict))
+        assert json.loads((tmp_path / "data.json").read_text()) == images
+    with pytest.raises(UserError, match="holds an evaluation"):
+        opening.open_folder(str(tmp_path), arguments.to_dict(keys.pretrain()))
+    (tmp_path / "summary.json").write_text("{}")
+    config.evals.linear_epochs = 5
+    with pytest.raises(UserError, match=r"another config \(evals.linear_epochs: 4 -> 5\)"):
+        opening.open_folder(str(tmp_path), arguments.to_dict(config))
 
 
 def test_renamed_keys_of_a_resumed_run():

@@ -23,7 +23,7 @@ class CountingEvaluator:
     """An evaluator that records its evaluations."""
 
     def __init__(self, name, every_steps, events):
-        self.name, self.every_steps, self._events = name, every_steps, events
+        self.name, self.title, self.every_steps, self._events = name, f"{name} counted", every_steps, events
 
     def run(self, state):
         self._events.append(f"{self.name} {state.step}")

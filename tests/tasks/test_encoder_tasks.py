@@ -1,6 +1,7 @@
 """Tasks that start from an encoder: full and partial fine-tuning, linear evaluation, evaluation, and mistakes."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -201,11 +202,15 @@ def test_concatenated_splits_keep_their_order():
 # Evaluation ----------------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_end_to_end(pretrained, tmp_path):
+def test_evaluation_end_to_end(pretrained, tmp_path, capsys):
     config = changed(evaluate_config.get_config("smoke"), encoder=pretrained)
     folder = evaluate.run(config, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert re.search(r"\n20-NN, temperature 0.1 +[\d.]+ %   [\d.]+ % to [\d.]+ %\n20-NN, temperature 0.07 .* –\n", said)
+    assert re.search(r"\neffective rank of the features +[\d.]+\n", said) and "knn_" not in said
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary) == {"knn", "linear", "spectrum", "seconds", "seconds_each"}
+    assert set(summary) == {"knn", "linear", "spectrum", "seconds", "seconds_each", "smoke"}
+    assert summary["smoke"] == "64 of 10000 images" and said.count("smoke: 64 of 10000 images, a test of the") == 2
     net, _ = bt_jax.load_encoder(pretrained)
     linear = summary["linear"]
     assert 1 <= summary["spectrum"]["rank"] <= net.feature_dim
@@ -250,8 +255,6 @@ def test_wrong_input(pretrained, tmp_path):
     refused(
         "is empty", evaluate.run, evaluation(**{"data.train_split": "train[5:5]", "data.name": "patterns"}), tmp_path
     )
-    many = {"evals.knn_k": (300,), "protocols": ("knn",)}
-    refused("kNN needs 300 neighbours, but there are 64", evaluate.run, evaluation(**many), tmp_path / "k")
     refused("one label an image", evaluate.run, evaluation(protocols=("svm",)), tmp_path)
     refused("Choose from", evaluate.run, evaluation(protocols=("knm",)), tmp_path)
     refused("config.train='layer9' is unknown", finetune.run, tiny(pretrained, train="layer9"), tmp_path)
@@ -262,6 +265,10 @@ def test_wrong_input(pretrained, tmp_path):
     unlabelled = {"data.folder": str(tmp_path / "images"), "data.val_split": "train", "data.train_split": "train"}
     refused("has no labels in both splits, and knn needs them", evaluate.run, evaluation(**unlabelled), tmp_path)
     refused("has no labels in split 'train'", finetune.run, tiny(pretrained, **unlabelled), tmp_path)
+    said = r"There is no held-out split, which {} needs. Hold images out with --config.data.train_split='train.mixed"
+    none = {"data.name": "patterns", "data.val_split": ""}
+    refused(said.format("knn"), evaluate.run, evaluation(**none), tmp_path)
+    refused(said.format("a classifier"), finetune.run, tiny(pretrained, **none), tmp_path)
 
 
 def test_evaluation_without_labels_or_held_out_images(pretrained, tmp_path):

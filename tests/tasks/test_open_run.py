@@ -36,7 +36,7 @@ def test_another_training_split_does_not_change_the_config(monkeypatch, tmp_path
 
 def test_what_is_odd_is_said_before_anything_is_read(capsys):
     open_run.open_machine(keys.read(changed(tiny(), **{"optim.warmup_epochs": 9.0, "tuned_batch_size": 512})))
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "optim.warmup_epochs=9, and the run has 2 epochs" in said and "tuned for a batch of 512" in said
 
 
@@ -86,7 +86,7 @@ def test_slices_with_different_classes_are_an_error(tmp_path, capsys, task, valu
             open_run.check_classes(keys.read(config), str(tmp_path), Sorted())
         (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     open_run.check_classes(keys.read(config), str(tmp_path), Sorted())
-    assert capsys.readouterr().out == f"WARNING: {said}\n"
+    assert capsys.readouterr().err == f"WARNING: {said}\n"
     config = changed(config, **{"data.train_split": "learn", "data.val_split": "look"})
     open_run.check_classes(keys.read(config), str(tmp_path), Sorted())
     assert capsys.readouterr().out == ""

@@ -407,7 +407,7 @@ def command(*arguments):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--config=configs/quickstart.py", "--config.optim.lr_weigths=1"], "Did you mean optim.lr_weights?"),
+        (["--config=configs/quickstart.py", "--config.optim.lr_weigths=1"], "Did you mean --config.optim.lr_weights?"),
         (["--config=configs/quickstart.py:smoke,bach=3"], "Unknown config argument 'bach'"),
         (["--config=configs/quickstart.py", "--config.batch_size=many"], "batch_size=many"),
         (["--config=configs/absent.py"], "absent.py"),
@@ -415,7 +415,7 @@ def command(*arguments):
             ["--config=configs/quickstart.py", "--config.loss.lambd=1"],
             "has a new name, objective.lambd. Write --config.obj",
         ),
-        (["--config=configs/quickstart.py", "--config.views.view1.blurr=1"], "Did you mean views.view1.blur?"),
+        (["--config=configs/quickstart.py", "--config.views.view1.blurr=1"], "Did you mean --config.views.view1.blur?"),
         (["--config=configs/quickstart.py"], "No --workdir is given"),
     ],
 )

@@ -49,7 +49,7 @@ def finish(monkeypatch, tmp_path, concluded):
     def scores(this, compared):
         rows.update({name: (frozen.embed, state.name) for name, (frozen, state) in compared.items()})
         table = dict.fromkeys(compared, 0.5)
-        return {"knn_top1": table, "linear_top1": table, "predicted": (np.array([1, 0]), np.array([1, 1]))}
+        return {"knn_top1": table, "knn_k": 9, "linear_top1": table, "predicted": (np.array([1, 0]), np.array([1, 1]))}
 
     monkeypatch.setattr(pretrain, "_final_scores", scores)
 
@@ -69,6 +69,7 @@ def finish(monkeypatch, tmp_path, concluded):
             class_names=["a", "b"],
             mesh=None,
             recipe=None,
+            smoke="7 of 9 images",
         )
         rows.clear()
         pretrain._finish(this, AFTER)
@@ -81,11 +82,18 @@ def test_rows_of_the_table_belong_to_the_encoders_they_name(finish, capsys):
     found, rows = finish()
     assert rows == {"trained": ("net", "after"), "untrained": ("net", "before"), "raw_pixels": ("pixels", "after")}
     summary, shown = found["summary"], found["shown"]
-    assert summary["steps"] == 40 and summary["unlabelled"] == {"rank": 40} and "predicted" not in summary
+    assert (
+        summary["smoke"] == "7 of 9 images"
+        and summary["steps"] == 40
+        and summary["unlabelled"] == {"rank": 40}
+        and "predicted" not in summary
+    )
     assert (shown["spectrum_trained"], shown["spectrum_untrained"]) == ("spectrum after", "spectrum before")
     assert shown["map"] == ("net", "after", None) and shown["c"] == ("before", "after")
     np.testing.assert_array_equal(shown["confusion"], [[0, 0], [1, 1]])  # rows are the true classes
-    assert "same encoder, untrained" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "same encoder, untrained" in said and " 9-NN   linear probe" in said
+    assert "smoke: 7 of 9 images, a test of the set-up; its numbers mean nothing" in said
     _, rows = finish(**{"data.on_device": False})
     assert set(rows) == {"trained", "untrained"}  # streamed images are of many sizes
     found, rows = finish(**{"evals.final": False, "evals.spectrum_images": 0})
@@ -103,16 +111,18 @@ def test_scores_belong_to_their_row(monkeypatch):
         def run(self, state):
             return {"val/knn_top1": right[state].mean() / 2, "val/knn_top1_k1": 9.0}
 
+        def ks(self, state):
+            return (9, 5)
+
     class LinearProbe(KNN):
         def fit(self, state):
             return SimpleNamespace(predicted=right[state]), np.ones(4, int)
 
     monkeypatch.setattr(pretrain.protocols, "KNN", KNN)
     monkeypatch.setattr(pretrain.protocols, "LinearProbe", LinearProbe)
-    feed = SimpleNamespace(images=10)
-    this = SimpleNamespace(training=SimpleNamespace(settings=keys.pretrain(), feed=feed))
+    this = SimpleNamespace(training=SimpleNamespace(settings=keys.pretrain()))
     found = pretrain._final_scores(this, {name: (None, name) for name in right})
-    assert found["knn_top1"] == {"trained": 0.375, "untrained": 0.125}
+    assert found["knn_top1"] == {"trained": 0.375, "untrained": 0.125} and found["knn_k"] == 9
     assert found["linear_top1"] == {"trained": 0.75, "untrained": 0.25}
     assert found["linear_interval"] == {name: confidence.interval(value == 1) for name, value in right.items()}
     assert found["predicted"][0] is right["trained"]
@@ -181,6 +191,7 @@ def test_the_interval_of_finetuning_leaves_out_images_without_a_label(concluded,
         accuracy=SimpleNamespace(logits=lambda state: (logits, labels)),
         training=SimpleNamespace(feed=feed, started=0.0, folder=tmp_path),
         class_names=["a", "b", "c"],
+        smoke="",
     )
     finetune._finish(this, AFTER)
     summary = concluded["summary"]

@@ -34,7 +34,7 @@ def test_a_training_run_on_a_terminal(tmp_path, monkeypatch):
     with terminal(monkeypatch) as seen, messages.lasting():
         run(tmp_path, monkeypatch, before_step=warn, window=10)
     assert " 20% |████" in seen.text and "| step 2/10  epoch 0.4" in seen.text
-    assert "step 3: evaluating (CountingEvaluator)" in seen.text
+    assert "step 3: evaluating (often counted)" in seen.text
     rows = seen.rows()
     assert not [row for row in rows if BAR in row]
     assert [row for row in rows if "warning" in row] == [f"warning {step}" for step in range(1, 11)]

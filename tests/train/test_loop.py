@@ -38,6 +38,17 @@ def test_who_has_its_turn_when(tmp_path, monkeypatch):
     assert [line["epoch"] for line in lines(stopped)] == [0.4, 0.6, 0.6, 0.8, 1.0, 1.0]
 
 
+def test_a_run_that_ends_before_its_schedule_says_so(tmp_path, monkeypatch, capsys):
+    """Both when it gets there and when it is started again; lines count to the end of the schedule."""
+    for at, before in ((0, "stopped at step 5 of 10, saved"), (5, "nothing to train: step 5 of 10 is reached")):
+        run(tmp_path, monkeypatch, at=at, **{"stop_after_steps": 5})
+        said = capsys.readouterr().out.splitlines()
+        assert said[-1] == f"{before} (--config.stop_after_steps=5); leave that key out, or raise it, to resume"
+        assert at or any(line.startswith("step 5/10 ") for line in said)
+    run(tmp_path, monkeypatch, at=5)
+    assert "stop_after_steps" not in capsys.readouterr().out
+
+
 def test_lines_are_on_the_disk_before_the_save(tmp_path, monkeypatch):
     """And the save comes before the evaluation: whatever ends the run, no line is missing and none comes twice."""
     events = run(tmp_path, monkeypatch)

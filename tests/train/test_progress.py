@@ -47,6 +47,32 @@ def test_the_time_to_go_has_the_saves_and_evaluations(clock):
     assert [times[1], times[2], times[8]] == ["2:23", "2:52", "0:31"]
 
 
+def test_the_time_to_go_has_no_compilation_that_is_over(clock):
+    """The first evaluation lasts 27 s, of which it compiles for 25 s; the next one is at the end."""
+    compiled = [3.0]  # of the step
+    left = Milestones(1000, 0, [SimpleNamespace(every_steps=900)], lambda step: 100).pauses_left
+    progress = progress_line.Progress(
+        first_step=800,
+        total_steps=2000,
+        last_step=1000,
+        batch_size=64,
+        steps_per_epoch=100,
+        pauses_left=left,
+        compiled=lambda: compiled[-1],
+    )
+    clock.seconds += 10
+    progress.measure(900)
+    compiled.append(28.0)
+    clock.seconds += 27
+    progress.skip(pause="evaluation")
+    shown = []
+    for step in (925, 950, 975, 1000):
+        clock.seconds += 2.5
+        shown.append(progress.line(step, progress.measure(step)))
+    assert [line.rpartition("ETA ")[2] for line in shown] == ["0:09", "0:07", "0:04", "0:02"]
+    assert shown[0].startswith("step 925/2000 ")
+
+
 def test_speed_and_waiting_are_of_the_steps_since_the_last_line(clock):
     """Without the time of an evaluation between them."""
     progress = progress_line.Progress(first_step=50, total_steps=1000, batch_size=8, steps_per_epoch=100, unit="images")

@@ -293,7 +293,7 @@ def test_full_width_for_timm_and_detectron2(tmp_path):
         assert file.metadata()["format"] == "pt"  # transformers needs the format in the metadata
     assert load_file(folder / "model.safetensors")["layer1.0.bn1.num_batches_tracked"].shape == ()
     converted(tmp_path / "resnet18.safetensors", "safetensors", tmp_path / "plain.safetensors")
-    assert "torchvision.models.resnet18()" in (tmp_path / "plain.md").read_text()
+    assert "torchvision.models.resnet18()" in (tmp_path / "plain.safetensors.md").read_text()
     written = converted(tmp_path / "resnet18.safetensors", "detectron2", tmp_path / "r18.pkl")
     found = pickle.loads(written.read_bytes())  # our own file from above
     assert found["matching_heuristics"] and len(found["model"]) == sum(1 for value in given.values() if value.ndim)
@@ -429,13 +429,14 @@ def test_a_failed_write_leaves_no_files(encoder, tmp_path, capsys, monkeypatch, 
 
 
 def test_existing_files_are_not_changed(encoder, tmp_path, capsys):
-    (tmp_path / "mine.md").write_text("my notes")
-    refused(capsys, "mine.md exists", encoder, "--to=safetensors", f"--out={tmp_path / 'mine'}")
+    card = tmp_path / "mine.safetensors.md"  # another form of that name has another card
+    card.write_text("my notes")
+    refused(capsys, "mine.safetensors.md exists", encoder, "--to=safetensors", f"--out={tmp_path / 'mine'}")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     refused(capsys, "link exists", encoder, "--to=checkpoint", f"--out={tmp_path / 'link'}")
     (tmp_path / "out.tmp").mkdir()
     converted(encoder, "checkpoint", tmp_path / "out")
-    assert (tmp_path / "mine.md").read_text() == "my notes" and (tmp_path / "out.tmp").is_dir()
+    assert card.read_text() == "my notes" and (tmp_path / "out.tmp").is_dir()
     assert (tmp_path / "link").is_symlink() and not list(tmp_path.glob(".*"))
 
 
@@ -486,9 +487,9 @@ def test_the_model_card_names_the_source_of_the_weights(variables, tmp_path):
     summary = {"steps": 8, "knn_top1": {"trained": 0.543}}
     (run / "summary.json").write_text(json.dumps(summary))
     out = converted(run, "safetensors", tmp_path / "mine.safetensors", "--licence=cc-by-4.0")
-    said = (tmp_path / "mine.md").read_text()
+    said = (tmp_path / "mine.safetensors.md").read_text()
     assert said.startswith("---\nlicense: cc-by-4.0\n") and f'load_file("{out.name}")' in said
-    for part in ("Step 8 of the run", "kNN top-1 54.3 %", "pretrained with Barlow Twins"):
+    for part in ("from `run/checkpoints/8`", "Step 8 of the run", "kNN top-1 54.3 %", "pretrained with Barlow Twins"):
         assert part in said, part
     assert [json.loads(block) for block in re.findall(r"```json\n(.*?)```", said, re.DOTALL)] == [config, summary]
     assert "24 x 24 pixels" in said and "0.4, 0.5, 0.6" in said
@@ -497,7 +498,7 @@ def test_the_model_card_names_the_source_of_the_weights(variables, tmp_path):
     # The figures are of step 8, so the card of an earlier checkpoint has none.
     (run / "checkpoints" / "8").rename(run / "checkpoints" / "4")
     converted(run, "safetensors", tmp_path / "earlier.safetensors")
-    earlier = (tmp_path / "earlier.md").read_text()
+    earlier = (tmp_path / "earlier.safetensors.md").read_text()
     assert "Step 4 of the run" in earlier and "54.3" not in earlier and "summary.json" not in earlier
 
 

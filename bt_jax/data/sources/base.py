@@ -24,6 +24,8 @@ from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.spans import Arrays, Span
 from bt_jax.messages import UserError
 
+SLICE = r"\[\s*(-?[\d_]+%?)?\s*:\s*(-?[\d_]+%?)?\s*\]\s*"
+
 
 class Source:
     """The base class of all data sets.
@@ -50,21 +52,30 @@ class Source:
     upright: bool = False
 
     def span(self, split: str) -> Span:
-        """Resolves "train", "train[:90%]", "train[45000:]", "train[-10%:]". UserError if there is no such split."""
-        match = re.fullmatch(r"\s*([\w.-]+)\s*(?:\[\s*(-?[\d_]+%?)?\s*:\s*(-?[\d_]+%?)?\s*\])?\s*", split)
+        """Resolves "train", "train[:90%]", "train[45000:]", "train[-10%:]", and "train[:90%][:64]", a slice of a slice.
+
+        Raises:
+          UserError: there is no such split, or it is empty.
+        """
+        match = re.fullmatch(rf"\s*([\w.-]+)\s*((?:{SLICE})*)", split)
         if not match:
             raise UserError(
                 f"Split {split!r} is not understood", 'Write it as "train", "train[:90%]" or "train[45000:]".'
             )
-        base, start, stop = match.groups()
+        base, slices = match[1], match[2]
         if base not in self.splits:
             raise UserError(
                 f"{self.name} has no split {base!r}", f"Name one of its splits: {', '.join(sorted(self.splits))}."
             )
-        count = self.splits[base]
-        span = Span(base, spans.boundary(start or "0", count), spans.boundary(stop or str(count), count))
-        if span.start >= span.stop:
-            raise UserError(f"Split {split!r} of {self.name} is empty: {base!r} has {count} images", "Widen the slice.")
+        first, count = 0, self.splits[base]
+        for start, stop in re.findall(SLICE, slices):
+            ends = spans.boundary(start or "0", count), spans.boundary(stop or str(count), count)
+            first, count = first + ends[0], max(ends[1] - ends[0], 0)
+        span = Span(base, first, first + count)
+        if not count:
+            raise UserError(
+                f"Split {split!r} of {self.name} is empty: {base!r} has {self.splits[base]} images", "Widen the slice."
+            )
         return span
 
     def encoded(self, split: str) -> Iterator[tuple[bytes | UserError, int | None]]:
@@ -128,6 +139,10 @@ class Source:
     def as_in_0_1_0(self) -> "Source":
         """The data set with the images, splits and classes that bt_jax 0.1.0 gave it."""
         return self
+
+    def originals(self, base: str, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The images of some ids of a split, as ids of the splits that the data set was stored with."""
+        return {base: ids}
 
     def file(self, base: str, number: int) -> str:
         """The path of an image's file within the data set; SPLIT/ID if images are not files."""

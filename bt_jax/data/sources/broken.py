@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bt_jax import storage
+from bt_jax import messages, storage
 from bt_jax.data.sources.checking import Images, check_images, reason
 from bt_jax.data.sources.spans import Span
 from bt_jax.messages import UserError
@@ -59,9 +59,11 @@ class UnreadableImages:
     OPTION = "--config.data.broken_limit"
     INSTEAD = "a black image replaces it"
 
-    def __init__(self, source: Owner, *, limit: float | None = None, say: Callable[[str], None] = print):
+    def __init__(self, source: Owner, *, limit: float | None = None, say: Callable[[str], None] = messages.show):
         self._source, self._limit, self._say = source, limit, say
         self._found: dict[str, set[int]] = {}
+        self._named: set[str] = set()  # an image may be in several splits, such as "train" and "train.mixed"
+        self._lock = threading.RLock()  # training reads ahead in a thread while an evaluation reads
         self.lines: list[str] = []
         self._file: Path | None = None
         self._later: threading.Timer | None = None
@@ -82,9 +84,14 @@ class UnreadableImages:
         Raises:
           UserError: the limit is exceeded. All unreadable images of the span are listed first.
         """
+        with self._lock:
+            self._add(span, number, reason(error))
+
+    def _add(self, span: Span, number: int, why: str) -> None:
         if self.known(span, np.array([number])).all():
             return
-        line, whole = self._note(span, number, reason(error)), self._whole(span)
+        new = self._source.where(span.base, number) not in self._named
+        line, whole = self._note(span, number, why), self._whole(span)
         if self._limit is None:
             raise UserError(
                 line, "Restore it from its origin. `python -m bt_jax.prepare` lists every unreadable image."
@@ -92,9 +99,9 @@ class UnreadableImages:
         unreadable = self._count(whole)
         if unreadable > allowed(self._limit, whole.stop - whole.start):
             raise self._refusal(whole)
-        if unreadable <= self.NAMED:
+        if new and unreadable <= self.NAMED:
             rest = "; further ones are only listed" if unreadable == self.NAMED else ""
-            self._warn(f"WARNING: {line}; {self.INSTEAD}{rest}")
+            self._say(f"WARNING: {line}; {self.INSTEAD}{rest}")
 
     def _whole(self, span: Span) -> Span:
         """The images to which the limit applies."""
@@ -103,13 +110,14 @@ class UnreadableImages:
     def _count(self, whole: Span) -> int:
         return sum(whole.start <= number < whole.stop for number in self._found.get(whole.base, ()))
 
-    def _warn(self, line: str) -> None:
-        self._say(line)
-
     def _note(self, span: Span, number: int, why: str) -> str:
         """Records a new unreadable image and writes it to the file; returns its line."""
         self._found.setdefault(span.base, set()).add(number)
-        line = f"{self._source.where(span.base, number)}: the image cannot be read ({why})"
+        where = self._source.where(span.base, number)
+        line = f"{where}: the image cannot be read ({why})"
+        if where in self._named:
+            return line
+        self._named.add(where)
         self.lines.append(line)
         if self._file and storage.in_bucket(self._file):
             if self._later is None:  # an object takes one write a second, and each write replaces all of it

@@ -38,9 +38,9 @@ class FolderSource(Source):
         self.root = storage.local_path(root)
         self.name = storage.printable(self.root.name)
         if not self.root.is_dir():
-            raise UserError(
-                f"There is no folder {storage.printable(self.root)}", "Name the folder that holds the images."
-            )
+            where = storage.printable(self.root)
+            cause = f"{where} is a file" if self.root.is_file() else f"There is no folder {where}"
+            raise UserError(cause, "Name the folder that holds the images.")
         self._listing = folder_listing.listed(self.root, cache)
         left_out = formats.left_out(self._listing.skipped)
         if not self._listing.files:

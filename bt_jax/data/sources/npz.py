@@ -1,17 +1,19 @@
 """Cache files: whole splits of encoded images in one .npz file, which needs no TensorFlow."""
 
+import contextlib
 import os
 import struct
 import zipfile
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
 from bt_jax import storage
 from bt_jax.data.sources.base import Source, progress
-from bt_jax.messages import UserError
+from bt_jax.messages import UserError, line
 
 NPZ_FORMAT = 1
 
@@ -47,11 +49,7 @@ class NpzSource(Source):
             zipfile.BadZipFile,
             struct.error,
         ) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"{path} is not an intact cache file of bt_jax ({reason})",
-                "Write it again with python -m bt_jax.prepare.",
-            ) from None
+            raise _refusal(path, error) from None
         self.splits = {split: len(offsets) - 1 for split, (_, offsets, _) in self._data.items()}
         labelled = [labels for _, _, labels in self._data.values() if labels is not None and len(labels)]
         self.num_classes = (
@@ -115,6 +113,28 @@ class NpzSource(Source):
             (bytes(data[offsets[i] : offsets[i + 1]]), None if labels is None or labels[i] < 0 else int(labels[i]))
             for i in map(int, ids)
         ]
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    """The error for a file that is no cache file at all, or a damaged one."""
+    foreign = ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            foreign = f"it has no array 'format', but {', '.join(archive.namelist()[:4])}"
+            foreign *= "format.npy" not in archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            start = file.read(2)
+            foreign = "it is no .npz file" * (start != b"PK")
+    if foreign:
+        return UserError(
+            f"{path} is not a cache file of bt_jax: {foreign}",
+            "Name a file that python -m bt_jax.prepare --npz=FILE has written, or a folder of images with"
+            " --config.data.folder=IMAGES.",
+        )
+    return UserError(
+        f"{path} is not an intact cache file of bt_jax ({line(error)})", "Write it again with python -m bt_jax.prepare."
+    )
 
 
 def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) -> None:

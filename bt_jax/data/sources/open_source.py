@@ -6,6 +6,7 @@
 import os
 from collections.abc import Callable
 
+from bt_jax import messages
 from bt_jax.data.sources import orientation
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.image_folder import FolderSource
@@ -23,7 +24,7 @@ def open_source(
     folder: str | os.PathLike | None = None,
     exif_orientation: str = "auto",
     labels: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = messages.show,
 ) -> Source:
     """Opens a data set and prints its notes; reads no image.
 

@@ -72,6 +72,15 @@ class Selection(Source):
         """The original source, without the new split."""
         return self._source.as_in_0_1_0()
 
+    def originals(self, base, ids):
+        if base != self._split:
+            return self._source.originals(base, ids)
+        found: dict[str, list[np.ndarray]] = {}
+        for number, part in enumerate(self._parts):
+            for original, its_ids in self._source.originals(part, self._ids[ids[self._part[ids] == number]]).items():
+                found.setdefault(original, []).append(its_ids)
+        return {original: np.concatenate(parts) for original, parts in found.items()}
+
     def where(self, base, number):
         return self._source.where(*self._origin(base, number))
 

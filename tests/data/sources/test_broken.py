@@ -8,6 +8,7 @@ from bt_jax.data.sources.broken import UnreadableImages, allowed, enough
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
+from bt_jax.data.sources.selection import with_mixed
 from bt_jax.messages import UserError
 from tests.support.drawn_images import Listed, encode, write_images
 
@@ -58,6 +59,20 @@ def test_the_error_names_all_images_and_the_share_that_allows_them(tmp_path):
     with pytest.raises(UserError, match="15 of the 35 images .* listed in .*broken.txt"):
         damaged(40, 20).arrays("train[5:]", broken)
     assert len((tmp_path / "broken.txt").read_text().splitlines()) == 15
+
+
+def test_an_image_of_two_splits_is_named_once(root, tmp_path, capsys):
+    """On stderr and in the file; both splits count it."""
+    write_images(root, "a/1.png", "a/2.png", "b/3.png")
+    (root / "a" / "2.png").write_bytes(b"no image")
+    source = with_mixed(FolderSource(root), ["train.mixed"])
+    broken = UnreadableImages(source, limit=0.5)
+    broken.write_to(tmp_path / "broken.txt")
+    for split in ("train", "train.mixed"):
+        assert sorted(source.arrays(split, broken).labels) == [-1, 0, 1]
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("a/2.png: the image cannot be read") == said.err.count("\n") == 1
+    assert (tmp_path / "broken.txt").read_text().count("\n") == len(broken.lines) == 1
 
 
 def test_ten_unreadable_images_are_allowed():

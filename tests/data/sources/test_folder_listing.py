@@ -158,7 +158,7 @@ def test_a_folder_that_cannot_be_listed(root, monkeypatch, capsys):
     monkeypatch.setattr(os, "scandir", refused)
     assert keep(root, monkeypatch).splits == {"train": 2}
     open_source(None, folder=root)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert f"WARNING: images: Cannot list {root / 'b'}: Permission denied; its images are left out" in said
     locked.clear()
     assert FolderSource(root).splits == {"train": 3}

@@ -73,6 +73,9 @@ def test_a_link_to_a_parent_folder_is_not_followed(root, tmp_path):
 def test_wrong_folders(root, tmp_path):
     with pytest.raises(UserError, match="There is no folder"):
         FolderSource(root)
+    (tmp_path / "one.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="one.jpg is a file. Name the folder"):
+        FolderSource(tmp_path / "one.jpg")
     root.mkdir()
     with pytest.raises(UserError, match="There is no image below"):
         FolderSource(root)

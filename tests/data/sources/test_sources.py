@@ -104,8 +104,6 @@ def test_damaged_cache_files(npz, tmp_path):
         return (tmp_path / "bad.npz").read_bytes()
 
     cases = {
-        "empty": b"",
-        "text": b"not a zip file",
         "cut": whole[: len(whole) // 2],
         "flipped": whole[:600] + bytes([whole[600] ^ 255]) + whole[601:],
         "other format": without(format=np.int64(2)),
@@ -119,6 +117,12 @@ def test_damaged_cache_files(npz, tmp_path):
         with pytest.raises(UserError, match="bad.npz is not an intact cache file"):
             open_source(None, npz=tmp_path / "bad.npz")
             pytest.fail(f"a damaged file was read: {what}")
+    of_others = {"text": b"not a zip file", "empty": b"", "images": without(format=None, images=np.ones(3))}
+    for what, data in of_others.items():
+        (tmp_path / "bad.npz").write_bytes(data)
+        with pytest.raises(UserError, match="bad.npz is not a cache file of bt_jax: it ") as caught:
+            open_source(None, npz=tmp_path / "bad.npz")
+        assert "pickle" not in str(caught.value) and "--config.data.folder=IMAGES" in caught.value.fix, what
     with pytest.raises(UserError, match="There is no cache file"):
         open_source(None, npz=tmp_path / "none.npz")
     with pytest.raises(UserError, match="'listed', not 'cifar10'"):

@@ -95,6 +95,20 @@ FAULTS = (
         ("test_held_out_patterns_differ_from_training",),
     ),
     Fault(
+        "broken-named-twice",
+        "UnreadableImages._note",
+        "if where in self._named:",
+        "if False:",
+        ("test_an_image_of_two_splits_is_named_once",),
+    ),
+    Fault(
+        "npz-foreign",
+        "_refusal",
+        'foreign *= "format.npy" not in archive.namelist()',
+        'foreign = ""',
+        ("test_damaged_cache_files",),
+    ),
+    Fault(
         "npz-offsets",
         "NpzSource.read",
         "data[offsets[i] : offsets[i + 1]]",

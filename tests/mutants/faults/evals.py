@@ -20,7 +20,13 @@ FAULTS = (
         ("test_top_k_in_blocks_is_exact",),
     ),
     Fault("knn-padding", "predict", "[..., : len(chunk)]", "[..., : CHUNK]", ("test_knn_equals_scikit_learn",)),
-    Fault("knn-too-many", "KNN.run", "if max(self._ks) > len(bank):", "if False:", ("test_wrong_input_to_protocols",)),
+    Fault(
+        "knn-too-many",
+        "KNN.ks",
+        "min(k, count) for k",
+        "k for k",
+        ("test_no_more_neighbours_vote_than_images_were_read",),
+    ),
     Fault(
         "knn-interval",
         "KNN.run",

@@ -130,6 +130,13 @@ FAULTS = (
         ("test_intervals_belong_to_their_protocol",),
     ),
     Fault(
+        "report-smoke",
+        "verdict",
+        "if smoke := smoke_sentence(run):",
+        "if smoke := '':",
+        ("test_the_numbers_of_a_smoke_run_mean_nothing",),
+    ),
+    Fault(
         "report-table",
         "summary_section",
         "bar(run.score(name, row), row)",

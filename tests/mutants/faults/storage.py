@@ -174,7 +174,25 @@ FAULTS = (
     Fault("folder-commit-lost", "git_commit", "return result.stdout.strip()", 'return ""', LEFT_BEHIND),
     Fault("folder-shorter", "_say_longer", "if after < before:", "if False:", ("test_an_extended_schedule",)),
     Fault(
-        "folder-another-config", "open_folder", "if different:", "if False:", ("test_a_resumed_run_keeps_its_config",)
+        "folder-another-config",
+        "_compare",
+        "if others := [",
+        "if others := [] and [",
+        ("test_a_resumed_run_keeps_its_config",),
+    ),
+    Fault(
+        "folder-evaluated-otherwise",
+        "_compare",
+        "[] if has_results else",
+        "[] if False else",
+        ("test_evaluation_may_change_until_the_results_are_written",),
+    ),
+    Fault(
+        "folder-evaluation-without-results",
+        "open_folder",
+        'config.get("task") == "evaluate" and not has_results',
+        'config.get("task") == "evaluate"',
+        ("test_the_folder_of_an_evaluation_without_results_is_free",),
     ),
     Fault(
         "folder-own-file",

@@ -1,0 +1,165 @@
+"""The error for a mistake on the command line of a program with a config, with the words to write instead."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from bt_jax.cli import command_line
+from bt_jax.config import arguments, keys
+from bt_jax.messages import UserError
+
+SEE_HELP = "See --help, which lists all keys."
+
+
+def unknown_key(argv: Sequence[str], text: str) -> UserError:
+    """The error for a key that the config does not have.
+
+    Args:
+      argv: with the recipe as --config=PATH.
+      text: of the error of ml_collections, which may print the whole config.
+    """
+    config = _config(argv)
+    named = [word.removeprefix("--config.").partition("=")[0] for word in argv if word.startswith("--config.")]
+    unknown = [key for key in named if key not in _flat(config)]
+    if config is None or not unknown:
+        return UserError(" ".join(text.split())[:300], "See --help and the docstring of the config file.")
+    key = unknown[0]
+    if key in arguments.RENAMED_KEYS:
+        new = arguments.RENAMED_KEYS[key]
+        return UserError(f"The config key {key} has a new name, {new}", f"Write --config.{new}=VALUE.")
+    if key.startswith("objective.") and "objective" in config:
+        return _unknown_option(argv, config, key.removeprefix("objective."))
+    having = [task for task, kind in keys.TASKS.items() if key in arguments.flatten(arguments.to_dict(kind()))]
+    if having:
+        return UserError(f"The config key {key} belongs to {' and '.join(having)}", "Leave it out of this task.")
+    return UserError(f"Unknown config key {key!r}", _did_you_mean(key, _flat(config)))
+
+
+def _unknown_option(argv: Sequence[str], config: Any, option: str) -> UserError:
+    """The error for an option that the method of this run does not have."""
+    from bt_jax.objectives import registry  # imports every method, and with them JAX
+
+    method = config.objective.name
+    own = [*registry.keys(method)] if method in registry.NAMES else [key for key in config.objective if key != "name"]
+    owners = [name for name in registry.NAMES if option in registry.keys(name)]
+    if not owners:
+        fix = _did_you_mean(f"objective.{option}", [f"objective.{key}" for key in own])
+        return UserError(f"Unknown config key 'objective.{option}'", fix)
+    cause = f"{option} is an option of {_listed(owners)}; the method of this run is {method}"
+    other = _with_method(argv, owners[0])
+    return UserError(
+        f"{cause}, with {', '.join(own)}" if own else f"{cause}, without options",
+        f"Leave it out{f', or write {other} for {owners[0]}' if other else ''}.",
+    )
+
+
+def check_method(argv: Sequence[str], config: Any) -> None:
+    """Refuses another name of the method alone, which leaves the options and the projector of the first method.
+
+    Raises:
+      UserError: --config.objective.name is given, and the options are not those of that method.
+    """
+    if not any(word.lstrip("-").startswith("config.objective.name") for word in argv):
+        return
+    from bt_jax.objectives import registry
+
+    name = config.objective.name
+    if name in registry.NAMES and set(config.objective) - {"name"} != registry.keys(name).keys():
+        other = _with_method(argv, name)
+        raise UserError(
+            f"--config.objective.name={name} changes the name of the method, but not its options",
+            f"Write {other}." if other else "Set the whole section in a config file, as in docs/methods.md.",
+        )
+
+
+def unknown_flag(argv: Sequence[str], name: str, known: Sequence[str]) -> UserError:
+    """The error for --name, which is no option: the key that it may mean, or a similar option.
+
+    Args:
+      known: the names of all options.
+    """
+    given = next((word.lstrip("-") for word in argv if word.lstrip("-").partition("=")[0] == name), name)
+    if name.startswith("config."):
+        return no_config()
+    keys_of_run = _flat(_config(argv)) or {
+        key for kind in keys.TASKS.values() for key in arguments.flatten(arguments.to_dict(kind()))
+    }
+    meant = [key for key in keys_of_run if key == name] or [key for key in keys_of_run if key.endswith(f".{name}")]
+    if not meant:
+        close = difflib.get_close_matches(name, [*known, *(f"config.{key}" for key in keys_of_run)], n=1)
+        fix = f"Did you mean --{close[0]}? --help lists all options." if close else "See --help, which lists all."
+        return UserError(f"Unknown option --{name}", fix)
+    value = given.partition("=")[2] or "VALUE"
+    words = [f"--config.{key}={value}" for key in sorted(meant)]
+    return UserError(f"Unknown option --{name}, which is a key of the config", f"Write {' or '.join(words)}.")
+
+
+def unknown_word(argv: Sequence[str], word: str, is_recipe: bool) -> UserError:
+    """The error for a word that is no option.
+
+    Args:
+      is_recipe: the word names a recipe or a config file.
+    """
+    fix = "Write options as --name=value; see --help."
+    key = word.removeprefix("config.").partition("=")[0]
+    if is_recipe:
+        fix = f"Write --config={word}."
+    elif "=" in word and key in _flat(_config(argv)):
+        fix = f"Write --config.{word.removeprefix('config.')}."
+    elif "=" in word and key in flags.FLAGS:
+        fix = f"Write --{word}."
+    return UserError(f"Unknown argument {word!r}", fix)
+
+
+def no_config() -> UserError:
+    return UserError("No --config is given", "Name a recipe, such as --config=quickstart.")
+
+
+def task_of(recipe: str) -> str:
+    """The task of a recipe with its path; "" if it is no config file, or fails."""
+    if "get_config" not in Path(recipe.partition(":")[0]).read_text(errors="replace"):
+        return ""  # another program of the user, which must not run
+    config = _config([f"--config={recipe}"])
+    return "" if config is None else config.get("task", "")
+
+
+def _config(argv: Sequence[str]) -> Any:
+    """The config of the recipe in argv, without overrides; None if there is none, or it fails."""
+    recipe = next((word for word in argv if word.startswith("--config=")), None)
+    if recipe is None:
+        return None
+    words, values = ["", recipe], flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=words)
+    try:
+        values(words)
+        arguments.to_dict(values.config)  # a file that cannot be read fails here
+    except Exception:  # of the user's file, or of its arguments
+        return None
+    return values.config
+
+
+def _flat(config: Any) -> Mapping[str, Any]:
+    return {} if config is None else arguments.flatten(arguments.to_dict(config))
+
+
+def _with_method(argv: Sequence[str], method: str) -> str:
+    """--config with another method, to copy; "" if the recipe takes no method."""
+    path, _, given = next(word for word in argv if word.startswith("--config=")).partition("=")[2].partition(":")
+    items = [item for item in given.split(",") if item and not item.startswith("method=")]
+    recipe = ",".join([*items, f"method={method}"])
+    config = _config([f"--config={path}:{recipe}"])
+    taken = config is not None and config.get("objective", {}).get("name") == method
+    return f"--config={command_line.short(path)}:{recipe}" if taken else ""
+
+
+def _did_you_mean(key: str, valid: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key, [*valid], n=1)
+    return f"Did you mean --config.{close[0]}? --help lists all keys." if close else SEE_HELP
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
