@@ -144,10 +144,12 @@ def test_the_program_of_a_tpu_is_that_of_the_plain_layers(monkeypatch):
 
 
 def _without_names(program: str) -> str:
-    """Instructions are numbered in their order; metadata say where in the source they come from."""
+    """Names have numbers in the order in which the instructions were made; metadata name the lines of the source."""
     program = program[re.search(r"^(%|ENTRY)", program, re.M).start() :]
-    program = re.sub(
-        r",? ?metadata=\{[^}]*\}|stack_frame_id=\d+|(frontend_attributes|backend_config)=\{.*?\}", "", program
+    program = re.sub(r",? ?metadata=\{[^}]*\}|(frontend_attributes|backend_config)=\{.*?\}", "", program)
+    names, numbers = set(re.findall(r"%([\w.-]+)", program)), {}
+    return re.sub(
+        r"%?([A-Za-z_][\w.-]*)",
+        lambda word: str(numbers.setdefault(word[1], f"name{len(numbers)}")) if word[1] in names else word[0],
+        program,
     )
-    numbers: dict[str, str] = {}
-    return re.sub(r"%[\w.-]+|\bparam_[\d.]+", lambda name: numbers.setdefault(name[0], f"%{len(numbers)}"), program)
