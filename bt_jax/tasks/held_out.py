@@ -14,7 +14,7 @@ def advice(settings: Run) -> str:
     """A sentence with the argument of the folder recipe, or with the two flags, that hold a fifth of the images out."""
     if isinstance(settings, Pretrain) and settings.data.name == "folder":
         return "Hold images out with val=20%, as in --config=pretrain_folder:val=20%."
-    base = settings.data.train_split.partition("[")[0].removesuffix(MIXED)
+    base = settings.data.train_split.split("+")[0].partition("[")[0].removesuffix(MIXED)
     flags = f"--config.data.train_split='{base}{MIXED}[:80%]' --config.data.val_split='{base}{MIXED}[80%:]'"
     return f"Hold images out with {flags}."
 
