@@ -129,10 +129,10 @@ def test_the_rate_follows_the_batch():
 def test_batch_changed_behind_the_recipe_warns(capsys):
     config = pretrain_imagenet_r50.get_config()
     open_run.check_rate(config)
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
     config.batch_size = 512
     open_run.check_rate(config)
-    assert "tuned for a batch of 2048, not 512" in capsys.readouterr().out
+    assert "tuned for a batch of 2048, not 512" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_warmup_that_the_run_does_not_outlast_warns(capsys, warmup, extended, 
     config = pretrain_imagenet_r50.get_config("epochs=2")
     config.optim.warmup_epochs, config.extend_epochs = warmup, extended
     open_run.check_warmup(config)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.count("\n") == warns and (f"optim.warmup_epochs={warmup:g}, and the run has 2 epochs" in said) == warns
 
 
