@@ -82,7 +82,7 @@ def test_no_held_out_split_is_said_if_there_are_labels(capsys):
     config = keys.read(pretrain_folder.get_config())
     held_out.say(config, of_classes(5, 5))
     said = "No held-out split: kNN and probe are left out. Hold images out with val=20%, as in"
-    assert capsys.readou.out().err.startswith(said)
+    assert capsys.readouterr().out.startswith(said)
     held_out.say(config, Listed([(b"", None)] * 10))
     held_out.say(keys.read(changed(keys.evaluate(), **{"data.val_split": ""})), of_classes(5, 5))
     off = {"data.val_split": "", "evals.every_epochs": 0.0, "evals.final": False}
