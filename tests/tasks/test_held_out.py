@@ -69,19 +69,19 @@ def test_images_of_both_splits_are_counted(train, val, shared):
 def test_held_out_images_that_are_trained_on_get_a_warning(capsys):
     config = keys.read(pretrain_folder.get_config("val=train.mixed[80%:]"))
     held_out.say(config, with_mixed(of_classes(5, 5), ["train.mixed"]))
-    assert capsys.readouterr().out == (
+    assert capsys.readouterr().err == (
         "WARNING: 2 of the 2 held-out images (train.mixed[80%:]) are also training images (train), so the accuracies"
         " say little about new images. Hold images out with val=20%, as in --config=pretrain_folder:val=20%.\n"
     )
     config = keys.read(pretrain_folder.get_config("val=20%"))
     held_out.say(config, with_mixed(of_classes(5, 5), ["train.mixed"]))
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_no_held_out_split_is_said_if_there_are_labels(capsys):
     config = keys.read(pretrain_folder.get_config())
     held_out.say(config, of_classes(5, 5))
-    said = "No held-out split: kNN and probe are left out. Hold images out with val=20%, as in"
+    said = "There is no held-out split, so kNN and probe are left out. Hold images out with val=20%, as in"
     assert capsys.readouterr().out.startswith(said)
     held_out.say(config, Listed([(b"", None)] * 10))
     held_out.say(keys.read(changed(keys.evaluate(), **{"data.val_split": ""})), of_classes(5, 5))
