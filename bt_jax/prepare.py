@@ -28,7 +28,7 @@ from bt_jax.data.sources.checking import CheckedImage, check_images
 from bt_jax.data.sources.npz import write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.data.sources.selection import with_mixed
-from bt_jax.messages import UserError
+from bt_jax.messages import UserError, counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,13 +76,13 @@ def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, l
             allow = f", or allow them with --broken_limit={share}, and in training --config.data.broken_limit={share}"
             allow *= len(images) < count
             raise UserError(
-                f"{len(images)} of the {count} images of {source.name}, split {span.base!r}, cannot be read, listed"
-                " above",
-                f"Restore them from their origin{allow}.",
+                f"{len(images)} of the {count} images of {source.name}, split {span.base!r}, cannot be read; they"
+                " are listed above",
+                f"Restore them from a copy{allow}.",
             )
     if total := sum(map(len, unreadable.values())):
-        written = " and are written unchanged: ids stay," if options.npz or options.shards else ":"
-        print(f"{total} of them cannot be read{written} training replaces them")
+        written = "they are written unchanged, so that ids stay, and " if options.npz or options.shards else ""
+        print(f"{counted(total, 'image')} cannot be read: {written}training replaces them")
 
 
 def parser() -> tool.Parser:

@@ -17,7 +17,7 @@ cat <<EOF
 Next:
   open $run/report.html
   .venv/bin/bt-jax pretrain --config=pretrain_folder:small,val=20% --config.data.folder=IMAGES --workdir=runs/mine
-      your own photographs: some minutes on a CPU for a few hundred; docs/recipes.md has the full recipe
+      trains on your own photographs; a few hundred take some minutes on a CPU; docs/recipes.md has the full recipe
   .venv/bin/bt-jax --help
   docs/recipes.md: CIFAR-10, ImageNet, all options
 EOF

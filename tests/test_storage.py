@@ -300,7 +300,7 @@ def test_lines_are_copied_during_training(folder, bucket, monkeypatch, capsys):
     written.write(4, {"train/loss": 1.0})
     written.close()  # no error, which could replace another one
     said, kept = capsys.readouterr().err, written._folder.local
-    assert "WARNING: the newest lines could not" in said and f"They are in {kept}" in said
+    assert "WARNING: the newest lines could not" in said and f"The newest lines are in {kept}" in said
     assert (kept / "metrics.jsonl").read_text().count("\n") == 4
     shutil.rmtree(kept)
 

@@ -40,12 +40,12 @@ def run(
     default: str = "",
     tasks: Iterable[str] = keys.TASKS,
 ) -> None:
-    """Parses the command line and calls main(argv) with the program's name alone: every other word is an option.
+    """Parses the command line and calls main(argv). argv is the program's name alone: every other word is an option.
 
     Args:
       doc: the first part of the help.
       default: the recipe if the command line names none.
-      tasks: those whose keys the help lists.
+      tasks: the tasks whose keys the help lists.
     """
     if any(word in ("-h", "-help") or word.startswith("--help") for word in (argv or sys.argv)[1:]):
         with messages.lasting():
@@ -123,7 +123,7 @@ def is_recipe(word: str) -> bool:
 
 
 def _make_recipes_importable() -> None:
-    """Lets a config file import the recipes as `configs` from any working folder without a module of that name."""
+    """Lets a config file import the recipes as `configs`, unless the working folder has a module of that name."""
     if importlib.util.find_spec("configs") is None:
         sys.modules["configs"] = importlib.import_module("bt_jax.configs")
 

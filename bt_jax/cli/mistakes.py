@@ -1,4 +1,4 @@
-"""The error for a mistake on the command line of a program with a config, with the words to write instead."""
+"""Errors for mistakes on the command line of a program with a config. Each names the words to write instead."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ def unknown_key(argv: Sequence[str], text: str) -> UserError:
     """The error for a key that the config does not have.
 
     Args:
-      argv: with the recipe as --config=PATH.
-      text: of the error of ml_collections, which may print the whole config.
+      argv: the command line, with the recipe as --config=PATH.
+      text: the text of ml_collections' error, which may contain the whole config.
     """
     config = _config(argv)
     named = [word.removeprefix("--config.").partition("=")[0] for word in argv if word.startswith("--config.")]
@@ -35,7 +35,7 @@ def unknown_key(argv: Sequence[str], text: str) -> UserError:
         return _unknown_option(argv, config, key.removeprefix("objective."))
     having = [task for task, kind in keys.TASKS.items() if key in arguments.flatten(arguments.to_dict(kind()))]
     if having:
-        return UserError(f"The config key {key} belongs to {' and '.join(having)}", "Leave it out of this task.")
+        return UserError(f"The config key {key} belongs to another task: {' or '.join(having)}", "Leave it out.")
     return UserError(f"Unknown config key {key!r}", _did_you_mean(key, _flat(config)))
 
 
@@ -52,13 +52,13 @@ def _unknown_option(argv: Sequence[str], config: Any, option: str) -> UserError:
     cause = f"{option} is an option of {_listed(owners)}; the method of this run is {method}"
     other = _with_method(argv, owners[0])
     return UserError(
-        f"{cause}, with {', '.join(own)}" if own else f"{cause}, without options",
+        f"{cause}, which has the options {', '.join(own)}" if own else f"{cause}, which has no options",
         f"Leave it out{f', or write {other} for {owners[0]}' if other else ''}.",
     )
 
 
 def check_method(argv: Sequence[str], config: Any) -> None:
-    """Refuses another name of the method alone, which leaves the options and the projector of the first method.
+    """Refuses a new name of the method alone, because the options and the projector of the first method would stay.
 
     Raises:
       UserError: --config.objective.name is given, and the options are not those of that method.
@@ -77,7 +77,7 @@ def check_method(argv: Sequence[str], config: Any) -> None:
 
 
 def unknown_flag(argv: Sequence[str], name: str, known: Sequence[str]) -> UserError:
-    """The error for --name, which is no option: the key that it may mean, or a similar option.
+    """The error for the unknown option --name, with the config key of that name or a similar option.
 
     Args:
       known: the names of all options.
@@ -95,11 +95,11 @@ def unknown_flag(argv: Sequence[str], name: str, known: Sequence[str]) -> UserEr
         return UserError(f"Unknown option --{name}", fix)
     value = given.partition("=")[2] or "VALUE"
     words = [f"--config.{key}={value}" for key in sorted(meant)]
-    return UserError(f"Unknown option --{name}, which is a key of the config", f"Write {' or '.join(words)}.")
+    return UserError(f"Unknown option --{name}: it is a key of the config", f"Write {' or '.join(words)}.")
 
 
 def unknown_word(argv: Sequence[str], word: str, is_recipe: bool) -> UserError:
-    """The error for a word that is no option.
+    """The error for a word that is not an option.
 
     Args:
       is_recipe: the word names a recipe or a config file.
@@ -120,7 +120,7 @@ def no_config() -> UserError:
 
 
 def task_of(recipe: str) -> str:
-    """The task of a recipe with its path; "" if it is no config file, or fails."""
+    """The task of a recipe, given by its path; "" if the file is not a config or fails."""
     if "get_config" not in Path(recipe.partition(":")[0]).read_text(errors="replace"):
         return ""  # another program of the user, which must not run
     config = _config([f"--config={recipe}"])
@@ -147,7 +147,7 @@ def _flat(config: Any) -> Mapping[str, Any]:
 
 
 def _with_method(argv: Sequence[str], method: str) -> str:
-    """--config with another method, to copy; "" if the recipe takes no method."""
+    """The option --config with another method, for the user to copy; "" if the recipe takes no method."""
     path, _, given = next(word for word in argv if word.startswith("--config=")).partition("=")[2].partition(":")
     items = [item for item in given.split(",") if item and not item.startswith("method=")]
     recipe = ",".join([*items, f"method={method}"])

@@ -39,7 +39,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
             values[key] = _switch(text if given else "true") if kind is bool else kind(text)
         except ValueError:
             raise UserError(
-                f"Config argument {key}={text!r} is no {kind.__name__}", f"Write e.g. {key}={defaults[key]}."
+                f"Config argument {key}={text!r} is not of type {kind.__name__}", f"Write e.g. {key}={defaults[key]}."
             ) from None
     return ConfigDict(values)
 

@@ -53,7 +53,7 @@ class Section:
         values = value if isinstance(value, tuple) else [value]
         if any(isinstance(each, str) for each in values) and _is_numbers(field.default):
             given, example = ",".join(map(str, values)), ",".join(map(str, field.default))
-            raise UserError(f"config.{path}={given} is no list of numbers", f"Write e.g. --config.{path}={example}.")
+            raise UserError(f"config.{path}={given} is not a list of numbers", f"Write e.g. --config.{path}={example}.")
         numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
         a_number = "positive numbers" if isinstance(value, tuple) else "a positive number"
         if not all(map(math.isfinite, numbers)):
@@ -167,5 +167,5 @@ class Run(Section):
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < SEEDS:
-            raise UserError(f"config.seed={self.seed} is no seed", f"Set --config.seed to one of 0 ... {SEEDS - 1}.")
+            raise UserError(f"config.seed={self.seed} is not a seed", f"Set --config.seed to one of 0 ... {SEEDS - 1}.")
         super().__post_init__()

@@ -33,12 +33,12 @@ def process_rows(
         )
     if batch_size % process_count:
         raise UserError(
-            f"The batch size {batch_size} does not divide by {process_count} processes", "Choose a multiple."
+            f"The batch size {batch_size} is not a multiple of the {process_count} processes", "Choose a multiple."
         )
     if batch_size > count:
         raise UserError(
             f"The batch size {batch_size} is more than the {count} images of {source.name}, split {split!r}",
-            "Choose a smaller one.",
+            "Choose a smaller batch size.",
         )
     share = batch_size // process_count
     return slice(share * process_index, share * (process_index + 1))

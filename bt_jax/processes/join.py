@@ -36,7 +36,9 @@ def start(address: str | None, number: int | None, own: int | None, *, silent_se
     given = {"--coordinator": address, "--processes": number, "--process": own}
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise UserError(f"{' and '.join(missing)} not given", f"Give all of {', '.join(given)}, or none of them.")
+        raise UserError(
+            f"Options are missing: {', '.join(missing)}", f"Give all of {', '.join(given)}, or none of them."
+        )
     # JAX's handler would replace ours for SIGTERM (`stop_signals`), which handles more signals and saves.
     jax.config.update("jax_enable_preemption_service", False)
     where = address or "the first process's machine"

@@ -112,7 +112,7 @@ class StopSignals:
         self._say(signal.Signals(number).name)
 
     def _say(self, cause: str) -> None:
-        text = f"{cause}: saving within a few steps"
+        text = f"{cause}: the run saves and stops within a few steps"
         exits.print_on_every_process(text) if coordination.is_multi_process() else messages.say(text)
 
     def _listen(self, google: bool) -> None:

@@ -173,8 +173,8 @@ class Watch:
         last = min(beats, key=lambda process: beats[process]["step"])
         if beats[last]["step"] == max(beat["step"] for beat in beats.values()):
             return f"All processes are at step {beats[last]['step']}."
-        where = f"process {last} on {beats[last]['host']}"
-        return f"Behind is {where}: {_doing(beats[last])} at step {beats[last]['step']}."
+        where = f"Process {last} on {beats[last]['host']}"
+        return f"{where} is behind the others: {_doing(beats[last])} at step {beats[last]['step']}."
 
     def _give_up(self, why: str) -> None:
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)

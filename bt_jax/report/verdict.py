@@ -150,7 +150,7 @@ def smoke_sentence(run: Run) -> str:
     """A sentence that the numbers of a run of the `:smoke` form mean nothing; "" for any other run."""
     if not flat(run.config).get("smoke"):
         return ""
-    return f"Smoke: {run.summary.get('smoke') or 'few images'}, a test of the set-up. Its numbers mean nothing."
+    return f"Smoke test: {run.summary.get('smoke') or 'few images'}. It tests the set-up, and its numbers mean nothing."
 
 
 def describe_matrix(c: np.ndarray) -> str:

@@ -55,7 +55,7 @@ class AppendFolder:
                 shutil.rmtree(self.local, ignore_errors=True)
             except Exception as error:  # gcsfs has no base class for its errors
                 self._warn(error)
-                print(f"They are in {self.local}", file=sys.stderr)
+                print(f"The newest lines are in {self.local}", file=sys.stderr)
             self._thread.shutdown()
 
     def _warn(self, error: BaseException) -> None:

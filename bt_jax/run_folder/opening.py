@@ -1,4 +1,4 @@
-"""Opens a run folder: makes it, or accepts that of the same run. Reads its JSON files."""
+"""Opens a run folder: makes a new one, or accepts one that holds the same run. Reads its JSON files."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from bt_jax.processes import coordination, join
 from bt_jax.run_folder import checkpoint_paths, environment, lock, same_data, same_run
 
 RUN_OF = {"pretrain": "a pretraining run", "evaluate": "an evaluation", "finetune": "a fine-tuning run"}  # by task
-SHOWN = 5  # keys that differ, in a message
+LISTED = 5  # keys that differ, in a message
 
 
 def check_folder(path: str, task: str) -> Path:
@@ -42,13 +42,13 @@ def open_folder(
     free: Sequence[str] = (),
     filled: Sequence[str] = (),
 ) -> Path:
-    """Makes the folder, or accepts one of the same run; writes config.json, data.json and environment.json.
+    """Makes the folder, or accepts one that holds the same run; writes config.json, data.json and environment.json.
 
-    The folder of an evaluation that wrote no results takes any other evaluation. This process holds the lock of the
-    folder until `lock.release`.
+    Any evaluation may replace an evaluation that wrote no results. This process holds the lock of the folder until
+    `lock.release`.
 
     Args:
-      config: of `config.arguments.to_dict`.
+      config: the config, from `config.arguments.to_dict`.
       images: the images of the run.
       free: keys that may differ from those of the first start, besides `same_run.FREE_KEYS`.
       filled: keys that the config leaves open and that are filled in, see `same_run.differences`.
@@ -79,7 +79,7 @@ def open_folder(
     data = images and (images.now if replaced else same_data.check(folder, images, started_before=old is not None))
     coordination.gather(None, barrier="the check of the config")  # all processes have read before one writes
     if jax.process_index() == 0:
-        if data:  # first: a folder with config.json but without data.json is from bt_jax 0.1.0
+        if data:  # written first: a folder with config.json but without data.json is from bt_jax 0.1.0
             storage.write_json(folder / same_data.NAME, data)
         storage.write_json(file, config)
         storage.write_json(folder / "environment.json", environment.describe())
@@ -103,9 +103,9 @@ def _another_run(folder: Path, old: dict, new: dict, different: list[str]) -> Us
     method = [line.removeprefix("objective.name") for line in different if line.startswith("objective.name:")]
     if method:
         different = [f"method{method[0]}"]
-    shown = "; ".join(different[:SHOWN]) + f" and {len(different) - SHOWN} more" * (len(different) > SHOWN)
+    listed = "; ".join(different[:LISTED]) + f" and {len(different) - LISTED} more" * (len(different) > LISTED)
     return UserError(
-        f"{folder} holds a run with another config ({shown})",
+        f"{folder} holds a run with another config ({listed})",
         "Give another --workdir, or use that run's config to resume it.",
     )
 
@@ -138,10 +138,11 @@ def _compare(
     if others := [line for line in different if line not in evaluation]:
         raise _another_run(folder, old, new, others)
     if evaluation:
-        messages.say(f"evaluated from here on with {'; '.join(evaluation)}; metrics.jsonl keeps earlier values")
+        messages.say(f"evaluations change from here on: {'; '.join(evaluation)}; metrics.jsonl keeps earlier values")
 
 
 def _say_longer(old: dict, new: dict) -> None:
+    """Says that the schedule has become longer; UserError if it has become shorter."""
     before, after = (config["total_epochs"] + config.get("extend_epochs", 0) for config in (old, new))
     if after < before:
         raise UserError(

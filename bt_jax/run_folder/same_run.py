@@ -13,12 +13,12 @@ FREE_KEYS = (
 EVALUATION = "evals."  # keys that no weights depend on: they may change until the results are written
 PLACES = ("data.dir", "data.npz", "data.folder")  # paths of images; `same_data` compares the images
 
-# Removed keys: the one value with which a run resumes, because the code always does it, and the reason.
+# Removed keys: {key: (value, reason)}. A run with another value cannot resume, because the code now has this one alone.
 REMOVED_KEYS = {
     "loss.gather_dtype": ("float32", "embeddings are sent in float32 alone; finish the run with bt_jax 0.1.0"),
 }
 
-# The values in runs from before a key was added.
+# Added keys, with the values that older runs had without them.
 ADDED_KEYS = {"objective.name": "barlow_twins", "data.labels": True}
 
 PER_HOST_KEYS = (*PLACES, "compile_cache")  # may differ between the hosts of one run
@@ -38,7 +38,8 @@ def differences(old: dict, new: dict, free: Sequence[str] = (), filled: Sequence
 
     Args:
       free: keys that may differ besides FREE_KEYS.
-      filled: keys that `new` left open and that were filled in. They equal an open value, None, in an older run.
+      filled: keys that `new` left open and that were filled in. A key with None in `old` was open too and counts as
+        equal.
     """
     old, new = {RENAMED_KEYS.get(key, key): value for key, value in flatten(old).items()}, flatten(new)
     if old.get("task") == "pretrain":

@@ -44,7 +44,7 @@ def step_folder(path: str | Path) -> Path:
         )
     intact, damaged = newest_intact(root, steps, parts)
     for step, fault in damaged.items():
-        messages.say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}): using {intact}")
+        messages.say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}), so checkpoint {intact} is used")
     return root / str(intact)
 
 

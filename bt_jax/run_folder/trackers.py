@@ -1,8 +1,8 @@
 """Experiment trackers: Weights & Biases and MLflow get the lines of metrics.jsonl too.
 
 Each tracker has a thread, which also imports its package and opens its run: a slow or unreachable server delays no
-step, and its errors give one warning. RUN/trackers.json keeps the identity of the tracker's run, which a resumed run
-continues. Values that a killed run has sent already are not sent again (`metrics_log`).
+step, and its errors give one warning. RUN/trackers.json keeps the id of the tracker's run, so that a
+resumed run continues it. Values that a killed run has sent already are not sent again (`metrics_log`).
 """
 
 import importlib.util
@@ -24,17 +24,17 @@ from bt_jax.config.sections import Log, Run
 from bt_jax.messages import UserError, line
 
 NAME = "trackers.json"
-SECONDS_TO_CLOSE = 30  # at most, until the server has the last lines
+SECONDS_TO_CLOSE = 30  # time limit for sending the last lines
 PARAMS_AT_ONCE, PARAM_CHARACTERS = 100, 500  # limits of MLflow's servers (mlflow/utils/validation.py)
 
 Values = Mapping[str, float]
 
 
 class Session(Protocol):
-    """An open run of a tracker; used in its thread alone."""
+    """An open run of a tracker. Only the thread of the tracker uses it."""
 
     def write(self, step: int, values: Values, seconds: float) -> None:
-        """Sends metrics of a step; `seconds`: when they were written, since 1970."""
+        """Sends metrics of a step; `seconds`: time of writing, in seconds since 1970."""
         ...
 
     def close(self, *, failed: bool) -> None:
@@ -53,7 +53,7 @@ def check(options: Log) -> None:
 
 
 def start(folder: Path, settings: Run) -> list["Tracker"]:
-    """The trackers that the config asks for; none in a process other than the first."""
+    """Starts the trackers of the config. Only the first process has any."""
     options = settings.log
     wanted = {"wandb": (options.wandb, _WandB), "mlflow": (options.mlflow, _MLflow)}
     if jax.process_index():
@@ -90,7 +90,7 @@ class Tracker:
         self._lines.put(failed)
         self._thread.join(SECONDS_TO_CLOSE)
         if self._thread.is_alive():
-            self._warn(f"no answer for {SECONDS_TO_CLOSE} s; its last values may be missing there")
+            self._warn(f"no answer for {SECONDS_TO_CLOSE} s; the last values may be missing there")
 
     def _send(self) -> None:
         try:
@@ -99,7 +99,7 @@ class Tracker:
                 session.write(*item)
             session.close(failed=item)
         except Exception as error:  # the packages have no common base class for the errors of servers
-            self._warn(f"{line(error, 200).rstrip('.')}; the run continues without it")
+            self._warn(f"{line(error, 200).rstrip('.')}; the run continues without this tracker")
 
     def _warn(self, why: str) -> None:
         messages.say(f"WARNING: {self._name} ({self._place}): {why}")
@@ -122,8 +122,8 @@ class _WandB:
         import wandb
 
         run = run or secrets.token_hex(8)
-        keep(run)  # before the server knows it, so that a kill loses nothing
-        # Its own lines, its copy of stdout and its question for an API key would not go with a live line.
+        keep(run)  # before the server knows the id, so that a killed run can continue it
+        # W&B's own lines, its copy of stdout and its prompt for an API key would disturb the live line.
         silent = wandb.Settings(silent=True, console="off")
         wandb.setup(silent)
         self._run = wandb.init(
@@ -135,7 +135,7 @@ class _WandB:
             config=arguments.to_dict(settings),
             settings=silent,
         )
-        # W&B accepts no step below its last one, such as that of an evaluation which is repeated after Ctrl-C.
+        # W&B accepts no step below its last one. An evaluation that is repeated after Ctrl-C has such a step.
         self._run.define_metric("*", step_metric="step")
         if self._run.url:
             messages.say(f"wandb       {self._run.url}")
@@ -152,7 +152,7 @@ class _MLflow:
     """A run of the experiment "bt_jax" in the store `place`, a URI."""
 
     def __init__(self, place: str, run: str, folder: Path, settings: Run, keep: Callable[[str], None]) -> None:
-        for name in ("mlflow", "alembic"):  # which report every table that they make
+        for name in ("mlflow", "alembic"):  # they log every table that they make
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient

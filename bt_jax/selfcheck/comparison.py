@@ -92,7 +92,7 @@ def require(cache: Path | None) -> None:
         if file and os.path.exists(file):
             compilers.checked[device.device_kind] = "passed before"
             continue
-        messages.say(f"checking what {device.device_kind} computes, once on this machine")
+        messages.say(f"checking that {device.device_kind} computes correctly, once on this machine")
         wrong = [result for result in run_on(device) if not result.correct]
         if wrong:
             raise failure(device, wrong)

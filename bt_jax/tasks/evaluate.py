@@ -1,4 +1,4 @@
-"""Evaluation of an encoder by protocols on frozen features, all from one pass over each split."""
+"""Evaluates an encoder by protocols on frozen features. All protocols share one pass over each split."""
 
 import time
 from functools import partial
@@ -30,10 +30,10 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     """Runs `config.protocols`.
 
     Args:
-      config: of `bt_jax.config.evaluate`, overridden.
+      config: a config of `bt_jax.config.evaluate`, with its overrides.
 
     Returns:
-      The folder, with metrics.jsonl, summary.json and report.html.
+      The run folder, with metrics.jsonl, summary.json and report.html.
 
     Raises:
       UserError: anything the user can fix.
@@ -44,8 +44,8 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     for name in settings.protocols:
         arguments.choose("config.protocols", name, PROTOCOLS)
     encoder = from_encoder.open_encoder(settings)
-    joined = partial(_joined, settings.data.train_split)
-    data = open_run.open_data(settings, workdir, mesh, len(encoder.mean), joined)
+    join_splits = partial(_joined, settings.data.train_split)
+    data = open_run.open_data(settings, workdir, mesh, len(encoder.mean), join_splits)
     source, feed = data.source, data.feed
     opening.check_same_run(settings, images=feed.images, **data.images.facts())
     recipe = from_encoder.view_recipe(settings.views, encoder)
@@ -54,28 +54,28 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     about = f"{settings.encoder} ({encoder.net.arch}) on {source.name}"
     folder = open_run.open_folder(settings, workdir, data, recipe, about)
 
-    written = metrics_log.RunLog(folder, first_step=-1, tensorboard=False, trackers=trackers.start(folder, settings))
+    log = metrics_log.RunLog(folder, first_step=-1, tensorboard=False, trackers=trackers.start(folder, settings))
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}, **({"smoke": data.smoke} if data.smoke else {})}
     for name, evaluator in evaluators.items():
-        began = time.monotonic()
+        evaluation_started = time.monotonic()
         watchdog.report_progress(0, watchdog.Phase.EVALUATING, name)
         values = evaluator.run(encoder)
-        summary["seconds_each"][name] = round(time.monotonic() - began, 1)
+        summary["seconds_each"][name] = round(time.monotonic() - evaluation_started, 1)
         summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}
-        written.write(0, values)
-        messages.say(f"{name}, {summary['seconds_each'][name]:.0f} s")
-    written.sync()
-    written.close()
+        log.write(0, values)
+        messages.say(f"evaluated {name} in {summary['seconds_each'][name]:.0f} s")
+    log.sync()
+    log.close()
     messages.say(_table(summary))
     open_run.say_smoke(data.smoke)
     summary["seconds"] = round(time.monotonic() - started, 1)
-    shown = _pictures(settings, data, evaluators, embed, encoder, mesh)
-    write.results(folder, summary, shown)
+    arrays = _pictures(settings, data, evaluators, embed, encoder, mesh)
+    write.results(folder, summary, arrays)
     return folder
 
 
 def _joined(train_split: str, source: Source) -> tuple[Source, str]:
-    """A data set in which "train+validation" is one split, and its name there."""
+    """The data set with "train+validation" joined into one split, and the name of the training split."""
     return (selection.concatenated(source, train_split), "joined") if "+" in train_split else (source, train_split)
 
 
@@ -94,48 +94,52 @@ def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[
         frozen = protocols.FrozenFeatures(
             embed, train, val, mesh=mesh, num_classes=classes, names=names, check=not evals.train_images
         )
-    found: dict[str, Evaluator] = {}
+    evaluators: dict[str, Evaluator] = {}
     for name in settings.protocols:
         if name in ("knn", "linear") and len(splits) < 2:
             raise UserError(
                 f"There is no held-out split, which {name} needs",
-                f"{held_out.advice(settings)} Or ask for what needs none: \"--config.protocols=('spectrum',)\".",
+                f"{held_out.advice(settings)} Or choose a protocol that needs none:"
+                " \"--config.protocols=('spectrum',)\".",
             )
         if name in ("knn", "linear") and not labelled:
             raise UserError(
                 f"{source.name} has no labels in both splits, and {name} needs them",
-                "Name labelled splits, or ask for what needs none: \"--config.protocols=('spectrum',)\".",
+                "Name labelled splits, or choose a protocol that needs no labels:"
+                " \"--config.protocols=('spectrum',)\".",
             )
         if name == "knn":
-            found[name] = protocols.KNN(frozen, ks=evals.knn_k, temperatures=evals.knn_temperature)
+            evaluators[name] = protocols.KNN(frozen, ks=evals.knn_k, temperatures=evals.knn_temperature)
         elif name == "linear":
-            found[name] = protocols.LinearProbe(frozen, epochs=evals.linear_epochs)
+            evaluators[name] = protocols.LinearProbe(frozen, epochs=evals.linear_epochs)
         elif name == "spectrum":
             images = feed.passes(splits[-1], evals.spectrum_images)
             key = randomness.stream(settings.seed, randomness.MONITOR)
-            found[name] = spectrum.Spectrum(encoder.net, recipe, images, mesh=mesh, key=key, every_steps=0)
+            evaluators[name] = spectrum.Spectrum(encoder.net, recipe, images, mesh=mesh, key=key, every_steps=0)
         else:
-            found[name] = protocols.SVM(frozen, *_targets(source, splits))
-    return found
+            evaluators[name] = protocols.SVM(frozen, *_targets(source, splits))
+    return evaluators
 
 
 def _targets(source, splits: list[str]) -> list[np.ndarray]:
+    """The labels of the images of each split, several per image."""
     if len(splits) < 2:
         raise UserError("The SVMs need a train and a held-out split", "Set --config.data.val_split.")
-    found = []
+    of_splits = []
     for split in splits:
         span = source.span(split)
         targets = source.targets(span.base)
         if targets is None:
             raise UserError(
-                f"{source.name} has one label an image, or none: the SVMs are for several", "Ask for knn and linear."
+                f"{source.name} has at most one label per image, but the SVMs need several",
+                "Choose other protocols: \"--config.protocols=('knn','linear')\".",
             )
-        found.append(targets[span.start : span.stop])
-    return found
+        of_splits.append(targets[span.start : span.stop])
+    return of_splits
 
 
 def _table(summary: dict[str, Any]) -> str:
-    """The results of all protocols in words, as in the report."""
+    """The results of all protocols as a table, with the words of the report."""
     lines = []
     if rows := results.accuracies(summary):
         lines += [f"\n{'on held-out images':36}{'accuracy':>10}   95 % interval"]
@@ -148,12 +152,13 @@ def _table(summary: dict[str, Any]) -> str:
 
 
 def _pictures(settings: Evaluate, data, evaluators, embed, encoder, mesh) -> dict[str, np.ndarray]:
+    """The arrays of the pictures in the report."""
     passes = data.feed.passes(settings.data.val_split or data.train_split, pictures.MAP_IMAGES)
     images = features.extract_with_thumbnails(embed, encoder.encoder(), passes(), mesh)
-    shown = pictures.map_and_neighbours(*images)
+    arrays = pictures.map_and_neighbours(*images)
     if "spectrum" in evaluators:
-        _, shown["spectrum_trained"] = evaluators["spectrum"].measure(encoder)
+        _, arrays["spectrum_trained"] = evaluators["spectrum"].measure(encoder)
     if "linear" in evaluators:
         fitted, labels = evaluators["linear"].fit(encoder)
-        shown |= pictures.confusion(labels, fitted.predicted, data.source.num_classes)
-    return shown | {"class_names": np.array(data.source.class_names, str)}
+        arrays |= pictures.confusion(labels, fitted.predicted, data.source.num_classes)
+    return arrays | {"class_names": np.array(data.source.class_names, str)}

@@ -1,6 +1,6 @@
 """A linear classifier on an encoder, trained by gradient descent: linear evaluation, few labels, fine-tuning, transfer.
 
-The protocols differ in their numbers alone, which are in `configs/`: trained parts, rates, schedule, images.
+The protocols differ only in the settings of their configs in `configs/`: trained parts, rates, schedule, images.
 """
 
 import time
@@ -37,7 +37,12 @@ from bt_jax.train.run import TrainingRun
 
 
 class Finetuning(NamedTuple):
-    """A fine-tuning run, its evaluator, `fresh`, which makes the state at step 0, and `open_run.Data.smoke`."""
+    """A fine-tuning run, and what its final evaluation needs.
+
+    Attributes:
+      fresh: fresh() -> the state at step 0.
+      smoke: see `open_run.Data`.
+    """
 
     training: TrainingRun
     accuracy: Accuracy
@@ -51,10 +56,10 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     """Trains to the end of the schedule, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      config: of `bt_jax.config.finetune`, overridden.
+      config: a config of `bt_jax.config.finetune`, with its overrides.
 
     Returns:
-      The run folder; its summary.json has "top1", "top5" and "top1_interval" on held-out images, fractions.
+      The run folder; its summary.json has "top1", "top5" and "top1_interval" on held-out images, as fractions.
 
     Raises:
       UserError: anything the user can fix.
@@ -99,14 +104,14 @@ def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
 
 
 def _labelled_share(settings: Finetune, source: Source) -> tuple[Source, str]:
-    """The share of the training images that the config asks for, and its split."""
+    """The data set reduced to the share `data.fraction` of the training images, and the name of its training split."""
     if not settings.data.val_split:
         raise UserError("There is no held-out split, which a classifier needs", held_out.advice(settings))
     for split in (settings.data.train_split, settings.data.val_split):
         if not source.labelled(source.span(split).base):
             raise UserError(
                 f"{source.name} has no labels in split {split!r}",
-                "A classifier needs them in train and held-out split.",
+                "Set --config.data.train_split and --config.data.val_split to splits with labels.",
             )
     if settings.data.fraction == 1:
         return source, settings.data.train_split
@@ -116,11 +121,11 @@ def _labelled_share(settings: Finetune, source: Source) -> tuple[Source, str]:
 
 
 def trained_parts(train: str, parts: list[str]) -> dict[str, tuple[str, ...]]:
-    """Network -> its trained parts.
+    """{network: its trained parts}.
 
     Args:
       train: "classifier", "all", or names among `parts` such as "layer4,layer3".
-      parts: all those of the backbone.
+      parts: all parts of the backbone.
     """
     names = {"classifier": [], "all": parts}.get(train, [name.strip() for name in train.split(",")])
     chosen = tuple(arguments.choose("config.train", name, ("classifier", "all", *parts)) for name in names)
@@ -136,7 +141,7 @@ def build_training(
     mesh: Mesh,
     trained: dict[str, tuple[str, ...]],
 ) -> build.Training:
-    """Everything between a batch of labelled images and the next state; `trained` is that of `trained_parts`."""
+    """Builds the networks and the step; `trained` comes from `trained_parts`."""
     tx, rates = _optimizer(settings.optim, plan, settings.total_epochs + settings.extend_epochs)
     if not trained["backbone"]:
         del rates["lr_backbone"]

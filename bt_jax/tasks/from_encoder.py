@@ -1,4 +1,4 @@
-"""The encoder that a task starts from, and the data and views of its run folder."""
+"""The encoder that a task starts from, and the data and views of the run that trained it."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ DATA_KEYS = ("name", "dir", "folder", "npz", "train_split", "val_split", "on_dev
 
 
 class Encoder(NamedTuple):
-    """A backbone with its weights, {"params", "batch_stats"}, and mean and deviation of its images, per channel."""
+    """A backbone with its weights, {"params", "batch_stats"}, and the mean and std of its images per channel."""
 
     net: Net
     variables: dict[str, Any]
@@ -29,7 +29,7 @@ class Encoder(NamedTuple):
     std: tuple[float, ...]
 
     def encoder(self) -> dict[str, Any]:
-        """The variables, under the name that a `TrainState` has for them: evaluators take either."""
+        """The variables. `TrainState` has the same method, so that evaluators accept both classes."""
         return self.variables
 
 
@@ -37,7 +37,7 @@ def open_encoder(settings: FromEncoder, *, dtype: str = "float32") -> Encoder:
     """The encoder of `settings.encoder`, or with `scratch` its architecture with new weights, drawn by the seed.
 
     Raises:
-      UserError: it is not there, or it is of another architecture than `arch`.
+      UserError: the encoder is missing, or has another architecture than `settings.arch`.
     """
     model, variables, _ = load.read(settings.encoder)
     arch = model["build"]["arch"]
@@ -50,10 +50,10 @@ def open_encoder(settings: FromEncoder, *, dtype: str = "float32") -> Encoder:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Fills data and view settings that the config leaves open from the encoder's run.
+    """Fills in the settings of data and views that the config leaves open, from the run of the encoder.
 
     Raises:
-      UserError: no encoder is named, or it is not there; or no data set is named, by the config or the encoder's run.
+      UserError: no encoder is named, or it is missing; or neither the config nor the encoder's run names a data set.
     """
     if not config.encoder:
         raise UserError("No encoder is named", "Set --config.encoder to a run folder or one of its checkpoints.")
@@ -61,13 +61,13 @@ def complete(config: ConfigDict) -> ConfigDict:
     run = _run_config(storage.parse_path(config.encoder))
     if not (config.data.name or config.data.folder or config.data.npz):
         if run is None:
-            load.weights_path(config.encoder)  # an error if there is none, which is the first thing to correct
+            load.weights_path(config.encoder)  # missing weights are the first mistake to correct
             raise UserError(
-                f"No data set is named, and {config.encoder} is not in a run folder that would say",
+                f"No data set is named, and {config.encoder} is not in a run folder, which would name one",
                 "Set --config.data.folder=IMAGES, --config.data.npz=FILE or --config.data.name=NAME.",
             )
         neutral = {"evaluate": keys.evaluate, "finetune": keys.finetune}[config.task]().data
-        known = {"exif_orientation": orientation.IGNORE} | run["data"]  # runs that are older than this key
+        known = {"exif_orientation": orientation.IGNORE} | run["data"]  # for runs from before this key
         open_keys = [key for key in DATA_KEYS if key in known and config.data[key] == neutral[key]]
         config.data.update({key: known[key] for key in open_keys})
     if not config.views.size:
@@ -78,7 +78,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def _run_config(path: Path) -> dict | None:
-    """config.json of the run folder that the path is, or is a checkpoint of."""
+    """config.json of a pretraining run, from the path of its folder or of a checkpoint in it; None for another path."""
     for folder in (path, storage.absolute(path).parent.parent):
         try:
             found = storage.read_json(folder / "config.json") if os.fspath(folder) != "gs://" else None
@@ -90,7 +90,7 @@ def _run_config(path: Path) -> dict | None:
 
 
 def view_recipe(views: EncoderViews, encoder: Encoder, **view: Any) -> recipes.Recipe:
-    """One view of a crop and a flip, by torchvision's defaults as in the reference's evaluate.py, or other fields."""
+    """A crop and a flip with torchvision's defaults, as in the reference's evaluate.py; `view` overrides fields."""
     plain = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "interpolation": "bilinear"}
     one = recipes.View(**plain | view)
     return recipes.Recipe(views.size, one, one, encoder.mean, encoder.std)

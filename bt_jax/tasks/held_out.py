@@ -33,7 +33,7 @@ def say(settings: Run, source: Source) -> None:
     if not val:
         evaluates = isinstance(settings, Pretrain) and (settings.evals.every_epochs or settings.evals.final)
         if evaluates and all(source.labelled(source.span(part).base) for part in train.split("+")):
-            messages.say(f"No held-out split: kNN and probe are left out. {advice(settings)}")
+            messages.say(f"There is no held-out split, so kNN and probe are left out. {advice(settings)}")
         return
     shared, count = overlap(source, train, val)
     if shared:

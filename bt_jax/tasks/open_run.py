@@ -1,4 +1,4 @@
-"""The common opening of all tasks, in this order: the machine, the data, the schedule, and last the run folder."""
+"""Opens what every task needs, in this order: the machine, the data, the schedule, and last the run folder."""
 
 import dataclasses
 import os
@@ -31,10 +31,11 @@ class Data(NamedTuple):
     """The images of a task.
 
     Attributes:
-      broken: records the unreadable ones.
-      images: what the run folder keeps of the images, which the next start compares.
-      train_split: of `source`. It is not the config's if `select` took a part of it, or joined several.
-      smoke: "64 of 127 images" of a run of the `:smoke` form; "" of any other.
+      broken: the record of the unreadable images.
+      images: the description of the images that the run folder keeps, and that the next start compares.
+      train_split: the training split of `source`. It differs from the config's if `select` took a part or joined
+        splits.
+      smoke: "64 of 127 images" for a run of the `:smoke` form; "" for any other run.
     """
 
     source: Source
@@ -49,7 +50,7 @@ def open_machine(settings: Run) -> Mesh:
     """The mesh over all devices.
 
     Raises:
-      UserError: the wrong devices, or a batch that they cannot share.
+      UserError: the devices are not those of the config, or they cannot share a batch evenly.
     """
     trackers.check(settings.log)
     mesh = sharding.make_mesh()
@@ -57,7 +58,7 @@ def open_machine(settings: Run) -> Mesh:
     if isinstance(settings, Pretrain):
         check_rate(settings)
         check_warmup(settings)
-    if settings.task != "evaluate":  # whose batches have another size
+    if settings.task != "evaluate":  # evaluations have batches of another size
         sharding.check_batch(settings.batch_size, mesh)
     return mesh
 
@@ -74,8 +75,8 @@ def open_data(
     """The data set of the config.
 
     Args:
-      workdir: a run in it keeps its orientation of the images.
-      channels: of the images, 1 or 3.
+      workdir: the run folder; a resumed run keeps its EXIF orientation.
+      channels: channels of the images, 1 or 3.
       select: returns the data set to use instead and its training split, such as a share of the images. The config
         does not change.
       labels: False: leave out the labels of the data set.
@@ -94,7 +95,7 @@ def open_data(
 
 
 def _share_of_smoke(settings: Run, source: Source, images: int) -> str:
-    """ "64 of 127 images": those of the task, and those of its whole training splits."""
+    """ "64 of 127 images": the images that the task uses, of all images in its training splits."""
     wholes = {selection.unmixed(source, source.span(part).base) for part in settings.data.train_split.split("+")}
     limit = settings.evals.train_images if isinstance(settings, Evaluate) else 0
     return f"{min(limit or images, images)} of {sum(source.splits[whole] for whole in wholes)} images"
@@ -103,7 +104,7 @@ def _share_of_smoke(settings: Run, source: Source, images: int) -> str:
 def say_smoke(share: str) -> None:
     """Says that the numbers of a run of the `:smoke` form mean nothing; `share` is `Data.smoke`."""
     if share:
-        messages.say(f"smoke: {share}, a test of the set-up; its numbers mean nothing")
+        messages.say(f"smoke test: {share}; it tests the set-up, and its numbers mean nothing")
 
 
 def _orientation_of_run(workdir: str) -> str:
@@ -116,7 +117,7 @@ def _orientation_of_run(workdir: str) -> str:
 
 
 def open_schedule(settings: Run, data: Data) -> epochs.Plan:
-    """Epochs as steps. Several processes compare them and their configs; UserError if they differ."""
+    """Converts epochs to steps. Several processes compare steps, config and data; UserError if they differ."""
     plan = epochs.make_plan(settings, data.feed.images)
     facts = data.images.facts() | {"reader of images": feeds.reader_of(settings.data)}
     facts["EXIF orientation"] = _orientation(data.source)
@@ -128,13 +129,13 @@ def open_folder(settings: Run, workdir: str, data: Data, recipe: Recipe, about: 
     """The run folder. It is opened last, when everything else has been checked: a folder keeps its first config.
 
     Args:
-      recipe: its mean and std are recorded.
-      about: printed after the folder's name.
+      recipe: the views, whose mean and std are recorded.
+      about: the text that is printed after the folder's name.
     """
     check_classes(settings, workdir, data.source)
     held_out.say(settings, data.source)
     config, reader = arguments.to_dict(settings), settings.data.reader
-    # What the config left open is recorded as it is: the next start compares it, and a reader needs mean and std.
+    # Open keys are recorded with the values in use: the next start compares them, and other programs need mean and std.
     config["data"] |= {"reader": feeds.reader_of(settings.data), "exif_orientation": _orientation(data.source)}
     filled = {name: list(getattr(recipe, name)) for name in ("mean", "std") if config["views"][name] is None}
     config["views"] |= filled
@@ -162,7 +163,7 @@ def open_checkpoints(options: Checkpoint, folder: Path, plan: epochs.Plan, model
 
 
 def check_classes(settings: Run, workdir: str, source: Source) -> None:
-    """Warns of held-out images whose classes no training image has; refuses a new run that cut one split so."""
+    """Warns of held-out images of classes that no training image has; refuses a new run that sliced one split so."""
     splits = settings.data.train_split, settings.data.val_split
     unlike = class_check.compare(source, *splits, read=settings.data.on_device)
     if unlike is None:
@@ -185,7 +186,7 @@ def check_rate(settings: Pretrain) -> None:
         command = command_line.with_batch(settings.batch_size, argument=True)
         messages.say(
             f"WARNING: the learning rates are tuned for a batch of {settings.tuned_batch_size},"
-            f" not {settings.batch_size}; to take the recipe's rates for it:"
+            f" not {settings.batch_size}; for the recipe's rates at this batch size, use"
             f" {command or f'--config=FILE.py:batch={settings.batch_size}'}"
         )
 
@@ -195,13 +196,13 @@ def check_warmup(settings: Pretrain) -> None:
     warmup, total = settings.optim.warmup_epochs, settings.total_epochs + settings.extend_epochs
     if warmup and warmup >= total:
         messages.say(
-            f"WARNING: optim.warmup_epochs={warmup:g}, and the run has {messages.counted(total, 'epoch')}: the learning"
-            " rates rise until its end and never fall; set --config.optim.warmup_epochs to less"
+            f"WARNING: optim.warmup_epochs={warmup:g}, but the run has {messages.counted(total, 'epoch')}: the learning"
+            " rates rise until its end and never fall; lower --config.optim.warmup_epochs"
         )
 
 
 def check_devices(settings: Run, mesh: Mesh) -> None:
-    """Refuses the wrong kind or number of devices; says so where an accelerator of this machine is not used."""
+    """Refuses the wrong kind or number of devices; warns if JAX does not use an accelerator of this machine."""
     platform = jax.default_backend()
     extra = "cuda13" if settings.platform == "gpu" else settings.platform
     if settings.platform not in ("any", platform):
@@ -215,11 +216,12 @@ def check_devices(settings: Run, mesh: Mesh) -> None:
         )
     if settings.devices and settings.devices != mesh.devices.size:
         raise UserError(
-            f"config.devices={settings.devices}, but there are {mesh.devices.size}",
+            f"config.devices={settings.devices}, but JAX has {messages.counted(mesh.devices.size, 'device')}",
             f"Set --config.devices={mesh.devices.size}, or make the missing devices visible.",
         )
     unused = [path for path in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0") if os.path.exists(path)]
     if platform == "cpu" and unused and not os.environ.get("JAX_PLATFORMS"):
         messages.say(
-            f"WARNING: {unused[0]} is an accelerator, but JAX runs on the CPU; set --config.platform to insist on it"
+            f"WARNING: {unused[0]} is an accelerator, but JAX runs on the CPU; install JAX for it,"
+            " or set JAX_PLATFORMS=cpu to use the CPU without this warning"
         )

@@ -33,9 +33,9 @@ class Pretraining(NamedTuple):
 
     Attributes:
       frozen: features of the train and the held-out split, if both have labels.
-      correlation: of methods with a projector.
+      correlation: the cross-correlation, for methods with a projector.
       sample: some training images.
-      picture_split: the split that the map of the embedding is of.
+      picture_split: the split whose embedding the report shows as a map.
       fresh: fresh() -> the state at step 0 with weights drawn by the seed.
       initial: the weights of `config.init_from`, for a run that has no checkpoint yet.
       init_memory: init_memory(params) -> the method's memory at step 0; None for a method without one.
@@ -63,7 +63,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     """Trains to the end of the schedule, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      config: of `bt_jax.config.pretrain`, overridden.
+      config: a config of `bt_jax.config.pretrain`, with its overrides.
       workdir: the run folder; made if needed.
       started: `time.monotonic()` when the program began, for the times in messages and summary.
 
@@ -180,7 +180,7 @@ def _correlation(
 
 
 def _neighbours(settings: Pretrain) -> dict[str, tuple]:
-    """`evals.knn_k` and the temperature."""
+    """The arguments of `protocols.KNN`, from the config."""
     return {"ks": (settings.evals.knn_k,), "temperatures": (settings.evals.knn_temperature,)}
 
 
@@ -188,7 +188,7 @@ def _neighbours(settings: Pretrain) -> dict[str, tuple]:
 
 
 def _finish(run: Pretraining, state: TrainState) -> None:
-    """The table, the pictures and the report of a run that reached its end."""
+    """Prints the table and writes the pictures and the report of a finished run."""
     settings, folder, before = run.training.settings, run.training.folder, run.fresh()
     messages.say("evaluating the trained encoder: pictures and label-free metrics")
     arrays = _pictures(run, before, state)
@@ -204,7 +204,7 @@ def _finish(run: Pretraining, state: TrainState) -> None:
         compared = {"trained": (run.frozen, state), "untrained": (run.frozen, before)}
         if settings.data.on_device:
             compared["raw_pixels"] = (run.frozen.with_embed(features.raw_pixels(run.recipe, run.mesh)), state)
-        names = ", ".join(name.replace("_", " ") for name in compared)
+        names = ", ".join(name.replace("trained", "trained encoder").replace("_", " ") for name in compared)
         messages.say(f"evaluating by kNN and linear probe: {names}")
         summary |= _final_scores(run, compared)
         predicted, labels = summary.pop("predicted")
@@ -218,8 +218,12 @@ def _finish(run: Pretraining, state: TrainState) -> None:
 
 
 def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.FrozenFeatures, TrainState]]) -> dict[str, Any]:
-    """{"knn_top1": {name: …}, "knn_k": neighbours that vote, "linear_top1": {name: …}, "linear_interval": {name: (low,
-    high)}, "predicted": (classes by the linear probe of the first, true classes)}."""
+    """Evaluates every entry of `compared` by kNN and linear probe.
+
+    Returns:
+      {"knn_top1": {name: …}, "knn_k": number of neighbours that vote, "linear_top1": {name: …}, "linear_interval":
+      {name: (low, high)}, "predicted": (classes that the first entry's linear probe predicts, true classes)}
+    """
     found: dict[str, Any] = {"knn_top1": {}, "linear_top1": {}, "linear_interval": {}}
     for name, (frozen, state) in compared.items():
         knn = protocols.KNN(frozen, **_neighbours(run.training.settings))
@@ -234,7 +238,7 @@ def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.FrozenFe
 
 
 def _pictures(run: Pretraining, before: TrainState, after: TrainState) -> dict[str, np.ndarray]:
-    """c of some training images before and after, and some of their views as uint8."""
+    """The cross-correlation of some training images before and after training, and some of their views as uint8."""
     batch = {name: values[:PICTURE_PAIRS] for name, values in run.sample.items()}
     key = randomness.stream(run.training.settings.seed, randomness.VIEWS)
     two_views = compilers.jit(
@@ -242,7 +246,7 @@ def _pictures(run: Pretraining, before: TrainState, after: TrainState) -> dict[s
     )
     mean, std = np.asarray(run.recipe.mean), np.asarray(run.recipe.std)
     view1, view2 = (np.uint8(np.clip(255 * (np.asarray(v) * std + mean), 0, 255)) for v in two_views(batch))
-    # Padded canvases are left out: an image there is smaller than its frame.
+    # Padded canvases are left out, because the image fills only a part of each.
     originals = {} if "size" in batch else {"originals": batch["image"]}
     seen = originals | {"view1": view1, "view2": view2}
     if run.correlation is None:

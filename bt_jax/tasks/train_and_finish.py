@@ -15,15 +15,15 @@ def train_and_finish(run: TrainingRun, state: TrainState, finish: Callable[[Trai
 
     Args:
       finish: finish(state) evaluates the last state and writes the results. It is called at the end of the schedule,
-        unless the results of that step are there and this start has taken no step.
+        but not if the run was finished before this start.
     """
     state = loop.resume_or(run, state)
     first, state = int(state.step), loop.train(run, state)
     step = int(state.step)
-    there = write.has_results(run.folder, step)
-    if step == run.plan.total_steps and not (there and step == first):
+    has_results = write.has_results(run.folder, step)
+    if step == run.plan.total_steps and not (has_results and step == first):
         finish(state)
-    elif there:
+    elif has_results:
         messages.say(f"report      {run.folder / write.PAGE}")
     run.checkpoints.close()
     messages.say(f"checkpoint  {run.folder / 'checkpoints' / str(step)}\nmetrics     {run.folder / 'metrics.jsonl'}")

@@ -1,8 +1,8 @@
-"""Ctrl-C in a command of bt_jax: it ends with one line and exit status 130 at every moment, also within an import.
+"""Makes Ctrl-C end a command of bt_jax at any moment, even during an import, with one line and exit status 130.
 
-Python itself would raise KeyboardInterrupt in the main thread. That gives a traceback, a library may swallow it, and it
-waits until a compilation or another call without Python code is over. Therefore a thread reads the signals here. While
-training takes steps, the first Ctrl-C belongs to `processes.stop_signals`, which saves.
+Python itself would raise KeyboardInterrupt in the main thread. That exception prints a traceback, a library may swallow
+it, and it waits for the end of a compilation or of another call outside Python. Therefore a thread reads the signals
+here. While training takes steps, `processes.stop_signals` handles the first Ctrl-C and saves.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ import threading
 
 STATUS = 128 + signal.SIGINT
 _installed = _left = False
-_passes = 0  # signals that another handler takes care of
+_passes = 0  # number of signals that are left to their handler
 
 
 def install() -> None:
     """Starts the thread if this process runs a command. `import bt_jax` calls it.
 
-    A program that imports bt_jax keeps its handler, as does a shell's background job, which ignores Ctrl-C.
+    Another program that imports bt_jax keeps its own handler. A background job of a shell still ignores Ctrl-C.
     """
     if not is_command() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
@@ -35,7 +35,7 @@ def install() -> None:
 
 
 def leave_next_to_handler() -> None:
-    """Lets the next Ctrl-C have the effect of its handler alone; the one after that ends the program."""
+    """Leaves the next Ctrl-C to the Python handler of the signal. The one after that ends the program."""
     global _left, _passes
     _left, _passes = True, 1
 
@@ -56,15 +56,12 @@ def raise_as_python_does() -> None:
 
 
 def ends_at_once() -> bool:
-    """Whether Ctrl-C ends this process without its handler."""
+    """Whether Ctrl-C ends this process here, and not in the Python handler of the signal."""
     return _installed and not _left
 
 
 def is_command() -> bool:
-    """Whether this process runs `bt-jax …` or `python -m bt_jax…`.
-
-    In the second, sys.argv[0] is "-m" while runpy imports the package.
-    """
+    """Whether `bt-jax …` or `python -m bt_jax…` runs. With -m, sys.argv[0] is "-m" while Python imports the package."""
     program = sys.argv[0] if sys.argv else ""
     of_package = any(word.partition(".")[0] == "bt_jax" for word in sys.orig_argv)
     return program == "-m" and of_package or os.path.basename(program) == "bt-jax"

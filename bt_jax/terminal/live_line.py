@@ -1,4 +1,4 @@
-"""A line with a bar on the terminal that is drawn again and again, below the lines that stay.
+"""A progress bar on the terminal: one line, redrawn below the lines that stay.
 
 It exists only if stdout is a terminal, and only in the first process. `messages` clears it before anything is written
 to stdout or stderr, and the next update draws it again, so that no other text shares its row.
@@ -16,16 +16,15 @@ from typing import Self
 SECONDS_BETWEEN_DRAWINGS = 0.2  # at most five system calls a second, however short a step is
 
 _lock = threading.RLock()  # a signal handler may print while its own thread draws
-_line: "LiveLine | None" = None  # the newest that is open
-_within_line = False  # whether the last text that was written has no line break at its end
+_line: "LiveLine | None" = None  # the newest open line
+_within_line = False  # whether the last text written lacks a line break at its end
 
 
 class LiveLine:
     """Shows how much of some work is done; a context manager. Without a terminal it does nothing.
 
     Args:
-      total: the amount of the work; 0: unknown, then the line has no bar.
-
+      total: the amount of the work; 0: unknown, so the line has no bar.
     """
 
     def __init__(self, total: int) -> None:
@@ -46,7 +45,7 @@ class LiveLine:
 
     @property
     def shown(self) -> bool:
-        """Whether there is a terminal."""
+        """Whether the line is drawn, because stdout is a terminal."""
         return self._bar is not None
 
     def update(self, done: int, text: Callable[[], str]) -> None:
@@ -54,7 +53,7 @@ class LiveLine:
 
         Args:
           done: amount of the work so far.
-          text: returns the words behind the bar; called for a drawing only.
+          text: text() -> the words after the bar; called only for a drawing.
         """
         bar = self._bar
         if bar is None:
@@ -90,7 +89,7 @@ def make_way(text: str = "") -> None:
     if _line is None:
         return
     with _lock:
-        if _line._drawing:  # the line's own text, or that of a signal handler which interrupts a drawing
+        if _line._drawing:  # the text is the line's own, or comes from a signal handler that interrupted a drawing
             return
         _line.clear()
         _within_line = bool(text) and not text.endswith("\n")
@@ -114,8 +113,8 @@ def _bar(total: int):
         dynamic_ncols=True,
         bar_format="{percentage:3.0f}% |{bar:20}| {desc}" if total else "{desc}",
         file=sys.stdout,
-        position=0,  # also within another line, which gives way
-        delay=1e9,  # the first drawing is that of the first update
+        position=0,  # also for a line inside another one, which is not drawn meanwhile
+        delay=1e9,  # tqdm itself draws nothing before the first update
     )
 
 

@@ -21,11 +21,11 @@ from bt_jax.train import optimizer
 from bt_jax.train import step as train_step
 from bt_jax.train.epochs import Plan
 
-ROWS = 1024  # a bank of all images has a multiple of these rows on any devices, so that a run can resume on others
+ROWS = 1024  # a method's memory of all images has a multiple of these rows, so that a run can resume on other devices
 
 
 def build_recipe(views: Views) -> recipes.Recipe:
-    """The two views of the section."""
+    """The recipe of the two views, from the section `config.views`."""
     changed = {
         name: {key: value for key, value in view.items() if value is not None}
         for name, view in (("view1", views.view1), ("view2", views.view2))
@@ -35,13 +35,13 @@ def build_recipe(views: Views) -> recipes.Recipe:
     if len(recipe.mean) not in (1, 3):
         raise UserError(
             f"config.views.mean has {len(recipe.mean)} numbers, but images are decoded to 1 or 3 channels",
-            "Give as many of --config.views.mean and --config.views.std.",
+            "Give 1 or 3 numbers to --config.views.mean and to --config.views.std.",
         )
     return recipe
 
 
 def evaluation_recipe(views: Views, size: int) -> recipes.Recipe:
-    """The recipe at the size that is evaluated; 0: its own."""
+    """The recipe at the image size of evaluations; 0: at the size of the recipe."""
     recipe = build_recipe(views)
     return dataclasses.replace(recipe, size=size or recipe.size)
 
@@ -58,7 +58,7 @@ def backbone_options(model: Model, channels: int) -> dict[str, Any]:
 
 
 def build_nets(model: Model, channels: int, objective: Objective) -> Nets:
-    """The backbone of the section and the heads of the method."""
+    """The backbone of the section `config.model` and the heads of the method."""
     dtype = jnp.dtype(model.dtype)
     backbone = models.build(
         **backbone_options(model, channels), zero_init_residual=model.zero_init_residual, dtype=dtype
@@ -67,10 +67,10 @@ def build_nets(model: Model, channels: int, objective: Objective) -> Nets:
     if taken := heads.keys() & set(RESERVED):
         raise ValueError(f"A head cannot be called {', '.join(sorted(taken))}: checkpoints have parts of that name")
     if absent := {*objective.unit_rows, *objective.frozen_epochs, *objective.constant_rate} - heads.keys():
-        raise ValueError(f"The method has rules for {', '.join(sorted(absent))}, which are no heads of it")
+        raise ValueError(f"The method has rules for {', '.join(sorted(absent))}, but no such heads")
     if model.projector_sharding == "sharded" and "projector" not in heads:
         raise UserError(
-            f"{objective.title or type(objective).__name__} has no projector that could be sharded",
+            f"{objective.title or type(objective).__name__} has no projector to shard",
             "Set --config.model.projector_sharding=replicated.",
         )
     return Nets(backbone, heads)
@@ -90,11 +90,11 @@ def initial_state(
     """The state at step 0, a function of the key and of the encoder, if one is given.
 
     Args:
-      tx: over the trained params.
+      tx: the optimizer of the trained params.
       objective: the method, which makes the memory.
-      probe_classes: of the online probe; 0: there is no probe.
+      probe_classes: the classes of the online probe; 0: there is no probe.
       images: see `Objective.init_memory`.
-      encoder: the variables of the backbone, which are otherwise drawn.
+      encoder: the variables of the backbone; None: they are drawn.
       trained: see `train.step.make_update`.
     """
     networks = {"backbone": nets.backbone, **nets.heads}
@@ -122,7 +122,7 @@ def initial_state(
 
 
 def initial_memory(key: jax.Array, params: dict[str, Tree], objective: Objective, images: int) -> Tree:
-    """The memory at step 0, of arrays of its own: those of a step are donated to the next, each once."""
+    """The memory at step 0. Its arrays are copies, because a step donates its input, each array only once."""
     return jax.tree.map(jnp.copy, objective.init_memory(jax.random.fold_in(key, 0), params, images))
 
 
@@ -136,8 +136,8 @@ class Training(NamedTuple):
       layout: the shardings of the state's arrays, in its structure.
       create: create(key) -> the state at step 0, jitted, with these shardings.
       update: the step without its views: update(state, views, batch) -> (state, metrics).
-      init_memory: init_memory(key, params) -> the memory at step 0, jitted, with these shardings, where the key did not
-        draw the params; None where there is no memory.
+      init_memory: init_memory(key, params) -> the memory at step 0 for params that the key did not draw, such as
+        initial weights from a file; jitted, with these shardings. None for a method without memory.
     """
 
     objective: Objective
@@ -159,11 +159,11 @@ def build_training(
     images: int = 0,
     first_id: int = 0,
 ) -> Training:
-    """Everything between a batch of images and the next state.
+    """Builds the networks and the step of a run.
 
     Args:
-      images: of the training set; what a method remembers of every image has a row for each.
-      first_id: the id of the first of them.
+      images: number of training images; a method's memory of all images has a row for each.
+      first_id: the id of the first training image.
     """
     objective = registry.build(settings.objective, mesh, num_classes)
     objective.check_batch(settings.batch_size)
@@ -184,7 +184,7 @@ def build_training(
     )
 
     def create(key):
-        # The probe is there also without labels, so that every state of pretraining has the same structure.
+        # The state has a probe even without labels, so that every state of pretraining has the same structure.
         return initial_state(key, nets, tx, objective, probe_classes=max(num_classes, 1), images=rows)
 
     def init_memory(key, params):

@@ -1,4 +1,4 @@
-"""Epochs as steps."""
+"""Converts epochs to steps."""
 
 from typing import NamedTuple
 
@@ -11,18 +11,18 @@ from bt_jax.messages import UserError
 
 
 class Plan(NamedTuple):
-    """Epochs as steps."""
+    """The length of an epoch and of the run, in steps."""
 
     steps_per_epoch: int
     total_steps: int
 
     def steps(self, epochs: float) -> int:
-        """At least one step for any positive number of epochs."""
+        """Converts epochs to steps: at least one for any positive number of epochs."""
         return max(round(epochs * self.steps_per_epoch), 1) if epochs > 0 else 0
 
 
 def make_plan(settings: Run, images: int) -> Plan:
-    """Raises UserError where the data set is smaller than one batch."""
+    """The plan of a run; UserError if the data set is smaller than one batch."""
     steps_per_epoch = images // settings.batch_size
     if not steps_per_epoch:
         raise _too_few(settings, images)
@@ -30,15 +30,15 @@ def make_plan(settings: Run, images: int) -> Plan:
 
 
 def _too_few(settings: Run, images: int) -> UserError:
-    """The error with the whole command to use: the largest power of two that the images and the devices allow."""
+    """The error for too few images, with the command for the largest batch that the images and the devices allow."""
     devices = jax.device_count()
     sizes = [devices * 2**power for power in range(32) if devices * 2**power <= images]
-    fraction = getattr(settings.data, "fraction", 1)  # of fine-tuning
+    fraction = getattr(settings.data, "fraction", 1)  # a key of fine-tuning alone
     share = f"a share of {fraction:g} of " if fraction != 1 else ""
     more = "a larger --config.data.fraction" if share else "more images"
     cause = f"{images} images in {share}{settings.data.train_split!r} do not fill one batch of {settings.batch_size}"
     if not sizes:
-        return UserError(f"{cause}, nor one of {devices} for the {devices} devices", f"Use {more}.")
+        return UserError(f"{cause}, nor the smallest batch for {devices} devices, which is {devices}", f"Use {more}.")
     tuned = isinstance(settings, Pretrain) and bool(settings.tuned_batch_size)
     command = command_line.with_batch(sizes[-1], argument=tuned)
     if not command:

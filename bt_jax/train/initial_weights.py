@@ -33,8 +33,9 @@ def read(path: str, nets: Nets) -> InitialWeights:
     if _shapes(backbone) != _shapes(wanted):
         described = [f"{each.arch}, {_stem(each)}" for each in (models.build(**model["build"]), nets.backbone)]
         raise UserError(
-            f"init_from={path} is a {described[0]}, not a {described[1]}",
-            "Set config.model.arch, width and small_images to its own, or take other weights.",
+            f"config.init_from={path} is a {described[0]}, not a {described[1]}",
+            "Set --config.model.arch, --config.model.width and --config.model.small_images to its values,"
+            " or take other initial weights.",
         )
     net = nets.heads.get("projector")
     if net is None:  # this method has none
@@ -43,7 +44,8 @@ def read(path: str, nets: Nets) -> InitialWeights:
     fits = projector and _shapes(projector) == _shapes(jax.eval_shape(net.init, jax.random.key(0)))
     messages.say(f"initial weights: the encoder{' and the projector' if fits else ''} of {path}")
     if not fits:
-        messages.say(f"its projector {'has another shape' if projector else 'is missing'}: a new one is drawn")
+        fault = "has another shape" if projector else "is missing"
+        messages.say(f"initial weights: the projector of {path} {fault}, so a new one is drawn")
     return InitialWeights(backbone, projector if fits else None)
 
 

@@ -30,7 +30,9 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
     step, milestones = int(state.step), _milestones(run)
     owed = _owed_evaluation(run, milestones, step)
     if step >= milestones.last and not owed:
-        messages.say(f"nothing to train: step {step} of {run.plan.total_steps} is reached{_why_stop(run, milestones)}")
+        messages.say(
+            f"nothing to train: the run has reached step {step} of {run.plan.total_steps}{_why_stop(run, milestones)}"
+        )
         watchdog.report_progress(step, Phase.EVALUATING, "at the end")
         return state
     with (
@@ -56,10 +58,10 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
         if stopped:
             recorder.save(state)
     if stopped:
-        messages.say(f"stopped at step {step} of {run.plan.total_steps}, saved; run the same command to resume")
+        messages.say(f"stopped and saved at step {step} of {run.plan.total_steps}; run the same command to resume")
         raise Stopped(128 + stop.signal)
     if milestones.last < run.plan.total_steps:
-        messages.say(f"stopped at step {step} of {run.plan.total_steps}, saved{_why_stop(run, milestones)}")
+        messages.say(f"stopped and saved at step {step} of {run.plan.total_steps}{_why_stop(run, milestones)}")
     watchdog.report_progress(step, Phase.EVALUATING, "at the end")
     return state
 
@@ -74,10 +76,10 @@ def _why_stop(run: TrainingRun, milestones: Milestones) -> str:
     if milestones.last == run.plan.total_steps:
         return ""
     key = f"--config.stop_after_steps={run.settings.stop_after_steps}"
-    return f" ({key}); leave that key out, or raise it, to resume"
+    return f" ({key}); to resume, leave that key out or raise it"
 
 
 def _owed_evaluation(run: TrainingRun, milestones: Milestones, step: int) -> bool:
-    """Whether an earlier start saved this step and ended before it was evaluated; every process must ask."""
+    """Whether an earlier start saved this step but ended before its evaluation. All processes call this together."""
     done = coordination.gather(metrics_log.evaluated(run.folder, step), barrier="the start of training")[0]
     return step > 0 and bool(milestones.due(step)) and not done

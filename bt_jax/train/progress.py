@@ -1,25 +1,25 @@
-"""The progress line: speed and time to go."""
+"""The progress line: speed and remaining time."""
 
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-WINDOWS = 20  # of the time to go: enough to level out single slow ones, few enough to follow a lasting change
-SECONDS_AHEAD = 2  # steps are dispatched before they are done: in less time their number says nothing of the speed
+WINDOWS = 20  # whose speed gives the remaining time: enough to average out a slow one, few enough to follow a change
+SECONDS_AHEAD = 2  # steps are dispatched ahead of the device: over a shorter time their number does not give the speed
 
 
 class Progress:
-    """Pairs (or images) per second, waiting and time to go, over the steps since the last line.
+    """Pairs (or images) per second, waiting and remaining time, over the steps since the last line.
 
-    The time to go is that of the steps, at the speed of the last WINDOWS lines, and that of the saves and evaluations,
-    each as long as the last of its kind without what the compiler took of it, which does not come again.
+    The remaining time is that of the steps, at the speed of the last WINDOWS lines, plus that of the saves and
+    evaluations. Each of these counts as long as the last one of its kind, without the time of its compilation.
 
     Args:
-      last_step: where training ends, if it does before `total_steps`.
-      terms: metrics of the method that the line has after the loss.
-      pauses_left: pauses_left(step) -> {kind: how often training will still pause for it}.
-      compiled: compiled() -> seconds that the program has compiled so far.
+      last_step: the step at which training ends; 0: `total_steps`.
+      terms: metrics of the method, which follow the loss in the line.
+      pauses_left: pauses_left(step) -> {kind of pause: number of such pauses to come}.
+      compiled: compiled() -> seconds of compilation so far.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Progress:
     def measure(self, step: int, *, waited: float = 0.0) -> dict[str, float]:
         """perf/pairs_per_sec (or images) and perf/data_wait (a share of the time) since the last call.
 
-        Without steps since then, as after a first dispatch that is a whole window, there is no speed.
+        The speed is missing if there were no steps since then, such as after a first dispatch of a whole window.
 
         Args:
           waited: seconds spent waiting for data, since the start.
@@ -63,11 +63,11 @@ class Progress:
         return values
 
     def skip(self, step: int | None = None, *, pause: str = "") -> None:
-        """Leaves the time since the last line out of the speed: it was not training; nor do its steps count.
+        """Leaves the time since the last line, and its steps, out of the speed, because it was not all training.
 
         Args:
-          step: the step that is reached, if there were steps in that time.
-          pause: its kind, if there will be more of it.
+          step: the step reached in that time; None: there were no steps.
+          pause: the kind of the pause. Its duration is the estimate for later pauses of this kind; "": no estimate.
         """
         now, compiled = time.monotonic(), self._compiled()
         if pause:
@@ -76,7 +76,7 @@ class Progress:
         self._step = self._step if step is None else step
 
     def short_line(self, step: int) -> str:
-        """The text of a line between two lines of metrics."""
+        """The short text for the time between two lines of metrics."""
         seconds = time.monotonic() - self._time
         newest = (step - self._step, seconds) if seconds > SECONDS_AHEAD else (0, 0.0)
         speed = f"{newest[0] * self._batch / seconds:.0f} {self._unit}/s  " if newest[0] else ""
@@ -84,7 +84,7 @@ class Progress:
         return f"{place}  {speed}{self._eta(step, newest)}".rstrip()
 
     def line(self, step: int, values: dict[str, float]) -> str:
-        """The text of the line."""
+        """The text of a line of metrics."""
         rate = values.get(f"perf/{self._unit}_per_sec", 0.0)
         terms = ("loss", *self._terms, "probe_top1")
         losses = "  ".join(f"{name} {values[f'train/{name}']:.4g}" for name in terms if f"train/{name}" in values)
@@ -95,7 +95,7 @@ class Progress:
         ).rstrip()
 
     def _eta(self, step: int, newest: tuple[int, float] = (0, 0.0)) -> str:
-        """The time to go; "" while nothing is timed."""
+        """The remaining time, such as "ETA 1:30"; "" until steps are timed."""
         seconds = self._seconds_left(step, newest)
         return f"ETA {_clock(seconds)}" if math.isfinite(seconds) else ""
 

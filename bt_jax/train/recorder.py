@@ -65,7 +65,7 @@ class Recorder:
     def __enter__(self) -> Self:
         """Announces the compilation, which the first step waits for."""
         seconds = compile_time.expected(self._key)
-        wait = f"{seconds:.0f} s when last compiled here" if seconds else "from seconds to some minutes"
+        wait = f"took {seconds:.0f} s last time" if seconds else "takes seconds to minutes"
         messages.say(f"compiling the training step ({wait})")
         self._ongoing.__enter__()
         self._compiling.start()
@@ -80,12 +80,12 @@ class Recorder:
         self._run.checkpoints.wait()
 
     def dispatched(self, step: int) -> None:
-        """Notes that the device has the steps up to `step`."""
+        """Records that the steps up to `step` are dispatched to the device."""
         self._dispatched += 1
         if self._dispatched == 1:
             self._compiling.stop()
             now = time.monotonic()
-            interrupts.leave_next_to_handler()  # from here on there is something to save
+            interrupts.leave_next_to_handler()  # from here on the first Ctrl-C saves
             compile_time.remember(self._key, now - self._opened)
             self._progress.skip(step)
             self._ongoing.say(f"first step done {now - self._run.started:.0f} s after the start")
@@ -93,12 +93,12 @@ class Recorder:
             self._ongoing.update(step, lambda: self._progress.short_line(step))
 
     def add(self, step: int, state: TrainState, metrics: Window, *, waited: float, wait: bool) -> None:
-        """Takes the metrics of the window that ends at `step`, and writes those of the window before.
+        """Takes the metrics of the window that ends at `step`, and writes those of the previous window.
 
         Args:
-          state: after the window.
+          state: the state after the window.
           waited: seconds that the run has waited for data so far.
-          wait: writes those of this window too, once the device has them.
+          wait: True: wait for the device and write the metrics of this window too.
 
         Raises:
           UserError: `config.nonfinite_limit` steps in a row were not finite. The state is saved.
@@ -128,7 +128,7 @@ class Recorder:
         self._progress.skip(pause="save")
 
     def evaluate(self, step: int, state: TrainState, evaluators: list[Evaluator], stop: StopSignals) -> None:
-        """Runs evaluators and writes their values; nothing if a stop signal comes, so that the next start repeats them.
+        """Runs evaluators and writes their values. After a stop signal it writes nothing: the next start repeats them.
 
         Args:
           step: of the state.
@@ -153,7 +153,7 @@ class Recorder:
             self._give_up(step, values, state)
 
     def _give_up(self, step: int, values: dict[str, float], state: TrainState) -> None:
-        if self._unread:  # a window that ran meanwhile, and is in the state that is saved
+        if self._unread:  # the next window has run already: the state that is saved includes it
             later, metrics, _ = self._unread
             self._log.write(later, _means(metrics) | {"epoch": later / self._run.plan.steps_per_epoch})
         self.save(state)
@@ -165,7 +165,7 @@ def _short(value: float) -> str:
 
 
 def _means(window: Window) -> dict[str, float]:
-    """Means over a window; of a count of bad steps the largest."""
+    """The means over a window; the maximum for the count of bad steps."""
     fetched = jax.device_get(window)
     values = {name: np.concatenate([np.atleast_1d(m[name]) for m in fetched]) for name in fetched[0]}
     return {name: float(v.max() if name == "train/bad_steps" else v.mean()) for name, v in values.items()}
@@ -176,8 +176,9 @@ def _not_finite(step: int, values: dict[str, float], dtype: str) -> UserError:
     rates = {name.removeprefix("train/lr_"): values[name] for name in named}
     keys = " or ".join(f"--config.optim.lr_{name}" for name in rates)
     return UserError(
-        f"Loss or gradient not finite in {values['train/bad_steps']:.0f} steps in a row before step {step}"
+        f"The loss or gradient was not finite in {values['train/bad_steps']:.0f} steps in a row before step {step}"
         f" (learning rates: {', '.join(f'{name} {rate:.3g}' for name, rate in rates.items())})",
-        f"Those steps changed nothing and the state is saved. Lower {keys}"
-        f"{'' if dtype == 'float32' else ', or try --config.model.dtype=float32,'} in a new --workdir.",
+        f"Start again in a new --workdir with a lower {keys}"
+        f"{'' if dtype == 'float32' else ', or with --config.model.dtype=float32'}."
+        " Those steps changed nothing, and the state is saved.",
     )

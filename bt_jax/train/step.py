@@ -1,8 +1,9 @@
-"""The step, from a batch of uint8 images to the next state; and the update in it, from views to the next state.
+"""Builds the training step. It makes two views of a batch of uint8 images, and its update computes the next state.
 
-Both are pure and not yet jitted.
+Step and update are pure functions and not yet jitted.
 
-All randomness is folded from (seed, step, sample id), so nothing random is stored and the number of devices has no say.
+Every random key is derived from (seed, step, sample id). So no random state is stored, and the number of devices does
+not change the result.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ Update = Callable[[TrainState, Sequence[jax.Array], Batch], tuple[TrainState, Me
 
 
 def make_step(update: Update, recipe: recipes.Recipe, *, seed: int) -> Step:
-    """Puts the views before an update of `make_update`.
+    """Builds the step that makes the views and passes them to `update`, a function of `make_update`.
 
     Returns:
       step(state, batch) -> (state, metrics). batch: "image" uint8 (n, h, w, c), "id" int32 (n,), and optionally "label"
@@ -64,19 +65,19 @@ def make_update(
     """Builds update(state, views, batch) -> (state, metrics).
 
     Args:
-      tx: over the trained params of the state.
-      total_steps, steps_per_epoch: of the schedule, for methods that depend on them.
+      tx: the optimizer of the trained params.
+      total_steps, steps_per_epoch: the schedule, for methods that depend on it.
       first_id: the id of the first training image.
-      seed: of what a method draws.
-      rates: name -> schedule, among the metrics.
-      mesh: over whose devices the batch is split.
+      seed: seed of the random numbers of the method.
+      rates: {name: learning rate schedule}; the metrics contain their values.
+      mesh: the devices that share the batch.
       projector: `config.model.projector_sharding`; "sharded" splits the projector over the mesh as well. The state then
         has the shardings of `sharding.state_sharding`.
-      trained: network -> its parts that are trained, the only ones that are differentiated; None: all networks.
+      trained: {network: its trained parts}, the only ones with a gradient; None: all networks.
 
     Returns:
       The update. views: float arrays (n, h, w, c); batch: "id" and optionally "label", int32 (n,). metrics: float32
-      scalars under the names of the log. A loss or gradient that is not finite changes nothing but the counters.
+      scalars under the names of the log. If the loss or a gradient is not finite, only the counters change.
 
     Raises:
       ValueError: a sharded projector without a mesh.
@@ -120,9 +121,9 @@ def _probe(
 ) -> tuple[jax.Array, Metrics]:
     """Loss and metrics of the online probe: a linear classifier on the detached features."""
     kernel = params["kernel"]
-    if mesh is not None:  # gathered where it is stored in parts: smaller than the features of all devices
+    if mesh is not None:  # gathers a sharded kernel, which is smaller than the features of all devices
         kernel = jax.lax.with_sharding_constraint(kernel, sharding.replicated(mesh))
-    # The views alternate row by row: views one after the other would send rows between the devices.
+    # The rows alternate between the views. In another order they would have to move between the devices.
     features = jnp.stack(outcome.features, axis=1).reshape(-1, kernel.shape[0])
     logits = jax.lax.stop_gradient(features) @ kernel + params["bias"]
     repeated = jnp.repeat(labels, len(outcome.features))

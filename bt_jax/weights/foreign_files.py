@@ -70,7 +70,7 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
     except UserError as error:
         raise UserError(f"{path}: {error.cause}", error.fix) from None
     if backbone.prefix:
-        messages.say_once(f"{path}: using the {arch} behind {backbone.prefix}")
+        messages.say_once(f"{path}: using the {arch} with the prefix {backbone.prefix}")
     build = state_dicts.build_options(variables, arch)
     if metadata is None:
         model = {"build": build} | _normalisation(folder, build["channels"])
@@ -111,7 +111,7 @@ def _normalisation(folder: Path, channels: int) -> dict[str, list[float]]:
             continue
         if all(len(values) == channels for values in stated.values()):
             return stated
-    messages.say_once(f"{folder}: states no mean and std of its training images, taking those of ImageNet")
+    messages.say_once(f"{folder} states no mean and std of its training images, so those of ImageNet are used")
     return normalisation
 
 

@@ -47,7 +47,7 @@ def find(arrays: Mapping[str, Any], arch: str = "") -> tuple[Backbone, dict[str,
     others = [backbone for backbone in complete[1:] if not _same(backbone.arrays, complete[0].arrays)]
     if others:
         raise UserError(
-            f"It holds {len(others) + 1} networks, behind {_listed([complete[0], *others])}",
+            f"It holds {len(others) + 1} networks, with the prefixes {_listed([complete[0], *others])}",
             "Save the state dict of one network alone.",
         )
     if not complete:
@@ -87,7 +87,8 @@ def _none(arrays: Mapping[str, Any], candidates: list[Backbone], arch: str) -> U
         nearest = {each.prefix: arch or state_dicts.nearest(each.arrays) for each in candidates}
         best = min(candidates, key=lambda each: state_dicts.distance(each.arrays, nearest[each.prefix]))
         own, name = best.arrays, nearest[best.prefix]
-        where = f"Behind {_listed(candidates)}" if len(candidates) > 1 or best.prefix else ""
+        noun = "prefixes are" if len(candidates) > 1 else "prefix is"
+        where = f"Its {noun} {_listed(candidates)}" if len(candidates) > 1 or best.prefix else ""
     else:
         own, name = dict(arrays), arch or NONE
         tops = sorted({f"{key.partition('.')[0]}." for key in arrays if "." in key})

@@ -201,7 +201,7 @@ def _write(variables: Mapping[str, Any], table: Mapping[str, Path | None]) -> di
     if arrays.keys() != paths:
         names = ["/".join(path) for path in sorted(arrays.keys() ^ paths)]
         raise UserError(
-            f"The variables are of another network: {some(names)} are on one side alone",
+            f"The variables are of another network: {some(names)} are missing or unexpected",
             "Pass the arch of the network, and its params and batch_stats alone.",
         )
     return {key: _to_torch_layout(np.asarray(arrays[path])) if path else np.int64(0) for key, path in table.items()}

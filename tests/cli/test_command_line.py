@@ -49,7 +49,7 @@ def test_too_few_images_name_the_whole_command(monkeypatch, capsys):
     assert epochs.make_plan(obeyed, 30).steps_per_epoch == 1
     open_run.open_machine(obeyed)
     assert not capsys.readouterr().out
-    with pytest.raises(UserError, match=r"nor one of 8 for the 8 devices\. Use more images"):
+    with pytest.raises(UserError, match=r"nor the smallest batch for 8 devices, which is 8\. Use more images"):
         epochs.make_plan(obeyed, 7)
     monkeypatch.setattr(sys, "argv", ["bt-jax pretrain", f"--config={RECIPES}/quickstart.py", "--workdir=w"])
     with pytest.raises(UserError, match=r"Run bt-jax pretrain --config=quickstart --workdir=w --config\.batch_size=64"):

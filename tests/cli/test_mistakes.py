@@ -26,12 +26,12 @@ def said(monkeypatch):
 
 @pytest.mark.parametrize(
     "key, tasks",
-    [("data.labels", "pretrain"), ("optim.momentum", "pretrain and finetune"), ("data.fraction", "finetune")],
+    [("data.labels", "pretrain"), ("optim.momentum", "pretrain or finetune"), ("data.fraction", "finetune")],
 )
 def test_a_key_of_another_task(said, key, tasks):
     recipe = "quickstart" if tasks == "finetune" else "evaluate"
     assert said(f"--config={recipe}:smoke", "--config.seed=1", f"--config.{key}=1") == (
-        f"The config key {key} belongs to {tasks}. Leave it out of this task."
+        f"The config key {key} belongs to another task: {tasks}. Leave it out."
     )
 
 
@@ -43,12 +43,15 @@ def test_an_error_of_the_config_file_itself_stays(said, tmp_path):
 def test_an_option_of_another_method(said):
     option = "--config.objective.lambd=0.1"
     assert said("--config=quickstart:smoke,method=simclr", option) == (
-        "lambd is an option of barlow_twins; the method of this run is simclr, with temperature, sum_of_views."
-        " Leave it out, or write --config=quickstart:smoke,method=barlow_twins for barlow_twins."
+        "lambd is an option of barlow_twins; the method of this run is simclr, which has the options temperature,"
+        " sum_of_views. Leave it out, or write --config=quickstart:smoke,method=barlow_twins for barlow_twins."
     )
-    assert "is infonce, without options. " in said("--config=quickstart:method=infonce", option)
+    assert "is infonce, which has no options. " in said("--config=quickstart:method=infonce", option)
     text = said("--config=quickstart:smoke", "--config.objective.temperature=1")
-    assert text.startswith("temperature is an option of moco and simclr; ") and "is barlow_twins, with lambd," in text
+    assert (
+        text.startswith("temperature is an option of moco and simclr; ")
+        and "is barlow_twins, which has the options lambd," in text
+    )
 
 
 def test_an_unknown_option_of_a_method(said):

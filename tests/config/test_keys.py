@@ -94,7 +94,7 @@ def test_invalid_seeds(seed):
     config.seed = 2**32 - 1
     keys.read(config)
     config.seed = seed
-    with pytest.raises(UserError, match=f"config.seed={seed} is no seed"):
+    with pytest.raises(UserError, match=f"config.seed={seed} is not a seed"):
         keys.read(config)
 
 
@@ -128,5 +128,5 @@ def test_a_batch_of_one_image():
 def test_a_list_of_numbers_that_is_text():
     config = keys.pretrain()
     config.model.projector = ("wide", "64")
-    with pytest.raises(UserError, match="config.model.projector=wide,64 is no list of numbers. Write e.g."):
+    with pytest.raises(UserError, match="config.model.projector=wide,64 is not a list of numbers. Write e.g."):
         keys.read(config)

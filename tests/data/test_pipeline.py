@@ -291,7 +291,9 @@ def test_training_continues_past_unreadable_images(images, tmp_path):
     assert len(said) == 4 and sum("id 17" in line for line in said) == 1, said  # two epochs, one line
     broken.write_to(tmp_path / "broken.txt")
     assert len((tmp_path / "broken.txt").read_text().splitlines()) == 4
-    with pytest.raises(UserError, match=r"4 of the 22 images of listed, split 'train', cannot be read, listed above"):
+    with pytest.raises(
+        UserError, match=r"4 of the 22 images of listed, split 'train', cannot be read; they are listed above"
+    ):
         take(11, source, "train", broken=UnreadableImages(source, limit=0, say=said.append))
 
 

@@ -84,7 +84,7 @@ def faults(elsewhere: Path, fewer: Path) -> dict[str, Fault]:
         "SIGTERM, process 1, in a bucket": Fault("SIGTERM: saving", (143, 143), send(signal.SIGTERM, 1), bucket=True),
         # gcsfs retries for about half a minute; `stuck_seconds` is shorter here.
         "the bucket answers 503 from then on": Fault("(no step for|cannot be)", (75, 75), refuse, bucket=True),
-        "stuck, process 1": Fault("no step for .*Behind is process 1", (75, 75), fault="stuck"),
+        "stuck, process 1": Fault("no step for .*Process 1 on .* is behind the others", (75, 75), fault="stuck"),
         "an exception, process 1": Fault("process 1 .* has ended: ValueError: planted", (1, 1), fault="raise"),
         "slow data, process 1": Fault("most waiting: process 1", (0, 0), fault="slow", streamed=True),
         "another learning rate": Fault(

@@ -101,7 +101,7 @@ for signal in USR1 TERM KILL; do
   sleep 3
 done
 wait_for "$job"
-grep -iE 'saving within|stopped at|collective of all processes failed|has ended|queueing|resuming from|step 40/40' "$work/victim.out" | cut -c 1-160 || true
+grep -iE 'saves and stops within|stopped and saved at|collective of all processes failed|has ended|queueing|resuming from|step 40/40' "$work/victim.out" | cut -c 1-160 || true
 "$PYTHON" - "$work/whole" "$work/victim" <<'PYTHON'
 import pathlib, sys
 from tests.drills.kills import hashes
@@ -118,5 +118,5 @@ job=$(submit cancelled)
 while [ ! -s "$work/cancelled/metrics.jsonl" ]; do sleep 0.5; done
 scancel "$job"
 wait_for "$job"
-grep -iE 'saving within|stopped at|slurm.sbatch' "$work/cancelled.out" | cut -c 1-160
+grep -iE 'saves and stops within|stopped and saved at|slurm.sbatch' "$work/cancelled.out" | cut -c 1-160
 if grep -qi queueing "$work/cancelled.out"; then exit 1; fi

@@ -120,7 +120,7 @@ def test_a_single_process_waits_for_nothing(tmp_path):
     join.check_identical({"rate": 0.1})
     join.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="--processes and --process not given"):
+    with pytest.raises(UserError, match="Options are missing: --processes, --process"):
         join.start("localhost:1", None, None)
 
 
@@ -198,7 +198,7 @@ def test_progress_of_another_process_counts(monkeypatch):
         seen._exchange(step, last=False)
     assert clock.ended == []
     clock.go_on(seen, 8)
-    assert "Behind is process 0" in clock.ended[0]
+    assert "Process 0 on " in clock.ended[0] and " is behind the others: " in clock.ended[0]
 
 
 @pytest.mark.parametrize("told", [{"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE"}, {"preempted": "TRUE"}, {}])

@@ -40,7 +40,7 @@ def test_the_slowest_process_is_named(monkeypatch):
     beats = {0: beat("a", 7, waited=0.1), 1: beat("b", 7, waited=0.75), 2: beat("c", 4, waited=0.0)}
     seen, _ = watching(monkeypatch, beats)
     assert watchdog.slowest_line() == "  most waiting: process 1 on b, 75 %"
-    assert seen._behind() == "Behind is process 2 on c: training at step 4."
+    assert seen._behind() == "Process 2 on c is behind the others: training at step 4."
     seen, _ = watching(monkeypatch, {0: beat("a", 7), 1: beat("b", 7)})
     assert seen._behind() == "All processes are at step 7."
     seen, _ = watching(monkeypatch, {0: beat("a", 3, "saving")})

@@ -484,13 +484,13 @@ def test_the_numbers_of_a_smoke_run_mean_nothing(tmp_path, task, few_curves):
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"smoke": "64 of 127 images"}))
     page = Page(write.report(folder))
-    said = "Smoke: 64 of 127 images, a test of the set-up. Its numbers mean nothing."
+    said = "Smoke test: 64 of 127 images. It tests the set-up, and its numbers mean nothing."
     assert page.text.count(said) == 1
     assert "below the same" not in page.text and "did not fall" not in page.text
     (folder / "summary.json").unlink()
     if task == "pretrain":
         said = [text for _, text in verdict(read_run(folder))]
-        assert said[0].startswith("Smoke: few images, a test") and "not finished" in said[1]
+        assert said[0].startswith("Smoke test: few images. ") and "not finished" in said[1]
 
 
 def test_a_run_without_a_held_out_split_says_how_to_get_one(tmp_path):

@@ -170,7 +170,7 @@ def test_evaluation_may_change_until_the_results_are_written(tmp_path, capsys, t
     opening.open_folder(str(tmp_path), arguments.to_dict(config))
     config.evals.val_images = 7
     opening.open_folder(str(tmp_path), arguments.to_dict(config))
-    assert "evaluated from here on with evals.val_images: 0 -> 7;" in capsys.readouterr().out
+    assert "evaluations change from here on: evals.val_images: 0 -> 7;" in capsys.readouterr().out
     (tmp_path / "summary.json").write_text("{}")
     config.evals.val_images = 8
     with pytest.raises(UserError, match=r"another config \(evals.val_images: 7 -> 8\)"):

@@ -87,7 +87,7 @@ def test_an_unreachable_server_is_one_warning(tmp_path, monkeypatch, capsys, ser
         monkeypatch.setattr(server, where, fail)
     events = run(tmp_path, monkeypatch, **{"log.mlflow": "http://x"})
     warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
-    assert warnings == ["WARNING: mlflow (http://x): no route to host; the run continues without it"]
+    assert warnings == ["WARNING: mlflow (http://x): no route to host; the run continues without this tracker"]
     assert lines(tmp_path)[-1]["step"] == 10 and events[-1] == "wait"
 
 

@@ -210,7 +210,7 @@ def test_evaluation_end_to_end(pretrained, tmp_path, capsys):
     assert re.search(r"\neffective rank of the features +[\d.]+\n", said) and "knn_" not in said
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary) == {"knn", "linear", "spectrum", "seconds", "seconds_each", "smoke"}
-    assert summary["smoke"] == "64 of 10000 images" and said.count("smoke: 64 of 10000 images, a test of the") == 2
+    assert summary["smoke"] == "64 of 10000 images" and said.count("smoke test: 64 of 10000 images; it tests the") == 2
     net, _ = bt_jax.load_encoder(pretrained)
     linear = summary["linear"]
     assert 1 <= summary["spectrum"]["rank"] <= net.feature_dim
@@ -255,7 +255,7 @@ def test_wrong_input(pretrained, tmp_path):
     refused(
         "is empty", evaluate.run, evaluation(**{"data.train_split": "train[5:5]", "data.name": "patterns"}), tmp_path
     )
-    refused("one label an image", evaluate.run, evaluation(protocols=("svm",)), tmp_path)
+    refused("one label per image", evaluate.run, evaluation(protocols=("svm",)), tmp_path)
     refused("Choose from", evaluate.run, evaluation(protocols=("knm",)), tmp_path)
     refused("config.train='layer9' is unknown", finetune.run, tiny(pretrained, train="layer9"), tmp_path)
 

@@ -81,7 +81,7 @@ def test_held_out_images_that_are_trained_on_get_a_warning(capsys):
 def test_no_held_out_split_is_said_if_there_are_labels(capsys):
     config = keys.read(pretrain_folder.get_config())
     held_out.say(config, of_classes(5, 5))
-    said = "No held-out split: kNN and probe are left out. Hold images out with val=20%, as in"
+    said = "There is no held-out split, so kNN and probe are left out. Hold images out with val=20%, as in"
     assert capsys.readouterr().out.startswith(said)
     held_out.say(config, Listed([(b"", None)] * 10))
     held_out.say(keys.read(changed(keys.evaluate(), **{"data.val_split": ""})), of_classes(5, 5))

@@ -37,14 +37,14 @@ def test_another_training_split_does_not_change_the_config(monkeypatch, tmp_path
 def test_what_is_odd_is_said_before_anything_is_read(capsys):
     open_run.open_machine(keys.read(changed(tiny(), **{"optim.warmup_epochs": 9.0, "tuned_batch_size": 512})))
     said = capsys.readouterr().err
-    assert "optim.warmup_epochs=9, and the run has 2 epochs" in said and "tuned for a batch of 512" in said
+    assert "optim.warmup_epochs=9, but the run has 2 epochs" in said and "tuned for a batch of 512" in said
 
 
 @pytest.mark.parametrize(
     "values, said",
     [
         ({"batch_size": 0}, "must be positive"),
-        ({"devices": 3}, "config.devices=3, but there are 8"),
+        ({"devices": 3}, "config.devices=3, but JAX has 8 devices"),
         ({"batch_size": 12}, "is not divisible by 8 devices"),
     ],
 )

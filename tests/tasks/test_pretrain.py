@@ -254,7 +254,7 @@ def test_a_momentum_network_starts_from_the_initial_weights():
 def test_initial_weights_of_another_network(finished, capsys):
     config = tiny(**{"model.projector": (32, 32)})
     assert initial_weights.read(str(finished), build.build_nets(config.model, 3, BarlowTwins())).projector is None
-    assert "its projector has another shape: a new one is drawn" in capsys.readouterr().out
+    assert "has another shape, so a new one is drawn" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"is a tiny, .* width 0.125, .* not a tiny, .* width 0.25"):
         initial_weights.read(str(finished), build.build_nets(tiny(**{"model.width": 0.25}).model, 3, BarlowTwins()))
 
@@ -340,7 +340,7 @@ def test_batch_that_does_not_divide(tmp_path, eight_devices):
 
 def test_missing_accelerator(tmp_path, eight_devices):
     refused("config.platform='gpu', but JAX runs on 'cpu'", tmp_path / "run", platform="gpu")
-    refused("config.devices=4, but there are 8", tmp_path / "run", devices=4)
+    refused("config.devices=4, but JAX has 8 devices", tmp_path / "run", devices=4)
 
 
 def test_unknown_data_set_and_missing_folder(tmp_path):

@@ -93,7 +93,7 @@ def test_rows_of_the_table_belong_to_the_encoders_they_name(finish, capsys):
     np.testing.assert_array_equal(shown["confusion"], [[0, 0], [1, 1]])  # rows are the true classes
     said = capsys.readouterr().out
     assert "same encoder, untrained" in said and " 9-NN   linear probe" in said
-    assert "smoke: 7 of 9 images, a test of the set-up; its numbers mean nothing" in said
+    assert "smoke test: 7 of 9 images; it tests the set-up, and its numbers mean nothing" in said
     _, rows = finish(**{"data.on_device": False})
     assert set(rows) == {"trained", "untrained"}  # streamed images are of many sizes
     found, rows = finish(**{"evals.final": False, "evals.spectrum_images": 0})

@@ -89,7 +89,7 @@ def test_ctrl_c_clears_the_line(tmp_path, monkeypatch):
             window=10,
         )
     assert isinstance(events[-1], Stopped) and BAR in seen.text
-    assert seen.rows()[-2].startswith("stopped at step") and not [row for row in seen.rows() if BAR in row]
+    assert seen.rows()[-2].startswith("stopped and saved at step") and not [row for row in seen.rows() if BAR in row]
 
 
 def test_an_inner_line_takes_the_place_of_the_outer(monkeypatch):

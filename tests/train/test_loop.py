@@ -40,10 +40,13 @@ def test_who_has_its_turn_when(tmp_path, monkeypatch):
 
 def test_a_run_that_ends_before_its_schedule_says_so(tmp_path, monkeypatch, capsys):
     """Both when it gets there and when it is started again; lines count to the end of the schedule."""
-    for at, before in ((0, "stopped at step 5 of 10, saved"), (5, "nothing to train: step 5 of 10 is reached")):
+    for at, before in (
+        (0, "stopped and saved at step 5 of 10"),
+        (5, "nothing to train: the run has reached step 5 of 10"),
+    ):
         run(tmp_path, monkeypatch, at=at, **{"stop_after_steps": 5})
         said = capsys.readouterr().out.splitlines()
-        assert said[-1] == f"{before} (--config.stop_after_steps=5); leave that key out, or raise it, to resume"
+        assert said[-1] == f"{before} (--config.stop_after_steps=5); to resume, leave that key out or raise it"
         assert at or any(line.startswith("step 5/10 ") for line in said)
     run(tmp_path, monkeypatch, at=5)
     assert "stop_after_steps" not in capsys.readouterr().out
@@ -81,7 +84,7 @@ def test_the_limit_of_steps_that_are_not_finite(tmp_path, monkeypatch, limit):
     windows.mkdir()
     values = {"checkpoint.every_epochs": 0.0, "nonfinite_limit": 4}
     events = run(windows, monkeypatch, window=5, every=0, bad=lambda step: max(step - 6, 0), **values)
-    assert [str(event)[:30] for event in events if isinstance(event, UserError)] == ["Loss or gradient not finite in"]
+    assert [str(event)[:30] for event in events if isinstance(event, UserError)] == ["The loss or gradient was not f"]
     events = run(tmp_path, monkeypatch, bad=lambda step: int(step > 2), nonfinite_limit=2)
     assert not [event for event in events if isinstance(event, UserError)]
 

@@ -51,11 +51,11 @@ def test_the_prefix_is_named_once(plain, tmp_path, capsys):
         for _ in range(2):
             foreign_files.read(tmp_path / f"{name}.safetensors")
     said = capsys.readouterr().out.splitlines()
-    assert [line for line in said if "behind" in line] == [
-        f"{tmp_path}/a.safetensors: using the resnet18 behind model."
+    assert [line for line in said if "with the prefix" in line] == [
+        f"{tmp_path}/a.safetensors: using the resnet18 with the prefix model."
     ]
-    unknown = "states no mean and std of its training images, taking those of ImageNet"
-    assert [line for line in said if "mean" in line] == [f"{tmp_path}/{name}.safetensors: {unknown}" for name in "ab"]
+    unknown = "states no mean and std of its training images, so those of ImageNet are used"
+    assert [line for line in said if "mean" in line] == [f"{tmp_path}/{name}.safetensors {unknown}" for name in "ab"]
 
 
 @pytest.mark.parametrize("prefix, beside", [("module.encoder.", "module."), ("model.", "model."), ("backbone.", "")])
@@ -71,7 +71,9 @@ def test_the_projector_beside_the_resnet_is_read(plain, prefix, beside, tmp_path
 def test_several_resnets_are_an_error_unless_they_are_equal(plain):
     other = plain | {"bn1.bias": plain["bn1.bias"] + 1}
     two = behind("module.encoder_q.", plain) | behind("module.encoder_k.", other)
-    with pytest.raises(UserError, match="holds 2 networks, behind 'module.encoder_q.' and 'module.encoder_k.'"):
+    with pytest.raises(
+        UserError, match="holds 2 networks, with the prefixes 'module.encoder_q.' and 'module.encoder_k.'"
+    ):
         prefixes.find(two)
     found, _ = prefixes.find(behind("model.backbone.", plain) | behind("backbone.", plain))
     assert found.prefix == "backbone."
@@ -84,9 +86,9 @@ def test_nested_dicts_are_prefixes_too(plain):
 
 def test_the_error_names_the_nearest_architecture_and_the_prefixes(plain):
     cut = {key: value for key, value in plain.items() if key != "layer4.1.bn2.weight"}
-    with pytest.raises(UserError, match="not that of a resnet18: it lacks layer4.1.bn2.weight. Behind 'model.'"):
+    with pytest.raises(UserError, match="not that of a resnet18: it lacks layer4.1.bn2.weight. Its prefix is 'model.'"):
         prefixes.find(behind("model.", cut))
-    with pytest.raises(UserError, match="resnet18: it lacks layer4.1.bn2.weight. Behind 'a.' and 'bb.'"):
+    with pytest.raises(UserError, match="resnet18: it lacks layer4.1.bn2.weight. Its prefixes are 'a.' and 'bb.'"):
         prefixes.find(behind("a.", dict(list(plain.items())[:40])) | behind("bb.", cut))
     with pytest.raises(UserError, match="lacks conv1.weight, .* Its keys start with blocks., patch_embed.. Pass"):
         prefixes.find({"blocks.0.norm.weight": np.zeros(3), "patch_embed.weight": np.zeros(3)})

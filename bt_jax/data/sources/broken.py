@@ -93,9 +93,7 @@ class UnreadableImages:
         new = self._source.where(span.base, number) not in self._named
         line, whole = self._note(span, number, why), self._whole(span)
         if self._limit is None:
-            raise UserError(
-                line, "Restore it from its origin. `python -m bt_jax.prepare` lists every unreadable image."
-            )
+            raise UserError(line, "Restore it from a copy. `python -m bt_jax.prepare` lists every unreadable image.")
         unreadable = self._count(whole)
         if unreadable > allowed(self._limit, whole.stop - whole.start):
             raise self._refusal(whole)
@@ -140,9 +138,11 @@ class UnreadableImages:
         unreadable = self._count(whole)
         option = f"{self.OPTION}={enough(unreadable, count)}"
         return UserError(
-            f"{unreadable} of the {count} images of {self._source.name}, split {whole.base!r}, cannot be read, listed"
-            f" {self._list_all()}",
-            "Restore them from their origin." if unreadable == count else f"Restore them, or allow them with {option}.",
+            f"{unreadable} of the {count} images of {self._source.name}, split {whole.base!r}, cannot be read; they are"
+            f" listed {self._list_all()}",
+            "Restore them from a copy."
+            if unreadable == count
+            else f"Restore them from a copy, or allow them with {option}.",
         )
 
     def _list_all(self) -> str:

@@ -47,7 +47,7 @@ class FolderSource(Source):
             why = f"; {left_out.removeprefix('WARNING: ')}" if left_out else ""
             raise UserError(
                 f"There is no image below {storage.printable(self.root)}{why}",
-                "Name a folder with files that Pillow decodes, such as .jpg, .png and .webp, in any case.",
+                "Name a folder with files that Pillow decodes, such as .jpg, .png and .webp (upper or lower case).",
             )
         layout = folder_layout.arrange(self._listing.files)
         lines = [f"WARNING: {line}; its images are left out" for line in self._listing.unreadable] + layout.lines

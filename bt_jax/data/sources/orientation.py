@@ -1,7 +1,7 @@
-"""EXIF orientation: how an image is turned so that it is upright, as cameras and phones record it.
+"""Turns images upright by their EXIF orientation, which cameras and phones record.
 
-A camera stores the pixels as its sensor has them, and the orientation 1 to 8 beside them (EXIF 2.32, tag 0x0112). The
-decoders give the stored pixels. `turned` makes them upright, once, after decoding.
+A camera stores the pixels in the order of its sensor, and beside them the orientation, 1 to 8 (EXIF 2.32, tag 0x0112).
+The decoders return the stored pixels. `turned` makes them upright, once, after decoding.
 """
 
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 
 UPRIGHT = 1
 TAG = 0x0112
-# Orientations whose rows and columns are exchanged first, and those whose rows or columns are reversed then.
+# The orientations for which `turned` exchanges rows and columns, then reverses the rows, then reverses the columns.
 EXCHANGED, ROWS_REVERSED, COLUMNS_REVERSED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
 
 APPLY, IGNORE = "apply", "ignore"  # values of config.data.exif_orientation
@@ -20,7 +20,8 @@ CHOICES = ("auto", APPLY, IGNORE)
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
 START_OF_SCAN, APP1 = 0xDA, 0xE1  # markers of JPEG
-IN_JPEG = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")  # starts of the segments in which Pillow finds it
+# Starts of the parts of a file in which Pillow finds the orientation.
+IN_JPEG = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
@@ -36,7 +37,7 @@ def of(image: Image.Image) -> int:
 
 
 def of_encoded(data: bytes) -> int:
-    """Like `of`, of an encoded image; 1 if it cannot be read. For a JPEG without EXIF it takes microseconds."""
+    """Like `of`, for an encoded image; 1 if it cannot be read. A JPEG without EXIF takes microseconds."""
     if data.startswith(JPEG) and not _jpeg_may_have_one(data):
         return UPRIGHT
     if data.startswith(PNG) and not any(name in data for name in IN_PNG):
@@ -44,7 +45,7 @@ def of_encoded(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return of(image)
-    except Exception:  # the decoder reports it
+    except Exception:  # the decoder reports the damage
         return UPRIGHT
 
 

@@ -111,7 +111,8 @@ def with_mixed(source: Source, splits: Iterable[str]) -> Source:
         if name not in source.splits and name != base and base in source.splits:
             if not source.random_access(base):
                 raise UserError(
-                    f"{source.name} can only be read in sequence from its storage, which {name!r} cannot be",
+                    f"{source.name} can only be read in sequence from its storage, but {name!r} is"
+                    " read in another order",
                     f"Name slices of {base!r} itself, or copy the data set to a local disk.",
                 )
             source = Selection(source, name, [(base, mixed_order(source.labels(base)))])
@@ -154,7 +155,8 @@ def class_balanced_fraction(
     span = source.span(split)
     if not source.labelled(span.base):
         raise UserError(
-            f"{source.name}, split {split!r}, has no labels, which a fraction of each class needs", "Use all of it."
+            f"{source.name}, split {split!r}, has no labels, which a fraction of each class needs",
+            "Use the whole split.",
         )
     labels, rng = source.labels(span.base)[span.start : span.stop], np.random.default_rng(seed)
     chosen = []

@@ -27,6 +27,6 @@ def boundary(text: str, count: int) -> int:
     number = int(text.rstrip("%"))
     if text.endswith("%"):
         if abs(number) > 100:
-            raise UserError(f"{text} is more than all of a split", "Use percentages from -100% to 100%.")
+            raise UserError(f"{text} is more than a whole split", "Use percentages from -100% to 100%.")
         number = round(number * count / 100)
     return min(max(number + count if text.startswith("-") else number, 0), count)

@@ -267,7 +267,8 @@ def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
         build = f"`tfds build {name.split(':')[0]} --data_dir={root}`"
         raise UserError(
             f"Data set {name!r} is not in {folder} ({present})",
-            f"{fix} the folder that has it, or make it with {build} (of the extra tfds); bt_jax downloads nothing.",
+            f"{fix} the folder that has it, or make it with {build} (of the package"
+            " tensorflow-datasets); bt_jax downloads nothing.",
         )
     return wanted[-1]
 

@@ -43,8 +43,8 @@ def test_the_error_names_all_images_and_the_share_that_allows_them(tmp_path):
     with pytest.raises(UserError) as caught:
         damaged(40, 14).arrays("train", UnreadableImages(damaged(40, 14), limit=0.01, say=said.append))
     assert str(caught.value) == (
-        "14 of the 40 images of listed, split 'train', cannot be read, listed above."
-        " Restore them, or allow them with --config.data.broken_limit=0.35."
+        "14 of the 40 images of listed, split 'train', cannot be read; they are listed above."
+        " Restore them from a copy, or allow them with --config.data.broken_limit=0.35."
     )
     named = [line for line in said if line.startswith("unreadable: ")]
     assert [line.split(":")[1].split()[-1] for line in named] == [str(i) for i in range(14)]
@@ -78,7 +78,7 @@ def test_an_image_of_two_splits_is_named_once(root, tmp_path, capsys):
 def test_ten_unreadable_images_are_allowed():
     found = damaged(12, 10).arrays("train", UnreadableImages(damaged(12, 10), limit=0.01, say=[].append))
     assert found.labels.tolist() == [-1] * 10 + [0, 1]
-    with pytest.raises(UserError, match="12 of the 12 images .* listed above. Restore them from their origin.$"):
+    with pytest.raises(UserError, match="12 of the 12 images .* listed above. Restore them from a copy.$"):
         damaged(12, 12).arrays("train", UnreadableImages(damaged(12, 12), limit=0.01, say=[].append))
 
 
@@ -97,7 +97,7 @@ def test_a_few_unreadable_images_are_written_unchanged(root, tmp_path, capsys, f
     assert "3 of the 30 images" in said and "--broken_limit=0.1" in said and not list(tmp_path.glob("out*"))
     assert prepare.main([f"--folder={root}", option]) == 0
     said = capsys.readouterr().out
-    assert said.count("unreadable: ") == 3 and "3 of them cannot be read" in said
+    assert said.count("unreadable: ") == 3 and "3 images cannot be read" in said
     stored = open_source(None, npz=tmp_path / "out.npz") if form == "npz" else open_source("out", data_dir=tmp_path)
     images, labels = stored.arrays("train", UnreadableImages(stored, limit=0.01, say=[].append))
     wanted, wanted_labels = FolderSource(root).arrays(

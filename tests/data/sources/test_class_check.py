@@ -112,5 +112,5 @@ def test_an_existing_split_called_mixed_is_used(root, tmp_path):
 def test_a_split_that_is_read_in_sequence_is_not_mixed(source, monkeypatch):
     monkeypatch.setattr(type(source), "random_access", lambda self, base: False)
     assert with_mixed(source, ["train[:75%]"]) is source
-    with pytest.raises(UserError, match="can only be read in sequence from its storage, which 'train.mixed' cannot be"):
+    with pytest.raises(UserError, match="can only be read in sequence from its storage, but 'train.mixed' is"):
         with_mixed(source, ["train.mixed[:75%]"])

@@ -181,7 +181,7 @@ def test_prepare_lists_unreadable_images(images, tmp_path, capsys):
     records[3] = records[20] = (b"\xff\xd8\xff", 0)
     write_npz(Listed(records), tmp_path / "bad.npz", ["train"])
     assert prepare.main([f"--npz_in={tmp_path / 'bad.npz'}"]) == 0
-    assert "2 of them cannot be read: training replaces them" in capsys.readouterr().out
+    assert "2 images cannot be read: training replaces them" in capsys.readouterr().out
     assert prepare.main([f"--npz_in={tmp_path / 'bad.npz'}", "--broken_limit=0"]) == 2
     said, error = capsys.readouterr()
     assert "2 of the 23 images" in error and "--config.data.broken_limit=0.09" in error and error.count("\n") == 1

@@ -73,7 +73,7 @@ FAULTS = (
     Fault(
         "text-end-of-a-repeated-run",
         "train_and_finish",
-        "not (there and step == first)",
+        "not (has_results and step == first)",
         "not there",
         ("test_every_start_ends_with_its_paths",),
     ),
