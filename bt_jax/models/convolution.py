@@ -142,14 +142,15 @@ def _kernel_gradient(x, kernel, dy, *, stride, padding):
         return jnp.einsum("nhwi,nhwo->io", x[:, ::stride, ::stride], dy)[None, None]
     if dy.shape[1] > x.shape[1] and stride == 1:  # XLA has naive loops for a window larger than its input
         return _by_patches(x, kernel, dy, padding)
-    n, images = len(x), _images_of_chunk(x)
-    if kernel.shape[0] != 3 or images == n:
+    n, per_chunk = len(x), _images_of_chunk(x)
+    if kernel.shape[0] != 3 or per_chunk == n:
         return jax.vjp(lambda kernel: plain(x, kernel, stride=stride, padding=padding), kernel)[1](dy)[0]
 
     def add(total, chunk):
-        return total + _chunk_gradient(*chunk, 3, stride, padding), None
+        images, gradient = chunk
+        return total + _chunk_gradient(images, gradient, 3, stride, padding), None
 
-    chunks = (x.reshape(n // images, images, *x.shape[1:]), dy.reshape(n // images, images, *dy.shape[1:]))
+    chunks = tuple(array.reshape(n // per_chunk, per_chunk, *array.shape[1:]) for array in (x, dy))
     return lax.scan(add, jnp.zeros_like(kernel), chunks)[0]
 
 
