@@ -144,7 +144,7 @@ def test_a_warmup_that_the_run_does_not_outlast_warns(capsys, warmup, extended, 
     config.optim.warmup_epochs, config.extend_epochs = warmup, extended
     open_run.check_warmup(config)
     said = capsys.readouterr().err
-    assert said.count("\n") == warns and (f"optim.warmup_epochs={warmup:g}, and the run has 2 epochs" in said) == warns
+    assert said.count("\n") == warns and (f"optim.warmup_epochs={warmup:g}, but the run has 2 epochs" in said) == warns
 
 
 def test_views_are_set_key_by_key():
