@@ -40,7 +40,7 @@ def run(
     default: str = "",
     tasks: Iterable[str] = keys.TASKS,
 ) -> None:
-    """Parses the command line and calls main(argv). argv is the program's name alone: every other word is an option.
+    """Parses the command line and calls main([program]). All other words of the command line are options.
 
     Args:
       doc: the first part of the help.
@@ -51,7 +51,7 @@ def run(
         with messages.lasting():
             print(_help(doc, tasks))
         sys.exit(0)
-    logging._warn_preinit_stderr = False  # "Logging before flag parsing goes to stderr": absl has no public switch
+    logging._warn_preinit_stderr = False  # no "Logging before flag parsing goes to stderr"; absl has no public switch
     logging.set_verbosity(logging.WARNING)  # Orbax logs a hundred lines per save; --verbosity=0 shows them
     logging.get_absl_handler().addFilter(_is_not_reported_elsewhere)
     with messages.lasting():

@@ -58,7 +58,7 @@ def _unknown_option(argv: Sequence[str], config: Any, option: str) -> UserError:
 
 
 def check_method(argv: Sequence[str], config: Any) -> None:
-    """Refuses a new name of the method alone, because the options and the projector of the first method would stay.
+    """Refuses options that change only the name of the method: the recipe's options and projector would stay.
 
     Raises:
       UserError: --config.objective.name is given, and the options are not those of that method.
@@ -137,7 +137,7 @@ def _config(argv: Sequence[str]) -> Any:
     try:
         values(words)
         arguments.to_dict(values.config)  # a file that cannot be read fails here
-    except Exception:  # of the user's file, or of its arguments
+    except Exception:  # any error of the user's file, or of its arguments
         return None
     return values.config
 

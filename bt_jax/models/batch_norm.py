@@ -1,9 +1,10 @@
 """Batch normalisation that computes the same as `torch.nn.BatchNorm1d/2d`, for backbones and projector.
 
 On a CPU, XLA sums over the images and pixels of a feature map in passes over arrays that it first writes to memory:
-sum((x - shift)^2) takes four. Here each image is a matrix product with ones instead, and the gradient has its formula,
-with two sums. A batch norm of 64 channels at 32x32 takes a quarter of the time (benchmarks/results/step_cpu.md). The
-form is chosen by the platform that is compiled for; programs for TPUs and GPUs have the plain one.
+sum((x - shift)^2) takes four. Here a matrix product with ones sums the pixels of each image, and the gradient is a
+formula with two sums. A batch norm of 64 channels at 32x32 takes a quarter of the time
+(benchmarks/results/step_cpu.md). The form is chosen by the platform that is compiled for; programs for TPUs and GPUs
+have the plain one.
 """
 
 from collections.abc import Sequence
@@ -54,7 +55,8 @@ class BatchNorm(nnx.Module):
         # var = E[(x - shift)^2] - E[x - shift]^2 for any constant shift. Its relative rounding error is about
         # 1e-7 ((mean - shift) / std)^2; flax's layer has no shift, and its variance can be negative. Feature maps are
         # shifted by the running mean: one read of x and one all-reduce give both sums, and the gradient needs no third
-        # pass. Embeddings (n, d) can be nearly equal over the batch. They are small, and shifted by their own mean.
+        # pass. Embeddings (n, d) can be nearly equal over the batch, so they are shifted by their own mean. That takes
+        # little time, because they are small.
         if x.ndim == 2:
             y, mean, var = _plain(x, lax.stop_gradient(x.mean(0)), scale, bias)
         else:
@@ -66,7 +68,7 @@ class BatchNorm(nnx.Module):
     @staticmethod
     def _update(running: nnx.BatchStat, batch: jax.Array) -> None:
         old = running[...]
-        # `running[...] = ` asks a tracer for its sharding, which takes half of the time to trace a ResNet-50 or more.
+        # `running[...] = ` asks a tracer for its sharding. This takes at least half of the time to trace a ResNet-50.
         running.set_value(((1 - MOMENTUM) * old.astype(batch.dtype) + MOMENTUM * batch).astype(old.dtype))
 
 

@@ -4,11 +4,11 @@ XLA passes every convolution of a CPU to one routine for all sizes. Four of its 
 here, with the same sums (times: benchmarks/results/step_cpu.md):
 
 - 1x1 kernels are matrix products, of every `stride`th pixel;
-- the gradient of a 3x3 convolution of stride 2 with respect to its input has a convolution of stride 1 for the even and
-  for the odd rows and columns, instead of one over an array that is three quarters zeros;
+- the input gradient of a 3x3 convolution of stride 2 is four convolutions of stride 1, one for each pair of even or odd
+  rows with even or odd columns. XLA has one convolution over an array that is three quarters zeros;
 - the gradient of a 3x3 kernel is a sum over chunks of images that fit the caches;
-- the gradient of a kernel whose output is larger than its input, the stem with a padding of 2, is a matrix product with
-  the patches that the kernel sees.
+- the gradient of a kernel is a matrix product with the patches that the kernel sees, if the output is larger than the
+  input. This is so for the stem with a padding of 2.
 
 The layer chooses by the platform that is compiled for, which need not be that of this machine: programs for TPUs and
 GPUs have the plain convolution.
@@ -22,8 +22,8 @@ from flax import nnx
 from jax import lax
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-CHUNK = 2 * 2**20  # bytes of inputs: of 0.25, 0.5, 1 and 2 MB, the fastest for 64 channels at 32x32
-PHASES = 64  # input channels from which the phases pay
+CHUNK = 2 * 2**20  # bytes of inputs; the fastest of 0.25, 0.5, 1 and 2 MB for 64 channels at 32x32
+PHASES = 64  # number of input channels from which `_by_phases` is faster
 
 
 class Convolution(nnx.Module):
@@ -89,7 +89,7 @@ convolve.defvjp(_forward, _backward)
 
 
 def _convolution(x, kernel, stride, rows, columns):
-    """Padded by (before, after) in rows and columns."""
+    """The convolution of x, with a zero padding of (before, after) in `rows` and in `columns`."""
     return lax.conv_general_dilated(x, kernel, (stride, stride), (rows, columns), dimension_numbers=NHWC)
 
 
@@ -162,7 +162,7 @@ def _by_patches(x, kernel, dy, padding):
 
 
 def _images_of_chunk(x) -> int:
-    """The images of a chunk: a divisor of their number, which is that number where chunks do not pay."""
+    """The number of images in a chunk, a divisor of n; n itself where chunks would not be faster."""
     n, height, width, channels = x.shape
     # Chunks of a batch that is split over devices would move images between them.
     if jax.device_count() > 1:
@@ -174,7 +174,8 @@ def _images_of_chunk(x) -> int:
 def _chunk_gradient(x, dy, size, stride, padding):
     """The gradient of a kernel as the convolution of x (in, h, w, n) with dy (h', w', n, out).
 
-    XLA rearranges a convolution of a CPU to these layouts, but not within a loop, where it would be many times slower.
+    On a CPU, XLA itself changes a convolution to these layouts, but not within a loop. There, a convolution in other
+    layouts is many times slower.
     """
     sides = zip(x.shape[1:3], dy.shape[1:3], strict=True)
     rows, columns = ((padding, stride * (out - 1) + size - side - padding) for side, out in sides)

@@ -16,7 +16,7 @@ from bt_jax.processes import coordination, join
 from bt_jax.run_folder import checkpoint_paths, environment, lock, same_data, same_run
 
 RUN_OF = {"pretrain": "a pretraining run", "evaluate": "an evaluation", "finetune": "a fine-tuning run"}  # by task
-LISTED = 5  # keys that differ, in a message
+LISTED = 5  # the most differing keys that a message lists
 
 
 def check_folder(path: str, task: str) -> Path:

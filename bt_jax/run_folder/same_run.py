@@ -13,7 +13,7 @@ FREE_KEYS = (
 EVALUATION = "evals."  # keys that no weights depend on: they may change until the results are written
 PLACES = ("data.dir", "data.npz", "data.folder")  # paths of images; `same_data` compares the images
 
-# Removed keys: {key: (value, reason)}. A run with another value cannot resume, because the code now has this one alone.
+# Removed keys: {key: (value, reason)}. The code now always uses this value; a run with another one cannot resume.
 REMOVED_KEYS = {
     "loss.gather_dtype": ("float32", "embeddings are sent in float32 alone; finish the run with bt_jax 0.1.0"),
 }

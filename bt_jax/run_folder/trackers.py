@@ -1,8 +1,8 @@
 """Experiment trackers: Weights & Biases and MLflow get the lines of metrics.jsonl too.
 
-Each tracker has a thread, which also imports its package and opens its run: a slow or unreachable server delays no
-step, and its errors give one warning. RUN/trackers.json keeps the id of the tracker's run, so that a
-resumed run continues it. Values that a killed run has sent already are not sent again (`metrics_log`).
+Each tracker has a thread, which also imports its package and opens its run. Thus a slow or unreachable server delays no
+step, and its errors give one warning. RUN/trackers.json keeps the id of the tracker's run, so that a resumed run
+continues it. Values that a killed run has sent already are not sent again (`metrics_log`).
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """A linear classifier on an encoder, trained by gradient descent: linear evaluation, few labels, fine-tuning, transfer.
 
-The protocols differ only in the settings of their configs in `configs/`: trained parts, rates, schedule, images.
+The protocols differ only in the settings of their recipes in `bt_jax/configs/`: trained parts, rates, schedule, images.
 """
 
 import time

@@ -11,7 +11,7 @@ from bt_jax.messages import UserError
 
 
 def advice(settings: Run) -> str:
-    """A sentence with the argument of the folder recipe, or with the two flags, that hold a fifth of the images out."""
+    """A sentence that says how to hold a fifth of the images out: by the folder recipe's argument, or by two flags."""
     if isinstance(settings, Pretrain) and settings.data.name == "folder":
         return "Hold images out with val=20%, as in --config=pretrain_folder:val=20%."
     base = settings.data.train_split.split("+")[0].partition("[")[0].removesuffix(MIXED)
@@ -20,7 +20,7 @@ def advice(settings: Run) -> str:
 
 
 def check_split(settings: Run, source: Source) -> None:
-    """Refuses a held-out split that a data set of one split does not have, with the way to hold images out."""
+    """UserError if the data set has a single split and `data.val_split` is another; it says how to hold images out."""
     base = settings.data.val_split.partition("[")[0].strip()
     wholes = {unmixed(source, split) for split in source.splits}
     if base and base not in source.splits and len(wholes) == 1:
@@ -28,7 +28,7 @@ def check_split(settings: Run, source: Source) -> None:
 
 
 def say(settings: Run, source: Source) -> None:
-    """Says that labelled images of a pretraining run have no held-out split; warns if training uses held-out images."""
+    """Says if a pretraining run has labels but no held-out split; warns if training uses held-out images."""
     train, val = settings.data.train_split, settings.data.val_split
     if not val:
         evaluates = isinstance(settings, Pretrain) and (settings.evals.every_epochs or settings.evals.final)

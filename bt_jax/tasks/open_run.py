@@ -77,8 +77,8 @@ def open_data(
     Args:
       workdir: the run folder; a resumed run keeps its EXIF orientation.
       channels: channels of the images, 1 or 3.
-      select: returns the data set to use instead and its training split, such as a share of the images. The config
-        does not change.
+      select: select(source) -> (the data set to use, the name of its training split). The new data set can be a share
+        of the images, for example. The config does not change.
       labels: False: leave out the labels of the data set.
     """
     options = settings.data
@@ -108,7 +108,7 @@ def say_smoke(share: str) -> None:
 
 
 def _orientation_of_run(workdir: str) -> str:
-    """`data.exif_orientation` of the run in a folder, "ignore" if it is older than this key; "auto" without a run."""
+    """`data.exif_orientation` of the run in a folder. A run from before this key has "ignore"; no run: "auto"."""
     try:
         config = storage.read_json(storage.absolute(storage.parse_path(workdir)) / "config.json")
     except ValueError:  # damaged, which `open_folder` reports
@@ -126,7 +126,7 @@ def open_schedule(settings: Run, data: Data) -> epochs.Plan:
 
 
 def open_folder(settings: Run, workdir: str, data: Data, recipe: Recipe, about: str) -> Path:
-    """The run folder. It is opened last, when everything else has been checked: a folder keeps its first config.
+    """The run folder. A folder keeps its first config, so it is opened last, after every other check.
 
     Args:
       recipe: the views, whose mean and std are recorded.
@@ -135,7 +135,8 @@ def open_folder(settings: Run, workdir: str, data: Data, recipe: Recipe, about: 
     check_classes(settings, workdir, data.source)
     held_out.say(settings, data.source)
     config, reader = arguments.to_dict(settings), settings.data.reader
-    # Open keys are recorded with the values in use: the next start compares them, and other programs need mean and std.
+    # Keys that the config leaves open are recorded with the values in use. The next start compares them, and other
+    # programs need mean and std.
     config["data"] |= {"reader": feeds.reader_of(settings.data), "exif_orientation": _orientation(data.source)}
     filled = {name: list(getattr(recipe, name)) for name in ("mean", "std") if config["views"][name] is None}
     config["views"] |= filled
@@ -163,7 +164,12 @@ def open_checkpoints(options: Checkpoint, folder: Path, plan: epochs.Plan, model
 
 
 def check_classes(settings: Run, workdir: str, source: Source) -> None:
-    """Warns of held-out images of classes that no training image has; refuses a new run that sliced one split so."""
+    """Warns if training and held-out images have different classes, as `class_check.compare` finds.
+
+    Raises:
+      UserError: both are slices of one split, no training image has some of the held-out classes, and the run is a new
+        one that evaluates by labels.
+    """
     splits = settings.data.train_split, settings.data.val_split
     unlike = class_check.compare(source, *splits, read=settings.data.on_device)
     if unlike is None:

@@ -56,7 +56,7 @@ def raise_as_python_does() -> None:
 
 
 def ends_at_once() -> bool:
-    """Whether Ctrl-C ends this process here, and not in the Python handler of the signal."""
+    """Whether the thread ends this process at Ctrl-C. If not, the Python handler of the signal decides."""
     return _installed and not _left
 
 

@@ -15,7 +15,7 @@ from typing import Self
 
 SECONDS_BETWEEN_DRAWINGS = 0.2  # at most five system calls a second, however short a step is
 
-_lock = threading.RLock()  # a signal handler may print while its own thread draws
+_lock = threading.RLock()  # a signal handler may print in the middle of a drawing, in the same thread
 _line: "LiveLine | None" = None  # the newest open line
 _within_line = False  # whether the last text written lacks a line break at its end
 
@@ -113,7 +113,7 @@ def _bar(total: int):
         dynamic_ncols=True,
         bar_format="{percentage:3.0f}% |{bar:20}| {desc}" if total else "{desc}",
         file=sys.stdout,
-        position=0,  # also for a line inside another one, which is not drawn meanwhile
+        position=0,  # also for a line inside another one: the outer line is not drawn meanwhile
         delay=1e9,  # tqdm itself draws nothing before the first update
     )
 

@@ -21,7 +21,7 @@ from bt_jax.train import optimizer
 from bt_jax.train import step as train_step
 from bt_jax.train.epochs import Plan
 
-ROWS = 1024  # a method's memory of all images has a multiple of these rows, so that a run can resume on other devices
+ROWS = 1024  # the rows of a memory of all images are a multiple of this, so that a run can resume on other devices
 
 
 def build_recipe(views: Views) -> recipes.Recipe:
@@ -122,7 +122,7 @@ def initial_state(
 
 
 def initial_memory(key: jax.Array, params: dict[str, Tree], objective: Objective, images: int) -> Tree:
-    """The memory at step 0. Its arrays are copies, because a step donates its input, each array only once."""
+    """The memory at step 0. Its arrays are copies: a step donates its input, and no array can be donated twice."""
     return jax.tree.map(jnp.copy, objective.init_memory(jax.random.fold_in(key, 0), params, images))
 
 

@@ -5,15 +5,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-WINDOWS = 20  # whose speed gives the remaining time: enough to average out a slow one, few enough to follow a change
-SECONDS_AHEAD = 2  # steps are dispatched ahead of the device: over a shorter time their number does not give the speed
+# The speed of the last windows gives the remaining time. A slow window hardly changes the mean of this many, and the
+# mean still follows a lasting change.
+WINDOWS = 20
+# Steps are dispatched ahead of the device. Over a shorter time the number of dispatched steps does not give the speed.
+SECONDS_AHEAD = 2
 
 
 class Progress:
     """Pairs (or images) per second, waiting and remaining time, over the steps since the last line.
 
     The remaining time is that of the steps, at the speed of the last WINDOWS lines, plus that of the saves and
-    evaluations. Each of these counts as long as the last one of its kind, without the time of its compilation.
+    evaluations. The estimate for a save or an evaluation is the time of the last one of its kind, less its compilation.
 
     Args:
       last_step: the step at which training ends; 0: `total_steps`.
@@ -47,7 +50,8 @@ class Progress:
     def measure(self, step: int, *, waited: float = 0.0) -> dict[str, float]:
         """perf/pairs_per_sec (or images) and perf/data_wait (a share of the time) since the last call.
 
-        The speed is missing if there were no steps since then, such as after a first dispatch of a whole window.
+        The speed is missing if there were no steps since then. This happens if the first dispatch takes a whole window,
+        because `skip` leaves its steps out.
 
         Args:
           waited: seconds spent waiting for data, since the start.

@@ -106,7 +106,7 @@ class Recorder:
         self._step, before, self._unread = step, self._unread, (step, metrics, waited)
         if before:
             self._write(*before, state)
-        # A CPU runs the steps while they are dispatched: reading later would time the wrong window.
+        # A CPU runs the steps during their dispatch. A later reading would time the next window instead.
         if wait or jax.default_backend() == "cpu":
             self.flush(state)
 
@@ -131,7 +131,7 @@ class Recorder:
         """Runs evaluators and writes their values. After a stop signal it writes nothing: the next start repeats them.
 
         Args:
-          step: of the state.
+          step: the step of the state.
         """
         values: dict[str, float] = {}
         for each in evaluators:

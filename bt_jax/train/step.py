@@ -32,7 +32,7 @@ Update = Callable[[TrainState, Sequence[jax.Array], Batch], tuple[TrainState, Me
 
 
 def make_step(update: Update, recipe: recipes.Recipe, *, seed: int) -> Step:
-    """Builds the step that makes the views and passes them to `update`, a function of `make_update`.
+    """Builds the step. It makes the views and passes them to `update`, which `make_update` has built.
 
     Returns:
       step(state, batch) -> (state, metrics). batch: "image" uint8 (n, h, w, c), "id" int32 (n,), and optionally "label"
