@@ -28,8 +28,8 @@ def test_every_command_is_in_the_help(capsys):
 @pytest.mark.parametrize(
     "word, said",
     [
-        ("trian", "Unknown command 'trian'. Did you mean pretrain? bt-jax --help lists all."),
-        ("zzz", "Unknown command 'zzz'. See bt-jax --help, which lists all."),
+        ("trian", "Unknown command 'trian'. Did you mean pretrain? bt-jax --help lists all commands."),
+        ("zzz", "Unknown command 'zzz'. bt-jax --help lists all commands."),
         ("quickstart:smoke", "a recipe: write bt-jax pretrain --config=quickstart:smoke --workdir=RUN."),
         ("linear", "a recipe: write bt-jax finetune --config=linear --config.encoder=RUN --workdir=OUT."),
     ],

@@ -43,5 +43,5 @@ def _too_few(settings: Run, images: int) -> UserError:
     command = command_line.with_batch(sizes[-1], argument=tuned)
     if not command:
         return UserError(cause, f"Use {more}, or set --config.batch_size={sizes[-1]}.")
-    rates = " with the recipe's learning rates for it" if tuned else ""
+    rates = " with the recipe's learning rates for that batch" if tuned else ""
     return UserError(cause, f"Run {command} for a batch of {sizes[-1]}{rates}, or use {more}.")

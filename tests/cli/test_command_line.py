@@ -43,7 +43,7 @@ def test_too_few_images_name_the_whole_command(monkeypatch, capsys):
         epochs.make_plan(keys.read(pretrain_folder.get_config()), 30)
     command = "bt-jax pretrain --config=pretrain_folder:batch=16 --config.data.folder=i --workdir=w"
     assert error.value.fix == (
-        f"Run {command} for a batch of 16 with the recipe's learning rates for it, or use more images."
+        f"Run {command} for a batch of 16 with the recipe's learning rates for that batch, or use more images."
     )
     obeyed = keys.read(pretrain_folder.get_config("batch=16"))
     assert epochs.make_plan(obeyed, 30).steps_per_epoch == 1

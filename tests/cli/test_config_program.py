@@ -34,8 +34,8 @@ def test_a_user_config_is_read_in_another_folder(tmp_path, module):
 @pytest.mark.parametrize(
     "message, fix",
     [
-        ("No module named 'configs'", "Start in the repository"),
-        ("cannot import name 'x' from 'configs' (/else/configs/__init__.py)", "Start in the repository"),
+        ("No module named 'configs'", "Compare the name with"),
+        ("cannot import name 'x' from 'configs' (/else/configs/__init__.py)", "of your own called configs"),
         ("No module named 'nowhere'", "Install it"),
     ],
 )
