@@ -137,9 +137,7 @@ def _parse(argv: list[str]) -> list[str]:
     except ImportError as error:
         text = line(error)
         needs_recipes = re.search(r"\bconfigs\b", text)
-        fix = (
-            "Compare the name with the files of bt_jax/configs; a module of your own called configs hides that package."
-        )
+        fix = "Compare the name with the files of bt_jax/configs; a module of your own called configs hides them."
         raise UserError(
             f"The config file imports a missing module: {text}",
             fix if needs_recipes else "Install it, or set PYTHONPATH to its folder.",

@@ -91,9 +91,8 @@ def unknown_flag(argv: Sequence[str], name: str, known: Sequence[str]) -> UserEr
     meant = [key for key in keys_of_run if key == name] or [key for key in keys_of_run if key.endswith(f".{name}")]
     if not meant:
         close = difflib.get_close_matches(name, [*known, *(f"config.{key}" for key in keys_of_run)], n=1)
-        fix = (
-            f"Did you mean --{close[0]}? --help lists all options." if close else "See --help, which lists all options."
-        )
+        question = f"Did you mean --{close[0]}? " if close else ""
+        fix = f"{question}--help lists all options."
         return UserError(f"Unknown option --{name}", fix)
     value = given.partition("=")[2] or "VALUE"
     words = [f"--config.{key}={value}" for key in sorted(meant)]
