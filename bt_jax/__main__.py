@@ -55,11 +55,8 @@ def _meant(word: str) -> str:
         encoder = "" if task == "pretrain" else " --config.encoder=RUN"
         return f"It is a recipe: write bt-jax {task} --config={word}{encoder} --workdir={'OUT' if encoder else 'RUN'}."
     close = difflib.get_close_matches(word, TASKS + TOOLS, n=1)
-    return (
-        f"Did you mean {close[0]}? bt-jax --help lists all."
-        if close
-        else "See bt-jax --help, which lists all commands."
-    )
+    question = f"Did you mean {close[0]}? " if close else ""
+    return f"{question}bt-jax --help lists all commands."
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_an_unknown_method_of_a_recipe(said):
         (["--lr_weights", "0.3"], "Write --config.optim.lr_weights=VALUE."),
         (["--momentum=0.5"], "Write --config.optim.momentum=0.5 or --config.probe.momentum=0.5."),
         (["--wrkdir=y"], "Did you mean --workdir?"),
-        (["--zzzzz=y"], "Unknown option --zzzzz. See --help"),
+        (["--zzzzz=y"], "Unknown option --zzzzz. --help"),
         (["batch_size=32"], "Write --config.batch_size=32."),
         (["config.seed=3"], "Write --config.seed=3."),
         (["workdir=y"], "Write --workdir=y."),
