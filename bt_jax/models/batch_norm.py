@@ -54,8 +54,8 @@ class BatchNorm(nnx.Module):
             raise ValueError(f"Batch statistics need more than one value for a channel; the input is {x.shape}")
         # var = E[(x - shift)^2] - E[x - shift]^2 for any constant shift. Its relative rounding error is about
         # 1e-7 ((mean - shift) / std)^2; flax's layer has no shift, and its variance can be negative. Feature maps are
-        # shifted by the running mean: one read of x and one all-reduce give both sums, and the gradient needs no third
-        # pass. Embeddings (n, d) can be nearly equal over the batch, so they are shifted by their own mean. That takes
+        # shifted by the running mean, which is known beforehand: one read of x and one all-reduce then give both sums.
+        # Embeddings (n, d) can be nearly equal over the batch, so they are shifted by their own mean. That takes
         # little time, because they are small.
         if x.ndim == 2:
             y, mean, var = _plain(x, lax.stop_gradient(x.mean(0)), scale, bias)
