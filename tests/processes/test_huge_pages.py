@@ -24,7 +24,7 @@ def printed(tmp_path, *words, tunables=None):
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True, env=environment)
     text, _ = process.communicate(timeout=30)
     setting, pid = text.rsplit(maxsplit=1)
-    assert int(pid) == process.pid  # the same process, for whoever sends it signals
+    assert int(pid) == process.pid  # its id stays, so that signals still reach it
     return setting
 
 

@@ -161,7 +161,7 @@ def opened(photographs, workdir, value="auto"):
 
 
 def test_a_run_keeps_its_orientation(photographs, tmp_path):
-    """A run from before the key goes on with the pixels that it had."""
+    """A run that an older version started resumes with the pixels that it had."""
     assert opened(photographs, tmp_path / "new") and not opened(photographs, tmp_path / "new", "ignore")
     for name, data, kept in (("old", {}, False), ("a", {"exif_orientation": "ignore"}, False)):
         (tmp_path / name).mkdir()
@@ -197,7 +197,7 @@ def test_headers_are_turned_like_pixels():
 
 
 def test_a_folder_of_embeddings_keeps_its_orientation(tmp_path):
-    """A folder from before the option goes on with the pixels that it had."""
+    """A folder that an older version started is continued with the pixels that it had."""
     assert record.orientation_of(tmp_path) == "auto"
     for settings, kept in (({}, "ignore"), ({"exif_orientation": "apply"}, "apply")):
         (tmp_path / "embed.json").write_text(json.dumps({"settings": settings, "splits": {}}))
