@@ -40,10 +40,14 @@ def line(error: BaseException, limit: int = 300) -> str:
     return " ".join(text.split())[:limit] or type(error).__name__
 
 
-def counted(number: float, noun: str) -> str:
-    """A number with its noun: "1 epoch", "2 epochs", "0.5 epochs"."""
-    shown = f"{number:g}" if isinstance(number, float) else str(number)
-    return f"{shown} {noun}{'' if number == 1 else 's'}"
+def counted(number: float, noun: str, form: str = "") -> str:
+    """A number with its noun: "1 epoch", "2 epochs", "0.5 epochs".
+
+    Args:
+      form: the format of a whole number, such as "," for "1,200 steps".
+    """
+    digits = f"{number:g}" if isinstance(number, float) else f"{number:{form}}"
+    return f"{digits} {noun}{'' if number == 1 else 's'}"
 
 
 def is_disk_full(error: BaseException | None) -> bool:

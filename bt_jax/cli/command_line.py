@@ -16,8 +16,7 @@ def with_batch(batch: int, *, argument: bool) -> str:
     if not recipes:
         return ""
     kept = [word for word in words if not word.startswith(("--config=", "--config.batch_size="))]
-    path, _, arguments = recipes[-1].removeprefix("--config=").partition(":")
-    others = [item for item in arguments.split(",") if item and not item.startswith("batch=")]
+    path, others = recipe_without("batch", recipes[-1])
     if argument:
         others.insert(0, f"batch={batch}")
     else:
@@ -25,6 +24,12 @@ def with_batch(batch: int, *, argument: bool) -> str:
     recipe = ":".join(filter(None, (short(path), ",".join(others))))
     start = program if program.startswith("bt-jax") else "python -m bt_jax.main"
     return f"{start} {shlex.join([f'--config={recipe}', *kept])}"
+
+
+def recipe_without(argument: str, option: str) -> tuple[str, list[str]]:
+    """The path and the arguments in an option --config=PATH:ARGUMENTS, less one argument."""
+    path, _, arguments = option.removeprefix("--config=").partition(":")
+    return path, [item for item in arguments.split(",") if item and not item.startswith(f"{argument}=")]
 
 
 def short(path: str) -> str:

@@ -33,7 +33,7 @@ def unknown_key(argv: Sequence[str], text: str) -> UserError:
         return UserError(f"The config key {key} has a new name, {new}", f"Write --config.{new}=VALUE.")
     if key.startswith("objective.") and "objective" in config:
         return _unknown_option(argv, config, key.removeprefix("objective."))
-    having = [task for task, kind in keys.TASKS.items() if key in arguments.flatten(arguments.to_dict(kind()))]
+    having = [task for task, kind in keys.TASKS.items() if key in _flat(kind())]
     if having:
         return UserError(f"The config key {key} belongs to another task: {' or '.join(having)}", "Leave it out.")
     return UserError(f"Unknown config key {key!r}", _did_you_mean(key, _flat(config)))
@@ -85,9 +85,7 @@ def unknown_flag(argv: Sequence[str], name: str, known: Sequence[str]) -> UserEr
     given = next((word.lstrip("-") for word in argv if word.lstrip("-").partition("=")[0] == name), name)
     if name.startswith("config."):
         return no_config()
-    keys_of_run = _flat(_config(argv)) or {
-        key for kind in keys.TASKS.values() for key in arguments.flatten(arguments.to_dict(kind()))
-    }
+    keys_of_run = _flat(_config(argv)) or {key for kind in keys.TASKS.values() for key in _flat(kind())}
     meant = [key for key in keys_of_run if key == name] or [key for key in keys_of_run if key.endswith(f".{name}")]
     if not meant:
         close = difflib.get_close_matches(name, [*known, *(f"config.{key}" for key in keys_of_run)], n=1)
@@ -149,8 +147,8 @@ def _flat(config: Any) -> Mapping[str, Any]:
 
 def _with_method(argv: Sequence[str], method: str) -> str:
     """The option --config with another method, for the user to copy; "" if the recipe takes no method."""
-    path, _, given = next(word for word in argv if word.startswith("--config=")).partition("=")[2].partition(":")
-    items = [item for item in given.split(",") if item and not item.startswith("method=")]
+    option = next(word for word in argv if word.startswith("--config="))
+    path, items = command_line.recipe_without("method", option)
     recipe = ",".join([*items, f"method={method}"])
     config = _config([f"--config={path}:{recipe}"])
     taken = config is not None and config.get("objective", {}).get("name") == method

@@ -54,8 +54,8 @@ def choose(name: str, value: str, valid: Iterable[str]) -> str:
     """The value, or a UserError that names the valid ones, and the close one."""
     if value not in valid:
         close = difflib.get_close_matches(value, [*valid], n=1)
-        choose = f"Choose from {suggestions(value, valid)}."
-        raise UserError(f"{name}={value!r} is unknown", f"Did you mean {close[0]}? {choose}" if close else choose)
+        question = f"Did you mean {close[0]}? " if close else ""
+        raise UserError(f"{name}={value!r} is unknown", f"{question}Choose from {suggestions(value, valid)}.")
     return value
 
 

@@ -6,10 +6,9 @@ Arguments, after a colon: batch=256, epochs=300, size=224, arch=resnet50, gray=F
 such as 20%, or a split such as val), method=barlow_twins (or another of docs/methods.md), recipe=own | common, small,
 smoke. Check the images first: python -m bt_jax.prepare --folder=IMAGES.
 
-The paper's recipe with the authors' rates for the batch, or with recipe=own that of another method
-(see pretrain_imagenet_r50.py). Views of up to 64 pixels get
-the small-image stem and no blur. It must reach what your data allow: with sub-folders as labels and `val=`, kNN and the
-online probe say how far it is; without labels the report's diagonal and spread do.
+The paper's recipe with the authors' rates for the batch, or with recipe=own that of another method (see
+pretrain_imagenet_r50.py). Views of up to 64 pixels get the small-image stem and no blur. With sub-folders as labels and
+`val=`, kNN and the online probe measure the features. Without labels, watch the diagonal and the spread in the report.
 
 `small` is for a few hundred photographs on a CPU, where the paper's recipe takes too few steps to learn: batch=32,
 epochs=50, size=64, arch=resnet18 of a quarter of the width, and the projector and optimizer of the quickstart.

@@ -121,7 +121,7 @@ def _on_cpu(x, shift, scale, bias):
 
 
 def _gradients_on_cpu(x, shift, scale, bias, mean, var, dy):
-    """Ioffe and Szegedy 2015, section 3, with both sums over the batch in one pass."""
+    """The formula of Ioffe and Szegedy 2015, section 3."""
     del shift
     count, root = x.size // x.shape[-1], lax.rsqrt(var + EPS)
     dbias, dscale = _sums(dy), _sums(dy * (x - mean)) * root

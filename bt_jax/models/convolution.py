@@ -142,13 +142,13 @@ def _kernel_gradient(x, kernel, dy, *, stride, padding):
         return jnp.einsum("nhwi,nhwo->io", x[:, ::stride, ::stride], dy)[None, None]
     if dy.shape[1] > x.shape[1] and stride == 1:  # XLA has naive loops for a window larger than its input
         return _by_patches(x, kernel, dy, padding)
-    n, per_chunk = len(x), _images_of_chunk(x)
-    if kernel.shape[0] != 3 or per_chunk == n:
+    n, size, per_chunk = len(x), kernel.shape[0], _images_of_chunk(x)
+    if size != 3 or per_chunk == n:
         return jax.vjp(lambda kernel: plain(x, kernel, stride=stride, padding=padding), kernel)[1](dy)[0]
 
     def add(total, chunk):
         images, gradient = chunk
-        return total + _chunk_gradient(images, gradient, 3, stride, padding), None
+        return total + _chunk_gradient(images, gradient, size, stride, padding), None
 
     chunks = tuple(array.reshape(n // per_chunk, per_chunk, *array.shape[1:]) for array in (x, dy))
     return lax.scan(add, jnp.zeros_like(kernel), chunks)[0]

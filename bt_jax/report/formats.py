@@ -2,6 +2,8 @@
 
 import math
 
+from bt_jax.messages import counted
+
 
 def number(value) -> float | None:
     """The value as a float if it is a finite number; None otherwise."""
@@ -10,7 +12,7 @@ def number(value) -> float | None:
 
 
 def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    return counted(count, noun, ",")
 
 
 def signed(value: float) -> str:

@@ -95,7 +95,7 @@ def open_data(
 
 
 def _share_of_smoke(settings: Run, source: Source, images: int) -> str:
-    """ "64 of 127 images": the images that the task uses, of all images in its training splits."""
+    """The images that the task uses, of all images in its training splits, as "64 of 127 images"."""
     wholes = {selection.unmixed(source, source.span(part).base) for part in settings.data.train_split.split("+")}
     limit = settings.evals.train_images if isinstance(settings, Evaluate) else 0
     return f"{min(limit or images, images)} of {sum(source.splits[whole] for whole in wholes)} images"

@@ -1,4 +1,8 @@
-"""The time that compiling takes: of the step, kept in the user's cache to announce the next wait; of all, so far."""
+"""How long compilation takes.
+
+The user's cache keeps the time of each training step, so that the next run can announce its wait. `so_far` is the time
+of all compilations of this process.
+"""
 
 import contextlib
 import hashlib
