@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from bt_jax.messages import UserError
 from bt_jax.models.batch_norm import BatchNorm
 from bt_jax.models.convolution import Convolution
+from bt_jax.models.max_pool import max_pool
 
 # He et al. 2015, "Delving deep", with fan-out: the initialiser in torchvision's ResNet.__init__.
 KAIMING_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -227,9 +228,7 @@ class ResNet(nnx.Module):
             )
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), train=train))
         if not self.small_images:
-            padding = ((1, 1), (1, 1))  # with -inf, as in torch
-            # Flax documents such pairs, but its types are those of the default, a string.
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)  # pyright: ignore[reportArgumentType]
+            x = max_pool(x)
         outputs = {"maxpool": x}
         for name in ("layer1", "layer2", "layer3", "layer4"):
             x = outputs[name] = getattr(self, name)(x, train=train)

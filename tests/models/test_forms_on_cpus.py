@@ -1,4 +1,4 @@
-"""The forms that convolution and batch norm have on a CPU: exact, and for CPUs alone."""
+"""The forms that convolution, batch norm and max-pool have on a CPU: exact, and for CPUs alone."""
 
 import importlib.util
 import re
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax.models import batch_norm, convolution
+from bt_jax.models import batch_norm, convolution, max_pool, resnet
 
 # (height, width, kernel, stride, padding) of ResNet-18 and -50 at 20, 32, 96 and 224 pixels, and unequal sides.
 SHAPES = [(side, side, 3, stride, 1) for side in (3, 5, 7, 10, 12, 14, 20, 24, 28) for stride in (1, 2)]
@@ -106,18 +106,36 @@ def test_batch_norm_sums_by_products_on_a_cpu_alone(platform, products):
     assert text.count("stablehlo.dot_general") == products
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 10, 3), (1, 9, 5, 2), (2, 1, 2, 1)])
+def test_max_pool_is_the_plain_one(shape):
+    """Value and gradient in float64, with windows of equal pixels: those behind a ReLU have many zeros."""
+    with jax.enable_x64(True):
+        x = jnp.maximum(random(*shape).round(1), 0)
+        ours, theirs = with_gradients(max_pool.max_pool, x), with_gradients(max_pool.plain, x)
+    assert (ours[0] == theirs[0]).all()
+    assert abs(ours[1] - theirs[1]).max() < 1e-12  # only the order of at most four terms differs
+
+
+@pytest.mark.parametrize("platform, windows", [("cpu", 0), ("tpu", 2), ("cuda", 2)])
+def test_max_pool_compares_views_on_a_cpu_alone(platform, windows):
+    lowered = jax.jit(lambda x: with_gradients(max_pool.max_pool, x)).trace(jnp.zeros((2, 8, 8, 3)))
+    text = lowered.lower(lowering_platforms=(platform,)).as_text()
+    assert len(re.findall(r"stablehlo\.(reduce_window|select_and_scatter)", text)) == windows
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler for TPUs, is not installed"
 )
-def test_the_program_of_a_tpu_is_that_of_the_plain_layers(monkeypatch):
+@pytest.mark.parametrize("small_images", [True, False])
+def test_the_program_of_a_tpu_is_that_of_the_plain_layers(monkeypatch, small_images):
     """The compiled program of loss and gradients of a ResNet-18: equal but for the numbers in names."""
     from bt_jax import models
     from bt_jax.plan import estimate
 
     mesh, _ = estimate.topology_mesh("v5e:2x2")
     chip = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
-    net = models.build("resnet18", small_images=True, width=0.25)
+    net = models.build("resnet18", small_images=small_images, width=0.25)
 
     def abstract(shape):
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=chip)
@@ -140,6 +158,7 @@ def test_the_program_of_a_tpu_is_that_of_the_plain_layers(monkeypatch):
     monkeypatch.setattr(
         batch_norm, "_of_maps", lambda x, shift, *them: batch_norm._plain(x, jax.lax.stop_gradient(shift), *them)
     )
+    monkeypatch.setattr(resnet, "max_pool", max_pool.plain)
     assert ours == _without_names(compiled())
 
 
