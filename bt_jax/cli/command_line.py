@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def with_batch(batch: int, *, argument: bool) -> str:
-    """A command line to copy; "" if this process is no `bt-jax pretrain` or `python -m bt_jax.main` with a recipe.
+    """A command line to copy; "" if this process has no `--config=`, as in a program that imports bt_jax.
 
     Args:
       argument: the recipe takes the batch as an argument, and sets the learning rates for it.

@@ -1,4 +1,4 @@
-"""Errors for mistakes on the command line of a program with a config. Each names the words to write instead."""
+"""Errors for mistakes on the command line of a program with a config. Each says how to correct the command."""
 
 import difflib
 from collections.abc import Mapping, Sequence

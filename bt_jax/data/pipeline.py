@@ -59,8 +59,8 @@ def train_batches(
       process_index, process_count: this process takes rows [index * b, (index + 1) * b) of each global batch.
 
     Yields:
-      {"image": uint8 (b, canvas, canvas, 3), "size": int32 (b, 2) height and width, "label": int32 (b,), -1 without a
-      label, "id": int32 (b,)} with b = batch_size // process_count.
+      {"image": uint8 (b, canvas, canvas, channels), "size": int32 (b, 2) height and width, "label": int32 (b,), -1
+      without a label, "id": int32 (b,)} with b = batch_size // process_count.
 
     Raises:
       UserError: at once for arguments that do not fit; later, with its id, for a record that cannot be read.

@@ -149,7 +149,7 @@ class KNN:
 
 
 class OnlineProbe:
-    """The linear probe that is trained along with the encoder, on held-out images."""
+    """The accuracy, on held-out images, of the linear probe that is trained along with the encoder."""
 
     title = "online probe"
 

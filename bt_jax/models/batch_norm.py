@@ -22,8 +22,8 @@ class BatchNorm(nnx.Module):
     """Normalises each channel, the last axis, over all other axes.
 
     Training uses the mean and the biased variance of the batch. It also updates the running statistics, with the
-    unbiased variance as in torch; flax's layer stores the biased one. Statistics are float32, or float64 for float64
-    inputs. Under `jax.jit`, a batch split over devices is one array, and its statistics are global.
+    unbiased variance as in torch; flax's layer stores the biased one. Batch statistics are float32, or float64 for
+    float64 inputs. Under `jax.jit`, a batch split over devices is one array, and its statistics are global.
 
     Args:
       scale: the initial factor.

@@ -1,6 +1,6 @@
 """ResNet-18/34/50/101/152 that compute the same as torchvision's, in NHWC.
 
-Every padding is explicit. With "SAME", the stride-2 convolutions and the max-pool would pad (0, 1), but torch pads
+Every padding is explicit. With "SAME", a 3x3 convolution of stride 2 would pad an even side by (0, 1), but torch pads
 (1, 1): converted weights would give other features. Bottlenecks have the stride in their 3x3 convolution (torchvision's
 "v1.5"). Sub-modules have the names of torchvision (`conv1`, `bn1`, `layer1`), except those that torchvision numbers
 (`block0`, `downsample.conv`): the parameters are nested dicts with string keys.
@@ -134,7 +134,7 @@ def stem_channels(width: float) -> int:
 
 
 class Stage(nnx.Module):
-    """`depth` blocks. The first changes the number of channels and, in layer2 to layer4, halves the resolution."""
+    """`depth` blocks. The first may change the number of channels; in layer2 to layer4, it halves the resolution."""
 
     def __init__(
         self,

@@ -76,8 +76,8 @@ def barlow_twins(
       lambd: weight of the off-diagonal term.
       form: "covariance" computes c, a block of rows at a time. "gram" computes two (n, n) matrices instead, with
         sum_ij c_ij^2 = <Z1 Z1^T, Z2 Z2^T> / n^2, and the diagonal from products of columns. "auto" is `choose_form`.
-      mesh: the features are split over its one axis, for any sharding of z1 and z2. It is needed under `jax.jit` with
-        a batch that is split over devices. If d is not divisible by the number of devices, it has no effect.
+      mesh: the features are split over its one axis, for any sharding of z1 and z2. Without it, each device of a
+        split batch computes all of c. If d is not divisible by the number of devices, it has no effect.
 
     Returns:
       The loss, and its parts: "on_diag" = sum (1 - c_ii)^2, "off_diag" = sum of c_ij^2 off the diagonal, without the

@@ -1,6 +1,7 @@
 """The interface of methods: their networks after the backbone, their memory, and their loss.
 
-`Objective` is a method. The other classes are the arguments of its loss, and the loss's result.
+`Objective` is a method, and `Metric` has the texts of a metric. The other classes are an argument of the loss, and its
+result.
 """
 
 import dataclasses
@@ -73,7 +74,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       features: outputs of the backbone (n, feature_dim), one array for each view; the online probe trains on them.
-      metrics: scalars by name, which `Objective.metrics` explains.
+      metrics: scalars by name. `Objective.metrics` has their texts; the report has that of "embedding_std".
       memory: for the next step, of the same structure. `Rows` can replace an array.
     """
 
@@ -97,7 +98,7 @@ class Objective:
       unit_rows: heads whose kernels have length 1 for every output, such as the prototypes of SwAV.
       frozen_epochs: by head, number of epochs at the start without any update: no step, no momentum, no decay.
       constant_rate: heads whose learning rate has no schedule, such as the predictor of SimSiam.
-      model: the keys of `config.model` in the official code, which `:method=NAME` of a recipe sets.
+      model: keys of `config.model` that `:method=NAME` of a recipe sets, with the values of the official code.
       positive, fractions: keys that must be above 0, or from 0 to 1; no number is negative or infinite.
     """
 

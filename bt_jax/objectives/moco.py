@@ -72,14 +72,14 @@ class MoCo(Objective):
     )
     metrics: ClassVar = {
         "contrast_top1": Metric("Keys found", "Share of queries whose key scores above the queue: rises.", term=True),
-        "queue_age": Metric("Age of the oldest key, in steps", "Until the queue is full, its first rows are random."),
+        "queue_age": Metric("Age of the oldest key, in steps", "Keys replace the random rows of the start."),
     }
     model: ClassVar = {"projector": (2048, 128), "projector_bias": True}  # builder.py:32-40
     positive: ClassVar = ("temperature", "queue", "bn_groups")
     fractions: ClassVar = ("momentum",)
 
     def check_batch(self, batch):
-        """Raises UserError unless the queue is a multiple of the keys of a step, and the batch one of the groups."""
+        """Raises UserError if the keys of a step do not divide the queue, or the groups the batch."""
         super().check_batch(batch)
         keys = batch * (2 if self.symmetric else 1)
         if self.queue % keys:

@@ -1,9 +1,10 @@
-"""The recipes of the methods: optimizer, batch, epochs and views of the official code, or of the one that is named.
+"""The recipes of the methods: optimizer, batch, epochs and views of the official code, or of the source in a comment.
 
-A recipe for Barlow Twins takes these keys of another method from here; with `method=NAME,recipe=common` it does not.
-Rates are per 256 images. DrLIM and InfoNCE have no published recipe for two views of an image, and keep that of Barlow
-Twins. All schedules fall along half a cosine in every step. MoCo and SimSiam change the rate once an epoch instead, and
-the example of alignment and uniformity divides it by ten three times.
+With `method=NAME`, the configs for CIFAR-10, ImageNet and folders take these keys from here. With
+`method=NAME,recipe=common`, they keep those of Barlow Twins. Rates are per 256 images. DrLIM and InfoNCE have no
+published recipe for two views of an image, and keep that of Barlow Twins. Every schedule here falls along half a cosine
+and changes in every step. The authors' code of MoCo and SimSiam changes the rate once an epoch, and the example of
+alignment and uniformity divides it by ten three times.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ Recipe = dict[str, Any]  # sections of a config
 
 
 def _optim(name: str, rate: float, weight_decay: float, warmup_epochs: float = 0.0, **keys: Any) -> Recipe:
-    """An optimizer that treats biases like weights and whose rate ends at zero."""
+    """An optimizer with one rate for weights and biases, which ends at zero."""
     rates = {"lr_weights": rate, "lr_biases": rate, "weight_decay": weight_decay, "momentum": 0.9}
     return {"name": name, **rates, "warmup_epochs": warmup_epochs, "start_factor": 0.0, "end_factor": 0.0, **keys}
 
@@ -41,7 +42,7 @@ IMAGENET: dict[str, Recipe] = {
     "direct_pred": _DIRECT_PRED,
     # README: 67.5 +- 0.1 linear top-1
     "moco": {"batch_size": 256, "total_epochs": 200.0, "optim": _optim("sgd", 0.03, 1e-4), "views": _MOCO},
-    # Paper, section 2.2 and tf2/run.py:49; run.py:55 has 1e-4. The rate is outside of the momentum here, inside there.
+    # Weight decay: paper, section 2.2, and tf2/run.py:49; 1e-4 in run.py:55. Its LARS has the rate inside the momentum.
     "simclr": {"batch_size": 4096, "total_epochs": 1000.0, "optim": _optim("lars", 0.3, 1e-6, 10.0), "views": _SIMCLR},
     # README: 68.1 linear top-1
     "simsiam": {"batch_size": 512, "total_epochs": 100.0, "optim": _optim("sgd", 0.05, 1e-4), "views": _MOCO},

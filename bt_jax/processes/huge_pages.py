@@ -2,8 +2,9 @@
 
 A step on a CPU allocates its temporary memory, hundreds of megabytes, and returns it at its end. The system clears it
 again for every step, in pages of 4 KB: a fifth of the processor time of a step (benchmarks/results/step_cpu.md). With
-pages of 2 MB it takes next to nothing. glibc reads this setting when a process starts. Therefore a command sets it and
-starts itself again, in the same process and before it imports anything slow.
+pages of 2 MB it takes next to nothing. glibc uses them if GLIBC_TUNABLES asks for them, which it reads when a process
+starts. Therefore a command sets this variable and starts itself again, in the same process and before it imports
+anything slow.
 """
 
 import os

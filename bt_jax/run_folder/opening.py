@@ -16,7 +16,7 @@ from bt_jax.processes import coordination, join
 from bt_jax.run_folder import checkpoint_paths, environment, lock, same_data, same_run
 
 RUN_OF = {"pretrain": "a pretraining run", "evaluate": "an evaluation", "finetune": "a fine-tuning run"}  # by task
-LISTED = 5  # the most differing keys that a message lists
+LISTED = 5  # a message lists at most this many differing keys
 
 
 def check_folder(path: str, task: str) -> Path:

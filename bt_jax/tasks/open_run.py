@@ -1,4 +1,4 @@
-"""Opens what every task needs, in this order: the machine, the data, the schedule, and last the run folder."""
+"""Opens what a task needs, in this order: the machine, the data, the schedule of training, and last the run folder."""
 
 import dataclasses
 import os
@@ -126,7 +126,7 @@ def open_schedule(settings: Run, data: Data) -> epochs.Plan:
 
 
 def open_folder(settings: Run, workdir: str, data: Data, recipe: Recipe, about: str) -> Path:
-    """The run folder. A folder keeps its first config, so it is opened last, after every other check.
+    """The run folder. The first start writes its config there, so it is opened last, after every other check.
 
     Args:
       recipe: the views, whose mean and std are recorded.
@@ -187,12 +187,12 @@ def _measures_classes(settings: Run) -> bool:
 
 
 def check_rate(settings: Pretrain) -> None:
-    """Warns if `batch_size` was overridden but the learning rates were not."""
+    """Warns if `batch_size` is not that of the recipe's learning rates."""
     if settings.tuned_batch_size not in (0, settings.batch_size):
         command = command_line.with_batch(settings.batch_size, argument=True)
         messages.say(
-            f"WARNING: the learning rates are tuned for a batch of {settings.tuned_batch_size},"
-            f" not {settings.batch_size}; for the recipe's rates at this batch size, use"
+            f"WARNING: the recipe's learning rates are tuned for a batch of {settings.tuned_batch_size},"
+            f" not {settings.batch_size}; for its rates at this batch size, use"
             f" {command or f'--config=FILE.py:batch={settings.batch_size}'}"
         )
 

@@ -65,7 +65,7 @@ def build_nets(model: Model, channels: int, objective: Objective) -> Nets:
     )
     heads = objective.heads(model, backbone.feature_dim)
     if taken := heads.keys() & set(RESERVED):
-        raise ValueError(f"A head cannot be called {', '.join(sorted(taken))}: checkpoints have parts of that name")
+        raise ValueError(f"A head cannot be called {', '.join(sorted(taken))}: the state has other parts of that name")
     if absent := {*objective.unit_rows, *objective.frozen_epochs, *objective.constant_rate} - heads.keys():
         raise ValueError(f"The method has rules for {', '.join(sorted(absent))}, but no such heads")
     if model.projector_sharding == "sharded" and "projector" not in heads:

@@ -1,7 +1,7 @@
 """How long compilation takes.
 
-The user's cache keeps the time of each training step, so that the next run can announce its wait. `so_far` is the time
-of all compilations of this process.
+A file in the user's cache keeps how long each training step took to compile. The next run announces that time. `so_far`
+is the time of all compilations of this process.
 """
 
 import contextlib

@@ -30,7 +30,7 @@ def make_plan(settings: Run, images: int) -> Plan:
 
 
 def _too_few(settings: Run, images: int) -> UserError:
-    """The error for too few images, with the command for the largest batch that the images and the devices allow."""
+    """The error for too few images, with the largest batch that fits: a power of two on each device."""
     devices = jax.device_count()
     sizes = [devices * 2**power for power in range(32) if devices * 2**power <= images]
     fraction = getattr(settings.data, "fraction", 1)  # a key of fine-tuning alone

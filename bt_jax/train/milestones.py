@@ -7,7 +7,7 @@ from bt_jax.evals.base import Evaluator
 
 
 class Milestones(NamedTuple):
-    """Steps of a run that are more than a step.
+    """The steps at which a run also logs, saves, evaluates or ends.
 
     Attributes:
       last: where training ends.

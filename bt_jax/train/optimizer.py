@@ -41,7 +41,7 @@ def apply_gradient(
     loss: jax.Array,
     trained: Parts | None = None,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
-    """One update. A loss or gradient that is not finite changes nothing but the counters.
+    """One update. If the loss or a gradient, the probe's aside, is not finite, nothing but the counters changes.
 
     Args:
       grads: of the trained parts, see `select`.

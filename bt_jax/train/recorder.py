@@ -29,8 +29,8 @@ class Recorder:
     """Writes a run's metrics, checkpoints and evaluations; a context manager.
 
     The metrics of a window are read while the next window runs, because reading waits for the device. Metrics are on
-    the disk before the checkpoint of their step, and the checkpoint before the evaluation: a killed run loses no line
-    and repeats none. The speed leaves out saves, evaluations and the first dispatch, which compiles the step.
+    the disk before the checkpoint of their step starts: the log of a killed and resumed run lacks no line and repeats
+    none. The speed leaves out saves, evaluations and the first dispatch, which compiles the step.
 
     Args:
       step: the first step.
@@ -128,7 +128,9 @@ class Recorder:
         self._progress.skip(pause="save")
 
     def evaluate(self, step: int, state: TrainState, evaluators: list[Evaluator], stop: StopSignals) -> None:
-        """Runs evaluators and writes their values. After a stop signal it writes nothing: the next start repeats them.
+        """Runs evaluators and writes their values. A run of one process writes none after a stop signal.
+
+        The next start then repeats the evaluators.
 
         Args:
           step: the step of the state.

@@ -116,7 +116,7 @@ def _torchvision(source: Source, weights: str) -> list[str]:
 
 
 def _changes(source: Source) -> list[str]:
-    """The lines that make a ResNet of torchvision or timm, which name their modules alike, this encoder."""
+    """The lines that turn a ResNet of torchvision or of timm into this encoder. Both name its modules alike."""
     build = source.model["build"]
     base, lines = stem_channels(build["width"]), []
     if build["width"] != 1:
