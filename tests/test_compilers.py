@@ -6,6 +6,8 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
 from bt_jax import compilers
@@ -138,3 +140,19 @@ def test_functions_of_bt_jax_are_correct_after_jax_has_started():
     done = _run(LATE)
     assert "by jax alone: False" in done.stdout
     assert done.stderr.count("UserWarning: bt_jax was imported after JAX had started") == 1
+
+
+def test_a_program_that_runs_once_compiles_with_less_optimisation_to_the_same_bits(monkeypatch):
+    """Initial weights: draws, their distribution, a product with a scale."""
+    used = []
+    monkeypatch.setattr(
+        jax, "jit", lambda function, _jit=jax.jit, **options: used.append(options) or _jit(function, **options)
+    )
+
+    def weights(key):
+        return jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")(key, (3, 3, 8, 16))
+
+    key = jax.random.key(0)
+    quick, plain = compilers.jit(weights, runs_once=True)(key), compilers.jit(weights)(key)
+    assert [bool(options.get("compiler_options")) for options in used] == [False, True, False]
+    assert (np.asarray(quick) == np.asarray(plain)).all()

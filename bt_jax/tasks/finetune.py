@@ -157,7 +157,7 @@ def build_training(
 
     whole = sharding.replicated(mesh)
     layout = jax.tree.map(lambda _: whole, jax.eval_shape(create, jax.random.key(0), encoder.variables))
-    created = compilers.jit(create, out_shardings=layout)
+    created = compilers.jit(create, runs_once=True, out_shardings=layout)
     step = train_step.make_step(update, recipe, seed=settings.seed)
     return build.Training(objective, nets, step, layout, lambda key: created(key, encoder.variables), update)
 

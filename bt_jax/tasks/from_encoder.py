@@ -45,7 +45,7 @@ def open_encoder(settings: FromEncoder, *, dtype: str = "float32") -> Encoder:
         raise UserError(f"{settings.encoder} is a {arch}, not a {settings.arch}", f"Set --config.arch={arch}.")
     net = models.build(**model["build"] | {"dtype": jnp.dtype(dtype).name})
     if settings.scratch:
-        variables = jax.device_get(compilers.jit(net.init)(jax.random.key(settings.seed)))
+        variables = jax.device_get(compilers.jit(net.init, runs_once=True)(jax.random.key(settings.seed)))
     return Encoder(net, variables, *(tuple(getattr(settings.views, name) or model[name]) for name in ("mean", "std")))
 
 

@@ -199,7 +199,7 @@ def build_training(
         nets,
         step,
         layout,
-        create=compilers.jit(create, out_shardings=layout),
+        create=compilers.jit(create, runs_once=True, out_shardings=layout),
         update=update,
-        init_memory=compilers.jit(init_memory, out_shardings=layout.memory) if layout.memory else None,
+        init_memory=compilers.jit(init_memory, runs_once=True, out_shardings=layout.memory) if layout.memory else None,
     )

@@ -5,6 +5,7 @@ from ..fault import Fault
 FLAG_SET = "test_the_flag_is_set_only_while_a_backend_starts"
 USER_SETTING = "test_a_wrong_setting_of_the_user_is_not_changed_but_gives_a_warning"
 RUNS_ONCE = "test_it_runs_once_for_the_same_conditions"
+QUICK = "test_a_program_that_runs_once_compiles_with_less_optimisation_to_the_same_bits"
 OUR_OWN = "test_functions_of_bt_jax_are_correct_after_jax_has_started"
 STORED = "test_the_stored_numbers_equal_numpy"
 WARNED_ONCE = "test_a_backend_that_has_started_already_gives_one_warning"
@@ -29,10 +30,11 @@ FAULTS = (
     Fault(
         "compiler-option",
         "jit",
-        'options["compiler_options"] = {FLAG: _LEFT_ON}',
-        "pass",
+        "{FLAG: _LEFT_ON} if _late else {}",
+        "{}",
         (OUR_OWN,),
     ),
+    Fault("compiler-quick", "jit", "QUICK if runs_once else {}", "{}", (QUICK,)),
     Fault("compiler-warns", "install", "stacklevel=3", "DeprecationWarning, stacklevel=3", (WARNED_ONCE,)),
     Fault("selfcheck-tolerance", "Result.correct", "<=", ">=", ("test_this_machine_computes_correctly",)),
     Fault("selfcheck-nan", "_error", "return np.inf", "return 0.0", ("test_nan_is_detected",)),
