@@ -29,7 +29,7 @@ FLAG = "xla_cpu_experimental_ynn_fusion_type"
 # takes as long as with XLA's default (benchmarks/results/step_cpu.md).
 SAFE = "-reduce,-individual_convolution"
 _LEFT_ON = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"  # the fusion that SAFE leaves on, as a compiler option
-# LLVM optimises less. The program of the quickstart's initial weights then compiles in 3.6 s of processor time instead of
+# LLVM optimises less. The program of the quickstart's initial weights then compiles in 3.6 s of processor time, not
 # 8.4 s. Its results have the same bits; at level 0 they have others.
 QUICK = {"xla_backend_optimization_level": 1}
 
