@@ -24,6 +24,7 @@ from jax import lax
 NHWC = ("NHWC", "HWIO", "NHWC")
 CHUNK = 2 * 2**20  # bytes of inputs; the fastest of 0.25, 0.5, 1 and 2 MB for 64 channels at 32x32
 PHASES = 64  # number of input channels from which `_by_phases` is faster
+PIXELS = 64  # of an image, from which one product for each image is faster than one that transposes the whole map first
 
 
 class Convolution(nnx.Module):
@@ -139,7 +140,7 @@ def _by_phases(kernel, dy):
 
 def _kernel_gradient(x, kernel, dy, *, stride, padding):
     if _is_product(kernel, padding):
-        return jnp.einsum("nhwi,nhwo->io", x[:, ::stride, ::stride], dy)[None, None]
+        return _product_gradient(x[:, ::stride, ::stride], dy)[None, None]
     if dy.shape[1] > x.shape[1] and stride == 1:  # XLA has naive loops for a window larger than its input
         return _by_patches(x, kernel, dy, padding)
     n, size, per_chunk = len(x), kernel.shape[0], _images_of_chunk(x)
@@ -152,6 +153,13 @@ def _kernel_gradient(x, kernel, dy, *, stride, padding):
 
     chunks = tuple(array.reshape(n // per_chunk, per_chunk, *array.shape[1:]) for array in (x, dy))
     return lax.scan(add, jnp.zeros_like(kernel), chunks)[0]
+
+
+def _product_gradient(x, dy):
+    """The gradient (in, out) of the matrix that maps the pixels of x (n, h, w, in) to those of dy (n, h, w, out)."""
+    if x.shape[1] * x.shape[2] < PIXELS:
+        return jnp.einsum("nhwi,nhwo->io", x, dy)
+    return jnp.einsum("nhwi,nhwo->nio", x, dy).sum(0)
 
 
 def _by_patches(x, kernel, dy, padding):

@@ -128,6 +128,7 @@ FAULTS = (
         ("test_batch_norm_sums_by_products_on_a_cpu_alone",),
     ),
     Fault("conv-phases", "_by_phases", "slice(None, None, -2)", "slice(None, None, 2)", EVERY_FORM),
+    Fault("conv-images", "_product_gradient", ".sum(0)", ".mean(0)", EVERY_FORM),
     Fault("conv-chunks", "_kernel_gradient.add", "total + _chunk_gradient", "_chunk_gradient", EVERY_FORM),
     Fault("conv-patches", "_by_patches", "row : row + height", "row : row + height - 1", EVERY_FORM),
     Fault("conv-stride", "_input_gradient", "stride - 1) for pixels", "stride) for pixels", EVERY_FORM),
