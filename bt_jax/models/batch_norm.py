@@ -113,9 +113,10 @@ _of_maps.defvjp(_forward, _backward)
 
 
 def _on_cpu(x, shift, scale, bias):
-    count = x.size // x.shape[-1]
-    mean = _sums(x) / count
-    var = jnp.maximum(_sums(jnp.square(x - shift)) / count - jnp.square(mean - shift), 0)
+    count, centred = x.size // x.shape[-1], x - shift
+    offset = _sums(centred) / count
+    var = jnp.maximum(_sums(jnp.square(centred)) / count - jnp.square(offset), 0)
+    mean = shift + offset
     return _normalise(x, mean, var, scale, bias), mean, var
 
 

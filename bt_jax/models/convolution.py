@@ -3,7 +3,8 @@
 XLA passes every convolution of a CPU to one routine for all sizes. Four of its uses are slow, and have another form
 here, with the same sums (times: benchmarks/results/step_cpu.md):
 
-- 1x1 kernels are matrix products, of every `stride`th pixel;
+- 1x1 kernels are matrix products, of every `stride`th pixel. The gradient of the kernel has one product for each image,
+  which needs no transposed copy of the map;
 - the input gradient of a 3x3 convolution of stride 2 is four convolutions of stride 1, one for each pair of even or odd
   rows with even or odd columns. XLA has one convolution over an array that is three quarters zeros;
 - the gradient of a 3x3 kernel is a sum over chunks of images that fit the caches;
@@ -143,23 +144,27 @@ def _kernel_gradient(x, kernel, dy, *, stride, padding):
         return _product_gradient(x[:, ::stride, ::stride], dy)[None, None]
     if dy.shape[1] > x.shape[1] and stride == 1:  # XLA has naive loops for a window larger than its input
         return _by_patches(x, kernel, dy, padding)
-    n, size, per_chunk = len(x), kernel.shape[0], _images_of_chunk(x)
-    if size != 3 or per_chunk == n:
+    size, per_chunk = kernel.shape[0], _images_of_chunk(x, least=4)
+    if size != 3 or per_chunk == len(x):
         return jax.vjp(lambda kernel: plain(x, kernel, stride=stride, padding=padding), kernel)[1](dy)[0]
-
-    def add(total, chunk):
-        images, gradient = chunk
-        return total + _chunk_gradient(images, gradient, size, stride, padding), None
-
-    chunks = tuple(array.reshape(n // per_chunk, per_chunk, *array.shape[1:]) for array in (x, dy))
-    return lax.scan(add, jnp.zeros_like(kernel), chunks)[0]
+    return _over_chunks(lambda x, dy: _chunk_gradient(x, dy, size, stride, padding), per_chunk, x, dy)
 
 
 def _product_gradient(x, dy):
     """The gradient (in, out) of the matrix that maps the pixels of x (n, h, w, in) to those of dy (n, h, w, out)."""
     if x.shape[1] * x.shape[2] < PIXELS:
         return jnp.einsum("nhwi,nhwo->io", x, dy)
-    return jnp.einsum("nhwi,nhwo->nio", x, dy).sum(0)
+    of_images = functools.partial(jnp.einsum, "nhwi,nhwo->nio")
+    return _over_chunks(lambda x, dy: of_images(x, dy).sum(0), _images_of_chunk(x, least=1), x, dy)
+
+
+def _over_chunks(gradient, per_chunk, x, dy):
+    """The sum of gradient(x, dy) over chunks of images."""
+    if per_chunk == len(x):
+        return gradient(x, dy)
+    chunks = tuple(array.reshape(len(x) // per_chunk, per_chunk, *array.shape[1:]) for array in (x, dy))
+    start = jnp.zeros_like(jax.eval_shape(gradient, *(chunk[0] for chunk in chunks)))
+    return lax.scan(lambda total, chunk: (total + gradient(*chunk), None), start, chunks)[0]
 
 
 def _by_patches(x, kernel, dy, padding):
@@ -169,14 +174,14 @@ def _by_patches(x, kernel, dy, padding):
     return jnp.einsum("nhwp,nhwo->po", jnp.concatenate(taps, axis=-1), dy).reshape(kernel.shape)
 
 
-def _images_of_chunk(x) -> int:
+def _images_of_chunk(x, *, least) -> int:
     """The number of images in a chunk, a divisor of n; n itself where chunks would not be faster."""
     n, height, width, channels = x.shape
     # Chunks of a batch that is split over devices would move images between them.
     if jax.device_count() > 1:
         return n
-    fitting = CHUNK // (height * width * channels * x.dtype.itemsize)
-    return max((images for images in range(1, n + 1) if n % images == 0 and 4 <= images <= fitting), default=n)
+    fitting = max(CHUNK // (height * width * channels * x.dtype.itemsize), 1)
+    return max((images for images in range(1, n + 1) if n % images == 0 and least <= images <= fitting), default=n)
 
 
 def _chunk_gradient(x, dy, size, stride, padding):

@@ -129,7 +129,7 @@ FAULTS = (
     ),
     Fault("conv-phases", "_by_phases", "slice(None, None, -2)", "slice(None, None, 2)", EVERY_FORM),
     Fault("conv-images", "_product_gradient", ".sum(0)", ".mean(0)", EVERY_FORM),
-    Fault("conv-chunks", "_kernel_gradient.add", "total + _chunk_gradient", "_chunk_gradient", EVERY_FORM),
+    Fault("conv-chunks", "_over_chunks", "total + gradient(*chunk)", "gradient(*chunk)", EVERY_FORM),
     Fault("conv-patches", "_by_patches", "row : row + height", "row : row + height - 1", EVERY_FORM),
     Fault("conv-stride", "_input_gradient", "stride - 1) for pixels", "stride) for pixels", EVERY_FORM),
     Fault("conv-devices", "_images_of_chunk", "jax.device_count() > 1", "False", ("test_a_cpu_has_its_forms",)),
