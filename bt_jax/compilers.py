@@ -90,7 +90,8 @@ def jit(function, *, runs_once=False, **options):
 
     @functools.wraps(function)
     def call(*arguments, **named):
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, named)))
+        leaves = jax.tree.leaves((arguments, named, jax.numpy.zeros(())))  # within another jit, even zeros are traced
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         return (plain if traced else correct)(*arguments, **named)
 
     call.lower = correct.lower

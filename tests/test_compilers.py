@@ -156,3 +156,4 @@ def test_a_program_that_runs_once_compiles_with_less_optimisation_to_the_same_bi
     quick, plain = compilers.jit(weights, runs_once=True)(key), compilers.jit(weights)(key)
     assert [bool(options.get("compiler_options")) for options in used] == [False, True, False]
     assert (np.asarray(quick) == np.asarray(plain)).all()
+    assert jax.eval_shape(lambda: compilers.jit(weights, runs_once=True)(key)).shape == quick.shape

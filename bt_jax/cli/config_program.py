@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from bt_jax import messages, storage
 from bt_jax.cli import jax_settings, mistakes
@@ -155,7 +155,10 @@ def _parse(argv: list[str]) -> list[str]:
         raise mistakes.unknown_word(argv, rest[1], is_recipe(rest[1]))
     if not file:
         raise mistakes.no_config()
-    mistakes.check_method(argv, flags.FLAGS["config"].value)
+    config = flags.FLAGS["config"].value
+    if not isinstance(config, ConfigDict):
+        raise mistakes.not_a_config(argv, type(config).__name__)
+    mistakes.check_method(argv, config)
     return rest
 
 

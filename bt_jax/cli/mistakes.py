@@ -1,6 +1,7 @@
 """Errors for mistakes on the command line of a program with a config. Each says how to correct the command."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from bt_jax.config import arguments, keys
 from bt_jax.messages import UserError
 
 SEE_HELP = "See --help, which lists all keys."
+# Names in other programs, and the keys that they are here
+ELSEWHERE = {
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs", "max_epochs"), "total_epochs"),
+    **dict.fromkeys(("lr", "learning_rate", "base_lr", "optim.lr"), "optim.lr_weights"),
+    **dict.fromkeys(("wd", "weight_decay"), "optim.weight_decay"),
+    **dict.fromkeys(("image_size", "size"), "views.size"),
+}
 
 
 def unknown_key(argv: Sequence[str], text: str) -> UserError:
@@ -22,6 +30,8 @@ def unknown_key(argv: Sequence[str], text: str) -> UserError:
       argv: the command line, with the recipe as --config=PATH.
       text: the text of ml_collections' error, which may contain the whole config.
     """
+    if kind := re.search(r"Attribute <class '(\w+)'>\.\w+ does not exist", text):  # of ml_collections
+        return not_a_config(argv, kind[1])
     config = _config(argv)
     named = [word.removeprefix("--config.").partition("=")[0] for word in argv if word.startswith("--config.")]
     unknown = [key for key in named if key not in _flat(config)]
@@ -86,7 +96,8 @@ def unknown_flag(argv: Sequence[str], name: str, known: Sequence[str]) -> UserEr
     if name.startswith("config."):
         return no_config()
     keys_of_run = _flat(_config(argv)) or {key for kind in keys.TASKS.values() for key in _flat(kind())}
-    meant = [key for key in keys_of_run if key == name] or [key for key in keys_of_run if key.endswith(f".{name}")]
+    meant = [key for key in keys_of_run if key in (name, ELSEWHERE.get(name))]
+    meant = meant or [key for key in keys_of_run if key.endswith(f".{name}")]
     if not meant:
         close = difflib.get_close_matches(name, [*known, *(f"config.{key}" for key in keys_of_run)], n=1)
         question = f"Did you mean --{close[0]}? " if close else ""
@@ -112,6 +123,14 @@ def unknown_word(argv: Sequence[str], word: str, is_recipe: bool) -> UserError:
     elif "=" in word and key in flags.FLAGS:
         fix = f"Write --{word}."
     return UserError(f"Unknown argument {word!r}", fix)
+
+
+def not_a_config(argv: Sequence[str], kind: str) -> UserError:
+    """The error for a get_config that returns an object of another type, such as NoneType."""
+    file = next(word for word in argv if word.startswith("--config=")).removeprefix("--config=")
+    return UserError(
+        f"The function get_config of {file} returns an object of the type {kind}", "End it with `return config`."
+    )
 
 
 def no_config() -> UserError:
@@ -156,7 +175,7 @@ def _with_method(argv: Sequence[str], method: str) -> str:
 
 
 def _did_you_mean(key: str, valid: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(key, [*valid], n=1)
+    close = [name for name in [ELSEWHERE.get(key)] if name in valid] or difflib.get_close_matches(key, [*valid], n=1)
     return f"Did you mean --config.{close[0]}? --help lists all keys." if close else SEE_HELP
 
 

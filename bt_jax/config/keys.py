@@ -14,6 +14,7 @@ from bt_jax.config import arguments
 from bt_jax.config.encoder_tasks import Evaluate, Finetune
 from bt_jax.config.pretraining import Pretrain
 from bt_jax.config.sections import Run, Section
+from bt_jax.messages import UserError
 
 TASKS: dict[str, type[Run]] = {"pretrain": Pretrain, "evaluate": Evaluate, "finetune": Finetune}
 
@@ -60,12 +61,16 @@ def read(config: ConfigDict) -> Any:
     return _section(TASKS[task], config)
 
 
-def _section(kind: type[Section], config: ConfigDict) -> Any:
+def _section(kind: type[Section], config: ConfigDict, path: str = "config") -> Any:
+    names = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(set(config) - set(names)):
+        fix = f"Keys of {path}: {arguments.suggestions(unknown[0], names)}."
+        raise UserError(f"The config file sets the unknown key {path}.{unknown[0]}", fix)
     values = {}
     for field in dataclasses.fields(kind):
         value = config[field.name]
         if dataclasses.is_dataclass(field.type):
-            value = _section(field.type, value)
+            value = _section(field.type, value, f"{path}.{field.name}")
         elif isinstance(value, ConfigDict):
             value = value.to_dict()
         values[field.name] = value

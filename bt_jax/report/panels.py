@@ -4,9 +4,9 @@ The captions name values that are normal after a few epochs. They are those of t
 and cifar10_cpu.md (12 epochs) in benchmarks/results, whose encoders are well above raw pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from bt_jax.objectives.base import Metric
+from bt_jax.objectives.base import Metric, Objective
 from bt_jax.report.plots import Panel
 
 LOSS = (
@@ -137,6 +137,19 @@ OPTIMIZATION = (
         zero=True,
     ),
 )
+
+
+def panels_of_methods(methods: Sequence[type[Objective]]) -> tuple[list[Panel], list[Panel]]:
+    """As `method_panels`, for several methods. Methods with the same terms share a plot."""
+    terms: dict[tuple, Panel] = {}
+    others: dict[str, Panel] = {}
+    for method in dict.fromkeys(methods):
+        of_terms, of_others = method_panels(method.metrics)
+        for panel in of_terms:
+            title = f"{panel.title}: {method.title}" if len(set(methods)) > 1 else panel.title
+            terms.setdefault(panel.curves, panel._replace(title=title))
+        others |= {panel.title: panel for panel in of_others if panel.title not in others}
+    return list(terms.values()), list(others.values())
 
 
 def method_panels(metrics: Mapping[str, Metric]) -> tuple[list[Panel], list[Panel]]:

@@ -24,6 +24,8 @@ INK = {
     **{f"#0102{i:02d}": f"var(--c{i})" for i in range(COLOURS)},
 }
 TEXT, LINE, BAD, *CURVE = INK
+DASHES = ("-", "--", ":", "-.")  # of the curves of a panel with several runs; MARKS in a legend
+MARKS = ("— ", "– – ", "· · ", "– · ")
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bt_jax",
@@ -75,8 +77,8 @@ class Panel(NamedTuple):
 def draw_panel(axes, panel: Panel, runs: list[Run]) -> None:
     """Draws the curves of the runs.
 
-    With one run, every curve has its own colour. With several, every run has its own colour, and the second curve of
-    the panel is dashed.
+    With one run, every curve has its own colour. With several, every run has its own colour, and every curve of the
+    panel its own dashes.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
@@ -85,7 +87,7 @@ def draw_panel(axes, panel: Panel, runs: list[Run]) -> None:
         for j, (metric, _) in enumerate(panel.curves):
             points = run.series.get(metric, {})
             steps, values = downsampled(points)
-            colour, dash = (CURVE[i % COLOURS], ("-", "--")[j]) if len(runs) > 1 else (CURVE[j], "-")
+            colour, dash = (CURVE[i % COLOURS], DASHES[j % len(DASHES)]) if len(runs) > 1 else (CURVE[j % COLOURS], "-")
             axes.plot(steps, scale * values, dash, color=colour, marker="o" if len(steps) < 40 else "", markersize=2.5)
             drawn += [value for value in values if np.isfinite(value)]
             non_finite = [step for step, value in points.items() if not math.isfinite(value)]

@@ -1,5 +1,6 @@
 """The sections of scores, curves and files, in the order of the page."""
 
+import itertools
 import math
 import shlex
 
@@ -9,7 +10,7 @@ from bt_jax import storage
 from bt_jax.objectives import registry
 from bt_jax.report.formats import duration, number, percent, short
 from bt_jax.report.page import COLOURS, bar, esc, figure, section, swatch, table
-from bt_jax.report.plots import Panel, draw_panel, svg
+from bt_jax.report.plots import MARKS, Panel, draw_panel, svg
 from bt_jax.report.results import KINDS, results_verdict, task
 from bt_jax.report.runs import Run, flat
 from bt_jax.report.verdict import ROWS, knn_name, smoke_sentence, verdict
@@ -65,11 +66,14 @@ def summary_section(run: Run) -> str:
     scores = [(name, title) for name, title in SCORES if isinstance(run.summary.get(name), dict)]
     if not scores:
         return section("Result", f"<p>{_why_no_table(run)}</p>")
-    rows = [[label, *(bar(run.score(name, row), row) for name, _ in scores)] for row, label in ROWS]
+    measured = [(row, label) for row, label in ROWS if any(run.score(name, row) is not None for name, _ in scores)]
+    rows = [[label, *(bar(run.score(name, row), row) for name, _ in scores)] for row, label in measured]
     lead = (
         "Top-1 accuracy on held-out images. An encoder that has learned useful features is above the untrained encoder"
         " and above raw pixels."
     )
+    if "raw_pixels" not in dict(measured):
+        lead += " Raw pixels have no row, because the images are streamed and differ in size."
     columns = [f"{title} ({esc(knn_name(run))})" if name == "knn_top1" else title for name, title in scores]
     return section("Result", table(["", *columns], rows, "even"), lead)
 
@@ -84,6 +88,10 @@ def _why_no_table(run: Run) -> str:
     return "No table: summary.json has no kNN and no linear-probe accuracy."
 
 
+# The keys that choose the images of an evaluation
+IMAGES = [f"data.{key}" for key in ("name", "folder", "npz", "train_split", "val_split", "fraction")]
+
+
 def comparison_section(runs: list[Run]) -> str:
     """The last scores of every run, and the config keys in which the runs differ."""
     has_rank = any(run.last("val/rank") is not None for run in runs)
@@ -91,10 +99,11 @@ def comparison_section(runs: list[Run]) -> str:
     def row(i: int, run: Run) -> list[str]:
         knn = [run.score("knn_top1", "trained"), run.last("val/knn_top1")]
         linear = [run.score("linear_top1", "trained"), run.last("val/online_top1")]
-        best = [percent(next((value for value in values if value is not None), None)) for values in (knn, linear)]
+        knn, linear = (next((value for value in values if value is not None), None) for values in (knn, linear))
         return [
             swatch(i) + esc(run.name),
-            *best,
+            percent(knn) + (f" ({esc(knn_name(run))})" if knn is not None else ""),
+            percent(linear),
             *([short(run.last("val/rank"))] if has_rank else []),
             short(run.last("train/loss")),
             f"{run.steps:,.0f}",
@@ -105,6 +114,8 @@ def comparison_section(runs: list[Run]) -> str:
     rank = ["effective rank"] if has_rank else []
     body = table(["run", "kNN top-1", "linear top-1", *rank, "last loss", "steps", "time"], rows)
     configs = [flat(run.config) for run in runs]
+    if any(len({config.get(key) for config in configs}) > 1 for key in IMAGES):
+        body += "<p>The runs evaluate on different images. Do not compare their accuracies with each other.</p>"
     keys = [
         key
         for key in dict.fromkeys(k for config in configs for k in config)
@@ -135,8 +146,8 @@ def curves_section(title: str, panels: tuple[Panel, ...], runs: list[Run], kind:
 
 def plot(panel: Panel, runs: list[Run], *, small: bool) -> str:
     """A figure with the drawing of a panel, its legend and its caption."""
-    marks = ("— ", "– – ") if len(runs) > 1 else map(swatch, range(COLOURS))
-    legend = [mark + label for mark, (_, label) in zip(marks, panel.curves, strict=False)]
+    marks = MARKS if len(runs) > 1 else [swatch(i) for i in range(COLOURS)]
+    legend = [mark + label for mark, (_, label) in zip(itertools.cycle(marks), panel.curves, strict=False)]
     size = {"width": 260, "height": 165} if small else {}
     drawing = svg(lambda axes: draw_panel(axes, panel, runs), panel.title, **size)
     return figure(panel.title, drawing, panel.caption, legend if len(legend) > 1 else [])

@@ -148,7 +148,7 @@ def unfinished_warning(run: Run) -> list[tuple[str, str]]:
 
 def smoke_sentence(run: Run) -> str:
     """A sentence that the numbers of a run of the `:smoke` form mean nothing; "" for any other run."""
-    if not flat(run.config).get("smoke"):
+    if run.config.get("smoke") is not True:
         return ""
     return f"Smoke test: {run.summary.get('smoke') or 'few images'}. It tests the set-up, and its numbers mean nothing."
 

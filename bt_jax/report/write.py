@@ -16,7 +16,7 @@ from bt_jax.report.confusion import confusion_section
 from bt_jax.report.correlation import correlation_section, spectrum_section
 from bt_jax.report.gallery import map_section, neighbours_section, pairs_section
 from bt_jax.report.page import document
-from bt_jax.report.panels import ACCURACY, FINETUNING, LABEL_FREE, LOSS, OPTIMIZATION, method_panels
+from bt_jax.report.panels import ACCURACY, FINETUNING, LABEL_FREE, LOSS, OPTIMIZATION, panels_of_methods
 from bt_jax.report.results import results_section, task
 from bt_jax.report.runs import Run, read_run
 from bt_jax.report.sections import (
@@ -112,9 +112,7 @@ def _finetuning(runs: list[Run]) -> list[str]:
 
 def _pretraining(runs: list[Run]) -> list[str]:
     first = runs[0]
-    terms, others = method_panels(
-        {name: metric for run in runs for name, metric in registry.method_of_run(run.config).metrics.items()}
-    )
+    terms, others = panels_of_methods([registry.method_of_run(run.config) for run in runs])
     return [
         header_section(runs),
         summary_section(first),

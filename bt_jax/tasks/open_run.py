@@ -55,9 +55,6 @@ def open_machine(settings: Run) -> Mesh:
     trackers.check(settings.log)
     mesh = sharding.make_mesh()
     check_devices(settings, mesh)
-    if isinstance(settings, Pretrain):
-        check_rate(settings)
-        check_warmup(settings)
     if settings.task != "evaluate":  # evaluations have batches of another size
         sharding.check_batch(settings.batch_size, mesh)
     return mesh
@@ -119,6 +116,9 @@ def _orientation_of_run(workdir: str) -> str:
 def open_schedule(settings: Run, data: Data) -> epochs.Plan:
     """Converts epochs to steps. Several processes compare steps, config and data; UserError if they differ."""
     plan = epochs.make_plan(settings, data.feed.images)
+    if isinstance(settings, Pretrain):
+        check_rate(settings)
+        check_warmup(settings)
     facts = data.images.facts() | {"reader of images": feeds.reader_of(settings.data)}
     facts["EXIF orientation"] = _orientation(data.source)
     opening.check_same_run(settings, images=data.feed.images, steps_per_epoch=plan.steps_per_epoch, **facts)

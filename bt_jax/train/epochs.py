@@ -44,4 +44,7 @@ def _too_few(settings: Run, images: int) -> UserError:
     if not command:
         return UserError(cause, f"Use {more}, or set --config.batch_size={sizes[-1]}.")
     rates = " with the recipe's learning rates for that batch" if tuned else ""
-    return UserError(cause, f"Run {command} for a batch of {sizes[-1]}{rates}, or use {more}.")
+    fix = f"Run {command} for a batch of {sizes[-1]}{rates}, or use {more}."
+    if "=pretrain_folder" in command and settings.model.width == 1 and jax.default_backend() == "cpu":
+        fix += " For a few hundred images on a CPU, use --config=pretrain_folder:small."
+    return UserError(cause, fix)

@@ -44,10 +44,14 @@ def test_too_few_images_name_the_whole_command(monkeypatch, capsys):
     command = "bt-jax pretrain --config=pretrain_folder:batch=16 --config.data.folder=i --workdir=w"
     assert error.value.fix == (
         f"Run {command} for a batch of 16 with the recipe's learning rates for that batch, or use more images."
+        " For a few hundred images on a CPU, use --config=pretrain_folder:small."
     )
+    with pytest.raises(UserError) as error:
+        epochs.make_plan(keys.read(pretrain_folder.get_config("small")), 30)
+    assert "pretrain_folder:small" not in error.value.fix
     obeyed = keys.read(pretrain_folder.get_config("batch=16"))
     assert epochs.make_plan(obeyed, 30).steps_per_epoch == 1
-    open_run.open_machine(obeyed)
+    open_run.check_rate(obeyed)
     assert not capsys.readouterr().out
     with pytest.raises(UserError, match=r"nor the smallest batch for 8 devices, which is 8\. Use more images"):
         epochs.make_plan(obeyed, 7)

@@ -86,6 +86,9 @@ def test_an_unknown_method_of_a_recipe(said):
         (["--lr_weights", "0.3"], "Write --config.optim.lr_weights=VALUE."),
         (["--momentum=0.5"], "Write --config.optim.momentum=0.5 or --config.probe.momentum=0.5."),
         (["--wrkdir=y"], "Did you mean --workdir?"),
+        (["--config.num_epochs=3"], "Did you mean --config.total_epochs?"),
+        (["--config.lr=3"], "Did you mean --config.optim.lr_weights?"),
+        (["--lr=3"], "Write --config.optim.lr_weights=3."),
         (["--zzzzz=y"], "Unknown option --zzzzz. --help"),
         (["batch_size=32"], "Write --config.batch_size=32."),
         (["config.seed=3"], "Write --config.seed=3."),
@@ -95,6 +98,16 @@ def test_an_unknown_method_of_a_recipe(said):
 )
 def test_a_forgotten_beginning_of_an_option(said, words, wanted):
     assert wanted in said("--config=quickstart:smoke", *words)
+
+
+@pytest.mark.parametrize("body, value", [("return 3", "int"), ("quickstart.get_config(arg)", "NoneType")])
+def test_a_config_file_that_returns_no_config(said, tmp_path, body, value):
+    (tmp_path / "mine.py").write_text(f"from configs import quickstart\ndef get_config(arg=None):\n    {body}\n")
+    for override in ([], ["--config.seed=1"]):
+        assert said(f"--config={tmp_path}/mine.py", *override) == (
+            f"The function get_config of {tmp_path}/mine.py returns an object of the type {value}."
+            " End it with `return config`."
+        )
 
 
 def test_without_a_recipe(said, tmp_path):

@@ -130,3 +130,15 @@ def test_a_list_of_numbers_that_is_text():
     config.model.projector = ("wide", "64")
     with pytest.raises(UserError, match="config.model.projector=wide,64 is not a list of numbers. Write e.g."):
         keys.read(config)
+
+
+def test_an_unknown_key_of_a_config_file_is_an_error():
+    """ml_collections locks a config only after the file has run."""
+    config = keys.pretrain()
+    config.epoch = 3
+    with pytest.raises(UserError, match="sets the unknown key config.epoch. Keys of config: "):
+        keys.read(config)
+    config = keys.pretrain()
+    config.optim.lr = 3
+    with pytest.raises(UserError, match="sets the unknown key config.optim.lr. Keys of config.optim: "):
+        keys.read(config)

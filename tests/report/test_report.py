@@ -195,7 +195,7 @@ def test_same_input_same_bytes(run):
 def few_curves(monkeypatch):
     """A page whose only curve is the loss: the other plots take most of the time of a page."""
     monkeypatch.setattr(write, "LOSS", write.LOSS[:1])
-    monkeypatch.setattr(write, "method_panels", lambda metrics: ([], []))
+    monkeypatch.setattr(write, "panels_of_methods", lambda methods: ([], []))
     for name in ("ACCURACY", "LABEL_FREE", "OPTIMIZATION"):
         monkeypatch.setattr(write, name, [])
 
@@ -493,6 +493,43 @@ def test_the_numbers_of_a_smoke_run_mean_nothing(tmp_path, task, few_curves):
         assert said[0].startswith("Smoke test: few images. ") and "not finished" in said[1]
 
 
+def test_a_run_of_another_form_is_no_smoke_test(tmp_path, few_curves):
+    folder = make_run(tmp_path / "run", config={"smoke": False, "task": "evaluate"})
+    assert "Smoke test" not in Page(write.report(folder)).text
+    assert not [text for _, text in verdict(read_run(folder)) if "Smoke test" in text]
+
+
+def test_runs_of_several_methods_are_compared(tmp_path):
+    """VICReg has three terms; every method has a plot of its own terms."""
+    runs = []
+    for name, terms in (("barlow_twins", ()), ("vicreg", ("invariance", "variance", "covariance"))):
+        folder = make_run(tmp_path / name, config={"objective": {"name": name}})
+        line = json.loads(train_line(1300)) | {f"train/{term}": 0.5 for term in terms}
+        if terms:
+            del line["train/on_diag"], line["train/off_diag"]
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        runs.append(folder)
+    page = Page(write.report(*runs))
+    assert "The runs evaluate on different images." not in page.text
+    assert {"Terms of the loss: Barlow Twins", "Terms of the loss: VICReg"} <= set(page.drawings)
+    assert Page(write.report(runs[1], runs[1])).drawings.count("Terms of the loss") == 1
+
+
+def test_a_comparison_names_different_images(tmp_path, few_curves):
+    runs = [make_run(tmp_path / name, config={"data": {"val_split": name}}) for name in ("small", "large")]
+    page = Page(write.report(*runs))
+    assert "The runs evaluate on different images." in page.text and "78.1 % (200-NN)" in page.text
+
+
+def test_scores_without_raw_pixels_say_why(tmp_path):
+    run = read_run(make_run(tmp_path / "run"))
+    assert "no row" not in summary_section(run)
+    del run.summary["knn_top1"]["raw_pixels"], run.summary["linear_top1"]["raw_pixels"]
+    found = summary_section(run)
+    assert "Raw pixels have no row" in found and "<td>raw pixels" not in found
+
+
 def test_a_run_without_a_held_out_split_says_how_to_get_one(tmp_path):
     folder = make_run(tmp_path / "run", config={"data": {"val_split": ""}})
     (folder / "summary.json").write_text('{"seconds": 3.0}')
@@ -557,7 +594,7 @@ def test_several_runs_are_compared(tmp_path, run, few_curves):
     assert main([str(run), str(other), "--out", str(out)]) == 0
     assert not (run / "report.html").exists()
     page = Page(out)
-    assert re.search(r"effective rank .* quick 78.1 % 82.3 % 90 .* slow 64.0 %", page.text)
+    assert re.search(r"effective rank .* quick 78.1 % \(200-NN\) 82.3 % 90 .* slow 64.0 %", page.text)
     assert "optim.lr_weights 0.2 0.7" in page.text and "evals.knn_k 200 200" not in page.text
     total = page.source.split('aria-label="Total"')[1].split("</svg>")[0]
     assert "var(--c0)" in total and "var(--c1)" in total and "var(--c2)" not in total

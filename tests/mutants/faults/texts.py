@@ -4,6 +4,16 @@ from ..fault import Fault
 
 FAULTS = (
     Fault(
+        "text-small-folder",
+        "_too_few",
+        "settings.model.width == 1",
+        "True",
+        ("test_too_few_images_name_the_whole_command",),
+    ),
+    Fault(
+        "text-elsewhere", "_did_you_mean", "ELSEWHERE.get(key)", "None", ("test_a_forgotten_beginning_of_an_option",)
+    ),
+    Fault(
         "text-eta",
         "Progress._seconds_left",
         "(self._last - step) * seconds",
@@ -172,7 +182,7 @@ FAULTS = (
     Fault(
         "text-method-alone",
         "_parse",
-        'mistakes.check_method(argv, flags.FLAGS["config"].value)',
+        "mistakes.check_method(argv, config)",
         "pass",
         ("test_the_name_of_a_method_alone",),
     ),
