@@ -22,10 +22,11 @@ def open_data(options: Data, *, labels: bool = True) -> tuple[Source, Unreadable
     Args:
       labels: False: leave out the labels. A mixed split still takes the same part of every class.
     """
-    if options.name == "folder" and not (options.folder or options.npz):  # as the recipe for a folder says
+    own_images = options.name == "folder"  # as the recipe for a folder says, which takes any cache file too
+    if own_images and not (options.folder or options.npz):
         raise UserError("No folder of images is named", "Set --config.data.folder=IMAGES.")
     source = open_source(
-        options.name or None,
+        None if own_images else options.name or None,
         data_dir=options.dir or None,
         npz=options.npz or None,
         folder=options.folder or None,

@@ -4,6 +4,7 @@
 """
 
 import os
+import shlex
 from collections.abc import Callable
 
 from bt_jax import messages
@@ -57,7 +58,8 @@ def _open(name, data_dir, npz, folder) -> Source:
         source = NpzSource(npz)
         if name is not None and name.split(":")[0] != source.name.split(":")[0]:
             raise UserError(
-                f"{npz} holds {source.name!r}, not {name!r}", "Name the file of that data set, or drop the name."
+                f"{npz} holds {source.name!r}, not {name!r}",
+                f"Name the file of {name!r}, or set --config.data.name={shlex.quote(source.name)}.",
             )
         return source
     if not name:
