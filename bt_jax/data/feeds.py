@@ -5,6 +5,7 @@ import importlib.util
 from jax.sharding import Mesh
 
 from bt_jax import messages
+from bt_jax.config.pretraining import PretrainData
 from bt_jax.config.sections import Data, Run
 from bt_jax.data.batches import Feed
 from bt_jax.data.device import ResidentFeed
@@ -32,6 +33,7 @@ def open_data(options: Data, *, labels: bool = True) -> tuple[Source, Unreadable
         folder=options.folder or None,
         exif_orientation=options.exif_orientation,
         labels=labels,
+        label_hint=isinstance(options, PretrainData),
         say=messages.say,
     )
     source = with_mixed(source, [*options.train_split.split("+"), options.val_split])
