@@ -81,8 +81,9 @@ def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, l
                 f"Restore them from a copy{allow}.",
             )
     if total := sum(map(len, unreadable.values())):
-        written = "they are written unchanged, so that ids stay, and " if options.npz or options.shards else ""
-        print(f"{counted(total, 'image')} cannot be read: {written}training replaces them")
+        subject, them = ("it is", "it") if total == 1 else ("they are", "them")
+        written = f"{subject} written unchanged, so that ids stay, and " if options.npz or options.shards else ""
+        print(f"{counted(total, 'image')} cannot be read: {written}training replaces {them}")
 
 
 def parser() -> tool.Parser:

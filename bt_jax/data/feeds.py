@@ -5,6 +5,7 @@ import importlib.util
 from jax.sharding import Mesh
 
 from bt_jax import messages
+from bt_jax.config.pretraining import PretrainData
 from bt_jax.config.sections import Data, Run
 from bt_jax.data.batches import Feed
 from bt_jax.data.device import ResidentFeed
@@ -22,15 +23,17 @@ def open_data(options: Data, *, labels: bool = True) -> tuple[Source, Unreadable
     Args:
       labels: False: leave out the labels. A mixed split still takes the same part of every class.
     """
-    if options.name == "folder" and not (options.folder or options.npz):  # as the recipe for a folder says
+    own_images = options.name == "folder"  # as the recipe for a folder says, which takes any cache file too
+    if own_images and not (options.folder or options.npz):
         raise UserError("No folder of images is named", "Set --config.data.folder=IMAGES.")
     source = open_source(
-        options.name or None,
+        None if own_images else options.name or None,
         data_dir=options.dir or None,
         npz=options.npz or None,
         folder=options.folder or None,
         exif_orientation=options.exif_orientation,
         labels=labels,
+        label_hint=isinstance(options, PretrainData),
         say=messages.say,
     )
     source = with_mixed(source, [*options.train_split.split("+"), options.val_split])

@@ -55,11 +55,16 @@ def differences(old: dict, new: dict, free: Sequence[str] = (), filled: Sequence
     keys = [key for key in sorted((old.keys() | new.keys()) - equal) if not f"{key}.".startswith(free)]
     missing = "(absent)"
     different = [
-        f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}"
+        f"{key}: {_shown(old.get(key, missing))} -> {_shown(new.get(key, missing))}"
         for key in keys
         if old.get(key, missing) != new.get(key, missing)
     ]
     for key, value in sorted(removed.items()):
         allowed, reason = REMOVED_KEYS[key]
-        different += [] if value == allowed else [f"{key}: {value} -> {missing}, {reason}"]
+        different += [] if value == allowed else [f"{key}: {_shown(value)} -> {missing}, {reason}"]
     return different
+
+
+def _shown(value) -> str:
+    """A value in a message; an empty text would look like no value at all."""
+    return str(value) or "''"

@@ -38,11 +38,15 @@ def step_folder(path: str | Path) -> Path:
     steps = steps_in(root)
     if not path.exists():
         raise UserError(f"There is no file or folder {path}", "Name a run folder, a checkpoint, or a file of weights.")
+    if root == path and not any(_is_checkpoint(path / str(step)) for step in steps):  # photographs by year, say
+        steps = []
     if not steps:
         raise UserError(
             f"There is no checkpoint of bt_jax in {path}", "Name a run folder or one of its checkpoints/STEP folders."
         )
-    intact, damaged = newest_intact(root, steps, parts)
+    intact, damaged = newest_intact(
+        root, steps, parts, fix="Restore a copy of one, or name another run or a file of weights."
+    )
     for step, fault in damaged.items():
         messages.say_once(f"WARNING: checkpoint {step} of {root} is damaged ({fault}), so checkpoint {intact} is used")
     return root / str(intact)
@@ -61,8 +65,19 @@ def _is_finished(folder: Path) -> bool:
     return not storage.in_bucket(folder) or any((folder / name).exists() for name in (manifest.NAME, COMMITTED))
 
 
-def newest_intact(root: Path, steps: list[int], parts: tuple[str, ...] | None = None) -> tuple[int, dict[int, str]]:
-    """The first intact step, and {step: damage} of the steps before it; UserError if none is intact."""
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of bt_jax of any version, intact or damaged."""
+    return (folder / manifest.NAME).exists() or any(storage.is_dir(folder / part) for part in manifest.NEEDED)
+
+
+def newest_intact(
+    root: Path,
+    steps: list[int],
+    parts: tuple[str, ...] | None = None,
+    *,
+    fix: str = "Restore a copy of one, or give another --workdir to start again.",
+) -> tuple[int, dict[int, str]]:
+    """The first intact step, and {step: damage} of the steps before it; UserError with `fix` if none is intact."""
     damaged: dict[int, str] = {}
     for step in steps:
         fault = manifest.find_damage(root / str(step), parts)
@@ -72,7 +87,7 @@ def newest_intact(root: Path, steps: list[int], parts: tuple[str, ...] | None = 
     reasons = "; ".join(f"{step}: {fault}" for step, fault in damaged.items())
     raise UserError(
         f"No checkpoint in {root} is intact ({reasons})",
-        "Restore a copy of one, or give another --workdir to start again.",
+        fix,
     )
 
 

@@ -51,7 +51,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     recipe = from_encoder.view_recipe(settings.views, encoder)
     embed = features.make_embed(encoder.net, recipe, mesh, resize=settings.evals.resize)
     evaluators = _evaluators(settings, data, embed, encoder, recipe, mesh)
-    about = f"{settings.encoder} ({encoder.net.arch}) on {source.name}"
+    about = f"{settings.encoder} ({encoder.net.arch}) on {from_encoder.about_images(settings, source)}"
     folder = open_run.open_folder(settings, workdir, data, recipe, about)
 
     log = metrics_log.RunLog(folder, first_step=-1, tensorboard=False, trackers=trackers.start(folder, settings))

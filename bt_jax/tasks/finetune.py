@@ -84,7 +84,9 @@ def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
     val = feed.passes(settings.data.val_split, settings.evals.val_images)
     accuracy = Accuracy(built.nets, recipe, val, mesh=mesh, resize=settings.evals.resize, every_steps=every_steps)
     parts = ", ".join(("classifier", *trained["backbone"]))
-    about = f"{settings.encoder} on {source.name}, {feed.images} images, training {parts}"
+    about = (
+        f"{settings.encoder} on {from_encoder.about_images(settings, source)}, {feed.images} images, training {parts}"
+    )
     folder = open_run.open_folder(settings, workdir, data, recipe, about)
     model = {"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std}
     training = TrainingRun(

@@ -13,11 +13,16 @@ from bt_jax.augment import recipes
 from bt_jax.config import keys
 from bt_jax.config.encoder_tasks import EncoderViews, FromEncoder
 from bt_jax.data.sources import orientation
+from bt_jax.data.sources.base import Source
+from bt_jax.data.sources.image_folder import FolderSource
+from bt_jax.data.sources.selection import MIXED
 from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.weights import load
 
-DATA_KEYS = ("name", "dir", "folder", "npz", "train_split", "val_split", "on_device", "canvas", "exif_orientation")
+FOLDER_KEYS = ("train_split", "val_split", "on_device", "canvas", "exif_orientation")  # of any folder of images
+DATA_KEYS = ("name", "dir", "folder", "npz", *FOLDER_KEYS)
+HELD_OUT = ("test", "val", "valid", "validation")  # splits of a folder; the first one that it has is held out
 
 
 class Encoder(NamedTuple):
@@ -52,6 +57,8 @@ def open_encoder(settings: FromEncoder, *, dtype: str = "float32") -> Encoder:
 def complete(config: ConfigDict) -> ConfigDict:
     """Fills in the settings of data and views that the config leaves open, from the run of the encoder.
 
+    For a folder that the config names, `_known_of_folder` has the settings of data.
+
     Raises:
       UserError: no encoder is named, or it is missing; or neither the config nor the encoder's run names a data set.
     """
@@ -59,22 +66,58 @@ def complete(config: ConfigDict) -> ConfigDict:
         raise UserError("No encoder is named", "Set --config.encoder to a run folder or one of its checkpoints.")
     config = ConfigDict(config.to_dict())
     run = _run_config(storage.parse_path(config.encoder))
-    if not (config.data.name or config.data.folder or config.data.npz):
+    known: dict[str, Any] = {}
+    if config.data.folder:
+        known = _known_of_folder(config.data.folder, run)
+    elif not (config.data.name or config.data.npz):
         if run is None:
             load.weights_path(config.encoder)  # missing weights are the first mistake to correct
             raise UserError(
                 f"No data set is named, and {config.encoder} is not in a run folder, which would name one",
                 "Set --config.data.folder=IMAGES, --config.data.npz=FILE or --config.data.name=NAME.",
             )
-        neutral = {"evaluate": keys.evaluate, "finetune": keys.finetune}[config.task]().data
-        known = {"exif_orientation": orientation.IGNORE} | run["data"]  # for runs from before this key
-        open_keys = [key for key in DATA_KEYS if key in known and config.data[key] == neutral[key]]
-        config.data.update({key: known[key] for key in open_keys})
+        known = _known_of_run(run)
+    neutral = {"evaluate": keys.evaluate, "finetune": keys.finetune}[config.task]().data
+    open_keys = [key for key in DATA_KEYS if key in known and config.data[key] == neutral[key]]
+    config.data.update({key: known[key] for key in open_keys})
     if not config.views.size:
         size, resize = load.evaluation_size(run or {})
         config.views.size = size or load.SIZE
         config.evals.resize = config.evals.resize or resize
     return config
+
+
+def _known_of_run(run: dict) -> dict[str, Any]:
+    return {"exif_orientation": orientation.IGNORE} | run["data"]  # for runs from before this key
+
+
+def _known_of_folder(folder: str, run: dict | None) -> dict[str, Any]:
+    """The settings of data for a named folder: those of the encoder's run, or streaming and the folder's own splits.
+
+    Those of the run apply if it was on a folder too and this folder has its splits. A run that held out a part of its
+    training split, or nothing, has no better split than a held-out one of another folder.
+    """
+    root = storage.local_path(folder)
+    if not root.is_dir():
+        return {}  # an error of `feeds.open_data`
+    splits = FolderSource(root).splits
+    own = next((split for split in HELD_OUT if split in splits), "")
+    before = run["data"] if run else {}
+    if before.get("folder"):
+        train, val = (
+            {part.partition("[")[0].strip().removesuffix(MIXED) for part in before[key].split("+") if part}
+            for key in ("train_split", "val_split")
+        )
+        is_the_same = storage.absolute_text(folder) == before["folder"]
+        if train | val <= splits.keys() and (is_the_same or not own or not val <= train):
+            return {key: value for key, value in _known_of_run(run).items() if key in FOLDER_KEYS}
+    return {"on_device": False} | ({"val_split": own} if own else {})
+
+
+def about_images(settings: FromEncoder, source: Source) -> str:
+    """The data set with its splits, for the first line of a task."""
+    val = settings.data.val_split
+    return f"{source.name}, {settings.data.train_split}" + (f", held out {val}" if val else "")
 
 
 def _run_config(path: Path) -> dict | None:

@@ -20,11 +20,17 @@ def advice(settings: Run) -> str:
 
 
 def check_split(settings: Run, source: Source) -> None:
-    """UserError if the data set has a single split and `data.val_split` is another; it says how to hold images out."""
-    base = settings.data.val_split.partition("[")[0].strip()
-    wholes = {unmixed(source, split) for split in source.splits}
-    if base and base not in source.splits and len(wholes) == 1:
-        raise UserError(f"{source.name} has no split {base!r}: its only split is {wholes.pop()!r}", advice(settings))
+    """UserError if the data set lacks a split of the config; it names the key, or says how to hold images out."""
+    wholes = sorted({unmixed(source, split) for split in source.splits})
+    for key in ("val_split", "train_split"):
+        for part in getattr(settings.data, key).split("+"):
+            base = part.partition("[")[0].strip()
+            if not base or base in source.splits:
+                continue
+            missing = f"{source.name} has no split {base!r}"
+            if key == "val_split" and len(wholes) == 1:
+                raise UserError(f"{missing}: its only split is {wholes[0]!r}", advice(settings))
+            raise UserError(missing, f"Set --config.data.{key} to a split that it has: {', '.join(wholes)}.")
 
 
 def say(settings: Run, source: Source) -> None:

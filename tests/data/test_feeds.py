@@ -1,14 +1,19 @@
 """The reader of streamed images: which one it is, what a run records, and what a second start may change."""
 
 import importlib.util
+import re
 
 import pytest
 
 from bt_jax.config import keys
+from bt_jax.configs import pretrain_folder
 from bt_jax.data import feeds, pillow_stream
+from bt_jax.data.sources.npz import write_npz
+from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
 from bt_jax.run_folder import same_run
 from bt_jax.tasks import open_run
+from tests.support.drawn_images import write_images
 from tests.support.runs import changed
 from tests.support.wiring import Squares
 
@@ -62,6 +67,21 @@ def test_a_run_keeps_its_reader():
 def test_a_reader_that_is_none():
     with pytest.raises(UserError, match="config.data.reader='grain' is unknown. Choose from"):
         keys.read(changed(keys.pretrain(), **{"data.reader": "grain"}))
+
+
+def test_the_folder_recipe_takes_the_cache_file_of_a_folder(tmp_path, monkeypatch):
+    """Whatever the folder was called. A recipe for one data set refuses the file and names the key."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_images(tmp_path / "photos", "a/0.png", "b/0.png")
+    source = open_source(None, folder=tmp_path / "photos")
+    write_npz(source, tmp_path / "own.npz", ["train"])
+    config = changed(pretrain_folder.get_config("val=20%"), **{"data.npz": str(tmp_path / "own.npz")})
+    found, _ = feeds.open_data(keys.read(config).data)
+    assert list(found.encoded("train")) == list(source.encoded("train")) and found.kind == "npz"
+    config.data.name = "cifar10"
+    said = "own.npz holds 'photos', not 'cifar10'. Name the file of 'cifar10', or set --config.data.name=photos."
+    with pytest.raises(UserError, match=re.escape(said)):
+        feeds.open_data(keys.read(config).data)
 
 
 def test_a_folder_that_nobody_names():

@@ -238,3 +238,19 @@ def test_no_checkpoint(tmp_path):
     (tmp_path / "checkpoints" / "²").mkdir(parents=True)  # a digit, but not a number
     with pytest.raises(UserError, match="There is no checkpoint of bt_jax in"):
         bt_jax.load_encoder(tmp_path)
+
+
+def test_photographs_by_year_are_no_checkpoints(tmp_path):
+    for year in ("2024", "2025"):
+        (tmp_path / year).mkdir()
+        (tmp_path / year / "1.jpg").touch()
+    with pytest.raises(UserError, match="There is no checkpoint of bt_jax in .*Name a run folder or one of its"):
+        bt_jax.load_encoder(tmp_path)
+
+
+def test_a_reader_without_an_intact_checkpoint_names_no_workdir(tmp_path):
+    """Also of a checkpoint of an earlier version, which has no manifest."""
+    (tmp_path / "checkpoints" / "2" / "model").mkdir(parents=True)
+    for path in (tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(UserError, match=r"No checkpoint .* is intact \(2: no manifest.json.*name another run or a"):
+            bt_jax.load_encoder(path)

@@ -144,6 +144,11 @@ def test_a_folder_of_another_method(tmp_path):
     assert "another config (method: barlow_twins -> simclr)" in refused(tmp_path, config_of(), after)
 
 
+def test_an_empty_value_is_shown(tmp_path):
+    said = refused(tmp_path, config_of(**{"data.folder": "/photos"}), config_of(**{"data.val_split": ""}))
+    assert "another config (data.folder: /photos -> ''; data.val_split: test -> '')" in said
+
+
 def test_few_of_many_differences_are_named(tmp_path):
     values = {f"optim.{name}": 0.5 for name in ("lr_biases", "lr_weights", "end_factor", "momentum", "start_factor")}
     said = refused(tmp_path, config_of(), config_of(seed=1, **values, **{"model.width": 0.5}))

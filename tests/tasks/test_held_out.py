@@ -97,4 +97,10 @@ def test_a_held_out_split_that_is_not_there():
         held_out.check_split(keys.read(keys.pretrain()), with_mixed(of_classes(5, 5), ["train.mixed[:80%]"]))
     source = of_classes(5, 5)
     source.splits |= {"val": 3}
-    held_out.check_split(keys.read(keys.pretrain()), source)  # `span` names the splits
+    said = "listed has no split 'test'. Set --config.data.val_split to a split that it has: train, val."
+    with pytest.raises(UserError, match=re.escape(said)):
+        held_out.check_split(keys.read(keys.pretrain()), source)
+    config = changed(keys.pretrain(), **{"data.train_split": "train+learn[:3]", "data.val_split": "val[:2]"})
+    said = "listed has no split 'learn'. Set --config.data.train_split to a split that it has: train, val."
+    with pytest.raises(UserError, match=re.escape(said)):
+        held_out.check_split(keys.read(config), source)

@@ -37,6 +37,7 @@ class Source:
       class_names: list of str, empty if unknown.
       notes: lines to print about files that were left out and about the meaning of the folders.
       label_notes: lines to print about the labels, unless they are not used.
+      label_hint: the end of the last of these lines for a task that can leave labels out.
       kind: kind of data set. Digests of two data sets are comparable if they have the same kind; "" if the data set
         never changes.
       upright: whether every decoder turns the images by their EXIF orientation.
@@ -48,6 +49,7 @@ class Source:
     class_names: Sequence[str] = ()
     notes: Sequence[str] = ()
     label_notes: Sequence[str] = ()
+    label_hint: str = ""
     kind: str = ""
     upright: bool = False
 

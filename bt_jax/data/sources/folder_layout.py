@@ -30,11 +30,13 @@ class Layout(NamedTuple):
       splits: {split: (its folder, "" for the root, and the paths below it)}.
       lines: notes about the splits.
       label_lines: notes about the labels.
+      label_hint: what pretraining adds to the last of them.
     """
 
     splits: dict[str, tuple[str, list[str]]]
     lines: list[str]
     label_lines: list[str]
+    label_hint: str = ""
 
 
 def arrange(files: list[str]) -> Layout:
@@ -43,7 +45,7 @@ def arrange(files: list[str]) -> Layout:
     tops = _tops(within)
     named = _named(tops)
     if not named:
-        return Layout({"train": ("", files)}, [], _about_labels(files))
+        return Layout({"train": ("", files)}, [], *_about_labels(files))
     prefix = f"{above}/" if above else ""
     splits = {split: (prefix + folder, _below(within, folder)) for folder, split in named.items()}
     lines = _about_splits(above, named, tops, len(within))
@@ -125,16 +127,16 @@ def _about_splits(above: str, named: dict[str, str], tops: Counter, count: int) 
     return lines
 
 
-def _about_labels(files: list[str]) -> list[str]:
-    """Notes about a folder without splits."""
+def _about_labels(files: list[str]) -> tuple[list[str], str]:
+    """`Layout.label_lines` and `Layout.label_hint` of a folder without splits."""
     tops = _tops(files)
     if not tops or tops.total() < len(files):
-        return _about_loose("train", files)
+        return _about_loose("train", files), ""
     names = in_order(tops)
     if len(names) == 1:
         inner = len(classes(_below(files, names[0])))
         hint = f"; name that folder to take its {inner} sub-folders as labels" if inner > 1 else ""
-        return [f"no labels: all images are in one folder, {printable(names[0])}{hint}"]
+        return [f"no labels: all images are in one folder, {printable(names[0])}{hint}"], ""
     line = f"taking {len(names)} top folders as labels: {', '.join([*map(printable, names[:NAMED]), *_more(names)])}"
     splits = [name for name in names if SPLIT.fullmatch(name)]
     others = [name for name in names if name not in splits]
@@ -142,7 +144,7 @@ def _about_labels(files: list[str]) -> list[str]:
         beside = f"{printable(others[0])} " + (f"and {len(others) - 1} more are" if len(others) > 1 else "is")
         verb = "it is not a split" if len(splits) == 1 else "they are not splits"
         line += f"; {', '.join(map(printable, splits))} among them: {verb}, because {beside} beside"
-    return [line + HINT]
+    return [line], HINT
 
 
 def _about_loose(split: str, paths: list[str]) -> list[str]:

@@ -53,6 +53,7 @@ class FolderSource(Source):
         lines = [f"WARNING: {line}; its images are left out" for line in self._listing.unreadable] + layout.lines
         self.notes = [_about(self.name, line) for line in [*lines, left_out] if line]
         self.label_notes = [_about(self.name, line) for line in layout.label_lines]
+        self.label_hint = layout.label_hint
         self._take(layout.splits)
 
     def _take(self, by_split: dict[str, tuple[str, list[str]]]) -> None:

@@ -4,6 +4,7 @@
 """
 
 import os
+import shlex
 from collections.abc import Callable
 
 from bt_jax import messages
@@ -24,6 +25,7 @@ def open_source(
     folder: str | os.PathLike | None = None,
     exif_orientation: str = "auto",
     labels: bool = True,
+    label_hint: bool = False,
     say: Callable[[str], None] = messages.show,
 ) -> Source:
     """Opens a data set and prints its notes; reads no image.
@@ -37,6 +39,7 @@ def open_source(
       exif_orientation: "apply" or "ignore"; "auto": apply it to the images of a folder, and of a cache file or shards
         that were written from one.
       labels: False: nothing is said about labels, because the caller takes `Source.without_labels`.
+      label_hint: whether the caller has the key that `Source.label_hint` names.
       say: prints a line.
 
     Raises:
@@ -45,7 +48,10 @@ def open_source(
     source = _open(name, data_dir, npz, folder)
     if exif_orientation != "auto":
         source.upright = exif_orientation == orientation.APPLY
-    for note in [*source.notes, *(source.label_notes if labels else ())]:
+    about_labels = list(source.label_notes if labels else ())
+    if about_labels and label_hint:
+        about_labels[-1] += source.label_hint
+    for note in [*source.notes, *about_labels]:
         say(note)
     return source
 
@@ -57,7 +63,8 @@ def _open(name, data_dir, npz, folder) -> Source:
         source = NpzSource(npz)
         if name is not None and name.split(":")[0] != source.name.split(":")[0]:
             raise UserError(
-                f"{npz} holds {source.name!r}, not {name!r}", "Name the file of that data set, or drop the name."
+                f"{npz} holds {source.name!r}, not {name!r}",
+                f"Name the file of {name!r}, or set --config.data.name={shlex.quote(source.name)}.",
             )
         return source
     if not name:

@@ -62,7 +62,7 @@ def test_folders_that_are_not_splits(folders, said):
     assert found.splits == {"train": ("", files(*folders))}
     assert not found.lines and len(found.label_lines) == 1 and said in found.label_lines[0]
     taken = "as labels" in said or "among them" in said
-    assert taken == found.label_lines[0].endswith("; to pretrain without labels: --config.data.labels=False")
+    assert taken == (found.label_hint == "; to pretrain without labels: --config.data.labels=False")
 
 
 @pytest.mark.parametrize(

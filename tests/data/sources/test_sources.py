@@ -182,6 +182,11 @@ def test_prepare_lists_unreadable_images(images, tmp_path, capsys):
     write_npz(Listed(records), tmp_path / "bad.npz", ["train"])
     assert prepare.main([f"--npz_in={tmp_path / 'bad.npz'}"]) == 0
     assert "2 images cannot be read: training replaces them" in capsys.readouterr().out
+    records[3] = records[4]
+    write_npz(Listed(records), tmp_path / "one.npz", ["train"])
+    assert prepare.main([f"--npz_in={tmp_path / 'one.npz'}", f"--npz={tmp_path / 'copy.npz'}"]) == 0
+    said = "1 image cannot be read: it is written unchanged, so that ids stay, and training replaces it\n"
+    assert said in capsys.readouterr().out
     assert prepare.main([f"--npz_in={tmp_path / 'bad.npz'}", "--broken_limit=0"]) == 2
     said, error = capsys.readouterr()
     assert "2 of the 23 images" in error and "--config.data.broken_limit=0.09" in error and error.count("\n") == 1

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from bt_jax import prepare
 from bt_jax.config import keys
 from bt_jax.data import feeds
 from bt_jax.data.pipeline import eval_batches, train_batches
@@ -82,6 +83,18 @@ def test_the_key_of_pretraining(years, tmp_path, capsys, labels):
     kinds = {type(each).__name__ for each in run.training.evaluators}
     assert kinds == {"Spectrum", "CrossCorrelation"} | ({"KNN", "OnlineProbe"} if labels else set())
     assert json.loads((run.training.folder / "config.json").read_text())["data"]["labels"] == labels
+
+
+def test_only_pretraining_names_its_key(years, capsys):
+    """`evaluate`, `finetune` and the tools have no such key."""
+    feeds.open_data(settings(years).data)
+    line, hint = HINT.split(";")
+    assert f"{line};{hint}: --config.data.labels=False\n" in capsys.readouterr().out
+    for data in (keys.evaluate(), keys.finetune()):
+        feeds.open_data(keys.read(changed(data, **{"data.folder": str(years), "data.val_split": ""})).data)
+        assert f"{line}\n" in capsys.readouterr().out
+    assert prepare.main([f"--folder={years}"]) == 0
+    assert f"{line}\n" in capsys.readouterr().out
 
 
 def test_a_mixed_split_still_has_a_part_of_every_folder(years):

@@ -397,7 +397,7 @@ FAULTS = (
     ),
     Fault(
         "exif-old-encoder",
-        "complete",
+        "_known_of_run",
         '{"exif_orientation": orientation.IGNORE} | run["data"]',
         'run["data"]',
         ("test_an_encoder_is_evaluated_on_the_pixels_of_its_run",),

@@ -148,6 +148,20 @@ FAULTS = (
         ("test_data_options_of_the_command_are_kept",),
     ),
     Fault(
+        "encoder-named-folder",
+        "_known_of_folder",
+        "not val <= train",
+        "True",
+        ("test_the_run_was_on_a_folder",),
+    ),
+    Fault(
+        "encoder-folder-streamed",
+        "_known_of_folder",
+        '{"on_device": False} |',
+        "{} |",
+        ("test_the_run_was_on_no_folder",),
+    ),
+    Fault(
         "given-statistics",
         "initialise",
         "state.batch_stats | stats",
