@@ -63,12 +63,7 @@ class Recorder:
         self._key = compile_time.key(run.settings)
 
     def __enter__(self) -> Self:
-        """Announces the compilation, which the first step waits for."""
-        seconds = compile_time.expected(self._key)
-        wait = f"took {seconds:.0f} s last time" if seconds else "takes seconds to minutes"
-        messages.say(f"compiling the training step ({wait})")
         self._ongoing.__enter__()
-        self._compiling.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
@@ -78,6 +73,14 @@ class Recorder:
         self._log.close(failed=kind is not None)
         watchdog.report_progress(self._step, Phase.SAVING)
         self._run.checkpoints.wait()
+
+    def announce_compilation(self) -> None:
+        """Says that the first step, which comes next, waits for its compilation."""
+        seconds = compile_time.expected(self._key)
+        wait = f"took {seconds:.0f} s last time" if seconds else "takes seconds to minutes"
+        self._ongoing.say(f"compiling the training step ({wait})")
+        self._opened = time.monotonic()
+        self._compiling.start()
 
     def dispatched(self, step: int) -> None:
         """Records that the steps up to `step` are dispatched to the device."""
@@ -138,8 +141,9 @@ class Recorder:
         values: dict[str, float] = {}
         for each in evaluators:
             watchdog.report_progress(step, Phase.EVALUATING, each.title)
-            self._ongoing.update(step, lambda title=each.title: f"step {step}: evaluating ({title})")
-            values |= each.run(state)
+            text = f"step {step}: evaluating ({each.title})"
+            with Heartbeat(self._ongoing, lambda seconds, text=text: f"{text}, {seconds} s", done=step):
+                values |= each.run(state)
             if stop.immediate:
                 return
         self._log.write(step, values | {"epoch": step / self._run.plan.steps_per_epoch})

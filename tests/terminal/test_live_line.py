@@ -99,8 +99,10 @@ def test_an_inner_line_takes_the_place_of_the_outer(monkeypatch):
             outer.update(1, lambda: "outer")
             with live_line.LiveLine(0) as inner:
                 inner.update(7, lambda: "inner 7")
+                outer.update(1, lambda: "heartbeat")  # its thread goes on
             messages.put("a line", sys.stdout)
             outer.update(2, lambda: "again")
         assert live_line._line is None
     assert seen.rows() == ["a line", ""] and "\n" not in seen.text.replace("a line\n", "")
+    assert "heartbeat" not in seen.text
     assert seen.text.index("outer") < seen.text.index("inner 7") < seen.text.index("again")

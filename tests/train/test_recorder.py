@@ -124,7 +124,27 @@ def test_a_long_compilation_is_said_again_and_again(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(messages.Heartbeat, "stop", lambda self: beats.append("stop"))
     run(tmp_path, monkeypatch, before_step=lambda step: step == 2 and beats.append("step 2"))
     beat, *after = beats
-    assert beat._text(30) == "still compiling, 30 s" and after == ["stop", "step 2", "stop"]
+    assert beat._text(30) == "still compiling, 30 s" and after[:2] == ["stop", "step 2"] and after[-1] == "stop"
+
+
+def test_a_long_evaluation_is_said_again_and_again(tmp_path, monkeypatch):
+    """By a thread of its own for each evaluator, whose bar stays at the step."""
+    beats = []
+    monkeypatch.setattr(messages.Heartbeat, "start", lambda self: beats.append((self._text(15), self._done)))
+    monkeypatch.setattr(messages.Heartbeat, "stop", lambda self: beats.append("stop"))
+    run(tmp_path, monkeypatch, during=lambda step: beats.append(step), **{"stop_after_steps": 3})
+    assert beats[2:] == [("step 3: evaluating (often counted), 15 s", 3), 3, "stop", "stop"]
+
+
+def test_a_compilation_is_announced_when_it_comes(tmp_path, monkeypatch, capsys):
+    """After the evaluation that the last start still owes, and not if no step follows."""
+    for last, lines_said in ((10, ["val/often 1", "compiling the training step"]), (3, ["val/often 1"])):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        run(folder, monkeypatch, at=3, **{"stop_after_steps": last})
+        said = capsys.readouterr().out.splitlines()
+        assert [line.partition(" (")[0] for line in said[: len(lines_said)]] == lines_said
+        assert any(line.startswith("compiling") for line in said) == (last > 3)
 
 
 def test_a_lost_run_in_float32_gets_no_advice_of_float32():
