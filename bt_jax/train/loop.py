@@ -42,8 +42,7 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
     ):
         if owed:
             recorder.evaluate(step, state, milestones.due(step), stop)
-        if step < milestones.last:
-            recorder.announce_compilation()
+        recorder.announce_compilation()
         while step < milestones.last:
             until = milestones.next(step)
             if stop.requested_before(step, until):

@@ -7,7 +7,6 @@ from typing import Self
 import jax
 import numpy as np
 
-from bt_jax import messages
 from bt_jax.evals.base import Evaluator
 from bt_jax.messages import Heartbeat, Ongoing, UserError
 from bt_jax.processes import watchdog
@@ -37,7 +36,7 @@ class Recorder:
     """
 
     def __init__(self, run: TrainingRun, step: int, milestones: Milestones) -> None:
-        self._run, self._step = run, step
+        self._run, self._step, self._last = run, step, milestones.last
         options = run.settings.log
         self._log = RunLog(
             run.folder,
@@ -75,7 +74,9 @@ class Recorder:
         self._run.checkpoints.wait()
 
     def announce_compilation(self) -> None:
-        """Says that the first step, which comes next, waits for its compilation."""
+        """Says that the first step waits for its compilation; called before it, and nothing is said if none comes."""
+        if self._step >= self._last:
+            return
         seconds = compile_time.expected(self._key)
         wait = f"took {seconds:.0f} s last time" if seconds else "takes seconds to minutes"
         self._ongoing.say(f"compiling the training step ({wait})")
