@@ -58,7 +58,7 @@ class Recorder:
         self._ongoing = Ongoing(milestones.last)
         self._compiling = Heartbeat(self._ongoing, lambda seconds: f"still compiling, {seconds} s")
         self._unread: tuple[int, Window, float] | None = None
-        self._dispatched, self._opened = 0, time.monotonic()
+        self._dispatched, self._opened, self._read = 0, time.monotonic(), compile_time.programs_read()
         self._key = compile_time.key(run.settings)
 
     def __enter__(self) -> Self:
@@ -78,9 +78,9 @@ class Recorder:
         if self._step >= self._last:
             return
         seconds = compile_time.expected(self._key)
-        wait = f"took {seconds:.0f} s last time" if seconds else "takes seconds to minutes"
+        wait = f"took {seconds:.0f} s before; less from the cache" if seconds else "takes seconds to minutes"
         self._ongoing.say(f"compiling the training step ({wait})")
-        self._opened = time.monotonic()
+        self._opened, self._read = time.monotonic(), compile_time.programs_read()
         self._compiling.start()
 
     def dispatched(self, step: int) -> None:
@@ -90,7 +90,8 @@ class Recorder:
             self._compiling.stop()
             now = time.monotonic()
             interrupts.leave_next_to_handler()  # from here on the first Ctrl-C saves
-            compile_time.remember(self._key, now - self._opened)
+            if compile_time.programs_read() == self._read:
+                compile_time.remember(self._key, now - self._opened)
             self._progress.skip(step)
             self._ongoing.say(f"first step done {now - self._run.started:.0f} s after the start")
         else:

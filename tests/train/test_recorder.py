@@ -89,7 +89,7 @@ def test_the_wait_for_the_compiler_is_announced(tmp_path, monkeypatch, capsys):
     for module in (progress, recorder):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name, wait in (("one", "takes seconds to minutes"), ("two", "took 300 s last time")):
+    for name, wait in (("one", "takes seconds to minutes"), ("two", "took 300 s before; less from the cache")):
         (tmp_path / name).mkdir()
         run(tmp_path / name, monkeypatch, before_step=step_of, window=1)
         said = capsys.readouterr().out.splitlines()
@@ -99,6 +99,40 @@ def test_the_wait_for_the_compiler_is_announced(tmp_path, monkeypatch, capsys):
     assert said[2] == "step 1/10  epoch 0.2  loss 1  waiting 0 %" and said[3].endswith("ETA 0:08 + 4 evaluations")
     (tmp_path / "bt_jax" / compile_time.NAME).write_text("[")  # a damaged file is none
     assert compile_time.expected("any") is None
+
+
+def test_a_program_from_the_cache_leaves_the_time_of_its_compilation(tmp_path, monkeypatch, capsys):
+    """Evaluations before the first step may read theirs from it."""
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def start(at, seconds, during=lambda step: None, read=lambda step: None):
+        (folder := tmp_path / str(now.seconds)).mkdir()
+
+        def before(step):
+            now.seconds += seconds if step == at + 1 else 0
+            read(step)
+
+        run(folder, monkeypatch, at=at, before_step=before, during=during)
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("compiling"))
+
+    def hit(step):
+        jax.monitoring.record_event(compile_time.READ)
+
+    assert "seconds to minutes" in start(0, 48)
+    assert "took 48 s before" in start(0, 2, read=hit)
+    assert "took 48 s before" in start(3, 50, during=lambda step: step == 3 and hit(step))
+    assert "took 50 s before" in start(0, 1)
+
+
+def test_jax_says_when_it_reads_a_program_from_its_cache():
+    """The tests run with a cache."""
+    counts = []
+    for _ in range(2):
+        jax.jit(lambda x: x * 3 + 1).lower(jax.ShapeDtypeStruct((7,), "float32")).compile()
+        counts.append(compile_time.programs_read())
+    assert counts[1] == counts[0] + 1
 
 
 def test_a_line_comes_at_least_every_15_seconds(tmp_path, monkeypatch, capsys):
