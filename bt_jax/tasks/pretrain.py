@@ -37,8 +37,6 @@ class Pretraining(NamedTuple):
       sample: some training images.
       picture_split: the split whose embedding the report shows as a map.
       fresh: fresh() -> the state at step 0 with weights drawn by the seed.
-      initial: the weights of `config.init_from`, for a run that has no checkpoint yet.
-      init_memory: init_memory(params) -> the method's memory at step 0; None for a method without one.
       smoke: see `open_run.Data`.
     """
 
@@ -53,8 +51,6 @@ class Pretraining(NamedTuple):
     picture_split: str
     class_names: list[str]
     fresh: Callable[[], TrainState]
-    initial: initial_weights.InitialWeights | None
-    init_memory: Callable[[dict[str, Any]], Any] | None
     smoke: str
 
 
@@ -74,10 +70,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
       UserError: anything the user can fix.
     """
     prepared = _prepare(keys.read(config), workdir, time.monotonic() if started is None else started)
-    state = prepared.fresh()
-    if prepared.initial:
-        state = initial_weights.initialise(prepared.initial, state, prepared.init_memory)
-    return train_and_finish(prepared.training, state, partial(_finish, prepared))
+    return train_and_finish(prepared.training, partial(_finish, prepared))
 
 
 def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
@@ -113,10 +106,19 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
     matrix = _correlation(settings, built.nets, recipe, sample, folder, every_steps)
     evaluators = _with_labels(settings, frozen, every_steps) + [label_free] + ([matrix] if matrix else [])
     model = {"build": build.backbone_options(settings.model, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std}
+    init_key = randomness.stream(settings.seed, randomness.INIT)
+
+    def create() -> TrainState:
+        drawn = built.create(init_key)
+        return initial_weights.initialise(initial, drawn, init_memory) if initial else drawn
+
+    init_memory = built.init_memory and partial(built.init_memory, init_key)
     training = TrainingRun(
         settings=settings,
         folder=folder,
         plan=plan,
+        create=create,
+        like=lambda: built.like(init_key),
         step=built.step,
         feed=feed,
         evaluators=evaluators,
@@ -124,7 +126,6 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         started=started,
         terms=[name for name, metric in built.objective.metrics.items() if metric.term],
     )
-    init_key = randomness.stream(settings.seed, randomness.INIT)
     return Pretraining(
         training=training,
         mesh=mesh,
@@ -137,8 +138,6 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         picture_split=splits[-1],
         class_names=list(source.class_names),
         fresh=lambda: built.create(init_key),
-        initial=initial,
-        init_memory=built.init_memory and partial(built.init_memory, init_key),
         smoke=data.smoke,
     )
 
