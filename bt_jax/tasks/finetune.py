@@ -181,7 +181,8 @@ def _schedule(peak: float, options: FinetuneOptim, plan: epochs.Plan, total_epoc
 
 
 def _finish(run: Finetuning, state: TrainState) -> None:
-    logits, labels = run.accuracy.logits(state)
+    with messages.during("evaluating the classifier"):
+        logits, labels = run.accuracy.logits(state)
     values = accuracy.accuracies(logits, labels)
     predicted = logits.argmax(axis=1)
     low, high = confidence.interval((predicted == labels)[labels >= 0])
@@ -191,4 +192,5 @@ def _finish(run: Finetuning, state: TrainState) -> None:
     messages.say(f"held-out top-1 {100 * values['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
     open_run.say_smoke(run.smoke)
     figures = pictures.confusion(labels, predicted, logits.shape[1])
-    write.results(run.training.folder, summary, figures | {"class_names": np.array(run.class_names, str)})
+    with messages.during("writing the report"):
+        write.results(run.training.folder, summary, figures | {"class_names": np.array(run.class_names, str)})

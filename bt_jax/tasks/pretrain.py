@@ -26,6 +26,7 @@ from bt_jax.train import build, initial_weights
 from bt_jax.train.run import TrainingRun
 
 PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
+EVALUATED = {"trained": "the trained encoder", "untrained": "the untrained encoder", "raw_pixels": "raw pixels"}
 
 
 class Pretraining(NamedTuple):
@@ -188,32 +189,31 @@ def _neighbours(settings: Pretrain) -> dict[str, tuple]:
 
 def _finish(run: Pretraining, state: TrainState) -> None:
     """Prints the table and writes the pictures and the report of a finished run."""
-    settings, folder, before = run.training.settings, run.training.folder, run.fresh()
-    messages.say("evaluating the trained encoder: pictures and label-free metrics")
-    arrays = _pictures(run, before, state)
+    settings, folder = run.training.settings, run.training.folder
     summary: dict[str, Any] = {"steps": int(state.step), **({"smoke": run.smoke} if run.smoke else {})}
-    if settings.evals.spectrum_images:
-        summary["unlabelled"], arrays["spectrum_trained"] = run.spectrum.measure(state)
-        _, arrays["spectrum_untrained"] = run.spectrum.measure(before)
-    images = features.extract_with_thumbnails(
-        run.embed, state.encoder(), run.training.feed.passes(run.picture_split, pictures.MAP_IMAGES)(), run.mesh
-    )
-    arrays |= pictures.map_and_neighbours(*images)
+    with messages.during("evaluating the trained encoder: pictures and label-free metrics"):
+        before = run.fresh()
+        arrays = _pictures(run, before, state)
+        if settings.evals.spectrum_images:
+            summary["unlabelled"], arrays["spectrum_trained"] = run.spectrum.measure(state)
+            _, arrays["spectrum_untrained"] = run.spectrum.measure(before)
+        images = features.extract_with_thumbnails(
+            run.embed, state.encoder(), run.training.feed.passes(run.picture_split, pictures.MAP_IMAGES)(), run.mesh
+        )
+        arrays |= pictures.map_and_neighbours(*images)
     if run.frozen and settings.evals.final:
         compared = {"trained": (run.frozen, state), "untrained": (run.frozen, before)}
         if settings.data.on_device:
             compared["raw_pixels"] = (run.frozen.with_embed(features.raw_pixels(run.recipe, run.mesh)), state)
-        names = ", ".join(name.replace("trained", "trained encoder").replace("_", " ") for name in compared)
-        messages.say(f"evaluating by kNN and linear probe: {names}")
         summary |= _final_scores(run, compared)
         predicted, labels = summary.pop("predicted")
         arrays |= pictures.confusion(labels, predicted, len(run.class_names))
         arrays |= {"class_names": np.array(run.class_names, str)}
         messages.say(_table(summary))
         open_run.say_smoke(run.smoke)
-    messages.say("writing the report")
-    summary["seconds"] = round(time.monotonic() - run.training.started, 1)
-    write.results(folder, summary, arrays)
+    with messages.during("writing the report"):
+        summary["seconds"] = round(time.monotonic() - run.training.started, 1)
+        write.results(folder, summary, arrays)
 
 
 def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.FrozenFeatures, TrainState]]) -> dict[str, Any]:
@@ -225,10 +225,12 @@ def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.FrozenFe
     """
     found: dict[str, Any] = {"knn_top1": {}, "linear_top1": {}, "linear_interval": {}}
     for name, (frozen, state) in compared.items():
-        knn = protocols.KNN(frozen, **_neighbours(run.training.settings))
-        found["knn_top1"][name] = knn.run(state)["val/knn_top1"]
+        knn, what = protocols.KNN(frozen, **_neighbours(run.training.settings)), EVALUATED[name]
+        with messages.during(f"evaluating {what} by kNN"):
+            found["knn_top1"][name] = knn.run(state)["val/knn_top1"]
         found["knn_k"] = knn.ks(state)[0]
-        fitted, labels = protocols.LinearProbe(frozen).fit(state)
+        with messages.during(f"evaluating {what} by linear probe"):
+            fitted, labels = protocols.LinearProbe(frozen).fit(state)
         right = fitted.predicted == labels
         found["linear_top1"][name] = float(right.mean())
         found["linear_interval"][name] = confidence.interval(right)
