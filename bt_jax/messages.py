@@ -13,7 +13,7 @@ from typing import Self, TextIO
 
 from bt_jax.terminal import live_line
 
-SECONDS_BETWEEN_LINES = 15  # of work that may last
+SECONDS_BETWEEN_LINES = 14  # of work that may last; a heartbeat compares once a second, so 15 s may pass
 TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): the command is correct, run it again
 
 
@@ -75,58 +75,90 @@ def show(text: str) -> None:
 class Ongoing:
     """Says how far some work is: on a terminal by a live line, elsewhere every SECONDS_BETWEEN_LINES seconds.
 
+    Work may be a part of other work, and both then take turns to say a line in that time.
+
     Args:
       total: the amount of the work; 0: unknown.
     """
 
+    _newest: "Ongoing | None" = None  # the newest of those that are entered
+
     def __init__(self, total: int = 0) -> None:
-        self._line, self._last = live_line.LiveLine(total), time.monotonic()
+        self._line, whole = live_line.LiveLine(total), Ongoing._newest
+        self._last = whole._last if whole else [time.monotonic()]  # the time of the last line, shared with the whole
 
     def __enter__(self) -> Self:
+        self._before, Ongoing._newest = Ongoing._newest, self
         self._line.__enter__()
         return self
 
     def __exit__(self, *_) -> None:
+        Ongoing._newest = self._before
         self._line.__exit__()
 
     def update(self, done: int, text: Callable[[], str]) -> None:
         """Notes that `done` of the work is done; text() returns the words, and is called only if they are shown."""
         if self._line.shown:
             self._line.update(done, text)
-        elif time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self._last[0] > SECONDS_BETWEEN_LINES:
             self.say(text())
 
     def say(self, text: str) -> None:
         """Prints a line that stays, and delays the next line of `update`."""
         say(text)
-        self._last = time.monotonic()
+        self._last[0] = time.monotonic()
 
 
 class Heartbeat:
     """Says that one call, such as a compilation, still lasts. A thread does so, as `Ongoing.update`, until `stop`.
 
+    A context manager that starts and stops it. It runs once.
+
     Args:
       text: text(seconds since `start`) -> the line.
+      done: the amount of the work that is done meanwhile.
     """
 
-    def __init__(self, ongoing: Ongoing, text: Callable[[int], str]) -> None:
-        self._ongoing, self._text = ongoing, text
+    def __init__(self, ongoing: Ongoing, text: Callable[[int], str], done: int = 0) -> None:
+        self._ongoing, self._text, self._done = ongoing, text, done
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
     def start(self) -> None:
-        """Starts the thread."""
+        """Draws the live line at once, if there is one, and starts the thread."""
+        self._ongoing.update(self._done, lambda: self._text(0))
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends it; no line comes afterwards."""
+        """Ends it, if it was started; no line comes afterwards."""
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _beat(self) -> None:
         began = time.monotonic()
         while not self._ended.wait(1):
-            self._ongoing.update(0, lambda: self._text(round(time.monotonic() - began)))
+            self._ongoing.update(self._done, lambda: self._text(round(time.monotonic() - began)))
+
+
+@contextlib.contextmanager
+def during(work: str) -> Iterator[None]:
+    """Says what the block does, and that it still does so until the block ends.
+
+    Args:
+      work: such as "writing the report".
+    """
+    with Ongoing() as ongoing:
+        ongoing.say(work)
+        with Heartbeat(ongoing, lambda seconds: f"still {work}, {seconds} s"):
+            yield
 
 
 @functools.cache

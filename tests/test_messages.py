@@ -160,10 +160,16 @@ def test_the_exit_status_with_a_closed_pipe(tmp_path):
     assert status == 0 and "No space left on device" in said and said.count("\n") == 1
 
 
-def test_a_heartbeat_says_that_a_call_still_lasts(monkeypatch, capsys):
+@pytest.fixture
+def now(monkeypatch):
+    """The clock of messages, which stands still until it is set."""
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(messages, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    return clock
+
+
+def test_a_heartbeat_says_that_a_call_still_lasts(now, monkeypatch, capsys):
     """Every 15 seconds in a file, until it is stopped."""
-    now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(messages, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     heartbeat = messages.Heartbeat(messages.Ongoing(10), lambda seconds: f"still compiling, {seconds} s")
 
     def wait(seconds):
@@ -173,7 +179,33 @@ def test_a_heartbeat_says_that_a_call_still_lasts(monkeypatch, capsys):
     monkeypatch.setattr(heartbeat._ended, "wait", wait)
     heartbeat.start()
     heartbeat.stop()
-    assert capsys.readouterr().out == "still compiling, 16 s\nstill compiling, 32 s\n"
+    assert capsys.readouterr().out == "still compiling, 15 s\nstill compiling, 30 s\n"
+
+
+def test_work_is_announced_and_still_lasts_until_its_end(now, monkeypatch, capsys):
+    beats = []
+    monkeypatch.setattr(messages.Heartbeat, "start", lambda self: beats.append(self))
+    monkeypatch.setattr(messages.Heartbeat, "stop", lambda self: beats.append("stop"))
+    with pytest.raises(UserError), messages.during("writing the report"):
+        assert capsys.readouterr().out == "writing the report\n"
+        assert beats[0]._text(15) == "still writing the report, 15 s" and len(beats) == 1
+        raise UserError("The disk is full", "Free some.")
+    assert beats[1:] == ["stop"]
+
+
+def test_a_part_and_the_whole_take_turns(now, capsys):
+    """The line of either delays that of the other; a part that starts late delays none."""
+    with messages.Ongoing() as whole:
+        now.seconds = 10
+        with messages.Ongoing() as part:
+            for now.seconds in (15, 20, 29.5, 30):
+                part.update(1, lambda: f"part {now.seconds}")
+                whole.update(1, lambda: f"whole {now.seconds}")
+        now.seconds = 44
+        whole.update(1, lambda: f"whole {now.seconds}")
+    now.seconds = 100
+    messages.Ongoing().update(1, lambda: "other work, which starts now")
+    assert capsys.readouterr().out == "part 15\npart 29.5\nwhole 44\n"
 
 
 def test_warnings_go_to_stderr(capsys):

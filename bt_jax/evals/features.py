@@ -70,6 +70,7 @@ def extract(
     features, labels, images = [], [], 0
     what = f"features of {of}" if of else "features"
     with Ongoing() as ongoing:
+        ongoing.update(0, lambda: f"{what}: 0 images")  # the compilation of the first batch may last
         for batch in batches:
             real = batch["mask"]
             inputs = sharding.put_global({name: batch[name] for name in ("image", "size") if name in batch}, mesh)

@@ -65,7 +65,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items, model=ocp.args.JsonSave(self._model)))
 
     def restore(self, state: TrainState, step: int) -> TrainState:
-        """Restores the state of a step, with the shardings of `state`."""
+        """Restores the state of a step, with the shardings of `state`, whose arrays may be jax.ShapeDtypeStruct."""
         items = {
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
             for name, tree in _items(state).items()

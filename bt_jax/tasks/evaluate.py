@@ -59,7 +59,8 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     for name, evaluator in evaluators.items():
         evaluation_started = time.monotonic()
         watchdog.report_progress(0, watchdog.Phase.EVALUATING, name)
-        values = evaluator.run(encoder)
+        with messages.during(f"evaluating {name}"):
+            values = evaluator.run(encoder)
         summary["seconds_each"][name] = round(time.monotonic() - evaluation_started, 1)
         summary[name] = {key.removeprefix("val/"): value for key, value in values.items()}
         log.write(0, values)
@@ -69,8 +70,8 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     messages.say(_table(summary))
     open_run.say_smoke(data.smoke)
     summary["seconds"] = round(time.monotonic() - started, 1)
-    arrays = _pictures(settings, data, evaluators, embed, encoder, mesh)
-    write.results(folder, summary, arrays)
+    with messages.during("writing the report"):
+        write.results(folder, summary, _pictures(settings, data, evaluators, embed, encoder, mesh))
     return folder
 
 

@@ -4,7 +4,6 @@ The protocols differ only in the settings of their recipes in `bt_jax/configs/`:
 """
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,14 +39,12 @@ class Finetuning(NamedTuple):
     """A fine-tuning run, and what its final evaluation needs.
 
     Attributes:
-      fresh: fresh() -> the state at step 0.
       smoke: see `open_run.Data`.
     """
 
     training: TrainingRun
     accuracy: Accuracy
     class_names: list[str]
-    fresh: Callable[[], TrainState]
     smoke: str
 
 
@@ -66,7 +63,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     """
     settings = keys.read(from_encoder.complete(config))
     prepared = _prepare(settings, workdir, time.monotonic() if started is None else started)
-    return train_and_finish(prepared.training, prepared.fresh(), partial(_finish, prepared))
+    return train_and_finish(prepared.training, partial(_finish, prepared))
 
 
 def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
@@ -89,10 +86,13 @@ def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
     )
     folder = open_run.open_folder(settings, workdir, data, recipe, about)
     model = {"build": {"arch": encoder.net.arch} | encoder.net.options, "mean": encoder.mean, "std": encoder.std}
+    key = randomness.stream(settings.seed, randomness.INIT)
     training = TrainingRun(
         settings=settings,
         folder=folder,
         plan=plan,
+        create=lambda: built.create(key),
+        like=lambda: built.like(key),
         step=built.step,
         feed=feed,
         evaluators=[accuracy],
@@ -101,8 +101,7 @@ def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
         unit="images",
         terms=("top1",),
     )
-    key = randomness.stream(settings.seed, randomness.INIT)
-    return Finetuning(training, accuracy, list(source.class_names), lambda: built.create(key), data.smoke)
+    return Finetuning(training, accuracy, list(source.class_names), data.smoke)
 
 
 def _labelled_share(settings: Finetune, source: Source) -> tuple[Source, str]:
@@ -184,7 +183,8 @@ def _schedule(peak: float, options: FinetuneOptim, plan: epochs.Plan, total_epoc
 
 
 def _finish(run: Finetuning, state: TrainState) -> None:
-    logits, labels = run.accuracy.logits(state)
+    with messages.during("evaluating the classifier"):
+        logits, labels = run.accuracy.logits(state)
     values = accuracy.accuracies(logits, labels)
     predicted = logits.argmax(axis=1)
     low, high = confidence.interval((predicted == labels)[labels >= 0])
@@ -194,4 +194,5 @@ def _finish(run: Finetuning, state: TrainState) -> None:
     messages.say(f"held-out top-1 {100 * values['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})")
     open_run.say_smoke(run.smoke)
     figures = pictures.confusion(labels, predicted, logits.shape[1])
-    write.results(run.training.folder, summary, figures | {"class_names": np.array(run.class_names, str)})
+    with messages.during("writing the report"):
+        write.results(run.training.folder, summary, figures | {"class_names": np.array(run.class_names, str)})

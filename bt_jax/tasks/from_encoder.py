@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bt_jax import compilers, models, storage
+from bt_jax import compilers, messages, models, storage
 from bt_jax.augment import recipes
 from bt_jax.config import keys
 from bt_jax.config.encoder_tasks import EncoderViews, FromEncoder
@@ -50,7 +50,8 @@ def open_encoder(settings: FromEncoder, *, dtype: str = "float32") -> Encoder:
         raise UserError(f"{settings.encoder} is a {arch}, not a {settings.arch}", f"Set --config.arch={arch}.")
     net = models.build(**model["build"] | {"dtype": jnp.dtype(dtype).name})
     if settings.scratch:
-        variables = jax.device_get(compilers.jit(net.init, runs_once=True)(jax.random.key(settings.seed)))
+        with messages.during("compiling the initial weights of the encoder"):
+            variables = jax.device_get(compilers.jit(net.init, runs_once=True)(jax.random.key(settings.seed)))
     return Encoder(net, variables, *(tuple(getattr(settings.views, name) or model[name]) for name in ("mean", "std")))
 
 

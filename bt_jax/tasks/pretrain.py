@@ -26,6 +26,7 @@ from bt_jax.train import build, initial_weights
 from bt_jax.train.run import TrainingRun
 
 PICTURE_IMAGES, PICTURE_PAIRS = 512, 16
+EVALUATED = {"trained": "the trained encoder", "untrained": "the untrained encoder", "raw_pixels": "raw pixels"}
 
 
 class Pretraining(NamedTuple):
@@ -37,8 +38,6 @@ class Pretraining(NamedTuple):
       sample: some training images.
       picture_split: the split whose embedding the report shows as a map.
       fresh: fresh() -> the state at step 0 with weights drawn by the seed.
-      initial: the weights of `config.init_from`, for a run that has no checkpoint yet.
-      init_memory: init_memory(params) -> the method's memory at step 0; None for a method without one.
       smoke: see `open_run.Data`.
     """
 
@@ -53,8 +52,6 @@ class Pretraining(NamedTuple):
     picture_split: str
     class_names: list[str]
     fresh: Callable[[], TrainState]
-    initial: initial_weights.InitialWeights | None
-    init_memory: Callable[[dict[str, Any]], Any] | None
     smoke: str
 
 
@@ -74,10 +71,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
       UserError: anything the user can fix.
     """
     prepared = _prepare(keys.read(config), workdir, time.monotonic() if started is None else started)
-    state = prepared.fresh()
-    if prepared.initial:
-        state = initial_weights.initialise(prepared.initial, state, prepared.init_memory)
-    return train_and_finish(prepared.training, state, partial(_finish, prepared))
+    return train_and_finish(prepared.training, partial(_finish, prepared))
 
 
 def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
@@ -113,10 +107,19 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
     matrix = _correlation(settings, built.nets, recipe, sample, folder, every_steps)
     evaluators = _with_labels(settings, frozen, every_steps) + [label_free] + ([matrix] if matrix else [])
     model = {"build": build.backbone_options(settings.model, len(recipe.mean)), "mean": recipe.mean, "std": recipe.std}
+    init_key = randomness.stream(settings.seed, randomness.INIT)
+
+    def create() -> TrainState:
+        drawn = built.create(init_key)
+        return initial_weights.initialise(initial, drawn, init_memory) if initial else drawn
+
+    init_memory = built.init_memory and partial(built.init_memory, init_key)
     training = TrainingRun(
         settings=settings,
         folder=folder,
         plan=plan,
+        create=create,
+        like=lambda: built.like(init_key),
         step=built.step,
         feed=feed,
         evaluators=evaluators,
@@ -124,7 +127,6 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         started=started,
         terms=[name for name, metric in built.objective.metrics.items() if metric.term],
     )
-    init_key = randomness.stream(settings.seed, randomness.INIT)
     return Pretraining(
         training=training,
         mesh=mesh,
@@ -137,8 +139,6 @@ def _prepare(settings: Pretrain, workdir: str, started: float) -> Pretraining:
         picture_split=splits[-1],
         class_names=list(source.class_names),
         fresh=lambda: built.create(init_key),
-        initial=initial,
-        init_memory=built.init_memory and partial(built.init_memory, init_key),
         smoke=data.smoke,
     )
 
@@ -189,32 +189,31 @@ def _neighbours(settings: Pretrain) -> dict[str, tuple]:
 
 def _finish(run: Pretraining, state: TrainState) -> None:
     """Prints the table and writes the pictures and the report of a finished run."""
-    settings, folder, before = run.training.settings, run.training.folder, run.fresh()
-    messages.say("evaluating the trained encoder: pictures and label-free metrics")
-    arrays = _pictures(run, before, state)
+    settings, folder = run.training.settings, run.training.folder
     summary: dict[str, Any] = {"steps": int(state.step), **({"smoke": run.smoke} if run.smoke else {})}
-    if settings.evals.spectrum_images:
-        summary["unlabelled"], arrays["spectrum_trained"] = run.spectrum.measure(state)
-        _, arrays["spectrum_untrained"] = run.spectrum.measure(before)
-    images = features.extract_with_thumbnails(
-        run.embed, state.encoder(), run.training.feed.passes(run.picture_split, pictures.MAP_IMAGES)(), run.mesh
-    )
-    arrays |= pictures.map_and_neighbours(*images)
+    with messages.during("evaluating the trained encoder: pictures and label-free metrics"):
+        before = run.fresh()
+        arrays = _pictures(run, before, state)
+        if settings.evals.spectrum_images:
+            summary["unlabelled"], arrays["spectrum_trained"] = run.spectrum.measure(state)
+            _, arrays["spectrum_untrained"] = run.spectrum.measure(before)
+        images = features.extract_with_thumbnails(
+            run.embed, state.encoder(), run.training.feed.passes(run.picture_split, pictures.MAP_IMAGES)(), run.mesh
+        )
+        arrays |= pictures.map_and_neighbours(*images)
     if run.frozen and settings.evals.final:
         compared = {"trained": (run.frozen, state), "untrained": (run.frozen, before)}
         if settings.data.on_device:
             compared["raw_pixels"] = (run.frozen.with_embed(features.raw_pixels(run.recipe, run.mesh)), state)
-        names = ", ".join(name.replace("trained", "trained encoder").replace("_", " ") for name in compared)
-        messages.say(f"evaluating by kNN and linear probe: {names}")
         summary |= _final_scores(run, compared)
         predicted, labels = summary.pop("predicted")
         arrays |= pictures.confusion(labels, predicted, len(run.class_names))
         arrays |= {"class_names": np.array(run.class_names, str)}
         messages.say(_table(summary))
         open_run.say_smoke(run.smoke)
-    messages.say("writing the report")
-    summary["seconds"] = round(time.monotonic() - run.training.started, 1)
-    write.results(folder, summary, arrays)
+    with messages.during("writing the report"):
+        summary["seconds"] = round(time.monotonic() - run.training.started, 1)
+        write.results(folder, summary, arrays)
 
 
 def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.FrozenFeatures, TrainState]]) -> dict[str, Any]:
@@ -226,10 +225,12 @@ def _final_scores(run: Pretraining, compared: dict[str, tuple[protocols.FrozenFe
     """
     found: dict[str, Any] = {"knn_top1": {}, "linear_top1": {}, "linear_interval": {}}
     for name, (frozen, state) in compared.items():
-        knn = protocols.KNN(frozen, **_neighbours(run.training.settings))
-        found["knn_top1"][name] = knn.run(state)["val/knn_top1"]
+        knn, what = protocols.KNN(frozen, **_neighbours(run.training.settings)), EVALUATED[name]
+        with messages.during(f"evaluating {what} by kNN"):
+            found["knn_top1"][name] = knn.run(state)["val/knn_top1"]
         found["knn_k"] = knn.ks(state)[0]
-        fitted, labels = protocols.LinearProbe(frozen).fit(state)
+        with messages.during(f"evaluating {what} by linear probe"):
+            fitted, labels = protocols.LinearProbe(frozen).fit(state)
         right = fitted.predicted == labels
         found["linear_top1"][name] = float(right.mean())
         found["linear_interval"][name] = confidence.interval(right)

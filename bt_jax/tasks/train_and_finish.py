@@ -10,14 +10,14 @@ from bt_jax.train import loop
 from bt_jax.train.run import TrainingRun
 
 
-def train_and_finish(run: TrainingRun, state: TrainState, finish: Callable[[TrainState], None]) -> Path:
-    """Trains from the newest checkpoint, or from `state` if there is none; returns the run folder.
+def train_and_finish(run: TrainingRun, finish: Callable[[TrainState], None]) -> Path:
+    """Trains from the newest checkpoint, or from step 0 if there is none; returns the run folder.
 
     Args:
       finish: finish(state) evaluates the last state and writes the results. It is called at the end of the schedule,
         but not if the run was finished before this start.
     """
-    state = loop.resume_or(run, state)
+    state = loop.initial_or_newest(run)
     first, state = int(state.step), loop.train(run, state)
     step = int(state.step)
     has_results = write.has_results(run.folder, step)

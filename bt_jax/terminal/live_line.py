@@ -32,8 +32,9 @@ class LiveLine:
 
     def __enter__(self) -> Self:
         global _line
-        make_way()
-        self._before, _line = _line, _line if self._bar is None else self
+        with _lock:  # a thread may draw the outer line
+            make_way()
+            self._before, _line = _line, _line if self._bar is None else self
         return self
 
     def __exit__(self, *_) -> None:
@@ -49,7 +50,7 @@ class LiveLine:
         return self._bar is not None
 
     def update(self, done: int, text: Callable[[], str]) -> None:
-        """Draws the line, if the last drawing is SECONDS_BETWEEN_DRAWINGS old.
+        """Draws the line, if the last drawing is SECONDS_BETWEEN_DRAWINGS old and no inner line is open.
 
         Args:
           done: amount of the work so far.
@@ -61,8 +62,10 @@ class LiveLine:
         now = time.monotonic()
         if now - self._drawn_at < SECONDS_BETWEEN_DRAWINGS or _within_line:
             return
-        self._drawn_at = now
         with _lock:
+            if _line is not self:
+                return
+            self._drawn_at = now
             bar.n = done
             bar.set_description_str(text(), refresh=False)
             self._write(bar.display)

@@ -148,6 +148,10 @@ class Training(NamedTuple):
     update: Callable
     init_memory: Callable[[jax.Array, dict[str, Tree]], Tree] | None = None
 
+    def like(self, key: jax.Array) -> TrainState:
+        """Shapes, dtypes and shardings of `create(key)`, as jax.ShapeDtypeStruct, without its compilation."""
+        return sharding.abstract(jax.eval_shape(self.create, key), self.layout)
+
 
 def build_training(
     settings: Pretrain,

@@ -1,7 +1,8 @@
 """How long compilation takes.
 
-A file in the user's cache keeps how long each training step took to compile. The next run announces that time. `so_far`
-is the time of all compilations of this process.
+A file in the user's cache keeps how long each training step took to compile. The next run announces that time. A
+program that JAX read from its cache of compiled programs leaves the file as it is. `so_far` is the time of all
+compilations of this process.
 """
 
 import contextlib
@@ -19,8 +20,9 @@ NAME = "compile_seconds.json"
 MOST = 200  # entries; the oldest are dropped
 # jax/_src/dispatch.py: the stages of every compilation; the last has a read of JAX's cache too
 STAGES = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
+READ = "/jax/compilation_cache/cache_hits"  # jax/_src/compiler.py: a program was read from the cache, not compiled
 
-_lock, _total = threading.Lock(), {"seconds": 0.0}
+_lock, _total = threading.Lock(), {"seconds": 0.0, "read": 0}
 
 
 def key(settings: Run) -> str:
@@ -33,7 +35,7 @@ def key(settings: Run) -> str:
 
 
 def expected(key: str) -> float | None:
-    """The seconds of the last time; None if there was none."""
+    """The seconds of the last compilation; None if there was none."""
     return _read().get(key)
 
 
@@ -52,13 +54,25 @@ def so_far() -> float:
     return _total["seconds"]
 
 
+def programs_read() -> int:
+    """Number of programs that this process has read from JAX's cache since this module was imported."""
+    return int(_total["read"])
+
+
 def _add(stage: str, seconds: float, **_: object) -> None:
     if stage in STAGES:
         with _lock:
             _total["seconds"] += seconds
 
 
+def _count(event: str, **_: object) -> None:
+    if event == READ:
+        with _lock:
+            _total["read"] += 1
+
+
 jax.monitoring.register_event_duration_secs_listener(_add)
+jax.monitoring.register_event_listener(_count)
 
 
 def _read() -> dict[str, float]:

@@ -11,13 +11,14 @@ from bt_jax.train.recorder import Recorder
 from bt_jax.train.run import TrainingRun
 
 
-def resume_or(run: TrainingRun, fresh: TrainState) -> TrainState:
-    """The newest checkpoint's state, with the shardings of `fresh`, or `fresh` itself if there is none."""
+def initial_or_newest(run: TrainingRun) -> TrainState:
+    """The newest checkpoint's state, or the state at step 0 if there is none."""
     newest = run.checkpoints.latest()
     if newest is None:
-        return fresh
+        with messages.during("compiling the initial weights"):
+            return run.create()
     messages.say(f"resuming from step {newest} of {run.plan.total_steps}")
-    return run.checkpoints.restore(fresh, newest)
+    return run.checkpoints.restore(run.like(), newest)
 
 
 def train(run: TrainingRun, state: TrainState) -> TrainState:
@@ -42,6 +43,7 @@ def train(run: TrainingRun, state: TrainState) -> TrainState:
     ):
         if owed:
             recorder.evaluate(step, state, milestones.due(step), stop)
+        recorder.announce_compilation()
         while step < milestones.last:
             until = milestones.next(step)
             if stop.requested_before(step, until):

@@ -5,6 +5,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from bt_jax.messages import counted
+
 # The speed of the last windows gives the remaining time. A slow window hardly changes the mean of this many, and the
 # mean still follows a lasting change.
 WINDOWS = 20
@@ -17,6 +19,7 @@ class Progress:
 
     The remaining time is that of the steps, at the speed of the last WINDOWS lines, plus that of the saves and
     evaluations. The estimate for a save or an evaluation is the time of the last one of its kind, less its compilation.
+    Before the first evaluation the line names their number instead: "ETA 1:30 + 2 evaluations".
 
     Args:
       last_step: the step at which training ends; 0: `total_steps`.
@@ -101,7 +104,9 @@ class Progress:
     def _eta(self, step: int, newest: tuple[int, float] = (0, 0.0)) -> str:
         """The remaining time, such as "ETA 1:30"; "" until steps are timed."""
         seconds = self._seconds_left(step, newest)
-        return f"ETA {_clock(seconds)}" if math.isfinite(seconds) else ""
+        evaluations = 0 if "evaluation" in self._pauses else self._pauses_left(step).get("evaluation", 0)
+        untimed = f" + {counted(evaluations, 'evaluation')}" if evaluations else ""
+        return f"ETA {_clock(seconds)}{untimed}" if math.isfinite(seconds) else ""
 
     def _seconds_left(self, step: int, newest: tuple[int, float] = (0, 0.0)) -> float:
         steps, seconds = (sum(values) for values in zip(newest, *self._windows, strict=True))

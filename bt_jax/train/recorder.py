@@ -7,7 +7,6 @@ from typing import Self
 import jax
 import numpy as np
 
-from bt_jax import messages
 from bt_jax.evals.base import Evaluator
 from bt_jax.messages import Heartbeat, Ongoing, UserError
 from bt_jax.processes import watchdog
@@ -37,7 +36,7 @@ class Recorder:
     """
 
     def __init__(self, run: TrainingRun, step: int, milestones: Milestones) -> None:
-        self._run, self._step = run, step
+        self._run, self._step, self._last = run, step, milestones.last
         options = run.settings.log
         self._log = RunLog(
             run.folder,
@@ -59,16 +58,11 @@ class Recorder:
         self._ongoing = Ongoing(milestones.last)
         self._compiling = Heartbeat(self._ongoing, lambda seconds: f"still compiling, {seconds} s")
         self._unread: tuple[int, Window, float] | None = None
-        self._dispatched, self._opened = 0, time.monotonic()
+        self._dispatched, self._opened, self._read = 0, time.monotonic(), compile_time.programs_read()
         self._key = compile_time.key(run.settings)
 
     def __enter__(self) -> Self:
-        """Announces the compilation, which the first step waits for."""
-        seconds = compile_time.expected(self._key)
-        wait = f"took {seconds:.0f} s last time" if seconds else "takes seconds to minutes"
-        messages.say(f"compiling the training step ({wait})")
         self._ongoing.__enter__()
-        self._compiling.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
@@ -79,6 +73,16 @@ class Recorder:
         watchdog.report_progress(self._step, Phase.SAVING)
         self._run.checkpoints.wait()
 
+    def announce_compilation(self) -> None:
+        """Says that the first step waits for its compilation; called before it, and nothing is said if none comes."""
+        if self._step >= self._last:
+            return
+        seconds = compile_time.expected(self._key)
+        wait = f"took {seconds:.0f} s before; less from the cache" if seconds else "takes seconds to minutes"
+        self._ongoing.say(f"compiling the training step ({wait})")
+        self._opened, self._read = time.monotonic(), compile_time.programs_read()
+        self._compiling.start()
+
     def dispatched(self, step: int) -> None:
         """Records that the steps up to `step` are dispatched to the device."""
         self._dispatched += 1
@@ -86,7 +90,8 @@ class Recorder:
             self._compiling.stop()
             now = time.monotonic()
             interrupts.leave_next_to_handler()  # from here on the first Ctrl-C saves
-            compile_time.remember(self._key, now - self._opened)
+            if compile_time.programs_read() == self._read:
+                compile_time.remember(self._key, now - self._opened)
             self._progress.skip(step)
             self._ongoing.say(f"first step done {now - self._run.started:.0f} s after the start")
         else:
@@ -138,8 +143,9 @@ class Recorder:
         values: dict[str, float] = {}
         for each in evaluators:
             watchdog.report_progress(step, Phase.EVALUATING, each.title)
-            self._ongoing.update(step, lambda title=each.title: f"step {step}: evaluating ({title})")
-            values |= each.run(state)
+            text = f"step {step}: evaluating ({each.title})"
+            with Heartbeat(self._ongoing, lambda seconds, text=text: f"{text}, {seconds} s", done=step):
+                values |= each.run(state)
             if stop.immediate:
                 return
         self._log.write(step, values | {"epoch": step / self._run.plan.steps_per_epoch})

@@ -147,7 +147,7 @@ def prepared(tmp_path_factory):
         seen.run = pretrain._prepare(keys.read(config), str(tmp_path_factory.mktemp("run")), 0.0)
         rows, apply = [], Mean.apply
         patch.setattr(Mean, "apply", lambda self, v, x, *, train: rows.append(len(x)) or apply(self, v, x, train=train))
-        shapes = jax.eval_shape(seen.run.fresh)
+        shapes = seen.run.training.like()
         batch = {"image": jnp.zeros((8, 8, 8, 3), jnp.uint8), "id": jnp.arange(8), "label": jnp.arange(8)}
         _, seen.metrics = jax.eval_shape(seen.run.training.step, shapes, batch)
         seen.forward_rows = rows[0] == 8

@@ -85,7 +85,7 @@ def run(
     )
     evaluators = [CountingEvaluator("often", every, events), CountingEvaluator("never", 0, events)]
     evaluators[0].during = during
-    training_run = TrainingRun(config, folder, epochs.Plan(5, 10), None, feed, evaluators, checkpoints, 0.0)
+    training_run = TrainingRun(config, folder, epochs.Plan(5, 10), None, None, None, feed, evaluators, checkpoints, 0.0)
     try:
         loop.train(training_run, State(at))
     except (UserError, Stopped) as error:

@@ -149,11 +149,18 @@ def test_linear_evaluation_end_to_end(pretrained, linear_run):
         np.testing.assert_array_equal(a, b)
 
 
-def test_resumed_fine_tuning_is_bit_equal(pretrained, tmp_path, monkeypatch):
+def test_resumed_fine_tuning_is_bit_equal(pretrained, tmp_path, capsys):
+    """It creates no initial state; both say what else lasts."""
     options = {"optim.lr_backbone": 0.01, "train": "all", "evals.every_epochs": 0.0}
     whole = finetune.run(tiny(pretrained, **options), str(tmp_path / "whole"))
+    work = ["compiling the initial weights", "compiling the training", "evaluating the classifier", "writing the"]
+    said = capsys.readouterr().out
+    assert [line for line in work if f"\n{line}" in said] == work
     finetune.run(tiny(pretrained, **options, stop_after_steps=3), str(tmp_path / "halves"))
+    capsys.readouterr()
     halves = finetune.run(tiny(pretrained, **options), str(tmp_path / "halves"))
+    said = capsys.readouterr().out
+    assert [line for line in work if f"\n{line}" in said] == work[1:]
     for a, b in zip(*(jax.tree.leaves(bt_jax.load_encoder(run)[1]) for run in (whole, halves)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(
@@ -161,10 +168,13 @@ def test_resumed_fine_tuning_is_bit_equal(pretrained, tmp_path, monkeypatch):
     )
 
 
-def test_scratch_has_the_same_architecture_with_new_weights(pretrained):
+def test_scratch_has_the_same_architecture_with_new_weights(pretrained, capsys):
     config = complete(tiny(pretrained))
     assert (config.data.name, config.views.size) == ("patterns", 20)
-    known, scratch = open_encoder(config), open_encoder(changed(config, scratch=True))
+    known = open_encoder(config)
+    assert not capsys.readouterr().out
+    scratch = open_encoder(changed(config, scratch=True))
+    assert capsys.readouterr().out == "compiling the initial weights of the encoder\n"
     assert known.net.options == scratch.net.options and known.mean == scratch.mean
     assert not np.array_equal(
         known.variables["params"]["conv1"]["kernel"], scratch.variables["params"]["conv1"]["kernel"]
@@ -207,6 +217,8 @@ def test_evaluation_end_to_end(pretrained, tmp_path, capsys):
     folder = evaluate.run(config, str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert re.search(r"\n20-NN, temperature 0.1 +[\d.]+ %   [\d.]+ % to [\d.]+ %\n20-NN, temperature 0.07 .* –\n", said)
+    for name in ("knn", "linear", "spectrum"):
+        assert f"\nevaluating {name}\nevaluated {name} in " in said
     assert re.search(r"\neffective rank of the features +[\d.]+\n", said) and "knn_" not in said
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary) == {"knn", "linear", "spectrum", "seconds", "seconds_each", "smoke"}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import objectives, sharding, storage
+from bt_jax import messages, objectives, sharding, storage
 from bt_jax.config import arguments
 from bt_jax.evals import protocols
 from bt_jax.messages import UserError
@@ -41,6 +41,7 @@ def tiny(**changes):
 
 
 TRACES: list[str] = []  # one entry per trace of the training step
+LASTING: list[str] = []  # the lines of work that lasts 15 seconds
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,7 @@ def finished(tmp_path_factory, tiny_arch, compiled_quickly, one_device):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_step, "make_step", counted)
+        patch.setattr(messages.Heartbeat, "start", lambda self: LASTING.append(self._text(15).removesuffix(", 15 s")))
         return pretrain.run(tiny(), str(tmp_path_factory.mktemp("run") / "whole"))
 
 
@@ -85,6 +87,20 @@ def test_a_run_writes_all_its_files(finished):
 def test_the_step_is_compiled_once(finished):
     """Two epochs, two evaluations and two checkpoints: the state keeps its layout through them."""
     assert len(TRACES) == 1
+
+
+def test_every_part_of_the_run_that_lasts_says_so(finished):
+    whose = ["the trained encoder", "the untrained encoder", "raw pixels"]
+    evaluators = ["kNN", "online probe", "spectrum", "cross-correlation"]
+    expected = [
+        "still compiling the initial weights",
+        "still compiling",
+        *(f"step {step}: evaluating ({title})" for step in (4, 8) for title in evaluators),
+        "still evaluating the trained encoder: pictures and label-free metrics",
+        *(f"still evaluating {one} by {by}" for one in whose for by in ("kNN", "linear probe")),
+        "still writing the report",
+    ]
+    assert expected == LASTING
 
 
 def without_evaluators(patch):

@@ -23,14 +23,14 @@ STATES = {step: SimpleNamespace(step=step) for step in (0, 4, 8)}
 )
 def test_every_start_ends_with_its_paths(tmp_path, monkeypatch, capsys, first, last, there, finished, lines):
     """The results are written at the end of the schedule, unless nothing was left to do."""
-    monkeypatch.setattr(loop, "resume_or", lambda run, state: STATES[first])
+    monkeypatch.setattr(loop, "initial_or_newest", lambda run: STATES[first])
     monkeypatch.setattr(loop, "train", lambda run, state: STATES[last])
     monkeypatch.setattr(write, "has_results", lambda folder, step: there)
     run = SimpleNamespace(
         folder=tmp_path, plan=epochs.Plan(4, 8), checkpoints=SimpleNamespace(close=lambda: print("closed"))
     )
     evaluated = []
-    assert train_and_finish.train_and_finish(run, STATES[0], evaluated.append) == tmp_path
+    assert train_and_finish.train_and_finish(run, evaluated.append) == tmp_path
     assert evaluated == [STATES[8]] * finished
     said = [line for line in capsys.readouterr().out.splitlines() if line != "closed"]
     assert [line.split()[0] for line in said] == lines and said[-1] == f"metrics     {tmp_path / 'metrics.jsonl'}"

@@ -5,9 +5,11 @@ import signal
 import sys
 
 import jax
+import numpy as np
 import pytest
 
-from bt_jax import messages
+from bt_jax import messages, sharding
+from bt_jax.evals import features
 from bt_jax.messages import UserError
 from bt_jax.processes.stop_signals import Stopped
 from bt_jax.terminal import live_line
@@ -99,8 +101,24 @@ def test_an_inner_line_takes_the_place_of_the_outer(monkeypatch):
             outer.update(1, lambda: "outer")
             with live_line.LiveLine(0) as inner:
                 inner.update(7, lambda: "inner 7")
+                outer.update(1, lambda: "heartbeat")  # its thread goes on
             messages.put("a line", sys.stdout)
             outer.update(2, lambda: "again")
         assert live_line._line is None
     assert seen.rows() == ["a line", ""] and "\n" not in seen.text.replace("a line\n", "")
+    assert "heartbeat" not in seen.text
     assert seen.text.index("outer") < seen.text.index("inner 7") < seen.text.index("again")
+
+
+def test_features_are_counted_from_the_start(monkeypatch):
+    """Also while the first batch compiles. Meanwhile the line around them, which a heartbeat draws, is hidden."""
+    batch = {"image": np.zeros((8, 2, 2, 3), np.uint8), "mask": np.arange(8) < 5}
+    with terminal(monkeypatch) as seen, live_line.LiveLine(10) as outer:
+
+        def embed(variables, batch):
+            outer.update(1, lambda: "heartbeat")
+            return np.zeros((8, 4), np.float32)
+
+        features.extract(embed, {}, [batch], sharding.make_mesh(), of="test")
+    assert "features of test: 0 images" in seen.text and "features of test: 5 images" in seen.text
+    assert "heartbeat" not in seen.text and seen.rows() == [""]

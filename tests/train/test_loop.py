@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bt_jax import messages
 from bt_jax.messages import UserError
 from bt_jax.processes import watchdog
 from bt_jax.processes.stop_signals import Stopped, StopSignals
@@ -154,13 +155,20 @@ def test_a_closed_terminal_may_say_so_twice(harmless):
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-def test_training_resumes_from_the_newest_checkpoint(monkeypatch):
+def test_training_resumes_from_the_newest_checkpoint(monkeypatch, capsys):
+    """Only a run without one creates its initial weights, and says what it waits for."""
     asked = []
     checkpoints = SimpleNamespace(latest=lambda: 6, restore=lambda *them: asked.append(them) or State(6))
-    this = SimpleNamespace(checkpoints=checkpoints, plan=epochs.Plan(5, 10))
-    assert loop.resume_or(this, State(0)) == State(6) and asked == [(State(0), 6)]
+    this = SimpleNamespace(checkpoints=checkpoints, plan=epochs.Plan(5, 10), like=lambda: "like", create=None)
+    assert loop.initial_or_newest(this) == State(6) and asked == [("like", 6)]
+    assert capsys.readouterr().out == "resuming from step 6 of 10\n"
     checkpoints.latest = lambda: None
-    assert loop.resume_or(this, State(0)) == State(0)
+    this.create = lambda: messages.say("creating") or State(0)
+    beats = []
+    monkeypatch.setattr(messages.Heartbeat, "start", lambda self: beats.append(self._text(15)))
+    assert loop.initial_or_newest(this) == State(0)
+    assert capsys.readouterr().out == "compiling the initial weights\ncreating\n"
+    assert beats == ["still compiling the initial weights, 15 s"]
 
 
 def test_the_end_comes_in_order(tmp_path, monkeypatch):

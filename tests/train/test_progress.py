@@ -47,6 +47,20 @@ def test_the_time_to_go_has_the_saves_and_evaluations(clock):
     assert [times[1], times[2], times[8]] == ["2:23", "2:52", "0:31"]
 
 
+def test_evaluations_that_are_not_timed_yet_are_counted(clock):
+    """A short line and a line of metrics say so until the first is over, and a run that evaluates never does not."""
+    left = Milestones(1000, 500, [SimpleNamespace(every_steps=500)], lambda step: 100).pauses_left
+    shared = {"first_step": 0, "total_steps": 1000, "batch_size": 64, "steps_per_epoch": 100}
+    never, progress = progress_line.Progress(**shared), progress_line.Progress(**shared, pauses_left=left)
+    clock.seconds += 10
+    assert progress.short_line(100).endswith("ETA 1:30 + 2 evaluations")
+    assert progress.line(100, progress.measure(100)).endswith("ETA 1:30 + 2 evaluations")
+    assert progress.line(501, {"epoch": 5.0, "perf/data_wait": 0.0}).endswith("ETA 0:49 + 1 evaluation")
+    assert never.line(100, never.measure(100)).endswith("ETA 1:30")
+    progress.skip(pause="evaluation")
+    assert progress.line(501, {"epoch": 5.0, "perf/data_wait": 0.0}).endswith("ETA 0:49")
+
+
 def test_the_time_to_go_has_no_compilation_that_is_over(clock):
     """The first evaluation lasts 27 s, of which it compiles for 25 s; the next one is at the end."""
     compiled = [3.0]  # of the step

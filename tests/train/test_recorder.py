@@ -89,16 +89,50 @@ def test_the_wait_for_the_compiler_is_announced(tmp_path, monkeypatch, capsys):
     for module in (progress, recorder):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name, wait in (("one", "takes seconds to minutes"), ("two", "took 300 s last time")):
+    for name, wait in (("one", "takes seconds to minutes"), ("two", "took 300 s before; less from the cache")):
         (tmp_path / name).mkdir()
         run(tmp_path / name, monkeypatch, before_step=step_of, window=1)
         said = capsys.readouterr().out.splitlines()
         assert said[0] == f"compiling the training step ({wait})" and said[1].startswith("first step done ")
         first, second, *_ = lines(tmp_path / name)
         assert "perf/pairs_per_sec" not in first and second["perf/pairs_per_sec"] == 256
-    assert said[2] == "step 1/10  epoch 0.2  loss 1  waiting 0 %" and said[3].endswith("ETA 0:08")  # known times only
+    assert said[2] == "step 1/10  epoch 0.2  loss 1  waiting 0 %" and said[3].endswith("ETA 0:08 + 4 evaluations")
     (tmp_path / "bt_jax" / compile_time.NAME).write_text("[")  # a damaged file is none
     assert compile_time.expected("any") is None
+
+
+def test_a_program_from_the_cache_leaves_the_time_of_its_compilation(tmp_path, monkeypatch, capsys):
+    """Evaluations before the first step may read theirs from it."""
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def start(at, seconds, during=lambda step: None, read=lambda step: None):
+        (folder := tmp_path / str(now.seconds)).mkdir()
+
+        def before(step):
+            now.seconds += seconds if step == at + 1 else 0
+            read(step)
+
+        run(folder, monkeypatch, at=at, before_step=before, during=during)
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("compiling"))
+
+    def hit(step):
+        jax.monitoring.record_event(compile_time.READ)
+
+    assert "seconds to minutes" in start(0, 48)
+    assert "took 48 s before" in start(0, 2, read=hit)
+    assert "took 48 s before" in start(3, 50, during=lambda step: step == 3 and hit(step))
+    assert "took 50 s before" in start(0, 1)
+
+
+def test_jax_says_when_it_reads_a_program_from_its_cache():
+    """The tests run with a cache."""
+    counts = []
+    for _ in range(2):
+        jax.jit(lambda x: x * 3 + 1).lower(jax.ShapeDtypeStruct((7,), "float32")).compile()
+        counts.append(compile_time.programs_read())
+    assert counts[1] == counts[0] + 1
 
 
 def test_a_line_comes_at_least_every_15_seconds(tmp_path, monkeypatch, capsys):
@@ -124,7 +158,27 @@ def test_a_long_compilation_is_said_again_and_again(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(messages.Heartbeat, "stop", lambda self: beats.append("stop"))
     run(tmp_path, monkeypatch, before_step=lambda step: step == 2 and beats.append("step 2"))
     beat, *after = beats
-    assert beat._text(30) == "still compiling, 30 s" and after == ["stop", "step 2", "stop"]
+    assert beat._text(30) == "still compiling, 30 s" and after[:2] == ["stop", "step 2"] and after[-1] == "stop"
+
+
+def test_a_long_evaluation_is_said_again_and_again(tmp_path, monkeypatch):
+    """By a thread of its own for each evaluator, whose bar stays at the step."""
+    beats = []
+    monkeypatch.setattr(messages.Heartbeat, "start", lambda self: beats.append((self._text(15), self._done)))
+    monkeypatch.setattr(messages.Heartbeat, "stop", lambda self: beats.append("stop"))
+    run(tmp_path, monkeypatch, during=lambda step: beats.append(step), **{"stop_after_steps": 3})
+    assert beats[2:] == [("step 3: evaluating (often counted), 15 s", 3), 3, "stop", "stop"]
+
+
+def test_a_compilation_is_announced_when_it_comes(tmp_path, monkeypatch, capsys):
+    """After the evaluation that the last start still owes, and not if no step follows."""
+    for last, lines_said in ((10, ["val/often 1", "compiling the training step"]), (3, ["val/often 1"])):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        run(folder, monkeypatch, at=3, **{"stop_after_steps": last})
+        said = capsys.readouterr().out.splitlines()
+        assert [line.partition(" (")[0] for line in said[: len(lines_said)]] == lines_said
+        assert any(line.startswith("compiling") for line in said) == (last > 3)
 
 
 def test_a_lost_run_in_float32_gets_no_advice_of_float32():
