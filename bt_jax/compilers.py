@@ -11,8 +11,9 @@ a process (https://github.com/jax-ml/jax/issues/39257). A correction is in progr
 (https://github.com/openxla/xla/pull/49085).
 
 XLA reads XLA_FLAGS when a backend starts, and exits if it finds an unknown flag. Therefore the flag is in the
-environment only while a backend starts, and only for a jaxlib of the table. Child processes do not inherit it. Flags
-that a user sets between `import bt_jax` and the first array still apply. A user's setting of this flag is not changed.
+environment only while a backend starts, and only for a jaxlib in WRONG_REDUCE_FUSION. Child processes do not inherit
+it. Flags that a user sets between `import bt_jax` and the first array still apply. A user's setting of this flag is not
+changed.
 """
 
 import contextlib

@@ -13,7 +13,7 @@ from typing import Self, TextIO
 
 from bt_jax.terminal import live_line
 
-SECONDS_BETWEEN_LINES = 14  # of work that may last; a heartbeat compares once a second, so 15 s may pass
+SECONDS_BETWEEN_LINES = 14  # about one piece of work; a heartbeat looks once a second, so 15 s may pass
 TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): the command is correct, run it again
 
 
@@ -75,7 +75,7 @@ def show(text: str) -> None:
 class Ongoing:
     """Says how far some work is: on a terminal by a live line, elsewhere every SECONDS_BETWEEN_LINES seconds.
 
-    Work may be a part of other work, and both then take turns to say a line in that time.
+    Work may be a part of other work. The two then share the time of the last line, and print one line in that time.
 
     Args:
       total: the amount of the work; 0: unknown.
@@ -112,11 +112,11 @@ class Ongoing:
 class Heartbeat:
     """Says that one call, such as a compilation, still lasts. A thread does so, as `Ongoing.update`, until `stop`.
 
-    A context manager that starts and stops it. It runs once.
+    A context manager around the call starts and stops the thread. Each call needs an instance of its own.
 
     Args:
       text: text(seconds since `start`) -> the line.
-      done: the amount of the work that is done meanwhile.
+      done: the amount of the work that was done before the call.
     """
 
     def __init__(self, ongoing: Ongoing, text: Callable[[int], str], done: int = 0) -> None:

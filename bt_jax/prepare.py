@@ -7,7 +7,7 @@
     bt-jax prepare --folder=DIR --shards=OUT/NAME                      # and write it as TFRecord shards
 
 Reads every image of every split. Prints counts, sizes and classes, the files that were left out, and the unreadable
-images by file or id, with the reason. Up to --broken_limit, as in training, they are only counted: they are written
+images by file or id, with the reason. Up to --broken_limit, as in training, they are no error: they are written
 unchanged, and training replaces them.
 Exit status 0: training accepts the images, and everything is written; 2: an error, with one line on stderr; 130:
 stopped by Ctrl-C, with no partial file.

@@ -15,7 +15,10 @@ except Exception as error:
     program = getattr(sys.modules["__main__"], "__spec__", None)
     if program is None or program.name.partition(".")[0] != "bt_jax":
         raise
-    put(f"bt_jax: JAX cannot be imported: {line(error)}. Unset the variable, or install JAX again.", sys.stderr)
+    put(
+        f"bt_jax: JAX cannot be imported: {line(error)}. Unset a variable that this names, or install JAX again.",
+        sys.stderr,
+    )
     raise SystemExit(2) from None
 
 # A run is a function of its config. Other values of these settings would change its numbers or break it.

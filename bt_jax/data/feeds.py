@@ -23,7 +23,7 @@ def open_data(options: Data, *, labels: bool = True) -> tuple[Source, Unreadable
     Args:
       labels: False: leave out the labels. A mixed split still takes the same part of every class.
     """
-    own_images = options.name == "folder"  # as the recipe for a folder says, which takes any cache file too
+    own_images = options.name == "folder"  # of pretrain_folder; data.npz may then be the cache file of any data set
     if own_images and not (options.folder or options.npz):
         raise UserError("No folder of images is named", "Set --config.data.folder=IMAGES.")
     source = open_source(

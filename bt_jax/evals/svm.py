@@ -105,7 +105,7 @@ def mean_average_precision(
             progress(f"SVM {len(chosen)}/{targets.shape[1]}: {result}")
     if np.isnan(per_class).all():
         raise UserError(
-            "No class has a test image, two training images with it and two without it",
+            "No class can be evaluated: it needs a test image, two training images that have it, and two that lack it",
             "Choose splits with labels, or use more images.",
         )
     return {

@@ -14,8 +14,8 @@ MIN_SPREAD = 0.05
 MIN_RANK = 2
 MIN_RANK_SHARE = 0.05  # of the number of features
 MAX_DEAD_SHARE = 0.5
-# A rank that has grown by this factor is no collapse, however low: an untrained ResNet-18 starts at 24 of 512 on
-# CIFAR-10.
+# A rank that has grown by this factor may be below MIN_RANK_SHARE, but not below MIN_RANK: an untrained ResNet-18
+# starts at 24 of 512 on CIFAR-10.
 RISE = 1.5
 
 

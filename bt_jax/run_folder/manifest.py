@@ -49,7 +49,7 @@ def find_damage(folder: Path, parts: tuple[str, ...] | None = None) -> str:
       parts: sub-folders to check; by default all.
     """
     if (content := storage.read(folder / NAME)) is None:
-        return f"no {NAME}: of an earlier version of bt_jax (format 1), or not finished"
+        return f"no {NAME}: an earlier version of bt_jax (format 1) wrote it, or its save did not finish"
     try:
         version, files = _noted(content)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):

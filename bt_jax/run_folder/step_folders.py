@@ -77,7 +77,11 @@ def newest_intact(
     *,
     fix: str = "Restore a copy of one, or give another --workdir to start again.",
 ) -> tuple[int, dict[int, str]]:
-    """The first intact step, and {step: damage} of the steps before it; UserError with `fix` if none is intact."""
+    """The newest intact step, and {step: damage} of the newer ones; UserError with `fix` if none is intact.
+
+    Args:
+      steps: the newest first.
+    """
     damaged: dict[int, str] = {}
     for step in steps:
         fault = manifest.find_damage(root / str(step), parts)

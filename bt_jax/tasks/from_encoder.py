@@ -95,8 +95,8 @@ def _known_of_run(run: dict) -> dict[str, Any]:
 def _known_of_folder(folder: str, run: dict | None) -> dict[str, Any]:
     """The settings of data for a named folder: those of the encoder's run, or streaming and the folder's own splits.
 
-    Those of the run apply if it was on a folder too and this folder has its splits. A run that held out a part of its
-    training split, or nothing, has no better split than a held-out one of another folder.
+    Those of the run apply if it was on a folder too and this folder has its splits. There is one exception: the run
+    held out nothing or a part of its training split, and another folder has a held-out split. Then that split is used.
     """
     root = storage.local_path(folder)
     if not root.is_dir():
@@ -118,7 +118,7 @@ def _known_of_folder(folder: str, run: dict | None) -> dict[str, Any]:
 def about_images(settings: FromEncoder, source: Source) -> str:
     """The data set with its splits, for the first line of a task."""
     val = settings.data.val_split
-    return f"{source.name}, {settings.data.train_split}" + (f", held out {val}" if val else "")
+    return f"{source.name}, split {settings.data.train_split}" + (f", held-out split {val}" if val else "")
 
 
 def _run_config(path: Path) -> dict | None:

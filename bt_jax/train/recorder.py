@@ -74,7 +74,7 @@ class Recorder:
         self._run.checkpoints.wait()
 
     def announce_compilation(self) -> None:
-        """Says that the first step waits for its compilation; called before it, and nothing is said if none comes."""
+        """Says that the training step compiles, before the first step; says nothing if no step is left to train."""
         if self._step >= self._last:
             return
         seconds = compile_time.expected(self._key)

@@ -95,7 +95,7 @@ def test_without_an_intact_checkpoint_the_run_does_not_restart(run):
 @pytest.mark.parametrize(
     "content, said",
     [
-        (None, "no manifest.json: of an earlier version of bt_jax"),
+        (None, "no manifest.json: an earlier version of bt_jax"),
         ({"format": 3, "files": {}}, "it has format 3, but this version of bt_jax reads format 2"),
         ({"files": {}}, "manifest.json is damaged"),
     ],

@@ -98,6 +98,6 @@ def test_a_missing_folder_is_left_to_the_reader(tmp_path, encoder):
 
 def test_the_first_line_has_the_splits():
     config = changed(keys.evaluate(), **{"data.name": "x", "data.val_split": "val"})
-    assert from_encoder.about_images(keys.read(config), Listed([])) == "listed, train, held out val"
+    assert from_encoder.about_images(keys.read(config), Listed([])) == "listed, split train, held-out split val"
     config.data.val_split = ""
-    assert from_encoder.about_images(keys.read(config), Listed([])) == "listed, train"
+    assert from_encoder.about_images(keys.read(config), Listed([])) == "listed, split train"

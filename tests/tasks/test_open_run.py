@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,8 +35,16 @@ def test_another_training_split_does_not_change_the_config(monkeypatch, tmp_path
     assert stored == before
 
 
-def test_what_is_odd_is_said_before_anything_is_read(capsys):
-    open_run.open_machine(keys.read(changed(tiny(), **{"optim.warmup_epochs": 9.0, "tuned_batch_size": 512})))
+def test_what_is_odd_is_said_before_anything_is_read(monkeypatch, capsys):
+    """But after the number of images is known, whose error names another batch."""
+    monkeypatch.setattr(open_run.opening, "check_same_run", lambda *_, **facts: None)
+    monkeypatch.setattr(open_run, "_orientation", lambda source: "auto")
+    images = SimpleNamespace(facts=dict)
+    settings = keys.read(changed(tiny(), **{"optim.warmup_epochs": 9.0, "tuned_batch_size": 512}))
+    with pytest.raises(UserError, match="do not fill one batch"):
+        open_run.open_schedule(settings, SimpleNamespace(feed=SimpleNamespace(images=1), images=images, source=None))
+    assert not capsys.readouterr().err
+    open_run.open_schedule(settings, SimpleNamespace(feed=SimpleNamespace(images=64), images=images, source=None))
     said = capsys.readouterr().err
     assert "optim.warmup_epochs=9, but the run has 2 epochs" in said and "tuned for a batch of 512" in said
 

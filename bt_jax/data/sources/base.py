@@ -37,7 +37,7 @@ class Source:
       class_names: list of str, empty if unknown.
       notes: lines to print about files that were left out and about the meaning of the folders.
       label_notes: lines to print about the labels, unless they are not used.
-      label_hint: the end of the last of these lines for a task that can leave labels out.
+      label_hint: text to append to the last of these lines, for a task that can leave labels out.
       kind: kind of data set. Digests of two data sets are comparable if they have the same kind; "" if the data set
         never changes.
       upright: whether every decoder turns the images by their EXIF orientation.
@@ -143,7 +143,7 @@ class Source:
         return self
 
     def originals(self, base: str, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """The images of some ids of a split, as ids of the splits that the data set was stored with."""
+        """Maps ids of a split, such as "train.mixed", to those of the stored splits: {stored split: its ids}."""
         return {base: ids}
 
     def file(self, base: str, number: int) -> str:

@@ -142,8 +142,8 @@ def _about_labels(files: list[str]) -> tuple[list[str], str]:
     others = [name for name in names if name not in splits]
     if splits and others:
         beside = f"{printable(others[0])} " + (f"and {len(others) - 1} more are" if len(others) > 1 else "is")
-        verb = "it is not a split" if len(splits) == 1 else "they are not splits"
-        line += f"; {', '.join(map(printable, splits))} among them: {verb}, because {beside} beside"
+        verb, them = ("it is not a split", "it") if len(splits) == 1 else ("they are not splits", "them")
+        line += f"; {', '.join(map(printable, splits))} among them: {verb}, because {beside} beside {them}"
     return [line], HINT
 
 

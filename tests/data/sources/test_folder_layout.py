@@ -45,7 +45,10 @@ def test_folders_that_are_splits(folders, splits):
             ("bus", "car", "train", "tram"),
             "car, train, tram; train among them: it is not a split, because bus and 2 more are",
         ),
-        (("bus", "test", "val"), "bus, test, val; test, val among them: they are not splits, because bus is beside"),
+        (
+            ("bus", "test", "val"),
+            "bus, test, val; test, val among them: they are not splits, because bus is beside them",
+        ),
         (("2023", "2024", "2025"), "taking 3 top folders as labels: 2023, 2024, 2025"),
         (("trainer", "tests", "values"), "taking 3 top folders as labels: tests, trainer, values"),
         (("extra", "unlabeled"), "taking 2 top folders as labels: extra, unlabeled"),
