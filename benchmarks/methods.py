@@ -1,9 +1,9 @@
 """Compares the methods at an equal budget: CIFAR-10, 10,000 training images, a narrow ResNet-18 at 16 pixels.
 
     TFDS_DATA_DIR=DIR python -m benchmarks.methods                        # all trials, then all seeds; resumable
-    python -m benchmarks.methods --methods=moco,byol --seeds=1            # some cells
+    python -m benchmarks.methods --methods=moco,byol --seeds=1            # some runs
     python -m benchmarks.methods --trials                                 # the trials alone
-    python -m benchmarks.methods --table                                  # the table of the cells that exist
+    python -m benchmarks.methods --table                                  # the table of the runs that are finished
 
 Each method trains with three learning rates for TRIAL_EPOCHS on train[:10000]. 200-NN on train[10000:12000] chooses the
 rate. With it, the method trains for EPOCHS with each seed. 200-NN and the offline linear probe then classify the test
@@ -11,9 +11,9 @@ images once. Views, backbone, batch, optimizer, schedule and number of epochs ar
 keeps its own heads, with hidden layers of at most 512 units, and its own rules: the constant rate of SimSiam's
 predictor, the momentum of BYOL's average.
 
-A cell is one run of `python -m bt_jax pretrain`, and one JSON file in benchmarks/results/methods. A cell that exists
-does not run again. If a run is interrupted, the same command resumes it from its last checkpoint. Two calls may share
-the machine: `taskset -c 0` and `taskset -c 1` with other `--methods`.
+Every trial and every seed is one run of `python -m bt_jax pretrain`, and one JSON file in benchmarks/results/methods. A
+run that has its file does not run again. If a run is interrupted, the same command resumes it from its last checkpoint.
+Two calls may share the machine: `taskset -c 0` and `taskset -c 1` with other `--methods`.
 """
 
 import argparse

@@ -94,7 +94,7 @@ class Data(Section):
         0.01, "stop if a larger share of images, and more than 10, is unreadable; 0: at the first"
     )
     train_split: str = key("train", 'split to train on; "train[:90%]" cuts it, "train.mixed[:90%]" cuts every class')
-    val_split: str = key("test", 'held-out split; "": none, and no evaluation while training')
+    val_split: str = key("test", 'held-out split; "": none, and no evaluation by labels')
     on_device: bool = key(True, "keep the whole set on the device as uint8; False: stream it from disk")
     reader: str = key("auto", '"tensorflow" or "pillow" for streamed images; "auto": tensorflow if it is installed')
     exif_orientation: str = key(
