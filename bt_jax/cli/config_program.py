@@ -78,7 +78,9 @@ def _help(doc: str, tasks: Iterable[str]) -> str:
 
 
 def _is_not_reported_elsewhere(record: std_logging.LogRecord) -> bool:
-    """False for Orbax's tracebacks of disk-full and bucket errors: the waiting thread reports these as a UserError."""
+    """False for what a UserError says: Orbax's tracebacks of disk-full and bucket errors, warnings of config_flags."""
+    if record.module == "config_flags":
+        return False
     error = record.exc_info[1] if record.exc_info else None
     return error is None or not (is_disk_full(error) or storage.as_user_error(error, ""))
 
@@ -143,13 +145,20 @@ def _parse(argv: list[str]) -> list[str]:
             fix if needs_recipes else "Install it, or set PYTHONPATH to its folder.",
         ) from None
     except (AttributeError, KeyError) as error:
-        raise mistakes.unknown_key(argv, str(error)) from None
+        raise mistakes.in_config_file(argv, error) or mistakes.unknown_key(argv, str(error)) from None
     except flags.UnrecognizedFlagError as error:
         raise mistakes.unknown_flag(argv, error.flagname, [*flags.FLAGS]) from None
     except flags.IllegalFlagValueError as error:
-        raise _invalid_value(str(error)) from None
+        raise mistakes.in_config_file(argv, error) or _invalid_value(str(error)) from None
     except Exception as error:
-        raise UserError(" ".join(str(error).split()), "See --help and the docstring of the config file.") from None
+        other = UserError(" ".join(str(error).split()), "See --help and the docstring of the config file.")
+        raise mistakes.in_config_file(argv, error) or other from None
+    _check(argv, rest)
+    return rest
+
+
+def _check(argv: list[str], rest: list[str]) -> None:
+    """UserError for words that are no options, and for a config that no task can read."""
     file = config_flags.get_config_filename(flags.FLAGS["config"]) if flags.FLAGS["config"].present else ""
     if rest[1:]:
         raise mistakes.unknown_word(argv, rest[1], is_recipe(rest[1]))
@@ -159,7 +168,6 @@ def _parse(argv: list[str]) -> list[str]:
     if not isinstance(config, ConfigDict):
         raise mistakes.not_a_config(argv, type(config).__name__)
     mistakes.check_method(argv, config)
-    return rest
 
 
 def _invalid_value(text: str) -> UserError:

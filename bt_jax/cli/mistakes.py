@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,12 +126,38 @@ def unknown_word(argv: Sequence[str], word: str, is_recipe: bool) -> UserError:
     return UserError(f"Unknown argument {word!r}", fix)
 
 
+def in_config_file(argv: Sequence[str], error: Exception) -> UserError | None:
+    """The error for a config file that fails, with its line; None if the file itself is correct.
+
+    Args:
+      error: of the parsing. For TypeError and ValueError, ml_collections puts the whole traceback into the text.
+    """
+    file, text = _file(argv), str(error)
+    define = "Define get_config(arg=None) in it, as in docs/recipes.md."
+    if text.endswith("has no attribute 'get_config'"):
+        return UserError(f"The config file {file} has no function get_config", define)
+    frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
+    reason = f"{type(error).__name__}: {' '.join(text.split())}"
+    wrapped = "Error whilst parsing config file" in text
+    if wrapped:
+        frames, reason = re.findall(r'File "([^"]+)", line (\d+)', text), text.strip().splitlines()[-1]
+    number = next((number for name, number in reversed(frames) if name == file), "")
+    if not (number or wrapped):
+        return None
+    cause = f"The config file {file} fails{f' in line {number}' if number else ''}: {reason.rstrip('.')}"
+    return UserError(cause, define if "get_config() takes" in reason else "Correct the file.")
+
+
+def _file(argv: Sequence[str]) -> str:
+    """The path of the config file on the command line."""
+    recipe = next((word for word in argv if word.startswith("--config=")), "")
+    return recipe.removeprefix("--config=").partition(":")[0]
+
+
 def not_a_config(argv: Sequence[str], kind: str) -> UserError:
     """The error for a get_config that returns an object of another type, such as NoneType."""
-    file = next(word for word in argv if word.startswith("--config=")).removeprefix("--config=")
-    return UserError(
-        f"The function get_config of {file} returns an object of the type {kind}", "End it with `return config`."
-    )
+    cause = f"The function get_config of {_file(argv)} returns an object of the type {kind}"
+    return UserError(cause, "End it with `return config`.")
 
 
 def no_config() -> UserError:

@@ -11,7 +11,7 @@ from bt_jax.objectives import registry
 from bt_jax.report.formats import duration, number, percent, short
 from bt_jax.report.page import COLOURS, bar, esc, figure, section, swatch, table
 from bt_jax.report.plots import MARKS, Panel, draw_panel, svg
-from bt_jax.report.results import KINDS, results_verdict, task
+from bt_jax.report.results import KINDS, accuracies, results_verdict, task
 from bt_jax.report.runs import Run, flat
 from bt_jax.report.verdict import ROWS, knn_name, smoke_sentence, verdict
 
@@ -97,13 +97,9 @@ def comparison_section(runs: list[Run]) -> str:
     has_rank = any(run.last("val/rank") is not None for run in runs)
 
     def row(i: int, run: Run) -> list[str]:
-        knn = [run.score("knn_top1", "trained"), run.last("val/knn_top1")]
-        linear = [run.score("linear_top1", "trained"), run.last("val/online_top1")]
-        knn, linear = (next((value for value in values if value is not None), None) for values in (knn, linear))
         return [
             swatch(i) + esc(run.name),
-            percent(knn) + (f" ({esc(knn_name(run))})" if knn is not None else ""),
-            percent(linear),
+            *_compared_scores(run),
             *([short(run.last("val/rank"))] if has_rank else []),
             short(run.last("train/loss")),
             f"{run.steps:,.0f}",
@@ -114,8 +110,17 @@ def comparison_section(runs: list[Run]) -> str:
     rank = ["effective rank"] if has_rank else []
     body = table(["run", "kNN top-1", "linear top-1", *rank, "last loss", "steps", "time"], rows)
     configs = [flat(run.config) for run in runs]
-    if any(len({config.get(key) for config in configs}) > 1 for key in IMAGES):
-        body += "<p>The runs evaluate on different images. Do not compare their accuracies with each other.</p>"
+    others = [
+        run.name
+        for run, config in zip(runs, configs, strict=True)
+        if any(config.get(key) != configs[0].get(key) for key in IMAGES)
+    ]
+    if others:
+        names = esc(", ".join(others))
+        body += f"<p>The images of {names} have other names in the config than those of {esc(runs[0].name)}."
+        body += " Accuracies on different images cannot be compared.</p>"
+    if len({registry.method_of_run(run.config) for run in runs}) > 1:
+        body += "<p>The runs have different methods. Their losses cannot be compared.</p>"
     keys = [
         key
         for key in dict.fromkeys(k for config in configs for k in config)
@@ -130,12 +135,27 @@ def comparison_section(runs: list[Run]) -> str:
     return section("Comparison of the runs", body)
 
 
+def _compared_scores(run: Run) -> list[str]:
+    """The accuracies of kNN and of the linear probe, in percent."""
+    if task(run) in KINDS:
+        rows = accuracies(run.summary)
+        knn = next(((value, name.partition(",")[0]) for name, value, _ in rows if "NN" in name), None)
+        linear = next((value for name, value, _ in rows if name in ("linear probe", "top-1")), None)
+    else:
+        value = run.score("knn_top1", "trained")
+        value = run.last("val/knn_top1") if value is None else value
+        knn, linear = None if value is None else (value, knn_name(run)), run.score("linear_top1", "trained")
+        linear = run.last("val/online_top1") if linear is None else linear
+    return [f"{percent(knn[0])} ({esc(knn[1])})" if knn else percent(None), percent(linear)]
+
+
 def curves_section(title: str, panels: tuple[Panel, ...], runs: list[Run], kind: str = "") -> str:
     """Plots of the panels that have data, a legend of the runs, and a sentence with the metrics that have none."""
     drawn, absent = [], []
     for panel in panels:
         known = tuple(curve for curve in panel.curves if any(run.last(curve[0]) is not None for run in runs))
-        absent += [metric for metric, _ in panel.curves if (metric, _) not in known]
+        labels = {label for _, label in known}  # a metric with an older name has the label of the newer one
+        absent += [metric for metric, label in panel.curves if label not in labels]
         if known:
             drawn.append(plot(panel._replace(curves=known), runs, small=bool(kind)))
     names = "".join(f"<li>{swatch(i)}{esc(run.name)}</li>" for i, run in enumerate(runs))

@@ -46,5 +46,5 @@ def _too_few(settings: Run, images: int) -> UserError:
     rates = " with the recipe's learning rates for that batch" if tuned else ""
     fix = f"Run {command} for a batch of {sizes[-1]}{rates}, or use {more}."
     if "=pretrain_folder" in command and settings.model.width == 1 and jax.default_backend() == "cpu":
-        fix += " For a few hundred images on a CPU, use --config=pretrain_folder:small."
+        fix += " For a few hundred images on a CPU, add the argument small to the recipe: pretrain_folder:small."
     return UserError(cause, fix)

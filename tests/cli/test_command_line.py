@@ -44,7 +44,7 @@ def test_too_few_images_name_the_whole_command(monkeypatch, capsys):
     command = "bt-jax pretrain --config=pretrain_folder:batch=16 --config.data.folder=i --workdir=w"
     assert error.value.fix == (
         f"Run {command} for a batch of 16 with the recipe's learning rates for that batch, or use more images."
-        " For a few hundred images on a CPU, use --config=pretrain_folder:small."
+        " For a few hundred images on a CPU, add the argument small to the recipe: pretrain_folder:small."
     )
     with pytest.raises(UserError) as error:
         epochs.make_plan(keys.read(pretrain_folder.get_config("small")), 30)

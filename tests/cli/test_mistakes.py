@@ -17,6 +17,7 @@ def said(monkeypatch):
     def parse(*words, default=""):
         argv = config_program._recipe_first(["main", *words], default)
         monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where ml_collections loads the config file
         with flagsaver.flagsaver(), pytest.raises(UserError) as caught:
             config_program._parse(argv)
         return str(caught.value)
@@ -35,9 +36,26 @@ def test_a_key_of_another_task(said, key, tasks):
     )
 
 
-def test_an_error_of_the_config_file_itself_stays(said, tmp_path):
-    (tmp_path / "mine.py").write_text("def get_config():\n    raise KeyError('another error')\n")
-    assert "another error" in said(f"--config={tmp_path}/mine.py", "--config.seed=1")
+@pytest.mark.parametrize(
+    "arguments, body, wanted",
+    [
+        ("", "def get_config():\n    raise KeyError('seed')", "fails in line 2: KeyError: 'seed'. Correct the file."),
+        ("", "def get_config():\n    return {}.seed", "fails in line 2: AttributeError: 'dict' object has no"),
+        ("", "def get_config():\n    int('many')", "fails in line 2: ValueError: invalid literal for int()"),
+        ("", "1 / 0", "fails in line 1: ZeroDivisionError: division by zero. Correct the file."),
+        ("", "config = 3", "has no function get_config. Define get_config(arg=None) in it, as in docs/recipes.md."),
+        (
+            ":smoke",
+            "def get_config():\n    pass",
+            "was given. Define get_config(arg=None) in it, as in docs/recipes.md.",
+        ),
+    ],
+)
+def test_an_error_of_the_config_file_itself_has_its_line(said, tmp_path, arguments, body, wanted):
+    (tmp_path / "mine.py").write_text(f"{body}\n")
+    for override in ([], ["--config.seed=1"]):
+        text = said(f"--config={tmp_path}/mine.py{arguments}", *override)
+        assert text.startswith(f"The config file {tmp_path}/mine.py ") and wanted in text and "Traceback" not in text
 
 
 def test_an_option_of_another_method(said):

@@ -511,7 +511,7 @@ def test_runs_of_several_methods_are_compared(tmp_path):
             file.write(json.dumps(line) + "\n")
         runs.append(folder)
     page = Page(write.report(*runs))
-    assert "The runs evaluate on different images." not in page.text
+    assert "cannot be compared" in page.text and "have other names" not in page.text  # the losses
     assert {"Terms of the loss: Barlow Twins", "Terms of the loss: VICReg"} <= set(page.drawings)
     assert Page(write.report(runs[1], runs[1])).drawings.count("Terms of the loss") == 1
 
@@ -519,7 +519,12 @@ def test_runs_of_several_methods_are_compared(tmp_path):
 def test_a_comparison_names_different_images(tmp_path, few_curves):
     runs = [make_run(tmp_path / name, config={"data": {"val_split": name}}) for name in ("small", "large")]
     page = Page(write.report(*runs))
-    assert "The runs evaluate on different images." in page.text and "78.1 % (200-NN)" in page.text
+    assert "The images of large have other names in the config than those of small." in page.text
+    assert "78.1 % (200-NN)" in page.text and "Their losses" not in page.text
+    evaluation = make_run(tmp_path / "evaluation", config={"task": "evaluate", "evals": {"knn_k": [200, 20]}})
+    found = {"knn": {"knn_top1": 0.25, "knn_top1_k97_t0.07": 0.25}, "linear": {"linear_top1": 0.435}}
+    (evaluation / "summary.json").write_text(json.dumps(found))
+    assert "evaluation 25.0 % (97-NN) 43.5 %" in Page(write.report(runs[0], evaluation)).text
 
 
 def test_scores_without_raw_pixels_say_why(tmp_path):

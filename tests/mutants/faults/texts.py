@@ -230,7 +230,7 @@ FAULTS = (
     ),
     Fault(
         "text-method-alone",
-        "_parse",
+        "_check",
         "mistakes.check_method(argv, config)",
         "pass",
         ("test_the_name_of_a_method_alone",),
