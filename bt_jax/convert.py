@@ -1,8 +1,8 @@
 """Converts weights of other programs to bt_jax checkpoints, and encoders of bt_jax to formats of other programs.
 
-    python -m bt_jax.convert resnet50.pth --to=checkpoint --out=encoders/paper      # initial weights, or to evaluate
-    python -m bt_jax.convert runs/mine --to=timm --out=mine_timm
-    python -m bt_jax.convert runs/mine/checkpoints/8000 --to=safetensors --out=mine.safetensors
+    bt-jax convert resnet50.pth --to=checkpoint --out=encoders/paper      # initial weights, or to evaluate
+    bt-jax convert runs/mine --to=timm --out=mine_timm
+    bt-jax convert runs/mine/checkpoints/8000 --to=safetensors --out=mine.safetensors
 
 SOURCE is a run folder (its newest intact checkpoint), RUN/checkpoints/STEP, or weights of a ResNet-18 to 152: the
 reference's resnet50.pth and checkpoint.pth, VICReg's, torchvision's, timm's (.pth or .safetensors), a Hugging Face

@@ -113,6 +113,13 @@ FAULTS = (
         ("test_the_model_card_names_the_source_of_the_weights",),
     ),
     Fault(
+        "card-folders",
+        "_without_folders",
+        'value.startswith("/")',
+        "False",
+        ("test_the_model_card_names_the_source_of_the_weights",),
+    ),
+    Fault(
         "convert-rubbish",
         "run",
         "shutil.rmtree(made, ignore_errors=True) for folder",
