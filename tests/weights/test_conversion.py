@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import pathlib
 import pickle
 import re
+import threading
 
 import jax
 import jax.export
@@ -18,7 +20,8 @@ from bt_jax import convert, models
 from bt_jax.augment import recipes
 from bt_jax.messages import UserError
 from bt_jax.run_folder import manifest, opening
-from bt_jax.weights import export_formats, foreign_files, key_names, load, prefixes, usage
+from bt_jax.terminal import interrupts
+from bt_jax.weights import export_formats, foreign_files, key_names, load, model_card, prefixes, usage
 
 NARROW = 1 / 16
 BATCH_NORM = [f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
@@ -426,6 +429,23 @@ def test_a_failed_write_leaves_no_files(encoder, tmp_path, capsys, monkeypatch, 
     for form in ("safetensors", "checkpoint", "huggingface"):
         refused(capsys, said, encoder, f"--to={form}", f"--out={tmp_path / 'new' / 'folder' / 'out'}")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", ["safetensors", "checkpoint", "timm"])
+def test_ctrl_c_leaves_no_files(encoder, tmp_path, monkeypatch, form):
+    """When the process ends within the last write, after all others."""
+    before, left = sorted(tmp_path.rglob("*")), []
+
+    def end(status):
+        left.append(sorted(tmp_path.rglob("*")))
+        raise SystemExit(status)
+
+    monkeypatch.setattr(interrupts, "_tidying", threading.RLock())  # `_end` keeps it
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(model_card, "write", lambda *_, **__: interrupts._end())
+    with pytest.raises(SystemExit, match="130"):
+        convert.main([str(encoder), f"--to={form}", f"--out={tmp_path / 'new' / 'folder' / 'out'}"])
+    assert left == [before]
 
 
 def test_existing_files_are_not_changed(encoder, tmp_path, capsys):
