@@ -1,8 +1,8 @@
 """Converts weights of other programs to bt_jax checkpoints, and encoders of bt_jax to formats of other programs.
 
-    python -m bt_jax.convert resnet50.pth --to=checkpoint --out=encoders/paper      # initial weights, or to evaluate
-    python -m bt_jax.convert runs/mine --to=timm --out=mine_timm
-    python -m bt_jax.convert runs/mine/checkpoints/8000 --to=safetensors --out=mine.safetensors
+    bt-jax convert resnet50.pth --to=checkpoint --out=encoders/paper      # initial weights, or to evaluate
+    bt-jax convert runs/mine --to=timm --out=mine_timm
+    bt-jax convert runs/mine/checkpoints/8000 --to=safetensors --out=mine.safetensors
 
 SOURCE is a run folder (its newest intact checkpoint), RUN/checkpoints/STEP, or weights of a ResNet-18 to 152: the
 reference's resnet50.pth and checkpoint.pth, VICReg's, torchvision's, timm's (.pth or .safetensors), a Hugging Face
@@ -26,9 +26,8 @@ In Python: from_torch, to_torch, projector_from_torch, projector_to_torch on dic
 import argparse
 import contextlib
 import os
-import shutil
+import secrets
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from bt_jax import storage
 from bt_jax.cli import jax_settings, tool
 from bt_jax.messages import UserError, is_disk_full, line
 from bt_jax.run_folder import checkpoint_paths
+from bt_jax.terminal import interrupts
 from bt_jax.weights.state_dicts import from_torch, projector_from_torch, projector_to_torch, to_torch
 
 __all__ = ["from_torch", "main", "projector_from_torch", "projector_to_torch", "to_torch"]
@@ -68,33 +68,33 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"{path} exists", "Give another --out, or delete it.")
     source, where = _source(options)
     new_folders = [path for path in out.parents if not path.exists()]
-    made = None
+    # Both are written to a temporary folder first, under their final names, so that no partial file is visible.
+    made = out.parent / f".convert-{secrets.token_hex(4)}"
+    written = made / beside.name if beside else made / out.name / "README.md"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Both are written to a temporary folder first, under their final names, so that no partial file is visible.
-        made = Path(tempfile.mkdtemp(prefix=".convert-", dir=out.parent))
-        form.write(source, made / out.name)
-        written = made / beside.name if beside else made / out.name / "README.md"
-        model_card.write(
-            written, source, where=where, form=options.to, out=out, licence=" ".join(options.licence.split())
-        )
-        (made / out.name).rename(out)
-        if beside:
-            written.rename(beside)
-    except BaseException as error:
-        if made:
-            shutil.rmtree(made, ignore_errors=True)
-        for folder in new_folders:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        if not isinstance(error, _unwritable()):
-            raise
+        with interrupts.tidied(lambda: _tidy(made, new_folders)):
+            made.mkdir(parents=True)
+            form.write(source, made / out.name)
+            model_card.write(
+                written, source, where=where, form=options.to, out=out, licence=" ".join(options.licence.split())
+            )
+            (made / out.name).rename(out)
+            if beside:
+                written.rename(beside)
+    except _unwritable() as error:
         fix = "Free some space, or give another --out."
         raise UserError(f"{out} cannot be written: {_reason(error)}", fix) from error
-    shutil.rmtree(made, ignore_errors=True)
     also = "" if source.projector is None or options.to != "checkpoint" else " and its projector"
     card_path = beside or out / "README.md"
     print(f"{source.model['build']['arch']}{also} -> {out} ({options.to}); card: {card_path}")
+
+
+def _tidy(made: Path, new_folders: list[Path]) -> None:
+    """Removes the temporary folder, and each new folder that is empty, from the innermost on."""
+    storage.remove_folder(made)
+    for folder in new_folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _named(out: str, suffix: str, suffixes: set[str]) -> Path:

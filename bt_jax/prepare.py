@@ -25,7 +25,7 @@ from bt_jax.data.sources import orientation
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.broken import allowed, enough
 from bt_jax.data.sources.checking import CheckedImage, check_images
-from bt_jax.data.sources.npz import write_npz
+from bt_jax.data.sources.npz import refuse_foreign, write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.data.sources.selection import with_mixed
 from bt_jax.messages import UserError, counted
@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> None:
         folder=options.folder,
         exif_orientation=options.exif_orientation,
     )
+    if options.npz:
+        refuse_foreign(storage.local_path(options.npz), source.name)  # first, because reading all images takes long
     splits = options.splits.split(",") if options.splits else list(source.splits)
     source = with_mixed(source, splits)
     unreadable = {split: check(source, split) for split in splits}
@@ -98,7 +100,11 @@ def parser() -> tool.Parser:
     )
     parser.add_argument("--folder", metavar="DIR", help="check this folder of images instead of a named data set")
     parser.add_argument("--npz_in", metavar="FILE", help="check this cache file instead of a named data set")
-    parser.add_argument("--npz", metavar="FILE", help="write the splits to this cache file")
+    parser.add_argument(
+        "--npz",
+        metavar="FILE",
+        help="write the splits to this cache file; replaces only a cache file of the same data set",
+    )
     parser.add_argument(
         "--shards", metavar="DIR/NAME", help="write the splits as TFRecord shards, the TFDS data set NAME in DIR"
     )

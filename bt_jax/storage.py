@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 import google_crc32c
 
 from bt_jax.messages import TRY_AGAIN, UserError, line
+from bt_jax.terminal import interrupts
 
 if TYPE_CHECKING:
     AnyPath = Path  # epath's have its methods
@@ -141,14 +142,20 @@ def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object], *, s
             raise UserError(f"There is no bucket for {path}", "Create it, or name another.") from None
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
-    try:
+    with interrupts.tidied(lambda: partial.unlink(missing_ok=True)):
         with partial.open("wb") as file:
             content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder of this machine with its content, also while another thread writes to it. Ignores errors."""
+    for _ in range(10):  # a library may make a folder again for its next file
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
 
 
 def read(path: Path) -> bytes | None:

@@ -269,6 +269,11 @@ def test_a_wrong_message_is_noticed(arguments):
     assert len(wrong_messages(ast.parse(f"raise messages.UserError({arguments})"))) == 1
 
 
+def test_texts_name_the_commands_as_the_documentation_does():
+    tools = re.compile(r"python -m bt_jax\.(convert|embed|plan|prepare|report|selfcheck)\b")
+    assert [name_of(path) for path in FILES if tools.search(path.read_text())] == []
+
+
 def test_versions_agree():
     changes = re.findall(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
     readme = re.findall(r"^Version (\d[\w.]*\w)", (ROOT / "README.md").read_text(), flags=re.M)

@@ -42,13 +42,13 @@ def run(
       The exit status: 0; 2 after a UserError, 130 after Ctrl-C, each with one line on stderr.
     """
     with messages.lasting():
-        interrupts.raise_as_python_does()  # so that a command removes its unfinished files
+        interrupts.end_with(f"{parser.name}: {stopped}")
         try:
             command(parser.parse_args(arguments))
         except UserError as error:
             print(f"{parser.name}: {error}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # only in another program that calls the command
             messages.put(f"{parser.name}: {stopped}", sys.stderr)
             return 130
     return 0

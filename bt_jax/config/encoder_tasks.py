@@ -28,7 +28,7 @@ class EncoderViews(Section):
 class FromEncoder(Run):
     """Keys of the tasks that start from an encoder."""
 
-    encoder: str = key("", "a run folder, one of its checkpoints/STEP, or weights that bt_jax.convert reads")
+    encoder: str = key("", "a run folder, one of its checkpoints/STEP, or weights that bt-jax convert reads")
     scratch: bool = key(False, "use random weights of the same architecture, as a baseline")
     arch: str = key("", 'refuse an encoder of any other architecture, such as "resnet50"')
     data: EncoderData = dataclasses.field(default_factory=EncoderData)

@@ -105,7 +105,7 @@ class Pretrain(Run):
 
     task: str = key("pretrain", "the config file sets it")
     tuned_batch_size: int = key(0, "the batch size that the learning rates are for; another one gets a warning. 0: any")
-    init_from: str = key("", "initial weights: a run folder, a checkpoint, or a file that bt_jax.convert reads")
+    init_from: str = key("", "initial weights: a run folder, a checkpoint, or a file that bt-jax convert reads")
     data: PretrainData = dataclasses.field(default_factory=PretrainData)
     views: Views = dataclasses.field(default_factory=Views)
     model: Model = dataclasses.field(default_factory=Model)

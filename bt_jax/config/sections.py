@@ -99,7 +99,7 @@ class Data(Section):
     reader: str = key("auto", '"tensorflow" or "pillow" for streamed images; "auto": tensorflow if it is installed')
     exif_orientation: str = key(
         "auto",
-        '"apply" turns photographs upright, "ignore" does not; "auto": apply to a folder and to what bt_jax.prepare'
+        '"apply" turns photographs upright, "ignore" does not; "auto": apply to a folder and to what bt-jax prepare'
         " wrote from one",
     )
     canvas: int = key(512, "pixels of the square onto which streamed images are decoded")

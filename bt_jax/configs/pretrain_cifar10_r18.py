@@ -4,7 +4,7 @@
 
 Arguments, after a colon: method=barlow_twins (or another of docs/methods.md), recipe=own (default) | common | lightly,
 epochs=1000, batch=256, smoke.
-Without TensorFlow: --config.data.npz=FILE, written by `python -m bt_jax.prepare --data=cifar10 --npz=FILE`.
+Without TensorFlow: --config.data.npz=FILE, written by `bt-jax prepare --data=cifar10 --npz=FILE`.
 
 recipe=common: solo-learn @9187ea3, scripts/pretrain/cifar/barlow.yaml; quoted: online 92.10 after 1000 epochs, one GPU.
 recipe=own: the same for Barlow Twins; another method has its own recipe (bt_jax/objectives/published.py) with its own

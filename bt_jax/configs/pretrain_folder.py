@@ -4,7 +4,7 @@
 
 Arguments, after a colon: batch=256, epochs=300, size=224, arch=resnet50, gray=False, val= (what is held out: a share
 such as 20%, or a split such as val), method=barlow_twins (or another of docs/methods.md), recipe=own | common, small,
-smoke. Check the images first: python -m bt_jax.prepare --folder=IMAGES.
+smoke. Check the images first: bt-jax prepare --folder=IMAGES.
 
 The paper's recipe with the authors' rates for the batch, or with recipe=own that of another method (see
 pretrain_imagenet_r50.py). Views of up to 64 pixels get the small-image stem and no blur. With sub-folders as labels and

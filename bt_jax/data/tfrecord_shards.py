@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from bt_jax.data.order import permutation
 from bt_jax.data.sources.base import Source, progress
 from bt_jax.data.sources.tfds import UPRIGHT, tensorflow, tensorflow_datasets
 from bt_jax.messages import UserError
+from bt_jax.terminal import interrupts
 
 RECORDS = 1024  # in a shard: about 110 MB of ImageNet JPEGs; TFDS aims at 150 MB
 VERSION = "1.0.0"
@@ -41,33 +41,32 @@ def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits:
         {"image": tfds.features.Image()} | ({"label": labels} if source.all_or_none_labelled(splits) else {})
     )
     try:
-        partial.mkdir(parents=True)
-        infos = []
-        for split in splits:
-            lengths = _write_split(tf, source, split, partial, name)
-            template = tfds.core.ShardedFileTemplate(
-                dataset_name=name, data_dir=partial, split=split, filetype_suffix="tfrecord"
+        with interrupts.tidied(lambda: storage.remove_folder(partial)):
+            partial.mkdir(parents=True)
+            infos = []
+            for split in splits:
+                lengths = _write_split(tf, source, split, partial, name)
+                template = tfds.core.ShardedFileTemplate(
+                    dataset_name=name, data_dir=partial, split=split, filetype_suffix="tfrecord"
+                )
+                size = sum(file.stat().st_size for file in partial.glob(f"{name}-{split}.tfrecord-*"))
+                infos.append(
+                    tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
+                )
+            tfds.folder_dataset.write_metadata(
+                data_dir=partial,
+                features=features,
+                split_infos=infos,
+                version=VERSION,
+                check_data=False,
+                metadata=tfds.core.MetadataDict({UPRIGHT: source.upright}),
             )
-            size = sum(file.stat().st_size for file in partial.glob(f"{name}-{split}.tfrecord-*"))
-            infos.append(
-                tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
-            )
-        tfds.folder_dataset.write_metadata(
-            data_dir=partial,
-            features=features,
-            split_infos=infos,
-            version=VERSION,
-            check_data=False,
-            metadata=tfds.core.MetadataDict({UPRIGHT: source.upright}),
-        )
-        partial.rename(final)
+            partial.rename(final)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UserError(
             f"Cannot write {final}: {reason}", "Choose a writable folder on a disk with free space."
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return final
 
 

@@ -54,7 +54,7 @@ def parser() -> tool.Parser:
         "--encoder",
         metavar="PATH",
         required=True,
-        help="a run folder (its newest checkpoint), RUN/checkpoints/STEP, or weights that bt_jax.convert reads",
+        help="a run folder (its newest checkpoint), RUN/checkpoints/STEP, or weights that bt-jax convert reads",
     )
     add("--data", metavar="NAME", help='"patterns", or a TFDS name such as cifar10, cifar10:3.0.2, imagenet2012')
     add(
@@ -63,7 +63,7 @@ def parser() -> tool.Parser:
         help="folder of TFDS data sets (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
     add("--folder", metavar="DIR", help="a folder of images instead of a named data set")
-    add("--npz_in", metavar="FILE", help="a cache file of bt_jax.prepare instead of a named data set")
+    add("--npz_in", metavar="FILE", help="a cache file of bt-jax prepare instead of a named data set")
     add(
         "--exif_orientation",
         choices=orientation.CHOICES,

@@ -4,17 +4,24 @@ import html
 
 from bt_jax.report.formats import percent
 
+HEAD = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+TITLE_END = " – bt_jax</title>"
 COLOURS = 6  # --c0 ... --c5 in the style sheet
 
 
 def document(title: str, sections: list[str]) -> str:
     """The whole HTML file."""
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
-        f' content="width=device-width, initial-scale=1"><title>{esc(title)} – bt_jax</title>'
+        f'{HEAD} content="width=device-width, initial-scale=1"><title>{esc(title)}{TITLE_END}'
         f"<style>{CSS}</style></head>\n"
         f"<body><main>\n{chr(10).join(sections)}\n</main></body></html>\n"
     )
+
+
+def is_document(content: bytes) -> bool:
+    """Whether the bytes of a file are those of `document`."""
+    head, end, _ = content.partition(b"</title>")
+    return content.startswith(HEAD.encode()) and (head + end).endswith(TITLE_END.encode())
 
 
 def section(title: str, body: str, lead: str = "") -> str:

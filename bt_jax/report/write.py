@@ -15,7 +15,7 @@ from bt_jax.objectives import registry
 from bt_jax.report.confusion import confusion_section
 from bt_jax.report.correlation import correlation_section, spectrum_section
 from bt_jax.report.gallery import map_section, neighbours_section, pairs_section
-from bt_jax.report.page import document
+from bt_jax.report.page import document, is_document
 from bt_jax.report.panels import ACCURACY, FINETUNING, LABEL_FREE, LOSS, OPTIMIZATION, panels_of_methods
 from bt_jax.report.results import results_section, task
 from bt_jax.report.runs import Run, read_run
@@ -41,7 +41,8 @@ def report(run_dir, *others, out=None) -> Path:
       out: the file to write; None: RUN_DIR/report.html, or RUN_DIR/comparison.html for several runs.
 
     Raises:
-      UserError: a folder has no metrics, the file cannot be written, or a comparison would replace a run's report.
+      UserError: a folder has no metrics, the file cannot be written, `out` exists and is no report, or a comparison
+        would replace a run's report.
     """
     runs = [read_run(folder) for folder in (run_dir, *others)]
     if len({run.name for run in runs}) < len(runs):  # a/run and b/run
@@ -50,6 +51,8 @@ def report(run_dir, *others, out=None) -> Path:
     target = storage.parse_path(out) if out else runs[0].path / (COMPARISON if others else PAGE)
     if others and storage.absolute(target) in [storage.absolute(run.path / PAGE) for run in runs]:
         raise UserError(f"{target} is the report of one run", f"Name another file with --out, such as {COMPARISON}.")
+    if out:
+        _refuse_foreign(target)
     text = page(runs)
     try:
         storage.write(target, text)
@@ -57,6 +60,14 @@ def report(run_dir, *others, out=None) -> Path:
         fix = "Make room on that disk, or name another file with --out."
         raise UserError(f"Cannot write {target}: {error.strerror or error}", fix) from error
     return target
+
+
+def _refuse_foreign(target: Path) -> None:
+    """UserError if the file exists and is not a report."""
+    ends_so = target.suffix == ".html"
+    if target.exists() and not (ends_so and is_document(storage.read(target) or b"")):
+        cause = "is not a report of bt_jax" if ends_so else "does not end in .html"
+        raise UserError(f"{target} exists and {cause}", "Give another --out, or delete it.")
 
 
 def results(folder: Path, summary: dict, pictures: dict) -> None:

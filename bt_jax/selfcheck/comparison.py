@@ -153,6 +153,6 @@ def failure(device, wrong: list[Result]) -> UserError:
         fix = "Install another version of JAX or of the driver."
     return UserError(
         cause,
-        f"{fix} To list all checks, run python -m bt_jax.selfcheck. To skip them, set --config.self_check=False, or"
-        " --no_self_check for bt_jax.embed.",
+        f"{fix} To list all checks, run bt-jax selfcheck. To skip them, set --config.self_check=False, or"
+        " --no_self_check for bt-jax embed.",
     )

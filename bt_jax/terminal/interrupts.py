@@ -2,7 +2,8 @@
 
 Python itself would raise KeyboardInterrupt in the main thread. That exception prints a traceback, a library may swallow
 it, and it waits for the end of a compilation or of another call outside Python. Therefore a thread reads the signals
-here. While training takes steps, `processes.stop_signals` handles the first Ctrl-C and saves.
+here. It removes unfinished files (`tidied`). While training takes steps, `processes.stop_signals` handles the first
+Ctrl-C and saves.
 """
 
 import contextlib
@@ -10,10 +11,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 
 STATUS = 128 + signal.SIGINT
 _installed = _left = False
 _passes = 0  # number of signals that are left to their handler
+_line = "bt_jax: ended by Ctrl-C"
+_unfinished: list[Callable[[], object]] = []  # what `tidied` calls
+_tidying = threading.RLock()
 
 
 def install() -> None:
@@ -46,13 +51,27 @@ def end_at_next() -> None:
     _left, _passes = False, 0
 
 
-def raise_as_python_does() -> None:
-    """Makes Ctrl-C raise KeyboardInterrupt in the main thread again."""
-    global _installed
-    if _installed:
-        _installed = False
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def end_with(line: str) -> None:
+    """Sets the line that is printed at the end."""
+    global _line
+    _line = line
+
+
+@contextlib.contextmanager
+def tidied(tidy: Callable[[], object]) -> Iterator[None]:
+    """Calls `tidy` after the block, whether it succeeds, fails or is ended by Ctrl-C.
+
+    Args:
+      tidy: removes the unfinished files of the block, if there are any. At Ctrl-C, the block still runs in its thread.
+    """
+    with _tidying:
+        _unfinished.append(tidy)
+    try:
+        yield
+    finally:
+        with _tidying:  # at Ctrl-C it is never free again, so that no error about a removed file is printed
+            _unfinished.remove(tidy)
+            tidy()
 
 
 def ends_at_once() -> bool:
@@ -79,6 +98,10 @@ def _read(received: int) -> None:
 
 
 def _end() -> None:
+    _tidying.acquire()
+    for tidy in reversed(_unfinished):
+        with contextlib.suppress(Exception):  # such as a file system that has become read-only
+            tidy()
     coordination = sys.modules.get("bt_jax.processes.coordination")
     exits = sys.modules.get("bt_jax.processes.exits")  # imported by the commands that several processes can run
     with contextlib.suppress(Exception):  # the import of one of them is not finished
@@ -88,5 +111,5 @@ def _end() -> None:
     with contextlib.suppress(Exception):  # a stream that is closed, or in use by the main thread
         sys.stdout.flush()
     with contextlib.suppress(Exception):
-        print("bt_jax: ended by Ctrl-C", file=sys.stderr, flush=True)
+        print(_line, file=sys.stderr, flush=True)
     os._exit(STATUS)

@@ -18,11 +18,12 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
 
     Args:
       path: path of the card.
-      where: the converted file or checkpoint folder. The card includes config.json and summary.json of its run.
+      where: the converted file or checkpoint folder. The card includes config.json and summary.json of its run,
+        without the folders of absolute paths.
       form: a key of FORMS; out: the file or folder written in that form.
       licence: licence of the weights; "": a line that asks for it.
     """
-    config, summary = _run(where)
+    config, summary = map(_without_folders, _run(where))
     method = registry.method_of_run(config)
     model = source.model
     build = model["build"]
@@ -41,7 +42,7 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
         f" mean is {_numbers(model['mean'])} and the standard deviation {_numbers(model['std'])}.",
         "## Training and evaluation",
         *(_training(config, summary, where.name) if config else [UNKNOWN]),
-        f"Written {datetime.date.today()} from `{_name(where)}` by `python -m bt_jax.convert --to={form}`.",
+        f"Written {datetime.date.today()} from `{_name(where)}` by `bt-jax convert --to={form}`.",
     ]
     path.write_text("\n\n".join(sections) + "\n")
 
@@ -66,6 +67,15 @@ def _training(config: dict[str, Any], summary: dict[str, Any], step: str) -> lis
         for name, content in files
         if content
     ]
+
+
+def _without_folders(value: Any) -> Any:
+    """The JSON with the last name alone of each absolute path: the publisher's folders are no reader's business."""
+    if isinstance(value, dict):
+        return {key: _without_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part) for part in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def _name(where: Path) -> str:

@@ -127,6 +127,28 @@ def run(tmp_path) -> Path:
     return make_run(tmp_path / "quick")
 
 
+@pytest.mark.parametrize(
+    "name, content, cause",
+    [
+        ("a.jpeg", b"\xff\xd8 a photograph", "does not end in .html"),
+        ("page.html", b"<!DOCTYPE html>\n<title>mine</title>", "is not a report of bt_jax"),
+    ],
+)
+def test_out_replaces_only_a_report(run, tmp_path, capsys, name, content, cause):
+    out = tmp_path / name
+    out.write_bytes(content)
+    assert main([str(run), f"--out={out}"]) == 2
+    assert capsys.readouterr().err == f"report: {out} exists and {cause}. Give another --out, or delete it.\n"
+    assert out.read_bytes() == content
+
+
+def test_out_is_written_again(run, tmp_path):
+    out = write.report(run, out=tmp_path / "mine.html")
+    text = out.read_text()
+    out.write_text(text.replace("</body>", "an older one</body>"))
+    assert write.report(run, out=out).read_text() == text
+
+
 def test_whole_report(run):
     path = write.report(run)
     page = Page(path)

@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import pathlib
 import pickle
 import re
+import threading
 
 import jax
 import jax.export
@@ -18,7 +20,8 @@ from bt_jax import convert, models
 from bt_jax.augment import recipes
 from bt_jax.messages import UserError
 from bt_jax.run_folder import manifest, opening
-from bt_jax.weights import export_formats, foreign_files, key_names, load, prefixes, usage
+from bt_jax.terminal import interrupts
+from bt_jax.weights import export_formats, foreign_files, key_names, load, model_card, prefixes, usage
 
 NARROW = 1 / 16
 BATCH_NORM = [f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
@@ -428,6 +431,23 @@ def test_a_failed_write_leaves_no_files(encoder, tmp_path, capsys, monkeypatch, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("form", ["safetensors", "checkpoint", "timm"])
+def test_ctrl_c_leaves_no_files(encoder, tmp_path, monkeypatch, form):
+    """When the process ends within the last write, after all others."""
+    before, left = sorted(tmp_path.rglob("*")), []
+
+    def end(status):
+        left.append(sorted(tmp_path.rglob("*")))
+        raise SystemExit(status)
+
+    monkeypatch.setattr(interrupts, "_tidying", threading.RLock())  # `_end` keeps it
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(model_card, "write", lambda *_, **__: interrupts._end())
+    with pytest.raises(SystemExit, match="130"):
+        convert.main([str(encoder), f"--to={form}", f"--out={tmp_path / 'new' / 'folder' / 'out'}"])
+    assert left == [before]
+
+
 def test_existing_files_are_not_changed(encoder, tmp_path, capsys):
     card = tmp_path / "mine.safetensors.md"  # another form of that name has another card
     card.write_text("my notes")
@@ -482,16 +502,22 @@ def test_the_model_card_names_the_source_of_the_weights(variables, tmp_path):
     (run / "checkpoints").mkdir(parents=True)
     (tmp_path / "encoder").rename(run / "checkpoints" / "8")
     config = {"task": "pretrain", "total_epochs": 4.0, "extend_epochs": 2.0, "batch_size": 96, "seed": 3}
-    config |= {"data": {"name": "cifar10"}, "views": {"name": "cifar", "size": 24}, "evals": {"size": 0}}
+    config |= {
+        "data": {"name": "", "folder": "/home/me/ph2"},
+        "views": {"name": "cifar", "size": 24},
+        "evals": {"size": 0},
+    }
     (run / "config.json").write_text(json.dumps(config))
-    summary = {"steps": 8, "knn_top1": {"trained": 0.543}}
+    summary = {"steps": 8, "knn_top1": {"trained": 0.543}, "files": ["/home/me/ph2/a.jpg", "b.jpg"]}
     (run / "summary.json").write_text(json.dumps(summary))
     out = converted(run, "safetensors", tmp_path / "mine.safetensors", "--licence=cc-by-4.0")
     said = (tmp_path / "mine.safetensors.md").read_text()
     assert said.startswith("---\nlicense: cc-by-4.0\n") and f'load_file("{out.name}")' in said
     for part in ("from `run/checkpoints/8`", "Step 8 of the run", "kNN top-1 54.3 %", "pretrained with Barlow Twins"):
         assert part in said, part
+    config["data"]["folder"], summary["files"] = "ph2", ["a.jpg", "b.jpg"]  # a published card names no local folder
     assert [json.loads(block) for block in re.findall(r"```json\n(.*?)```", said, re.DOTALL)] == [config, summary]
+    assert "by `bt-jax convert --to=safetensors`" in said and str(tmp_path) not in said and "/home" not in said
     assert "24 x 24 pixels" in said and "0.4, 0.5, 0.6" in said
     again = (converted(out, "checkpoint", tmp_path / "again") / "README.md").read_text()
     assert "not in a run folder" in again and "Barlow" not in again.split("## Use")[0].split("---")[2]

@@ -205,7 +205,7 @@ class Source:
         if images is None:
             raise UserError(
                 f"No image of {self.name}, split {split!r}, can be read",
-                "Check the data set: python -m bt_jax.prepare lists the reasons.",
+                "Check the data set: bt-jax prepare lists the reasons.",
             )
         return Arrays(images, labels if self.labelled(span.base) else None)
 

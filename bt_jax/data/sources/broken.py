@@ -93,7 +93,7 @@ class UnreadableImages:
         new = self._source.where(span.base, number) not in self._named
         line, whole = self._note(span, number, why), self._whole(span)
         if self._limit is None:
-            raise UserError(line, "Restore it from a copy. `python -m bt_jax.prepare` lists every unreadable image.")
+            raise UserError(line, "Restore it from a copy. `bt-jax prepare` lists every unreadable image.")
         unreadable = self._count(whole)
         if unreadable > allowed(self._limit, whole.stop - whole.start):
             raise self._refusal(whole)

@@ -33,7 +33,7 @@ class NpzSource(Source):
         path = storage.local_path(path)
         if not path.is_file():
             raise UserError(
-                f"There is no cache file {path}", f"Run python -m bt_jax.prepare --data=NAME --npz={path} to write it."
+                f"There is no cache file {path}", f"Run bt-jax prepare --data=NAME --npz={path} to write it."
             )
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -117,24 +117,47 @@ class NpzSource(Source):
 
 def _refusal(path: Path, error: Exception) -> UserError:
     """The error for a file that is no cache file at all, or a damaged one."""
-    foreign = ""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            foreign = f"it has no array 'format', but {', '.join(archive.namelist()[:4])}"
-            foreign *= "format.npy" not in archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            start = file.read(2)
-            foreign = "it is no .npz file" * (start != b"PK")
-    if foreign:
+    if foreign := _foreign(path):
         return UserError(
             f"{path} is not a cache file of bt_jax: {foreign}",
-            "Name a file that python -m bt_jax.prepare --npz=FILE has written, or a folder of images with"
+            "Name a file that bt-jax prepare --npz=FILE has written, or a folder of images with"
             " --config.data.folder=IMAGES.",
         )
     return UserError(
-        f"{path} is not an intact cache file of bt_jax ({line(error)})", "Write it again with python -m bt_jax.prepare."
+        f"{path} is not an intact cache file of bt_jax ({line(error)})", "Write it again with bt-jax prepare."
     )
+
+
+def _foreign(path: Path) -> str:
+    """Why a file is no cache file, not even a damaged one; "" if it may be one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            foreign = f"it has no array 'format', but {', '.join(archive.namelist()[:4])}"
+            return foreign * ("format.npy" not in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            start = file.read(2)
+            return "it is no .npz file" * (start != b"PK")
+    return ""
+
+
+def refuse_foreign(path: Path, name: str) -> None:
+    """UserError if `write_npz` would replace a file that is no cache file, or the cache file of another data set.
+
+    A damaged cache file may be replaced.
+    """
+    if not os.path.lexists(path):
+        return
+    fix = "Give another --npz, or delete it."
+    if foreign := _foreign(path):
+        raise UserError(f"{path} exists and is not a cache file of bt_jax: {foreign}", fix)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = str(file["name"])
+    except Exception:  # of any type: the file is damaged
+        return
+    if held != name:
+        raise UserError(f"{path} exists and is the cache file of another data set, {held}, not of {name}", fix)
 
 
 def write_npz(source: Source, path: str | os.PathLike, splits: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ def open_source(
       name: "patterns" (embedded in the package), or a TFDS name: "cifar10", "cifar10:3.0.2", "imagenet2012". With `npz`
         it must be None or the name in the file.
       data_dir: folder of TFDS data sets; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets if that is not set.
-      npz: a cache file of `python -m bt_jax.prepare`; needs no TensorFlow.
+      npz: a cache file of `bt-jax prepare`; needs no TensorFlow.
       folder: a folder of images, see `image_folder.FolderSource`; the name is then ignored.
       exif_orientation: "apply" or "ignore"; "auto": apply it to the images of a folder, and of a cache file or shards
         that were written from one.

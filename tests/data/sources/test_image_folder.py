@@ -8,6 +8,7 @@ from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
+from bt_jax.terminal import interrupts
 from tests.support.drawn_images import write_images
 
 
@@ -102,6 +103,18 @@ def test_written_as_shards(root, tmp_path, capsys, monkeypatch):
         with pytest.raises(UserError, match="gone"):
             tfrecord_shards.write_shards(source, tmp_path / "out", "other", ["train"])
     assert list((tmp_path / "out" / "other").iterdir()) == []
+    left = []
+
+    def tidied(*_):
+        for tidy in interrupts._unfinished:
+            tidy()
+        left.extend((tmp_path / "out" / "other").iterdir())
+        raise UserError("gone", "")
+
+    monkeypatch.setattr(tfrecord_shards, "_write_split", tidied)  # what Ctrl-C does
+    with pytest.raises(UserError, match="gone"):
+        tfrecord_shards.write_shards(source, tmp_path / "out", "other", ["train"])
+    assert left == []
     for name in ("My-Data", "patterns"):
         assert prepare.main([f"--folder={root}", f"--shards={tmp_path}/out/{name}"]) == 2
         assert "is not a data set name" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from bt_jax.data import device
 from bt_jax.data.pipeline import eval_batches
 from bt_jax.data.sources.broken import UnreadableImages
 from bt_jax.data.sources.decode import decode
-from bt_jax.data.sources.npz import write_npz
+from bt_jax.data.sources.npz import NpzSource, write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.messages import UserError
 from tests.support.drawn_images import Listed, encode
@@ -173,6 +173,30 @@ def test_prepare_checks_a_cache_file(npz, tmp_path, capsys):
     assert "train: 23 images, all 6x8, 3 of 3 classes, 7 to 8 each, 0 unreadable" in capsys.readouterr().out
     theirs, ours = (list(open_source(None, npz=path).encoded("train")) for path in (npz, copy))
     assert ours == theirs and len(ours) == 23
+
+
+def test_prepare_replaces_only_a_cache_file_of_the_same_data_set(npz, tmp_path, capsys):
+    photograph, archive, other = tmp_path / "a.jpg", tmp_path / "a.npz", tmp_path / "other.npz"
+    photograph.write_bytes(b"\xff\xd8 a photograph")
+    np.savez(archive, weights=np.zeros(2))
+    whole = npz.read_bytes()
+    with np.load(npz) as file:
+        np.savez(other, **{**file, "name": np.array("others")})
+    for path, cause in (
+        (photograph, "is not a cache file of bt_jax: it is no .npz file"),
+        (archive, "is not a cache file of bt_jax: it has no array 'format', but weights.npy"),
+        (other, "is the cache file of another data set, others, not of "),
+    ):
+        before = path.read_bytes()
+        assert prepare.main([f"--npz_in={npz}", f"--npz={path}"]) == 2
+        out, error = capsys.readouterr()
+        assert error.startswith(f"prepare: {path} exists and {cause}") and len(error.splitlines()) == 1
+        assert error.endswith(". Give another --npz, or delete it.\n") and not out
+        assert path.read_bytes() == before
+    for content in (whole, whole[:-40]):  # the same data set, intact and damaged
+        archive.write_bytes(content)
+        assert prepare.main([f"--npz_in={npz}", f"--npz={archive}"]) == 0
+        assert NpzSource(archive).splits == NpzSource(npz).splits
 
 
 def test_prepare_lists_unreadable_images(images, tmp_path, capsys):

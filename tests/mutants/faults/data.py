@@ -103,10 +103,24 @@ FAULTS = (
     ),
     Fault(
         "npz-foreign",
-        "_refusal",
-        'foreign *= "format.npy" not in archive.namelist()',
-        'foreign = ""',
+        "_foreign",
+        'foreign * ("format.npy" not in archive.namelist())',
+        '""',
         ("test_damaged_cache_files",),
+    ),
+    Fault(
+        "npz-over-another",
+        "refuse_foreign",
+        "held != name",
+        "False",
+        ("test_prepare_replaces_only_a_cache_file_of_the_same_data_set",),
+    ),
+    Fault(
+        "npz-over-photograph",
+        "refuse_foreign",
+        "foreign := _foreign(path)",
+        'foreign := ""',
+        ("test_prepare_replaces_only_a_cache_file_of_the_same_data_set",),
     ),
     Fault(
         "npz-offsets",

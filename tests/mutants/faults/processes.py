@@ -32,6 +32,20 @@ FAULTS = (
         ("test_while_steps_are_taken_the_first_one_saves",),
     ),
     Fault(
+        "interrupts-unfinished-files",
+        "_end",
+        "reversed(_unfinished)",
+        "()",
+        ("test_ctrl_c_while_a_tool_writes", "test_ctrl_c_leaves_no_files"),
+    ),
+    Fault(
+        "interrupts-tools-line",
+        "run",
+        'interrupts.end_with(f"{parser.name}: {stopped}")',
+        "pass",
+        ("test_ctrl_c_while_a_tool_writes",),
+    ),
+    Fault(
         "stop-status",
         "train",
         "raise Stopped(128 + stop.signal)",

@@ -7,6 +7,20 @@ SEVERAL_METHODS = "test_runs_of_several_methods_are_compared"
 
 FAULTS = (
     Fault(
+        "report-over-another-page",
+        "_refuse_foreign",
+        'ends_so and is_document(storage.read(target) or b"")',
+        "ends_so",
+        ("test_out_replaces_only_a_report",),
+    ),
+    Fault(
+        "report-over-photograph",
+        "_refuse_foreign",
+        "target.exists()",
+        "False",
+        ("test_out_replaces_only_a_report",),
+    ),
+    Fault(
         "report-comparison-over-report",
         "report",
         "(COMPARISON if others else PAGE)",

@@ -113,11 +113,18 @@ FAULTS = (
         ("test_the_model_card_names_the_source_of_the_weights",),
     ),
     Fault(
+        "card-folders",
+        "_without_folders",
+        'value.startswith("/")',
+        "False",
+        ("test_the_model_card_names_the_source_of_the_weights",),
+    ),
+    Fault(
         "convert-rubbish",
-        "run",
-        "shutil.rmtree(made, ignore_errors=True) for folder",
-        "pass\n        for folder",
-        ("test_a_failed_write_leaves_no_files",),
+        "_tidy",
+        "storage.remove_folder(made)",
+        "pass",
+        ("test_a_failed_write_leaves_no_files", "test_ctrl_c_leaves_no_files"),
     ),
     Fault(
         "convert-size",
