@@ -53,6 +53,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     evaluators = _evaluators(settings, data, embed, encoder, recipe, mesh)
     about = f"{settings.encoder} ({encoder.net.arch}) on {from_encoder.about_images(settings, source)}"
     folder = open_run.open_folder(settings, workdir, data, recipe, about)
+    from_encoder.say_size(config)
 
     log = metrics_log.RunLog(folder, first_step=-1, tensorboard=False, trackers=trackers.start(folder, settings))
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}, **({"smoke": data.smoke} if data.smoke else {})}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -256,13 +257,12 @@ def test_wrong_input(pretrained, tmp_path):
         tmp_path,
     )
     refused("There is no file or folder", evaluate.run, evaluation(encoder=str(tmp_path / "nowhere")), tmp_path)
-    (tmp_path / "weights.safetensors").touch()
-    refused(
-        "No data set .* --config.data.folder=",
-        evaluate.run,
-        evaluation(encoder=f"{tmp_path}/weights.safetensors"),
-        tmp_path,
-    )
+    for name, said in (
+        ("a.safetensors", "is not an intact safetensors file"),
+        ("a.html", "is not a file of weights that can be read safely"),
+    ):
+        (tmp_path / name).touch()  # it comes before the missing data set
+        refused(said, evaluate.run, evaluation(encoder=str(tmp_path / name)), tmp_path)
     refused("is a tiny, not a resnet50", evaluate.run, evaluation(arch="resnet50"), tmp_path)
     refused(
         "is empty", evaluate.run, evaluation(**{"data.train_split": "train[5:5]", "data.name": "patterns"}), tmp_path
@@ -357,3 +357,15 @@ def test_view_sizes_from_the_run_of_an_encoder(tmp_path):
     assert (complete(own).views.size, complete(own).evals.resize) == (32, 0)
     nowhere = changed(keys.evaluate(), **options | {"encoder": str(tmp_path / "x.pth")})
     assert (complete(nowhere).views.size, complete(nowhere).evals.resize) == (224, 0)
+
+
+def test_both_tasks_say_that_the_size_is_a_default(pretrained, tmp_path, monkeypatch, capsys):
+    shutil.copytree(load.weights_path(pretrained), tmp_path / "step")
+    monkeypatch.setattr(load, "SIZE", 20)
+    options = {"encoder": str(tmp_path / "step"), "data.name": "patterns"}
+    said = f"\nimages of 20 pixels, because {tmp_path / 'step'} names no size; --config.views.size changes it\n"
+    config = changed(evaluate_config.get_config("smoke"), **options, protocols=("spectrum",))
+    evaluate.run(config, str(tmp_path / "evaluated"))
+    assert said in capsys.readouterr().out
+    finetune.run(tiny(options["encoder"], stop_after_steps=1, **{"data.name": "patterns"}), str(tmp_path / "tuned"))
+    assert said in capsys.readouterr().out
