@@ -148,7 +148,7 @@ def _table(summary: dict[str, Any]) -> str:
         lines += [f"{name:36}{percent(value):>10}   {interval}" for name, value, interval in rows]
     metrics = summary.get("spectrum", {})
     if known := [name for name in results.UNLABELLED if name in metrics]:
-        lines += ["\nwithout labels"]
+        lines += [f"\nwithout labels, {results.UNLABELLED_VIEWS}"]
         lines += [f"{results.UNLABELLED[name]:36}{short(metrics[name]):>10}" for name in known]
     return "\n".join(lines) + "\n"
 

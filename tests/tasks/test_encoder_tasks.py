@@ -220,7 +220,10 @@ def test_evaluation_end_to_end(pretrained, tmp_path, capsys):
     assert re.search(r"\n20-NN, temperature 0.1 +[\d.]+ %   [\d.]+ % to [\d.]+ %\n20-NN, temperature 0.07 .* –\n", said)
     for name in ("knn", "linear", "spectrum"):
         assert f"\nevaluating {name}\nevaluated {name} in " in said
-    assert re.search(r"\neffective rank of the features +[\d.]+\n", said) and "knn_" not in said
+    assert (
+        re.search(r"\nwithout labels, views by crop and flip\neffective rank of the features +[\d.]+\n", said)
+        and "knn_" not in said
+    )
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary) == {"knn", "linear", "spectrum", "seconds", "seconds_each", "smoke"}
     assert summary["smoke"] == "64 of 10000 images" and said.count("smoke test: 64 of 10000 images; it tests the") == 2
@@ -236,6 +239,7 @@ def test_evaluation_end_to_end(pretrained, tmp_path, capsys):
     assert line["val/knn_top1"] == summary["knn"]["knn_top1"] and (folder / "report.html").exists()
     page = (folder / "report.html").read_text()
     assert f"{100 * linear['linear_top1']:.1f} % of the held-out images are classified correctly" in page
+    assert "metric without labels, views by crop and flip" in page
     assert "20-NN, temperature 0.07" in page and "effective rank" in page and "Not in metrics.jsonl" not in page
 
 
