@@ -131,10 +131,14 @@ def _source(options: argparse.Namespace):
     place = load.weights_path(options.source)  # once, because a run in progress may save another step meanwhile
     if foreign_files.is_foreign(place):
         encoder = load.finite(foreign_files.read(place, arch=options.arch or ""), place)
-        return Source(*encoder, options.size or load.SIZE), place
-    config = opening.read_run_json(place, "config.json")
-    size = options.size or load.evaluation_size(config)[0] or load.SIZE
-    return Source(*load.read(place, projector=True), size), place
+        known = load.evaluation_size(encoder.model)
+    else:
+        encoder = load.read(place, projector=True)
+        known = load.evaluation_size(opening.read_run_json(place, "config.json"))
+        known = known if known[0] else load.evaluation_size(encoder.model)
+    size, resize = (options.size, 0) if options.size else known
+    evals = {"evals": {"size": size, "resize": resize}} if size else {}  # `evaluate` and `embed` read it back
+    return Source(*encoder._replace(model=encoder.model | evals), size or load.SIZE), place
 
 
 def _pixels(text: str) -> int:

@@ -19,7 +19,7 @@ class EncoderViews(Section):
 
     PATH, POSITIVE = "views.", ("std",)
 
-    size: int = key(0, "pixels; 0: as in the encoder's run folder, or 224")
+    size: int = key(0, "pixels; 0: as in the encoder's run folder or its export, or 224")
     mean: tuple | None = key(None, "per channel, of pixels in [0, 1]. Default: the encoder's")
     std: tuple | None = key(None, "standard deviation per channel, as mean")
 

@@ -84,7 +84,7 @@ def parser() -> tool.Parser:
         "--size",
         metavar="PIXELS",
         type=int,
-        help=f"side of the encoder's input images (default: that of the run, or {load.SIZE} without a run)",
+        help=f"side of the encoder's input images (default: that of the run or of an export, else {load.SIZE})",
     )
     add(
         "--resize",

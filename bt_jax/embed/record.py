@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bt_jax import storage
+from bt_jax import messages, storage
 from bt_jax.data.sources import orientation
 from bt_jax.data.sources.spans import Span
 from bt_jax.embed.shard_files import WriteErrors
@@ -20,14 +20,23 @@ RESIZE, CANVAS = 256, 512  # without a run, with load.SIZE: the paper's evaluati
 
 
 def view_sizes(options: argparse.Namespace) -> dict[str, int]:
-    """{"size", "resize", "canvas"} from the options; defaults come from the encoder's run, or are those of ImageNet.
+    """{"size", "resize", "canvas"} from the options; defaults come from the encoder, or are those of ImageNet.
 
-    A default `resize` is scaled with a given `size`; a `resize` of 0 means `size`.
+    The encoder's run has them, or the metadata of an export. A printed line names a size that is that of ImageNet. A
+    default `resize` is scaled with a given `size`; a `resize` of 0 means `size`.
+
+    Raises:
+      UserError: the sizes do not fit together, or config.json of the run is damaged and the options have no size.
     """
-    config = opening.read_run_json(load.weights_path(options.encoder), "config.json")
+    fix = "" if options.size is not None else "Restore a copy of it, or give --size=PIXELS."
+    config = opening.read_run_json(load.weights_path(options.encoder), "config.json", fix=fix)
     size, resize = load.evaluation_size(config)
     if not size:
+        size, resize = load.stated_size(options.encoder)
+    if not size:
         size, resize = load.SIZE, RESIZE
+        if options.size is None:
+            messages.say(f"images of {size} pixels, because {options.encoder} names no size; --size changes it")
     canvas = options.canvas if options.canvas is not None else config.get("data", {}).get("canvas", CANVAS)
     if options.size is not None:
         size, resize = options.size, round(resize * options.size / size)

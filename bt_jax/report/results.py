@@ -8,6 +8,7 @@ from bt_jax.report.page import bar, esc, section, table
 from bt_jax.report.runs import Run, flat
 
 KINDS = {"evaluate": "Evaluation of an encoder", "finetune": "A classifier on an encoder"}
+UNLABELLED_VIEWS = "views by crop and flip"  # `from_encoder.view_recipe`; the report of pretraining has other views
 UNLABELLED = {
     "rank": "effective rank of the features",
     "spectrum_slope": "slope of the spectrum",
@@ -84,7 +85,7 @@ def results_section(run: Run) -> str:
         metrics = [
             [esc(words), short(number(spectrum.get(key)))] for key, words in UNLABELLED.items() if key in spectrum
         ]
-        body += table(["metric without labels", ""], metrics)
+        body += table([f"metric without labels, {UNLABELLED_VIEWS}", ""], metrics)
     if not body:
         return section("Result", "<p>No table: summary.json has no accuracy.</p>")
     lead = (

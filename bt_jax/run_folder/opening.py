@@ -163,13 +163,19 @@ def per_process_file(folder: Path, name: str) -> Path:
     return folder / (f"{stem}-{jax.process_index()}{dot}{suffix}" if jax.process_count() > 1 else name)
 
 
-def read_run_json(step_folder: Path, name: str) -> dict:
-    """Reads the JSON file RUN/name for RUN/checkpoints/STEP; {} for a checkpoint outside a run or a file of weights."""
+def read_run_json(step_folder: Path, name: str, *, fix: str = "") -> dict:
+    """Reads the JSON file RUN/name for RUN/checkpoints/STEP; {} for a checkpoint outside a run or a file of weights.
+
+    Args:
+      fix: raise a UserError with this fix if the file is damaged; "": return {}.
+    """
     if step_folder.parent.name != "checkpoints":
         return {}
     try:
         return storage.read_json(step_folder.parents[1] / name) or {}
     except ValueError:
+        if fix:
+            raise UserError(f"{step_folder.parents[1] / name} is damaged", fix) from None
         return {}
 
 

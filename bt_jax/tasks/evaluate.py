@@ -53,6 +53,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     evaluators = _evaluators(settings, data, embed, encoder, recipe, mesh)
     about = f"{settings.encoder} ({encoder.net.arch}) on {from_encoder.about_images(settings, source)}"
     folder = open_run.open_folder(settings, workdir, data, recipe, about)
+    from_encoder.say_size(config)
 
     log = metrics_log.RunLog(folder, first_step=-1, tensorboard=False, trackers=trackers.start(folder, settings))
     summary: dict[str, Any] = {"seconds": 0.0, "seconds_each": {}, **({"smoke": data.smoke} if data.smoke else {})}
@@ -147,7 +148,7 @@ def _table(summary: dict[str, Any]) -> str:
         lines += [f"{name:36}{percent(value):>10}   {interval}" for name, value, interval in rows]
     metrics = summary.get("spectrum", {})
     if known := [name for name in results.UNLABELLED if name in metrics]:
-        lines += ["\nwithout labels"]
+        lines += [f"\nwithout labels, {results.UNLABELLED_VIEWS}"]
         lines += [f"{results.UNLABELLED[name]:36}{short(metrics[name]):>10}" for name in known]
     return "\n".join(lines) + "\n"
 

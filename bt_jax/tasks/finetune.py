@@ -63,6 +63,7 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
     """
     settings = keys.read(from_encoder.complete(config))
     prepared = _prepare(settings, workdir, time.monotonic() if started is None else started)
+    from_encoder.say_size(config)
     return train_and_finish(prepared.training, partial(_finish, prepared))
 
 

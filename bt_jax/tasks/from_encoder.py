@@ -1,7 +1,6 @@
 """The encoder that a task starts from, and the data and views of the run that trained it."""
 
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +17,11 @@ from bt_jax.data.sources.image_folder import FolderSource
 from bt_jax.data.sources.selection import MIXED
 from bt_jax.messages import UserError
 from bt_jax.models import Net
-from bt_jax.weights import load
+from bt_jax.weights import foreign_files, load
 
 FOLDER_KEYS = ("train_split", "val_split", "on_device", "canvas", "exif_orientation")  # of any folder of images
 DATA_KEYS = ("name", "dir", "folder", "npz", *FOLDER_KEYS)
+TRAINED = ("pretrain", "finetune")  # tasks whose runs have an encoder
 HELD_OUT = ("test", "val", "valid", "validation")  # splits of a folder; the first one that it has is held out
 
 
@@ -66,15 +66,15 @@ def complete(config: ConfigDict) -> ConfigDict:
     if not config.encoder:
         raise UserError("No encoder is named", "Set --config.encoder to a run folder or one of its checkpoints.")
     config = ConfigDict(config.to_dict())
-    run = _run_config(storage.parse_path(config.encoder))
+    run = _run_config(config)
     known: dict[str, Any] = {}
     if config.data.folder:
         known = _known_of_folder(config.data.folder, run)
     elif not (config.data.name or config.data.npz):
         if run is None:
-            load.weights_path(config.encoder)  # missing weights are the first mistake to correct
+            load.read_model(config.encoder)  # missing weights, or a file of another kind, are the first mistake
             raise UserError(
-                f"No data set is named, and {config.encoder} is not in a run folder, which would name one",
+                f"No data set is named, and {config.encoder} has no config.json of a run, which would name one",
                 "Set --config.data.folder=IMAGES, --config.data.npz=FILE or --config.data.name=NAME.",
             )
         known = _known_of_run(run)
@@ -82,10 +82,30 @@ def complete(config: ConfigDict) -> ConfigDict:
     open_keys = [key for key in DATA_KEYS if key in known and config.data[key] == neutral[key]]
     config.data.update({key: known[key] for key in open_keys})
     if not config.views.size:
-        size, resize = load.evaluation_size(run or {})
+        size, resize = _known_size(config, run)
         config.views.size = size or load.SIZE
         config.evals.resize = config.evals.resize or resize
     return config
+
+
+def say_size(config: ConfigDict) -> None:
+    """Says that the size of the images is a default, if neither the config nor the encoder has one.
+
+    `complete` cannot say so: the processes of a run have not joined yet.
+
+    Args:
+      config: the config before `complete`.
+    """
+    if not config.views.size and not _known_size(config, _run_config(config))[0]:
+        messages.say(
+            f"images of {load.SIZE} pixels, because {config.encoder} names no size; --config.views.size changes it"
+        )
+
+
+def _known_size(config: ConfigDict, run: dict | None) -> tuple[int, int]:
+    """(size, resize) in pixels from the encoder's run, or from the metadata of an export; (0, 0) without them."""
+    known = load.evaluation_size(run or {})
+    return known if known[0] else load.stated_size(config.encoder)
 
 
 def _known_of_run(run: dict) -> dict[str, Any]:
@@ -121,15 +141,31 @@ def about_images(settings: FromEncoder, source: Source) -> str:
     return f"{source.name}, split {settings.data.train_split}" + (f", held-out split {val}" if val else "")
 
 
-def _run_config(path: Path) -> dict | None:
-    """config.json of a pretraining run, from the path of its folder or of a checkpoint in it; None for another path."""
+def _run_config(config: ConfigDict) -> dict | None:
+    """config.json of the run that trained the encoder, which is in its folder or a checkpoint of it; None without one.
+
+    Raises:
+      UserError: the file is damaged, and the config lacks the images or their size.
+    """
+    path = storage.parse_path(config.encoder)
     for folder in (path, storage.absolute(path).parent.parent):
+        file = folder / "config.json"
         try:
-            found = storage.read_json(folder / "config.json") if os.fspath(folder) != "gs://" else None
+            found = storage.read_json(file) if os.fspath(folder) != "gs://" else None
+            if found is not None and found.get("task") in TRAINED and not isinstance(found.get("data"), dict):
+                raise ValueError("it names no data")
         except ValueError:
-            return None
+            named = config.data.folder or config.data.name or config.data.npz
+            if named and config.views.size or foreign_files.is_foreign(config.encoder):  # that is another program's
+                return None
+            load.weights_path(config.encoder)  # missing weights are the first mistake to correct
+            raise UserError(
+                f"{file} is damaged",
+                "Restore a copy of it, or name the images and their size, such as"
+                " --config.data.folder=IMAGES --config.views.size=PIXELS.",
+            ) from None
         if found is not None:
-            return found if found.get("task") == "pretrain" else None
+            return found if found.get("task") in TRAINED else None
     return None
 
 

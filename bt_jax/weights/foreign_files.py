@@ -26,7 +26,7 @@ class Weights(NamedTuple):
     """The content of a weights file as variables of bt_jax.
 
     Attributes:
-      model: {"build": arguments of `models.build`, "mean", "std"}, see `load.read_model`.
+      model: {"build": arguments of `models.build`, "mean", "std"} and perhaps "evals", see `load.read_model`.
       variables: {"params", "batch_stats"} of the backbone, numpy arrays.
       projector: {"params", "batch_stats"} of the projector, or None.
     """
@@ -91,7 +91,8 @@ def _checked_model(metadata: Any, build: dict[str, Any], path: Path) -> dict[str
         agrees = False
     if not agrees:
         raise UserError(f"The metadata of {path} does not fit its weights", "Download or write the file again.")
-    return {"build": stated, "mean": mean, "std": std}
+    known = {"evals": metadata["evals"]} if "evals" in metadata else {}
+    return {"build": stated, "mean": mean, "std": std} | known
 
 
 def _normalisation(folder: Path, channels: int) -> dict[str, list[float]]:
@@ -137,6 +138,21 @@ def _flat(arrays: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def read_metadata(path: Path) -> Any:
+    """The metadata that bt_jax wrote into a safetensors file; None without them.
+
+    Raises:
+      ValueError, OSError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return json.loads((file.metadata() or {}).get(METADATA, "null"))
+    except (SafetensorError, RecursionError) as error:
+        raise ValueError(line(error)) from None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:

@@ -96,7 +96,8 @@ def load_projector(path: str | Path) -> dict[str, Any] | None:
 def read_model(path: str | Path) -> dict[str, Any]:
     """The model entry of an encoder: {"build": arguments of `models.build`, "mean", "std"}, plain JSON types.
 
-    Mean and std are per channel, of pixels in [0, 1]. Paths and errors as for `load_encoder`.
+    An export that knows its images also has {"evals": {"size", "resize"}}, see `evaluation_size`. Mean and std are per
+    channel, of pixels in [0, 1]. Paths and errors as for `load_encoder`.
     """
     return (
         foreign_files.read(path).model
@@ -106,7 +107,7 @@ def read_model(path: str | Path) -> dict[str, Any]:
 
 
 def evaluation_size(config: dict[str, Any]) -> tuple[int, int]:
-    """(size, resize) in pixels of the evaluated images of a run, from its config.json.
+    """(size, resize) in pixels of the evaluated images of a run, from its config.json; or from an export's model entry.
 
     Returns:
       The side of the centre crop, and the shorter side before it or 0; (0, 0) if the config has neither.
@@ -117,6 +118,21 @@ def evaluation_size(config: dict[str, Any]) -> tuple[int, int]:
     except (ValueError, LookupError, TypeError, AttributeError):  # another program's config.json, or a damaged one
         return 0, 0
     return (size, resize) if size > 0 else (0, 0)
+
+
+def stated_size(path: str | Path) -> tuple[int, int]:
+    """`evaluation_size` of an encoder that `bt_jax.convert` wrote; (0, 0) for any other path.
+
+    It neither reads arrays nor starts JAX, so it may come before the processes of a run join.
+    """
+    path = storage.parse_path(path)
+    try:
+        for file in (path, path / foreign_files.IN_FOLDERS[0]):
+            if file.suffix == ".safetensors" and file.is_file():
+                return evaluation_size(foreign_files.read_metadata(file) or {})
+        return evaluation_size(storage.read_json(path / "model" / "metadata") or {})
+    except (OSError, ValueError, RuntimeError):  # damaged, which the reader of the arrays reports
+        return 0, 0
 
 
 @storage.bucket_errors_as_user_errors()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -219,7 +220,10 @@ def test_evaluation_end_to_end(pretrained, tmp_path, capsys):
     assert re.search(r"\n20-NN, temperature 0.1 +[\d.]+ %   [\d.]+ % to [\d.]+ %\n20-NN, temperature 0.07 .* –\n", said)
     for name in ("knn", "linear", "spectrum"):
         assert f"\nevaluating {name}\nevaluated {name} in " in said
-    assert re.search(r"\neffective rank of the features +[\d.]+\n", said) and "knn_" not in said
+    assert (
+        re.search(r"\nwithout labels, views by crop and flip\neffective rank of the features +[\d.]+\n", said)
+        and "knn_" not in said
+    )
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary) == {"knn", "linear", "spectrum", "seconds", "seconds_each", "smoke"}
     assert summary["smoke"] == "64 of 10000 images" and said.count("smoke test: 64 of 10000 images; it tests the") == 2
@@ -235,6 +239,7 @@ def test_evaluation_end_to_end(pretrained, tmp_path, capsys):
     assert line["val/knn_top1"] == summary["knn"]["knn_top1"] and (folder / "report.html").exists()
     page = (folder / "report.html").read_text()
     assert f"{100 * linear['linear_top1']:.1f} % of the held-out images are classified correctly" in page
+    assert "metric without labels, views by crop and flip" in page
     assert "20-NN, temperature 0.07" in page and "effective rank" in page and "Not in metrics.jsonl" not in page
 
 
@@ -256,13 +261,12 @@ def test_wrong_input(pretrained, tmp_path):
         tmp_path,
     )
     refused("There is no file or folder", evaluate.run, evaluation(encoder=str(tmp_path / "nowhere")), tmp_path)
-    (tmp_path / "weights.safetensors").touch()
-    refused(
-        "No data set .* --config.data.folder=",
-        evaluate.run,
-        evaluation(encoder=f"{tmp_path}/weights.safetensors"),
-        tmp_path,
-    )
+    for name, said in (
+        ("a.safetensors", "is not an intact safetensors file"),
+        ("a.html", "is not a file of weights that can be read safely"),
+    ):
+        (tmp_path / name).touch()  # it comes before the missing data set
+        refused(said, evaluate.run, evaluation(encoder=str(tmp_path / name)), tmp_path)
     refused("is a tiny, not a resnet50", evaluate.run, evaluation(arch="resnet50"), tmp_path)
     refused(
         "is empty", evaluate.run, evaluation(**{"data.train_split": "train[5:5]", "data.name": "patterns"}), tmp_path
@@ -357,3 +361,15 @@ def test_view_sizes_from_the_run_of_an_encoder(tmp_path):
     assert (complete(own).views.size, complete(own).evals.resize) == (32, 0)
     nowhere = changed(keys.evaluate(), **options | {"encoder": str(tmp_path / "x.pth")})
     assert (complete(nowhere).views.size, complete(nowhere).evals.resize) == (224, 0)
+
+
+def test_both_tasks_say_that_the_size_is_a_default(pretrained, tmp_path, monkeypatch, capsys):
+    shutil.copytree(load.weights_path(pretrained), tmp_path / "step")
+    monkeypatch.setattr(load, "SIZE", 20)
+    options = {"encoder": str(tmp_path / "step"), "data.name": "patterns"}
+    said = f"\nimages of 20 pixels, because {tmp_path / 'step'} names no size; --config.views.size changes it\n"
+    config = changed(evaluate_config.get_config("smoke"), **options, protocols=("spectrum",))
+    evaluate.run(config, str(tmp_path / "evaluated"))
+    assert said in capsys.readouterr().out
+    finetune.run(tiny(options["encoder"], stop_after_steps=1, **{"data.name": "patterns"}), str(tmp_path / "tuned"))
+    assert said in capsys.readouterr().out

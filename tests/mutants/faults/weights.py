@@ -133,6 +133,21 @@ FAULTS = (
         'config["views"]["size"]',
         ("test_the_image_size_is_that_of_the_evaluation",),
     ),
+    Fault("encoder-of-finetuning", "TRAINED", ', "finetune"', ",", ("test_data_and_sizes_are_those_of_the_run",)),
+    Fault(
+        "encoder-config-damaged",
+        "_run_config",
+        "if named and config.views.size or",
+        "if named or",
+        ("test_a_damaged_config_is_an_error",),
+    ),
+    Fault(
+        "export-size",
+        "_source",
+        "if size else {}",
+        "if options.size else {}",
+        ("test_an_export_states_the_sizes_of_its_run",),
+    ),
     Fault(
         "encoder-scratch",
         "open_encoder",
