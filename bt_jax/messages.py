@@ -13,7 +13,7 @@ from typing import Self, TextIO
 
 from bt_jax.terminal import live_line
 
-SECONDS_BETWEEN_LINES = 14  # about one piece of work; a heartbeat looks once a second, so 15 s may pass
+SECONDS_BETWEEN_LINES = 14  # on the same work; a heartbeat looks once a second, so 15 s may pass
 TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): the command is correct, run it again
 
 
@@ -75,7 +75,8 @@ def show(text: str) -> None:
 class Ongoing:
     """Says how far some work is: on a terminal by a live line, elsewhere every SECONDS_BETWEEN_LINES seconds.
 
-    Work may be a part of other work. The two then share the time of the last line, and print one line in that time.
+    Work may be a part of other work. The two then share the time of the last line, so that their updates together
+    print one line every SECONDS_BETWEEN_LINES seconds.
 
     Args:
       total: the amount of the work; 0: unknown.

@@ -82,10 +82,10 @@ def test_the_code_of_a_card_computes_the_encoders_features(form, build, tmp_path
 
 @pytest.mark.parametrize("form", ["safetensors", "torchvision", "timm", "huggingface"])
 def test_small_stems_and_widths_survive_a_round_trip(form, tmp_path):
-    """The padding of the stem as well, which is in no shape."""
+    """The padding of the stem as well, which is in no shape. The export also has the size of the images."""
     source = encoder(tmp_path / "encoder", stem_padding=2)
     path, _ = exported(source, form, tmp_path / "mine")
-    assert load.read_model(path) == load.read_model(source)
+    assert load.read_model(path) == load.read_model(source) | {"evals": {"size": 20, "resize": 0}}
     jax.tree.map(np.testing.assert_array_equal, bt_jax.load_encoder(path)[1], bt_jax.load_encoder(source)[1])
 
 
