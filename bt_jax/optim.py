@@ -1,4 +1,4 @@
-"""The optimizer and the schedule of the reference, built from parts of optax, and two other optimizers.
+"""The optimizer and the schedule of the reference, built from parts of optax, and the optimizers of other methods.
 
 `optax.lars` differs from the reference: it multiplies by the learning rate before the momentum, and excludes no
 parameter by default. This LARS has the order of reference main.py: decay, trust ratio, momentum, learning rate.
@@ -20,7 +20,7 @@ Tree = Any  # parameters, gradients or optimizer state: nested dicts and tuples 
 TRUST_COEFFICIENT = 0.001  # reference main.py, class LARS, eta
 MOMENTUM = 0.9  # reference main.py
 WEIGHT_DECAY = 1.5e-6  # paper section 2.2; the default of reference main.py is 1e-6
-CLIPPED_EPS = 1e-8  # solo-learn solo/utils/lars.py
+EPS = 1e-8  # of the trust ratio in solo-learn solo/utils/lars.py and in apex parallel/LARC.py
 
 
 def warmup_cosine(
@@ -48,10 +48,13 @@ def warmup_cosine(
     return lambda step: shape(jnp.asarray(step, jnp.result_type(float)))
 
 
-def cosine_by_epoch(peak: float, *, steps_per_epoch: int, epochs: float) -> optax.Schedule:
-    """Half a cosine to zero in steps of an epoch: torch's CosineAnnealingLR, as in the reference's evaluate.py."""
-    cosine = optax.cosine_decay_schedule(peak, 1)
-    return lambda step: cosine(jnp.floor(jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch) / epochs)
+def by_epoch(schedule: optax.Schedule, steps_per_epoch: int) -> optax.Schedule:
+    """The rate of the first step of an epoch in all its steps.
+
+    Applied to half a cosine, this is torch's CosineAnnealingLR, as in the reference's evaluate.py, and the schedule of
+    MoCo and SimSiam (facebookresearch/moco@7397dfe and simsiam@a7bc177, adjust_learning_rate).
+    """
+    return lambda step: schedule(jnp.asarray(step) // steps_per_epoch * steps_per_epoch)
 
 
 def lars(
@@ -62,6 +65,7 @@ def lars(
     momentum: float = MOMENTUM,
     trust_coefficient: float = TRUST_COEFFICIENT,
     clip: bool = False,
+    rate_in_momentum: bool = False,
 ) -> optax.GradientTransformation:
     """The LARS of the reference. Each array is one layer: its norms are over all its elements.
 
@@ -70,6 +74,8 @@ def lars(
       lr_biases: rate of one-dimensional parameters, which have neither decay nor trust ratio.
       clip: use solo-learn's variant for small data sets. Its trust ratio is eta |p| / (|g| + wd |p| + eps), divided by
         the current rate and capped at 1.
+      rate_in_momentum: multiply by the rate before the momentum, as google-research/simclr@383d414 does
+        (lars_optimizer.py:111-113). The two orders differ while the rate changes.
     """
     if clip:
         adapt = _clipped_trust_ratio(lr_weights, weight_decay, trust_coefficient)
@@ -77,10 +83,38 @@ def lars(
         adapt = optax.chain(
             optax.add_decayed_weights(weight_decay), optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
         )
-    return _by_dimension(
-        weights=optax.chain(adapt, optax.trace(momentum), optax.scale_by_learning_rate(lr_weights)),
-        biases=optax.chain(optax.trace(momentum), optax.scale_by_learning_rate(lr_biases)),
-    )
+
+    def moved(lr: Rate) -> optax.GradientTransformation:
+        parts = optax.trace(momentum), optax.scale_by_learning_rate(lr)
+        return optax.chain(*(reversed(parts) if rate_in_momentum else parts))
+
+    return _by_dimension(weights=optax.chain(adapt, moved(lr_weights)), biases=moved(lr_biases))
+
+
+def larc(
+    lr_weights: Rate,
+    lr_biases: Rate,
+    *,
+    weight_decay: float,
+    momentum: float = MOMENTUM,
+    trust_coefficient: float = TRUST_COEFFICIENT,
+) -> optax.GradientTransformation:
+    """SGD with the trust ratio eta |p| / (|g| + wd |p| + eps) for all parameters, one-dimensional ones included.
+
+    This is apex's LARC without its clip (parallel/LARC.py at 2ec84eb), the optimizer of SwAV and DeepCluster-v2. An
+    array of zeros, or with a gradient of zeros, has neither ratio nor decay.
+    """
+
+    def adapt(gradient: Float[jax.Array, "*shape"], parameter: Float[jax.Array, "*shape"]):
+        ratio, zero = _trust_ratio(gradient, parameter, weight_decay, trust_coefficient)
+        return jnp.where(zero, gradient, ratio * (gradient + weight_decay * parameter))
+
+    scaled = optax.stateless(lambda updates, params: jax.tree.map(adapt, updates, params))
+
+    def one(lr: Rate) -> optax.GradientTransformation:
+        return optax.chain(scaled, optax.trace(momentum), optax.scale_by_learning_rate(lr))
+
+    return _by_dimension(weights=one(lr_weights), biases=one(lr_biases))
 
 
 def sgd(
@@ -100,6 +134,15 @@ def adamw(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float) -> optax.Gr
     return _by_dimension(weights=optax.adamw(lr_weights, weight_decay=weight_decay), biases=optax.adam(lr_biases))
 
 
+def adam(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float) -> optax.GradientTransformation:
+    """torch.optim.Adam with the constants of optax: the decay of all parameters is added to the gradient."""
+
+    def one(lr: Rate) -> optax.GradientTransformation:
+        return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(lr))
+
+    return _by_dimension(weights=one(lr_weights), biases=one(lr_biases))
+
+
 def _by_dimension(
     *, weights: optax.GradientTransformation, biases: optax.GradientTransformation
 ) -> optax.GradientTransformation:
@@ -115,13 +158,10 @@ def _clipped_trust_ratio(lr: Rate, weight_decay: float, trust_coefficient: float
     def adapt(
         gradient: Float[jax.Array, "*shape"], parameter: Float[jax.Array, "*shape"], lr_now: ArrayLike
     ) -> Float[jax.Array, "*shape"]:
-        # norm(x.ravel()) would gather an array that is split by its last axis.
-        p, g = (jnp.sqrt(jnp.square(x).sum()) for x in (parameter, gradient))
-        ratio = trust_coefficient * p / (g + weight_decay * p + CLIPPED_EPS)
+        ratio, zero = _trust_ratio(gradient, parameter, weight_decay, trust_coefficient)
         # At a rate of zero (step 0 of a warm-up from 0), the quotient is huge, and is capped at 1.
-        ratio = jnp.minimum(ratio / jnp.maximum(lr_now, jnp.finfo(p.dtype).tiny), 1)
-        ratio = jnp.where((p == 0) | (g == 0), 1, ratio)
-        return ratio * (gradient + weight_decay * parameter)
+        ratio = jnp.minimum(ratio / jnp.maximum(lr_now, jnp.finfo(ratio.dtype).tiny), 1)
+        return jnp.where(zero, 1, ratio) * (gradient + weight_decay * parameter)
 
     def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
         count = cast(optax.ScaleByScheduleState, state).count
@@ -133,3 +173,15 @@ def _clipped_trust_ratio(lr: Rate, weight_decay: float, trust_coefficient: float
         return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
 
     return optax.GradientTransformation(init, update)
+
+
+def _trust_ratio(
+    gradient: Float[jax.Array, "*shape"],
+    parameter: Float[jax.Array, "*shape"],
+    weight_decay: float,
+    trust_coefficient: float,
+) -> tuple[jax.Array, jax.Array]:
+    """eta |p| / (|g| + wd |p| + eps) of an array, and whether one of the two norms is zero."""
+    # norm(x.ravel()) would gather an array that is split by its last axis.
+    p, g = (jnp.sqrt(jnp.square(x).sum()) for x in (parameter, gradient))
+    return trust_coefficient * p / (g + weight_decay * p + EPS), (p == 0) | (g == 0)

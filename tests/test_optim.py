@@ -1,4 +1,6 @@
-"""Schedule and LARS against the numbers of the reference; the other optimizers against steps by hand."""
+"""Schedule and LARS against the numbers of the reference; the others against stored numbers or steps by hand."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +126,32 @@ def test_clipped_variant_by_hand(x64):
     np.testing.assert_allclose(updates["w"], -1e-4 * first / ratio, rtol=1e-12)  # capped at 1
 
 
+def test_three_steps_of_simclr_and_larc(fixtures, x64):
+    """Kernel, bias and an array that starts at zero, at a rate that changes; larc was checked against apex."""
+    stored = np.load(fixtures / "objectives.npz")
+    names = ("kernel", "bias", "zero")
+
+    def rate(step):
+        return jnp.asarray(stored["optim/lrs"])[step]
+
+    for name, make in {"lars_simclr": partial(optim.lars, rate_in_momentum=True), "larc": optim.larc}.items():
+        tx = make(rate, rate, weight_decay=0.01, momentum=0.9, trust_coefficient=0.001)
+        params = {each: jnp.asarray(stored[f"optim/start_{each}"]) for each in names}
+        state = tx.init(params)
+        for step in range(3):
+            grads = {each: jnp.asarray(stored[f"optim/grads_{each}"][step]) for each in names}
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        for each in names:
+            np.testing.assert_allclose(params[each], stored[f"optim/{name}_{each}"], rtol=1e-12, err_msg=name + each)
+
+
+def test_by_epoch(x64):
+    rates = optim.by_epoch(optim.warmup_cosine(3.0, warmup_steps=0, total_steps=9, end_factor=0.0), 3)(np.arange(12))
+    expected = 1.5 * (1 + np.cos(np.pi * np.array([0, 1, 2, 3]) / 3))
+    np.testing.assert_allclose(rates, np.repeat(expected, 3), rtol=0, atol=1e-15)
+
+
 def test_sgd_by_hand(x64):
     tx = optim.sgd(0.1, 0.2, weight_decay=0.5, momentum=0.9)
     params = {"w": jnp.ones((1, 1)), "b": jnp.ones(1)}
@@ -149,3 +177,19 @@ def test_adamw_by_hand(x64):
         direction = m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
         np.testing.assert_allclose(updates["w"][0, 0], -0.1 * (direction + 0.5 * 3), rtol=1e-8)
         np.testing.assert_allclose(updates["b"][0], -0.2 * direction, rtol=1e-8)
+
+
+def test_adam_by_hand(x64):
+    """Two steps; the decay of kernels and biases is in the gradient."""
+    tx = optim.adam(0.1, 0.2, weight_decay=0.5)
+    params = {"w": jnp.full((1, 1), 3.0), "b": jnp.full(1, 3.0)}
+    state, m, v = tx.init(params), 0.0, 0.0
+    for step, g in enumerate((2.0, -1.0), 1):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = tx.update({"w": jnp.full((1, 1), g), "b": jnp.full(1, g)}, state, params)
+        g += 0.5 * 3
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        direction = m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        np.testing.assert_allclose(
+            [updates["w"][0, 0], updates["b"][0]], [-0.1 * direction, -0.2 * direction], rtol=1e-8
+        )

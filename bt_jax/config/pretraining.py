@@ -58,17 +58,19 @@ class Model(Section):
 class Optim(Section):
     """The optimizer of backbone and heads."""
 
-    PATH, CHOICES = "optim.", {"name": ("lars", "sgd", "adamw")}
+    PATH, CHOICES = "optim.", {"name": ("lars", "sgd", "adamw", "larc", "adam")}
     POSITIVE, FRACTIONS = ("trust_coefficient", "grad_scale"), ("momentum",)
 
-    name: str = key("lars", '"lars", "sgd" or "adamw"')
+    name: str = key("lars", '"lars", "sgd", "adamw", "larc" (SGD with trust ratios) or "adam"')
     lr_weights: float = key(0.2, "per 256 images, of kernels")
     lr_biases: float = key(0.0048, "per 256 images, of biases and batch norm")
-    weight_decay: float = key(1.5e-6, "of kernels for LARS and AdamW, of all parameters for SGD")
-    momentum: float = key(0.9, "of LARS and SGD; AdamW has optax's constants")
-    trust_coefficient: float = key(0.001, "eta of LARS")
+    weight_decay: float = key(1.5e-6, "of kernels for LARS and AdamW, of all parameters for SGD, LARC and Adam")
+    momentum: float = key(0.9, "of LARS, SGD and LARC; AdamW and Adam have optax's constants")
+    trust_coefficient: float = key(0.001, "eta of LARS and LARC")
     clip: bool = key(False, "limit the trust ratio of LARS to 1, as solo-learn does for small data sets")
+    rate_in_momentum: bool = key(False, "LARS multiplies by the rate before the momentum, as in SimCLR's code")
     warmup_epochs: float = key(10.0, "linear rise of the rates; half a cosine follows")
+    by_epoch: bool = key(False, "change the rates at the start of an epoch, not in every step; for MoCo and SimSiam")
     start_factor: float = key(0.0, "rate at the first step, as a factor of the peak")
     end_factor: float = key(0.001, "rate at the last step, as a factor of the peak")
     grad_scale: float = key(1.0, "factor on the gradient; the logged loss does not change")

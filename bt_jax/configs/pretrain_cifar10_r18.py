@@ -72,4 +72,5 @@ def lightly(config):
     config.optim.weight_decay = 5e-4
     config.optim.momentum = 0.9
     config.optim.warmup_epochs = 0.0
+    config.optim.by_epoch = True
     config.optim.end_factor = 0.0

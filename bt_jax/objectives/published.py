@@ -2,9 +2,8 @@
 
 With `method=NAME`, the configs for CIFAR-10, ImageNet and folders take these keys from here. With
 `method=NAME,recipe=common`, they keep those of Barlow Twins. Rates are per 256 images. DrLIM and InfoNCE have no
-published recipe for two views of an image, and keep that of Barlow Twins. Every schedule here falls along half a cosine
-and changes in every step. The authors' code of MoCo and SimSiam changes the rate once an epoch, and the example of
-alignment and uniformity divides it by ten three times.
+published recipe for two views of an image, and keep that of Barlow Twins. Every schedule here falls along half a
+cosine. The example of alignment and uniformity divides the rate by ten three times instead.
 """
 
 from typing import Any
@@ -23,6 +22,7 @@ def _both(**fields: Any) -> Recipe:
     return {"view1": fields, "view2": fields.copy()}
 
 
+_BY_EPOCH = {"by_epoch": True}  # adjust_learning_rate in the authors' code of MoCo (also its notebook) and of SimSiam
 # google-research/simclr@383d414, run.py and data_util.py: colours of strength 1; for CIFAR 0.5 and no blur (README).
 _SIMCLR = _both(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5, solarize=0.0)
 _SIMCLR_CIFAR = _both(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0, solarize=0.0)
@@ -41,11 +41,13 @@ IMAGENET: dict[str, Recipe] = {
     "byol": {"batch_size": 4096, "total_epochs": 1000.0, "optim": _optim("lars", 0.2, 1.5e-6, 10.0)},
     "direct_pred": _DIRECT_PRED,
     # README: 67.5 +- 0.1 linear top-1
-    "moco": {"batch_size": 256, "total_epochs": 200.0, "optim": _optim("sgd", 0.03, 1e-4), "views": _MOCO},
-    # Weight decay: paper, section 2.2, and tf2/run.py:49; 1e-4 in run.py:55. Its LARS has the rate inside the momentum.
-    "simclr": {"batch_size": 4096, "total_epochs": 1000.0, "optim": _optim("lars", 0.3, 1e-6, 10.0), "views": _SIMCLR},
+    "moco": {"batch_size": 256, "total_epochs": 200.0, "optim": _optim("sgd", 0.03, 1e-4, **_BY_EPOCH), "views": _MOCO},
+    # Weight decay: paper, section 2.2, and tf2/run.py:49; 1e-4 in run.py:55.
+    "simclr": {"batch_size": 4096, "total_epochs": 1000.0, "views": _SIMCLR}
+    | {"optim": _optim("lars", 0.3, 1e-6, 10.0, rate_in_momentum=True)},
     # README: 68.1 linear top-1
-    "simsiam": {"batch_size": 512, "total_epochs": 100.0, "optim": _optim("sgd", 0.05, 1e-4), "views": _MOCO},
+    "simsiam": {"batch_size": 512, "total_epochs": 100.0, "views": _MOCO}
+    | {"optim": _optim("sgd", 0.05, 1e-4, **_BY_EPOCH)},
     # facebookresearch/vicreg@4e12602, main_vicreg.py; its views are those of Barlow Twins.
     "vicreg": {"batch_size": 2048, "total_epochs": 1000.0, "optim": _optim("lars", 0.2, 1e-6, 10.0, end_factor=0.001)},
 }
@@ -58,13 +60,14 @@ CIFAR10: dict[str, Recipe] = {
     "byol": {"batch_size": 256, "total_epochs": 1000.0, "optim": _optim("lars", 1.0, 1e-5, 10.0, **_CLIPPED)},
     "direct_pred": _DIRECT_PRED,
     # The notebook of facebookresearch/moco
-    "moco": {"batch_size": 512, "total_epochs": 200.0, "optim": _optim("sgd", 0.03, 5e-4), "views": _MOCO_CIFAR},
+    "moco": {"batch_size": 512, "total_epochs": 200.0, "views": _MOCO_CIFAR}
+    | {"optim": _optim("sgd", 0.03, 5e-4, **_BY_EPOCH)},
     # README: LARS, 1.0 per 256, batch 512, "around 91"
     "simclr": {"batch_size": 512, "total_epochs": 1000.0, "views": _SIMCLR_CIFAR}
-    | {"optim": _optim("lars", 1.0, 1e-4, 10.0, clip=False, trust_coefficient=0.001)},
+    | {"optim": _optim("lars", 1.0, 1e-4, 10.0, clip=False, trust_coefficient=0.001, rate_in_momentum=True)},
     # Paper, appendix D: a projector of two layers, 800 epochs at batch 512
-    "simsiam": {"batch_size": 512, "total_epochs": 800.0, "optim": _optim("sgd", 0.03, 5e-4), "views": _MOCO_CIFAR}
-    | {"model": {"projector": (2048, 2048)}},
+    "simsiam": {"batch_size": 512, "total_epochs": 800.0, "views": _MOCO_CIFAR, "model": {"projector": (2048, 2048)}}
+    | {"optim": _optim("sgd", 0.03, 5e-4, **_BY_EPOCH)},
     # solo-learn@9187ea3, scripts/pretrain/cifar/vicreg.yaml; its variance term is twice ours.
     "vicreg": {"batch_size": 256, "total_epochs": 1000.0, "optim": _optim("lars", 0.3, 1e-4, 10.0, **_CLIPPED)}
     | {"views": _both(crop_scale=(0.2, 1.0), solarize=0.1)},

@@ -144,7 +144,7 @@ def build_training(
     trained: dict[str, tuple[str, ...]],
 ) -> build.Training:
     """Builds the networks and the step; `trained` comes from `trained_parts`."""
-    tx, rates = _optimizer(settings.optim, plan, settings.total_epochs + settings.extend_epochs)
+    tx, rates = _optimizer(settings.optim, plan)
     if not trained["backbone"]:
         del rates["lr_backbone"]
     batch_statistics = {"train": True, "eval": False, "auto": settings.train == "all"}[settings.batch_norm]
@@ -164,11 +164,11 @@ def build_training(
     return build.Training(objective, nets, step, layout, lambda key: created(key, encoder.variables), update)
 
 
-def _optimizer(options: FinetuneOptim, plan: epochs.Plan, total_epochs: float):
+def _optimizer(options: FinetuneOptim, plan: epochs.Plan):
     """SGD for the trained params, and the rates of classifier and backbone."""
     rates = {
-        "classifier": _schedule(options.lr_classifier, options, plan, total_epochs),
-        "backbone": _schedule(options.lr_backbone, options, plan, total_epochs),
+        "classifier": _schedule(options.lr_classifier, options, plan),
+        "backbone": _schedule(options.lr_backbone, options, plan),
     }
     sgd = {"weight_decay": options.weight_decay, "momentum": options.momentum, "nesterov": options.nesterov}
     parts = {name: optim.sgd(rate, rate, **sgd) for name, rate in rates.items()}
@@ -176,9 +176,10 @@ def _optimizer(options: FinetuneOptim, plan: epochs.Plan, total_epochs: float):
     return tx, {f"lr_{name}": rate for name, rate in rates.items()}
 
 
-def _schedule(peak: float, options: FinetuneOptim, plan: epochs.Plan, total_epochs: float) -> optax.Schedule:
+def _schedule(peak: float, options: FinetuneOptim, plan: epochs.Plan) -> optax.Schedule:
     if options.schedule == "cosine":
-        return optim.cosine_by_epoch(peak, steps_per_epoch=plan.steps_per_epoch, epochs=total_epochs)
+        cosine = optim.warmup_cosine(peak, warmup_steps=0, total_steps=plan.total_steps, end_factor=0)
+        return optim.by_epoch(cosine, plan.steps_per_epoch)
     drops = {plan.steps(epoch): options.drop_factor for epoch in options.drop_epochs}
     return optax.piecewise_constant_schedule(peak, drops)
 

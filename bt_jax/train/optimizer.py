@@ -1,4 +1,4 @@
-"""The optimizer of a run: LARS, SGD or AdamW for the networks, SGD for the online probe; and one update by it."""
+"""The optimizer of a run: that of `config.optim` for the networks, SGD for the online probe; and one update by it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -134,6 +134,8 @@ def build_optimizer(
     }
     peaks = options.lr_weights * scale, options.lr_biases * scale
     weights, biases = (optim.warmup_cosine(peak, **shape) for peak in peaks)
+    if options.by_epoch:
+        weights, biases = (optim.by_epoch(rate, plan.steps_per_epoch) for rate in (weights, biases))
     heads: dict[str, optax.GradientTransformation] = {}
     for name in sorted({*objective.unit_rows, *objective.frozen_epochs, *objective.constant_rate}):
         heads[name] = _ssl(options, *(peaks if name in objective.constant_rate else (weights, biases)))
@@ -149,15 +151,17 @@ def build_optimizer(
 
 def _ssl(options: Optim, weights: optim.Rate, biases: optim.Rate) -> optax.GradientTransformation:
     """The optimizer that `config.optim` names, for backbone and heads."""
-    if options.name == "lars":
-        return optim.lars(
-            weights,
-            biases,
-            weight_decay=options.weight_decay,
-            momentum=options.momentum,
-            trust_coefficient=options.trust_coefficient,
-            clip=options.clip,
-        )
-    if options.name == "sgd":
-        return optim.sgd(weights, biases, weight_decay=options.weight_decay, momentum=options.momentum)
-    return optim.adamw(weights, biases, weight_decay=options.weight_decay)
+    decay = {"weight_decay": options.weight_decay}
+    momentum = decay | {"momentum": options.momentum}
+    ratio = momentum | {"trust_coefficient": options.trust_coefficient}
+    match options.name:
+        case "lars":
+            more = {"clip": options.clip, "rate_in_momentum": options.rate_in_momentum}
+            return optim.lars(weights, biases, **ratio, **more)
+        case "larc":
+            return optim.larc(weights, biases, **ratio)
+        case "sgd":
+            return optim.sgd(weights, biases, **momentum)
+        case "adam":
+            return optim.adam(weights, biases, **decay)
+    return optim.adamw(weights, biases, **decay)

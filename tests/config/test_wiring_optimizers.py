@@ -73,11 +73,40 @@ def test_the_optimizer_follows_the_config():
     np.testing.assert_allclose(kernel, -0.6 * 0.5, rtol=1e-5)  # clipped at 1
 
 
+def test_rates_by_epoch():
+    """An epoch has five steps. The rise of a warm-up goes by the epoch too."""
+    values = {"optim.name": "sgd", "optim.lr_weights": 1.0, "optim.weight_decay": 0.0, "optim.momentum": 0.0}
+    values |= {"batch_size": 256, "optim.end_factor": 0.0, "optim.by_epoch": True}
+    kernel = updates(built(**values)[0], 20)["backbone/kernel"]
+    np.testing.assert_allclose(kernel, -0.25 * (1 + np.cos(np.pi * np.repeat(np.arange(4), 5) / 4)), rtol=1e-5)
+    kernel = updates(built(**values | {"optim.warmup_epochs": 2.0})[0], 15)["backbone/kernel"]
+    np.testing.assert_allclose(kernel, -0.5 * np.repeat([0, 0.5, 1], 5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, bias", [("lars", -0.5), ("larc", -0.02), ("sgd", -0.6), ("adam", -1.0), ("adamw", -1.0)]
+)
+def test_every_optimizer_of_the_config(name, bias):
+    """The first update of the bias 1 with the gradient 0.5, a rate of 1 and a decay of 0.1 in those that have it."""
+    values = {"optim.name": name, "optim.lr_biases": 1.0, "optim.weight_decay": 0.1, "batch_size": 256}
+    found = updates(built(**values, **{"optim.trust_coefficient": 0.02})[0], 1)
+    np.testing.assert_allclose(found["backbone/bias"], bias, rtol=1e-5)  # Adam computes 1 - 0.999 in float32
+
+
+def test_the_order_of_simclr_in_the_config():
+    """In the second step of a rise from a rate of 0, the momentum is still 0 with it, and 0.5 g without."""
+    values = {"optim.lr_biases": 1.0, "optim.momentum": 0.5, "optim.warmup_epochs": 2.0, "batch_size": 256}
+    found = [
+        updates(built(**values, **{"optim.rate_in_momentum": key})[0], 2)["backbone/bias"] for key in (False, True)
+    ]
+    np.testing.assert_allclose(found, [[0, -0.1 * 0.75], [0, -0.1 * 0.5]], rtol=1e-6)
+
+
 def test_the_optimizer_of_finetuning_follows_the_config():
     def of(**values):
         config = changed(keys.finetune(), **{f"optim.{name}": value for name, value in values.items()})
         config.total_epochs, config.extend_epochs = 3.0, 1.0
-        tx, rates = finetune._optimizer(config.optim, epochs.Plan(5, 20), config.total_epochs + config.extend_epochs)
+        tx, rates = finetune._optimizer(config.optim, epochs.Plan(5, 20))
         params = {"backbone": {"layer": {"kernel": np.float32([[2.0]])}}, "classifier": {"kernel": np.float32([[3.0]])}}
         found = updates(tx, 6, params, jax.tree.map(np.ones_like, params))
         return np.stack([found["classifier/kernel"], found["backbone/layer/kernel"]], axis=1), rates

@@ -62,7 +62,9 @@ PAPER = {
     "optim.momentum": 0.9,
     "optim.trust_coefficient": 0.001,
     "optim.clip": False,
+    "optim.rate_in_momentum": False,
     "optim.warmup_epochs": 10.0,
+    "optim.by_epoch": False,
     "optim.start_factor": 0.0,
     "optim.end_factor": 0.001,
     "optim.grad_scale": 1 / 32,
@@ -102,6 +104,7 @@ LIGHTLY = SOLO | {
     "optim.trust_coefficient": 0.001,
     "optim.clip": False,
     "optim.warmup_epochs": 0.0,
+    "optim.by_epoch": True,
     "optim.start_factor": 0.0,
     "optim.grad_scale": 1.0,
 }
@@ -211,6 +214,7 @@ def test_the_own_recipe_of_a_method(config, method):
     assert optim.grad_scale == 1.0 and (optim.lr_biases == optim.lr_weights) == (
         method not in ("drlim", "infonce") or config is pretrain_cifar10_r18
     )
+    assert (optim.by_epoch, optim.rate_in_momentum) == (method in ("moco", "simsiam"), method == "simclr")
     settings = pretrain_keys.read(chosen)
     registry.build(settings.objective).check_batch(settings.batch_size)
 

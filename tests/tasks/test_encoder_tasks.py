@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bt_jax
-from bt_jax import augment, models, optim, sharding
+from bt_jax import augment, models, sharding
 from bt_jax.config import keys
 from bt_jax.configs import evaluate as evaluate_config
 from bt_jax.configs import finetune as finetune_config
@@ -123,11 +123,12 @@ def test_the_classifier_equals_torchs_sgd_on_frozen_features():
 
 
 def test_schedules():
-    cosine = optim.cosine_by_epoch(0.3, steps_per_epoch=10, epochs=4)
+    config = linear.get_config()
+    cosine = finetune._optimizer(config.optim, epochs.Plan(10, 40))[1]["lr_classifier"]
     found = [float(cosine(step)) for step in (0, 9, 10, 39)]
     np.testing.assert_allclose(found, 0.15 * (1 + np.cos(np.pi * np.array([0, 0, 0.25, 0.75]))), rtol=1e-6)
     config = semisupervised.get_config("percent=10")
-    _, rates = finetune._optimizer(config.optim, epochs.Plan(10, 200), config.total_epochs)
+    _, rates = finetune._optimizer(config.optim, epochs.Plan(10, 200))
     found = [[float(rates[f"lr_{name}"](step)) for step in (0, 119, 121, 161)] for name in ("classifier", "backbone")]
     np.testing.assert_allclose(found, [[0.5, 0.5, 0.1, 0.02], [0.002, 0.002, 0.0004, 0.00008]], rtol=1e-6)
 

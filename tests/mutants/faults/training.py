@@ -105,9 +105,9 @@ FAULTS = (
     ),
     Fault(
         "optim-order",
-        "lars",
-        "adapt, optax.trace(momentum), optax.scale_by_learning_rate(lr_weights)",
-        "adapt, optax.scale_by_learning_rate(lr_weights), optax.trace(momentum)",
+        "lars.moved",
+        "else parts",
+        "else parts[::-1]",
         ("test_sixty_lars_steps_equal_the_reference",),
     ),
     Fault(
@@ -119,8 +119,8 @@ FAULTS = (
     ),
     Fault(
         "optim-clip-eps",
-        "_clipped_trust_ratio.adapt",
-        " + CLIPPED_EPS)",
+        "_trust_ratio",
+        " + EPS)",
         ")",
         ("test_clipped_variant_by_hand",),
     ),
@@ -132,7 +132,17 @@ FAULTS = (
         ("test_adamw_by_hand",),
     ),
     Fault("optim-nesterov", "sgd.one", "nesterov=nesterov", "nesterov=False", ("test_sgd_by_hand",)),
-    Fault("optim-cosine-epoch", "cosine_by_epoch", "jnp.floor(", "(", ("test_schedules",)),
+    Fault(
+        "optim-cosine-epoch",
+        "by_epoch",
+        "// steps_per_epoch * steps_per_epoch",
+        "",
+        ("test_schedules", "test_by_epoch"),
+    ),
+    Fault("optim-simclr-order", "lars.moved", "reversed(parts)", "parts", ("test_three_steps_of_simclr_and_larc",)),
+    Fault("optim-larc-zero", "larc.adapt", "zero,", "False,", ("test_three_steps_of_simclr_and_larc",)),
+    Fault("optim-adam-decay", "adam.one", "weight_decay", "0.0", ("test_adam_by_hand",)),
+    Fault("optim-by-epoch-key", "build_optimizer", "if options.by_epoch", "if False", ("test_rates_by_epoch",)),
     Fault(
         "loop-limit-late",
         "Recorder._write",

@@ -11,7 +11,7 @@ FAULTS = (
     Fault("wiring-probe-rate", "build_optimizer", "probe.lr * scale", "config.probe.lr", OPTIMIZER),
     Fault("wiring-probe-momentum", "build_optimizer", "momentum=probe.momentum", "momentum=0.9", OPTIMIZER),
     Fault("wiring-grad-scale", "build_optimizer", "grad_scale=options.grad_scale", "grad_scale=1.0", OPTIMIZER),
-    Fault("wiring-trust", "_ssl", "trust_coefficient=options.trust_coefficient,", "", OPTIMIZER),
+    Fault("wiring-trust", "_ssl", ' | {"trust_coefficient": options.trust_coefficient}', "", OPTIMIZER),
     Fault("wiring-warmup", "build_optimizer", "plan.steps(options.warmup_epochs)", "plan.steps(10.0)", OPTIMIZER),
     Fault("wiring-lambd", "BarlowTwins.loss", "lambd=self.lambd,", "", PRETRAIN),
     Fault("wiring-form", "BarlowTwins.loss", "form=cast(Form, self.form),", "", PRETRAIN),
