@@ -5,6 +5,7 @@ parameter by default. This LARS has the order of reference main.py: decay, trust
 One-dimensional parameters (biases, batch-norm scales) have no decay, no trust ratio and another learning rate.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -84,11 +85,13 @@ def lars(
             optax.add_decayed_weights(weight_decay), optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
         )
 
-    def moved(lr: Rate) -> optax.GradientTransformation:
+    def momentum_and_rate(lr: Rate) -> Sequence[optax.GradientTransformation]:
         parts = optax.trace(momentum), optax.scale_by_learning_rate(lr)
-        return optax.chain(*(reversed(parts) if rate_in_momentum else parts))
+        return parts[::-1] if rate_in_momentum else parts
 
-    return _by_dimension(weights=optax.chain(adapt, moved(lr_weights)), biases=moved(lr_biases))
+    # Checkpoints have the state of one chain: a chain in a chain would not restore from them.
+    weights, biases = (adapt, *momentum_and_rate(lr_weights)), momentum_and_rate(lr_biases)
+    return _by_dimension(weights=optax.chain(*weights), biases=optax.chain(*biases))
 
 
 def larc(

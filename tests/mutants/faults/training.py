@@ -105,7 +105,7 @@ FAULTS = (
     ),
     Fault(
         "optim-order",
-        "lars.moved",
+        "lars.momentum_and_rate",
         "else parts",
         "else parts[::-1]",
         ("test_sixty_lars_steps_equal_the_reference",),
@@ -139,7 +139,9 @@ FAULTS = (
         "",
         ("test_schedules", "test_by_epoch"),
     ),
-    Fault("optim-simclr-order", "lars.moved", "reversed(parts)", "parts", ("test_three_steps_of_simclr_and_larc",)),
+    Fault(
+        "optim-simclr-order", "lars.momentum_and_rate", "parts[::-1]", "parts", ("test_three_steps_of_simclr_and_larc",)
+    ),
     Fault("optim-larc-zero", "larc.adapt", "zero,", "False,", ("test_three_steps_of_simclr_and_larc",)),
     Fault("optim-adam-decay", "adam.one", "weight_decay", "0.0", ("test_adam_by_hand",)),
     Fault("optim-by-epoch-key", "build_optimizer", "if options.by_epoch", "if False", ("test_rates_by_epoch",)),
