@@ -193,3 +193,14 @@ def test_adam_by_hand(x64):
         np.testing.assert_allclose(
             [updates["w"][0, 0], updates["b"][0]], [-0.1 * direction, -0.2 * direction], rtol=1e-8
         )
+
+
+def test_the_state_of_lars_keeps_its_names():
+    """Checkpoints name the arrays of the state by their place in it, so that another nesting would lose old runs."""
+    state = optim.lars(lambda step: 0.1, lambda step: 0.1).init({"w": jnp.ones((2, 2)), "b": jnp.ones(2)})
+    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
+    inner = [f".inner_states['{part}'].inner_state" for part in ("biases", "weights")]
+    assert names == {f"{inner[0]}[0].trace['b']", f"{inner[0]}[1].count"} | {
+        f"{inner[1]}[1].trace['w']",
+        f"{inner[1]}[2].count",
+    }

@@ -142,6 +142,13 @@ FAULTS = (
     Fault(
         "optim-simclr-order", "lars.momentum_and_rate", "parts[::-1]", "parts", ("test_three_steps_of_simclr_and_larc",)
     ),
+    Fault(
+        "optim-lars-nested",
+        "lars",
+        "(adapt, *momentum_and_rate(lr_weights))",
+        "(adapt, optax.chain(*momentum_and_rate(lr_weights)))",
+        ("test_the_state_of_lars_keeps_its_names",),
+    ),
     Fault("optim-larc-zero", "larc.adapt", "zero,", "False,", ("test_three_steps_of_simclr_and_larc",)),
     Fault("optim-adam-decay", "adam.one", "weight_decay", "0.0", ("test_adam_by_hand",)),
     Fault("optim-by-epoch-key", "build_optimizer", "if options.by_epoch", "if False", ("test_rates_by_epoch",)),
