@@ -39,7 +39,8 @@ def all_devices() -> list[jax.Device]:
     except (RuntimeError, AssertionError) as error:  # for a missing platform
         names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
         settings = ", ".join(f"{name}={os.environ[name]}" for name in names)
-        extra, package = next((found for name, found in PACKAGES.items() if name in settings.lower()), ("", ""))
+        platforms = re.findall(r"\w+", " ".join(os.environ[name] for name in names).lower())
+        extra, package = next((found for name, found in PACKAGES.items() if name in platforms), ("", ""))
         install = f"Install the extra {extra} (pip install '{package}') and its driver, or unset" if extra else "Unset"
         raise UserError(
             f"JAX finds no device{f' for {settings}' if settings else ''}{_why(error)}",

@@ -122,6 +122,10 @@ def test_a_missing_platform_shows_the_reason_alone(monkeypatch, text, shown):
         sharding.all_devices()
     assert caught.value.cause == f"JAX finds no device for JAX_PLATFORMS=gpu{shown}"
     assert caught.value.fix.startswith("Install the extra cuda (pip install 'jax[cuda13]') and its driver")
+    monkeypatch.setenv("JAX_PLATFORMS", "gpuu")
+    with pytest.raises(UserError) as caught:
+        sharding.all_devices()
+    assert caught.value.fix == "Unset JAX_PLATFORMS to use the CPU."
 
 
 def test_checkpoints_are_read_without_a_cpu_backend(monkeypatch):
