@@ -56,8 +56,9 @@ SAME = {
     "checkpoint.keep_last": 1,
 }
 # The layers of the official heads with narrower hidden layers. A run has 936 steps, so averages move faster: 0.97 is
-# BYOL's momentum for its shortest schedule (configs/byol.py:23), 0.99 that of MoCo's notebook, as are its temperature
-# and its loss in both directions. The queue has a fifth of the images. SimCLR's README has 0.5 for CIFAR-10.
+# BYOL's momentum for its shortest schedule (configs/byol.py:23 of deepmind-research/byol). MoCo's momentum, temperature
+# and loss in both directions are those of its notebook. The queue has a fifth of the images. SimCLR's temperature is
+# that of its README for CIFAR-10.
 OWN: dict[str, dict[str, Any]] = {
     "barlow_twins": {"model.projector": (512, 512, 512)},
     "vicreg": {"model.projector": (512, 512, 512)},
@@ -99,7 +100,7 @@ class Cell(NamedTuple):
 
 
 def command(cell: Cell, workdir: str, npz: str, options: argparse.Namespace) -> list[str]:
-    """The arguments of `python` that train a cell, without those that name folders of this machine."""
+    """The arguments of `python` that train a cell in the folder `workdir`, on the images of the cache file `npz`."""
     keys = cell.keys(options.epochs, options.trial_epochs) | {"data.npz": npz}
     flags = [f"--config.{key}={str(value).replace(' ', '')}" for key, value in keys.items()]
     config = f"--config=pretrain_cifar10_r18:batch=128,recipe=common,method={cell.method}"
@@ -136,7 +137,7 @@ def run(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def images(folder: Path) -> Path:
-    """The images as one file, so that no run decodes the data set."""
+    """The path of a cache file with the images, so that no run needs TensorFlow."""
     npz = folder / "cifar10.npz"
     if not npz.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,9 @@
 
 SOURCE is a run folder (its newest intact checkpoint), RUN/checkpoints/STEP, or weights of a ResNet-18 to 152: the
 reference's resnet50.pth and checkpoint.pth, VICReg's, torchvision's, timm's (.pth or .safetensors), a Hugging Face
-folder; behind any prefix ("model.", "_orig_mod.", "module.encoder_q."), where one ResNet alone is there. FORMS:
+folder. The keys may have any prefix ("model.", "_orig_mod.", "module.encoder_q."), if there is only one ResNet. FORMS:
 
-    checkpoint    a folder for bt_jax.load_encoder, --config.encoder and --config.init_from; Orbax alone can read it
+    checkpoint    a folder for bt_jax.load_encoder, --config.encoder and --config.init_from; needs only Orbax
     torchvision   torchvision's state dict                        one file, .safetensors (also: --to=safetensors)
     torch         the same, .pth                                  one file, needs PyTorch
     timm          timm.create_model("local-dir:OUT")              a folder
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     sharding.all_devices()
     form = export_formats.FORMS[options.to]
     out = _named(options.out, form.suffix, {known.suffix for known in export_formats.FORMS.values()})
-    beside = out.with_name(f"{out.name}.md") if form.suffix else None  # one for each form of the same name
+    beside = out.with_name(f"{out.name}.md") if form.suffix else None  # mine.pth and mine.pkl each have one
     if options.to == "checkpoint":
         checkpoint_paths.check(out)
     for path in filter(None, (out, beside)):

@@ -18,12 +18,13 @@ TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): the command is correct, 
 
 
 class UserError(Exception):
-    """One line with the cause and the fix. `main` prints it without a traceback and exits with `status`.
+    """One line with the cause and the fix, which every command prints without a traceback.
 
     Args:
       cause: the mistake, with the offending value; no full stop at its end.
       fix: a sentence with the remedy, which starts with a verb.
-      status: exit status; 2 makes a launcher give up, and another one makes it restart.
+      status: exit status of the tasks that have a config; 2 makes a launcher give up, another one makes it restart.
+        The other commands (cli/tool.py) exit with 2.
     """
 
     def __init__(self, cause: str, fix: str, *, status: int = 2):
@@ -111,7 +112,7 @@ class Ongoing:
 
 
 class Heartbeat:
-    """Says that one call, such as a compilation, still lasts. A thread does so, as `Ongoing.update`, until `stop`.
+    """Says that one call, such as a compilation, still lasts: a thread calls `Ongoing.update` until `stop`.
 
     A context manager around the call starts and stops the thread. Each call needs an instance of its own.
 

@@ -7,8 +7,8 @@
     bt-jax prepare --folder=DIR --shards=OUT/NAME                      # and write it as TFRecord shards
 
 Reads every image of every split. Prints counts, sizes and classes, the files that were left out, and the unreadable
-images by file or id, with the reason. Up to --broken_limit, as in training, they are no error: they are written
-unchanged, and training replaces them.
+images by file or id, with the reason. Up to --broken_limit, as in training, they are no error: they are written as they
+are, or empty if they have no bytes, and training replaces them.
 Exit status 0: training accepts the images, and everything is written; 2: an error, with one line on stderr; 130:
 stopped by Ctrl-C, with no partial file.
 """
@@ -84,7 +84,7 @@ def _refuse(options: argparse.Namespace, source: Source, unreadable: dict[str, l
             )
     if total := sum(map(len, unreadable.values())):
         subject, them = ("it is", "it") if total == 1 else ("they are", "them")
-        written = f"{subject} written unchanged, so that ids stay, and " if options.npz or options.shards else ""
+        written = f"{subject} written too, so that ids stay, and " if options.npz or options.shards else ""
         print(f"{counted(total, 'image')} cannot be read: {written}training replaces {them}")
 
 
@@ -121,7 +121,7 @@ def parser() -> tool.Parser:
         metavar="SHARE",
         type=float,
         default=0.01,
-        help="share of a split's images that may be unreadable, and at least 10; 0: none (default: 0.01)",
+        help="share of a split's images that may be unreadable; 10 always may; 0: none (default: 0.01)",
     )
     return parser
 

@@ -28,11 +28,11 @@ from bt_jax.messages import TRY_AGAIN, UserError, line
 from bt_jax.terminal import interrupts
 
 if TYPE_CHECKING:
-    AnyPath = Path  # epath's have its methods
+    AnyPath = Path  # the paths of epath have its methods
 else:
     AnyPath = os.PathLike
 CHUNK = 1 << 22  # bytes read at a time
-COPY_INTERVAL_SECONDS = 30.0  # an object takes one write a second, and each write replaces all of it
+COPY_INTERVAL_SECONDS = 30.0  # a bucket accepts one write a second of an object, and each replaces all of it
 
 # epath has one file system per process, which its first user makes, possibly TFDS. So these settings come first.
 if importlib.util.find_spec("gcsfs"):
@@ -59,7 +59,7 @@ def parse_path(text: str | os.PathLike) -> Path:
         raise UserError(
             f"{text} is neither a path nor gs://BUCKET/FOLDER", "Name a folder; other storage can be mounted as one."
         )
-    if odd := re.search(r"[^\w./=+@,-]", text.removeprefix("gs://")):  # such as # of addresses and * of patterns
+    if odd := re.search(r"[^\w./=+@,-]", text.removeprefix("gs://")):  # such as the # of a URL, or a *
         raise UserError(f"{text} contains {odd[0]!r}", "Name the folder with letters, digits and . _ - = + @ , alone.")
     _file_system()
     from etils import epath
@@ -338,7 +338,7 @@ def bucket_errors_as_user_errors() -> Iterator[None]:
 
 def as_user_error(error: BaseException, what: str) -> UserError | None:
     """The UserError for a bucket or network error; None for any other error."""
-    # Their classes are common ones, such as OSError, and ValueError of TensorStore. So the traceback decides.
+    # Their classes are common ones, such as OSError. So the traceback decides, or the text of TensorStore's errors.
     frames = traceback.walk_tb(error.__traceback__)
     clients = ("fsspec.", "gcsfs.", "google.")
     from_client = any(frame.f_globals.get("__name__", "").startswith(clients) for frame, _ in frames)

@@ -125,7 +125,7 @@ def is_recipe(word: str) -> bool:
 
 
 def _make_recipes_importable() -> None:
-    """Lets a config file import the recipes as `configs`, unless the working folder has a module of that name."""
+    """Lets a config file import the recipes as `configs`, unless Python finds another module of that name."""
     if importlib.util.find_spec("configs") is None:
         sys.modules["configs"] = importlib.import_module("bt_jax.configs")
 

@@ -69,7 +69,7 @@ def _unknown_option(argv: Sequence[str], config: Any, option: str) -> UserError:
 
 
 def check_method(argv: Sequence[str], config: Any) -> None:
-    """Refuses options that change only the name of the method: the recipe's options and projector would stay.
+    """Refuses a command that changes only the name of the method: the options of the recipe's method would stay.
 
     Raises:
       UserError: --config.objective.name is given, and the options are not those of that method.

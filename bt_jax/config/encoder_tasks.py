@@ -10,7 +10,9 @@ from bt_jax.config.sections import Data, Evals, Run, Section, key
 class EncoderData(Data):
     """The images, by default those of the encoder's run."""
 
-    name: str = key("", '"": the data set of the encoder\'s run folder, with its other keys')
+    name: str = key(
+        "", '"": the data set of the encoder\'s run; the other keys here then have the values of that run too'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,9 @@ class Evaluate(FromEncoder):
     """Keys of `task = "evaluate"`: protocols on frozen features."""
 
     task: str = key("evaluate", "the config file sets it")
-    protocols: tuple = key(("knn", "linear", "spectrum"), 'of these, and "svm" for images with several labels')
+    protocols: tuple = key(
+        ("knn", "linear", "spectrum"), 'any of "knn", "linear", "spectrum", and "svm" for images with several labels'
+    )
     evals: EvaluateEvals = dataclasses.field(default_factory=EvaluateEvals)
 
 
@@ -96,7 +100,7 @@ class FinetuneOptim(Section):
     momentum: float = key(0.9, "momentum of SGD")
     nesterov: bool = key(False, "use Nesterov's momentum")
     weight_decay: float = key(1e-6, "on all trained parameters")
-    schedule: str = key("cosine", '"cosine": to zero, a step an epoch; "drops": by drop_factor after drop_epochs')
+    schedule: str = key("cosine", '"cosine": to zero, changed once an epoch; "drops": by drop_factor after drop_epochs')
     drop_epochs: tuple = key((), 'epochs after which "drops" lowers the rate')
     drop_factor: float = key(0.1, "factor of each drop")
 
@@ -118,7 +122,9 @@ class Finetune(FromEncoder):
     train: str = key(
         "classifier", '"classifier": it alone; "all"; or parts of the backbone too, such as "layer3,layer4"'
     )
-    batch_norm: str = key("auto", '"train": statistics of the batch; "eval": running ones; "auto": "train" for "all"')
+    batch_norm: str = key(
+        "auto", '"train": statistics of the batch; "eval": running ones; "auto": "train" if train="all", else "eval"'
+    )
     data: FinetuneData = dataclasses.field(default_factory=FinetuneData)
     views: FinetuneViews = dataclasses.field(default_factory=FinetuneViews)
     model: FinetuneModel = dataclasses.field(default_factory=FinetuneModel)

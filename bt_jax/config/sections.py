@@ -1,9 +1,9 @@
-"""Sections of a config, which refuse impossible values, and those that every task has.
+"""The base class of the sections of a config, which refuses impossible values, and the sections of every task.
 
 A section is a dataclass. Each of its fields is a key with its default and its help.
 
-Keys carry their unit (`_epochs`, `_steps`). Learning rates are per 256 images, and training multiplies them by
-batch_size / 256. A default of None is filled in later, as the help of its key says.
+Keys carry their unit (`_epochs`, `_steps`). Pretraining multiplies its learning rates by batch_size / 256; fine-tuning
+does not. A default of None is filled in later, as the help of its key says.
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ class Log(Section):
 
     PATH, POSITIVE = "log.", ("every_steps",)
 
-    every_steps: int = key(50, "steps between two lines of metrics; also the steps of one dispatch of resident data")
+    every_steps: int = key(50, "steps between two lines of metrics; also the steps in one dispatch with data.on_device")
     tensorboard: bool = key(True, "write TensorBoard files too")
     wandb: str = key("", "project of Weights & Biases that gets the metrics too (extra wandb)")
     mlflow: str = key("", 'URI of an MLflow store that gets the metrics too, "sqlite:///mlflow.db" (extra mlflow)')

@@ -6,9 +6,10 @@ Arguments, after a colon: batch=256, epochs=300, size=224, arch=resnet50, gray=F
 such as 20%, or a split such as val), method=barlow_twins (or another of docs/methods.md), recipe=own | common, small,
 smoke. Check the images first: bt-jax prepare --folder=IMAGES.
 
-The paper's recipe with the authors' rates for the batch, or with recipe=own that of another method (see
-pretrain_imagenet_r50.py). Views of up to 64 pixels get the small-image stem and no blur. With sub-folders as labels and
-`val=`, kNN and the online probe measure the features. Without labels, watch the diagonal and the spread in the report.
+Barlow Twins has the paper's recipe with the authors' rates for the batch. Another method has its own published recipe
+(recipe=own, the default), or the paper's too (recipe=common). Views of up to 64 pixels get the small-image stem and no
+blur. With sub-folders as labels and `val=`, kNN and the online probe measure the features. Without labels, watch the
+diagonal and the spread in the report.
 
 `small` is for a few hundred photographs on a CPU, where the paper's recipe takes too few steps to learn: batch=32,
 epochs=50, size=64, arch=resnet18 of a quarter of the width, and the projector and optimizer of the quickstart.
@@ -18,7 +19,7 @@ from bt_jax import config as config_lib
 from bt_jax.configs import pretrain_imagenet_r50
 from bt_jax.messages import UserError
 
-SMALL = 64  # pixels: up to here a 7x7 stride-2 stem and a max-pool would leave nothing
+SMALL = 64  # pixels: up to here a 7x7 stride-2 stem and a max-pool would leave a last map of 2x2 or less
 USUAL = {"batch": 256, "epochs": 300, "size": 224, "arch": "resnet50"}
 FEW_IMAGES = {"batch": 32, "epochs": 50, "size": 64, "arch": "resnet18"}
 
@@ -42,7 +43,7 @@ def get_config(arg=None):
     if args.gray:
         config.views.mean, config.views.std = (0.5,), (0.5,)
     if args.size <= SMALL:
-        config.views.view1.blur = config.views.view2.blur = 0.0  # as every recipe for small images
+        config.views.view1.blur = config.views.view2.blur = 0.0  # as in the recipes for CIFAR-10
     config.optim.grad_scale = 1.0
     config.checkpoint.every_epochs = 10.0
     if args.small:
@@ -57,7 +58,8 @@ def shrink_for_few_images(config):
     config.model.width = 0.25
     config.model.projector = tuple(min(width, 512) for width in config.model.projector)
     config.model.dtype = "float32"  # CPUs compute slowly with bfloat16
-    # LARS with the authors' rates changes a weight by less than 1e-4 of its size in a step, too little for few steps.
+    # With LARS at the authors' rates, one gradient changes a weight by less than 1e-4 of its size: few steps change too
+    # little.
     config.optim.name = "adamw"
     config.optim.lr_weights = config.optim.lr_biases = 0.004
     config.optim.weight_decay = 1e-4
@@ -66,7 +68,7 @@ def shrink_for_few_images(config):
 
 
 def splits(val):
-    """Training and held-out split: of "20%", parts of each class; of the name of a split, train and that split."""
+    """Training and held-out split. For "20%", they are parts of each class; for a split, train and that split."""
     if not val.rstrip("%").isdigit():
         return "train", val
     share = int(val.rstrip("%"))
@@ -76,5 +78,5 @@ def splits(val):
 
 
 def mixed(split):
-    """A split with its classes mixed, so that a slice of it has a part of each; a slice is taken as it is."""
+    """A split with its classes mixed, so that a slice of it has a part of each class; a sliced split stays as it is."""
     return split if "[" in split else f"{split}.mixed"

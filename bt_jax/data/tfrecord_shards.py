@@ -29,7 +29,9 @@ def write_shards(source: Source, data_dir: str | os.PathLike, name: str, splits:
     Raises:
       UserError: TensorFlow is not installed, the data set exists already, or the folder cannot be written.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "patterns":
+    if name == "patterns":
+        raise UserError("'patterns' is the name of the embedded data set", "Choose another name.")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"{name!r} is not a data set name", "Use small letters, digits and _, e.g. my_images.")
     tf, tfds = tensorflow(), tensorflow_datasets()
     final = storage.local_path(data_dir) / name / VERSION

@@ -19,8 +19,8 @@ Unreadable images have no row. Their shards are shorter, and `ids` names the ima
 
 The same command resumes: it keeps intact shards and writes damaged ones again. To write an intact shard again, for
 example after images were restored, delete it. Further splits may be added later.
-Pillow decodes a shard at once if all of its images have one size of up to --canvas pixels. All others are streamed, by
-TensorFlow if it is installed, otherwise by Pillow.
+If all images of a shard have one size of up to --canvas pixels, Pillow decodes them. The images of other shards are
+streamed, by TensorFlow if it is installed, otherwise by Pillow.
 
 Exit status 0: everything is written; 2: an error, with one line on stderr; 130: stopped by Ctrl-C.
 """
@@ -101,13 +101,19 @@ def parser() -> tool.Parser:
         f" {CANVAS} without a run)",
     )
     add("--no_self_check", action="store_true", help="skip the check that this machine computes correctly")
-    add("--batch_size", metavar="N", type=int, default=256, help="rounded up to the number of devices (default: 256)")
+    add(
+        "--batch_size",
+        metavar="N",
+        type=int,
+        default=256,
+        help="of all devices, rounded up to a multiple of them (default: 256)",
+    )
     add(
         "--broken_limit",
         metavar="SHARE",
         type=float,
         default=0.01,
-        help="share of a split's images that may be unreadable, and at least 10; 0: none (default: 0.01)",
+        help="share of a split's images that may be unreadable; 10 always may; 0: none (default: 0.01)",
     )
     return parser
 

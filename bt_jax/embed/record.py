@@ -16,14 +16,14 @@ from bt_jax.messages import UserError
 from bt_jax.run_folder import environment, lock, opening
 from bt_jax.weights import load
 
-RESIZE, CANVAS = 256, 512  # without a run, with load.SIZE: the paper's evaluation, section 3.1
+RESIZE, CANVAS = 256, 512  # for encoders without a run. With load.SIZE, 256 is the paper's evaluation, section 3.1
 
 
 def view_sizes(options: argparse.Namespace) -> dict[str, int]:
     """{"size", "resize", "canvas"} from the options; defaults come from the encoder, or are those of ImageNet.
 
-    The encoder's run has them, or the metadata of an export. A printed line names a size that is that of ImageNet. A
-    default `resize` is scaled with a given `size`; a `resize` of 0 means `size`.
+    The encoder's run has them, or the metadata of an export. If neither has a size, a printed line says so. A default
+    `resize` is scaled with a given `size`; a `resize` of 0 means `size`.
 
     Raises:
       UserError: the sizes do not fit together, or config.json of the run is damaged and the options have no size.
@@ -105,7 +105,7 @@ def _differences(old: dict, settings: dict, splits: dict) -> list[str]:
 
     Encoder and images may have moved: a path counts only if the weights or digests differ or a digest is missing.
     """
-    before, lines = {"exif_orientation": orientation.IGNORE} | old["settings"], []  # older ones were not turned
+    before, lines = {"exif_orientation": orientation.IGNORE} | old["settings"], []  # older records have no such key
     common = splits.keys() & old["splits"].keys()
     images = {base: (old["splits"][base].get("images"), splits[base]["images"]) for base in common}
     moved = any(first for first, _ in images.values()) and all(first == now for first, now in images.values())

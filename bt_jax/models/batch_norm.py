@@ -27,7 +27,7 @@ class BatchNorm(nnx.Module):
 
     Args:
       scale: the initial factor.
-      trained: the parameters, "scale" and "bias" or one of them.
+      trained: the parameters, "scale" and "bias", one of them, or none.
     """
 
     def __init__(self, channels: int, *, scale: float = 1.0, trained: Sequence[str] = ("scale", "bias")) -> None:
@@ -53,9 +53,9 @@ class BatchNorm(nnx.Module):
         if count < 2:
             raise ValueError(f"Batch statistics need more than one value for a channel; the input is {x.shape}")
         # var = E[(x - shift)^2] - E[x - shift]^2 for any constant shift. Its relative rounding error is about
-        # 1e-7 ((mean - shift) / std)^2; flax's layer has no shift, and its variance can be negative. Feature maps are
-        # shifted by the running mean, which is known beforehand: one read of x and one all-reduce then give both sums.
-        # Embeddings (n, d) can be nearly equal over the batch, so they are shifted by their own mean. That takes
+        # 1e-7 ((mean - shift) / std)^2. flax's layer has no shift, and rounding can make its variance 0. Feature maps
+        # are shifted by the running mean, which is known beforehand: one read of x and one all-reduce then give both
+        # sums. Embeddings (n, d) can be nearly equal over the batch, so they are shifted by their own mean. That takes
         # little time, because they are small.
         if x.ndim == 2:
             y, mean, var = _plain(x, lax.stop_gradient(x.mean(0)), scale, bias)

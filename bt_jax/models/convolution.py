@@ -1,7 +1,7 @@
 """A convolution layer that computes some shapes on a CPU in forms that XLA compiles to faster code there.
 
-XLA passes every convolution of a CPU to one routine for all sizes. Four of its uses are slow, and have another form
-here, with the same sums (times: benchmarks/results/step_cpu.md):
+XLA passes nearly every convolution of a CPU to one routine for all sizes. Four kinds of convolution are slow, and have
+another form here, with the same sums (times: benchmarks/results/step_cpu.md):
 
 - 1x1 kernels are matrix products, of every `stride`th pixel. The gradient of the kernel has one product for each image,
   which needs no transposed copy of the map;

@@ -75,7 +75,7 @@ class DirectPred(Objective):
     Attributes:
       momentum: of the momentum network, constant (config/byol_config.yaml: m).
       rho: weight of the old correlation (README: dyn_lambda).
-      eps: what every eigenvalue of W gets (README: dyn_eps).
+      eps: is added to every eigenvalue of W, by the rule "paper" as a share of the largest of F (README: dyn_eps).
       rule: "code" or "paper", see above.
     """
 

@@ -73,7 +73,7 @@ def summary_section(run: Run) -> str:
         " and above raw pixels."
     )
     if "raw_pixels" not in dict(measured):
-        lead += " Raw pixels have no row, because the images are streamed and differ in size."
+        lead += " Raw pixels have no row, because the images are streamed."
     columns = [f"{title} ({esc(knn_name(run))})" if name == "knn_top1" else title for name, title in scores]
     return section("Result", table(["", *columns], rows, "even"), lead)
 
@@ -117,7 +117,7 @@ def comparison_section(runs: list[Run]) -> str:
     ]
     if others:
         names = esc(", ".join(others))
-        body += f"<p>The images of {names} have other names in the config than those of {esc(runs[0].name)}."
+        body += f"<p>According to the configs, {names} and {esc(runs[0].name)} have different images."
         body += " Accuracies on different images cannot be compared.</p>"
     if len({registry.method_of_run(run.config) for run in runs}) > 1:
         body += "<p>The runs have different methods. Their losses cannot be compared.</p>"

@@ -28,7 +28,7 @@ from bt_jax.report.sections import (
 )
 
 PAGE = "report.html"
-COMPARISON = "comparison.html"  # never over the report of a run
+COMPARISON = "comparison.html"  # another name, so that it never replaces the report of a run
 
 
 @storage.bucket_errors_as_user_errors()
@@ -90,7 +90,7 @@ def has_results(folder: Path, step: int) -> bool:
 
 
 def page(runs: list[Run]) -> str:
-    """The HTML of a report. The curves are those of all runs, the other sections those of the first."""
+    """The HTML of a report. Header, comparison and curves are of all runs, the other sections of the first."""
     first = runs[0]
     body = {"evaluate": _evaluation, "finetune": _finetuning}.get(task(first), _pretraining)(runs)
     return document(first.name, [part for part in body if part])

@@ -106,7 +106,7 @@ def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[
             )
         if name in ("knn", "linear") and not labelled:
             raise UserError(
-                f"{source.name} has no labels in both splits, and {name} needs them",
+                f"{source.name} does not have labels in both splits, and {name} needs them",
                 "Name labelled splits, or choose a protocol that needs no labels:"
                 " \"--config.protocols=('spectrum',)\".",
             )

@@ -19,7 +19,13 @@ from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.weights import foreign_files, load
 
-FOLDER_KEYS = ("train_split", "val_split", "on_device", "canvas", "exif_orientation")  # of any folder of images
+FOLDER_KEYS = (
+    "train_split",
+    "val_split",
+    "on_device",
+    "canvas",
+    "exif_orientation",
+)  # those that apply to another folder too
 DATA_KEYS = ("name", "dir", "folder", "npz", *FOLDER_KEYS)
 TRAINED = ("pretrain", "finetune")  # tasks whose runs have an encoder
 HELD_OUT = ("test", "val", "valid", "validation")  # splits of a folder; the first one that it has is held out
@@ -72,7 +78,9 @@ def complete(config: ConfigDict) -> ConfigDict:
         known = _known_of_folder(config.data.folder, run)
     elif not (config.data.name or config.data.npz):
         if run is None:
-            load.read_model(config.encoder)  # missing weights, or a file of another kind, are the first mistake
+            load.read_model(
+                config.encoder
+            )  # missing weights, or a file of another kind, are the first mistake to correct
             raise UserError(
                 f"No data set is named, and {config.encoder} has no config.json of a run, which would name one",
                 "Set --config.data.folder=IMAGES, --config.data.npz=FILE or --config.data.name=NAME.",
@@ -115,8 +123,9 @@ def _known_of_run(run: dict) -> dict[str, Any]:
 def _known_of_folder(folder: str, run: dict | None) -> dict[str, Any]:
     """The settings of data for a named folder: those of the encoder's run, or streaming and the folder's own splits.
 
-    Those of the run apply if it was on a folder too and this folder has its splits. There is one exception: the run
-    held out nothing or a part of its training split, and another folder has a held-out split. Then that split is used.
+    Those of the run apply if it was on a folder too and the named folder has the splits of the run. There is one
+    exception: the named folder is another one and has a held-out split, but the run held out nothing, or a part of its
+    training split. Then the held-out split of the named folder is used.
     """
     root = storage.local_path(folder)
     if not root.is_dir():
@@ -142,7 +151,7 @@ def about_images(settings: FromEncoder, source: Source) -> str:
 
 
 def _run_config(config: ConfigDict) -> dict | None:
-    """config.json of the run that trained the encoder, which is in its folder or a checkpoint of it; None without one.
+    """config.json of the run whose folder, or checkpoint, is `config.encoder`; None if it is not in a run folder.
 
     Raises:
       UserError: the file is damaged, and the config lacks the images or their size.
@@ -156,7 +165,7 @@ def _run_config(config: ConfigDict) -> dict | None:
                 raise ValueError("it names no data")
         except ValueError:
             named = config.data.folder or config.data.name or config.data.npz
-            if named and config.views.size or foreign_files.is_foreign(config.encoder):  # that is another program's
+            if named and config.views.size or foreign_files.is_foreign(config.encoder):  # it is another program's
                 return None
             load.weights_path(config.encoder)  # missing weights are the first mistake to correct
             raise UserError(

@@ -10,7 +10,7 @@ from bt_jax.run_folder import opening
 from bt_jax.weights import usage
 from bt_jax.weights.export_formats import Source
 
-UNKNOWN = "Not known: the source is not in a run folder of bt_jax."
+UNKNOWN = "Not known: the source is not in a pretraining run of bt_jax."
 
 
 def write(path: Path, source: Source, *, where: Path, form: str, out: Path, licence: str) -> None:
@@ -34,7 +34,7 @@ def write(path: Path, source: Source, *, where: Path, form: str, out: Path, lice
         f"# {build['arch']}{f' pretrained with {method.title}' if config and method.title else ', an image encoder'}",
         f"An image encoder trained by bt_jax{f' ({method.paper})' if method.paper else ''}."
         if config
-        else "Converted from other weights.",
+        else "An image encoder. Its pretraining is not known.",
         f"Licence of these weights: {licence or '**the publisher must state it**'}.",
         "## Use",
         f"```{language}\n{code}\n```",
@@ -54,7 +54,7 @@ def _front_matter(licence: str, title: str) -> str:
 
 
 def _training(config: dict[str, Any], summary: dict[str, Any], step: str) -> list[str]:
-    """One line with the accuracies on held-out images, then the unchanged JSON files of the run."""
+    """One line with the accuracies on held-out images, then the JSON files of the run."""
     shares = [
         f"{name} {100 * value:.1f} %"
         for key, name in (("knn_top1", "kNN top-1"), ("linear_top1", "linear probe top-1"))

@@ -541,7 +541,7 @@ def test_runs_of_several_methods_are_compared(tmp_path):
 def test_a_comparison_names_different_images(tmp_path, few_curves):
     runs = [make_run(tmp_path / name, config={"data": {"val_split": name}}) for name in ("small", "large")]
     page = Page(write.report(*runs))
-    assert "The images of large have other names in the config than those of small." in page.text
+    assert "According to the configs, large and small have different images." in page.text
     assert "78.1 % (200-NN)" in page.text and "Their losses" not in page.text
     evaluation = make_run(tmp_path / "evaluation", config={"task": "evaluate", "evals": {"knn_k": [200, 20]}})
     found = {"knn": {"knn_top1": 0.25, "knn_top1_k97_t0.07": 0.25}, "linear": {"linear_top1": 0.435}}

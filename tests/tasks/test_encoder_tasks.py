@@ -280,7 +280,7 @@ def test_wrong_input(pretrained, tmp_path):
     for i in range(20):
         (tmp_path / "images" / f"{i}.png").write_bytes(encode(np.full((20, 20, 3), i, np.uint8)))
     unlabelled = {"data.folder": str(tmp_path / "images"), "data.val_split": "train", "data.train_split": "train"}
-    refused("has no labels in both splits, and knn needs them", evaluate.run, evaluation(**unlabelled), tmp_path)
+    refused("does not have labels in both splits, and knn needs them", evaluate.run, evaluation(**unlabelled), tmp_path)
     refused("has no labels in split 'train'", finetune.run, tiny(pretrained, **unlabelled), tmp_path)
     said = r"There is no held-out split, which {} needs. Hold images out with --config.data.train_split='train.mixed"
     none = {"data.name": "patterns", "data.val_split": ""}

@@ -21,7 +21,7 @@ def allowed(limit: float, count: int) -> int:
     """The number of images that may be unreadable, of `count`.
 
     Args:
-      limit: the allowed share; 0: none, 1: all. With any other share FEW are allowed, but never all images.
+      limit: the allowed share; 0: none, 1: all. With any other share at least FEW are allowed, but never all images.
     """
     if limit <= 0 or limit >= 1:
         return count if limit >= 1 else 0
@@ -118,7 +118,7 @@ class UnreadableImages:
         self._named.add(where)
         self.lines.append(line)
         if self._file and storage.in_bucket(self._file):
-            if self._later is None:  # an object takes one write a second, and each write replaces all of it
+            if self._later is None:  # because each write replaces the whole object
                 self._later = threading.Timer(storage.COPY_INTERVAL_SECONDS, self.write_to, [self._file])
                 self._later.daemon = True
                 self._later.start()

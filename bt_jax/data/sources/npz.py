@@ -22,9 +22,9 @@ class NpzSource(Source):
     """A cache file written by `write_npz`.
 
     For each split S the file holds the arrays `S/bytes` uint8 (all encoded images, concatenated), `S/offsets` int64
-    (n + 1,) and, if labelled, `S/labels` int32 (n,); also `name`, `class_names`, `format` and `upright` (bool, of the
-    written source; files without it are not turned). It has no pickled objects, so opening a stranger's file runs none
-    of its code. All of it is kept in memory. The label of a lost record is -1.
+    (n + 1,) and, if labelled, `S/labels` int32 (n,); also `name`, `class_names`, `format` and `upright` (bool:
+    whether images are turned by their EXIF orientation; False if absent). It has no pickled objects, so opening a
+    stranger's file runs none of its code. All of it is kept in memory. An image without bytes has the label -1.
     """
 
     kind = "npz"

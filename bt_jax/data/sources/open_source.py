@@ -28,7 +28,7 @@ def open_source(
     label_hint: bool = False,
     say: Callable[[str], None] = messages.show,
 ) -> Source:
-    """Opens a data set and prints its notes; reads no image.
+    """Opens a data set and prints its notes; decodes no image.
 
     Args:
       name: "patterns" (embedded in the package), or a TFDS name: "cifar10", "cifar10:3.0.2", "imagenet2012". With `npz`

@@ -209,7 +209,7 @@ def test_prepare_lists_unreadable_images(images, tmp_path, capsys):
     records[3] = records[4]
     write_npz(Listed(records), tmp_path / "one.npz", ["train"])
     assert prepare.main([f"--npz_in={tmp_path / 'one.npz'}", f"--npz={tmp_path / 'copy.npz'}"]) == 0
-    said = "1 image cannot be read: it is written unchanged, so that ids stay, and training replaces it\n"
+    said = "1 image cannot be read: it is written too, so that ids stay, and training replaces it\n"
     assert said in capsys.readouterr().out
     assert prepare.main([f"--npz_in={tmp_path / 'bad.npz'}", "--broken_limit=0"]) == 2
     said, error = capsys.readouterr()
