@@ -520,7 +520,7 @@ def test_the_model_card_names_the_source_of_the_weights(variables, tmp_path):
     assert "by `bt-jax convert --to=safetensors`" in said and str(tmp_path) not in said and "/home" not in said
     assert "24 x 24 pixels" in said and "0.4, 0.5, 0.6" in said
     again = (converted(out, "checkpoint", tmp_path / "again") / "README.md").read_text()
-    assert "not in a run folder" in again and "Barlow" not in again.split("## Use")[0].split("---")[2]
+    assert "not in a pretraining run" in again and "Barlow" not in again.split("## Use")[0].split("---")[2]
     # The figures are of step 8, so the card of an earlier checkpoint has none.
     (run / "checkpoints" / "8").rename(run / "checkpoints" / "4")
     converted(run, "safetensors", tmp_path / "earlier.safetensors")

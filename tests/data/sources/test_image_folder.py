@@ -115,9 +115,10 @@ def test_written_as_shards(root, tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="gone"):
         tfrecord_shards.write_shards(source, tmp_path / "out", "other", ["train"])
     assert left == []
-    for name in ("My-Data", "patterns"):
+    refused = {"My-Data": "'My-Data' is not a data set name", "patterns": "'patterns' is the name of the embedded"}
+    for name, message in refused.items():
         assert prepare.main([f"--folder={root}", f"--shards={tmp_path}/out/{name}"]) == 2
-        assert "is not a data set name" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_damaged_and_missing_files_are_named_by_their_path(root):
