@@ -58,17 +58,21 @@ class Batches:
     ) -> Advance:
         """Takes steps. After a stop signal it stops early if the rest would last more than SECONDS_TO_STOP.
 
-        In a multi-process run it always takes all steps, because the other processes take the same ones.
+        In a multi-process run it always takes all steps, because the other processes take the same ones. On a CPU it
+        waits for every dispatch: JAX queues up to 32, so that times and progress would be those of the queue, and a
+        signal would have to wait for all of them.
 
         Args:
           steps: number of steps, at least 1; they do not cross the end of an epoch.
-          dispatched: called after each dispatch with the number of the last step.
+          dispatched: called after each dispatch, on a CPU when it is done, with the number of the last step.
         """
         left, metrics = steps, []
         while left and not (metrics and stop.immediate and self._estimate(left) > SECONDS_TO_STOP):
             began = time.monotonic()
             with jax.transfer_guard_host_to_device("disallow"):  # nothing but the batch, which is put explicitly
                 state, new, taken = self.dispatch(state, left)
+                if jax.default_backend() == "cpu":
+                    jax.block_until_ready(new)
             if metrics or self._timed:  # the time of the first dispatch includes compilation
                 self._seconds, self._timed = self._seconds + time.monotonic() - began, self._timed + taken
             metrics.append(new)

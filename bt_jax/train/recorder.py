@@ -84,7 +84,7 @@ class Recorder:
         self._compiling.start()
 
     def dispatched(self, step: int) -> None:
-        """Records that the steps up to `step` are dispatched to the device."""
+        """Records that the steps up to `step` are dispatched to the device; see `Batches.advance`."""
         self._dispatched += 1
         if self._dispatched == 1:
             self._compiling.stop()
@@ -111,7 +111,7 @@ class Recorder:
         self._step, before, self._unread = step, self._unread, (step, metrics, waited)
         if before:
             self._write(*before, state)
-        # A CPU runs the steps during their dispatch. A later reading would time the next window instead.
+        # On a CPU all steps of the window are done here. A later reading would time the next window instead.
         if wait or jax.default_backend() == "cpu":
             self.flush(state)
 

@@ -182,6 +182,13 @@ FAULTS = (
     ),
     Fault("loop-due", "_is_multiple", "step % every == 0", "(step + 1) % every == 0", ("test_who_has_its_turn_when",)),
     Fault(
+        "loop-cpu-queue",
+        "Batches.advance",
+        "jax.block_until_ready(new)",
+        "pass",
+        ("test_on_a_cpu_a_step_is_done_when_it_is_reported",),
+    ),
+    Fault(
         "loop-window-to-its-end",
         "Batches.advance",
         "and stop.immediate and self._estimate(left) > SECONDS_TO_STOP",
