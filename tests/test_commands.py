@@ -84,6 +84,12 @@ def test_recipes_are_found_by_name(elsewhere):
         assert config_program.find_recipe(name) == package
     with pytest.raises(UserError, match="There is no config file quickstrat. Name a file, or a recipe: quickstart, "):
         config_program.find_recipe("quickstrat")
+    (elsewhere / "run").mkdir()
+    (elsewhere / "run/config.json").write_text('{"smoke": false}')
+    with pytest.raises(UserError, match="^run/config.json is a JSON file, not a recipe. To resume a run, give its"):
+        config_program.find_recipe("run/config.json")
+    with pytest.raises(UserError, match="^run is a run folder, not a recipe. .* to evaluate it, set --config.encoder"):
+        config_program.find_recipe("run")
 
 
 @pytest.mark.parametrize("config", [["--config=quickstart"], ["--config", "quickstart"], ["-config=quickstart"]])

@@ -103,10 +103,13 @@ def find_recipe(recipe: str) -> str:
     """The path, with arguments, of "FILE.py:arguments" or of a recipe of the package such as "quickstart:smoke".
 
     Raises:
-      UserError: there is neither a file nor a recipe of that name.
+      UserError: there is neither a config file nor a recipe of that name.
     """
     name, colon, arguments = recipe.partition(":")
     name = os.path.expanduser(name)  # shells expand ~ only at the start of a word
+    if os.path.isfile(os.path.join(name, "config.json")) or name.endswith(".json"):
+        fix = "To resume a run, give its command again; to evaluate it, set --config.encoder instead."
+        raise UserError(f"{name} is {'a JSON file' if os.path.isfile(name) else 'a run folder'}, not a recipe", fix)
     if os.path.isfile(name):
         return f"{name}{colon}{arguments}"
     stem = name.removeprefix("configs/").removesuffix(".py")

@@ -3,7 +3,8 @@
     bt-jax report RUN              writes RUN/report.html again
     bt-jax report RUN1 RUN2 ...    compares runs: RUN1/comparison.html, or --out FILE
 
-Only `metrics.jsonl` is required. If the input of a section is missing or damaged, a sentence in the report says so.
+Only `metrics.jsonl` is required. If the input of a section is missing or damaged, a sentence in the report says so. A
+warning names damaged files.
 """
 
 import sys

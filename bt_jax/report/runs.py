@@ -15,6 +15,8 @@ from bt_jax.config.arguments import flatten
 from bt_jax.messages import UserError
 from bt_jax.report.formats import number, plural
 
+MISSING = "There is no {} in the run folder."
+
 
 @dataclass
 class Run:
@@ -22,7 +24,7 @@ class Run:
 
     Attributes:
       series: series[metric][step] is a float.
-      omissions: sentences that name missing or damaged files.
+      omissions: sentences that name missing files, each MISSING, or damaged ones.
     """
 
     path: Path
@@ -38,6 +40,11 @@ class Run:
     def steps(self) -> float:
         """The last logged step."""
         return max((step for points in self.series.values() for step in points), default=0)
+
+    @property
+    def damages(self) -> list[str]:
+        """The sentences of `omissions` about files that are there but damaged."""
+        return [text for text in self.omissions if not text.startswith(MISSING.partition("{")[0])]
 
     def last(self, metric: str) -> float | None:
         """The newest finite value of a metric."""
@@ -100,8 +107,7 @@ def read_json(path: Path, omissions: list[str]) -> dict:
     try:
         if (content := storage.read_json(path)) is not None:
             return content
-        missing = f"There is no {path.name} in the run folder."
-        omissions.append(f"{path.name} cannot be read." if path.exists() else missing)
+        omissions.append(f"{path.name} cannot be read." if path.exists() else MISSING.format(path.name))
     except ValueError as error:
         omissions.append(f"{path.name} cannot be read ({error}).")
     return {}
@@ -110,7 +116,7 @@ def read_json(path: Path, omissions: list[str]) -> dict:
 def read_pictures(path: Path, omissions: list[str]) -> dict[str, np.ndarray]:
     """The readable arrays of pictures.npz, which evals.pictures describes; a sentence in `omissions` for the others."""
     if not path.is_file():
-        omissions.append("There is no pictures.npz in the run folder.")
+        omissions.append(MISSING.format(path.name))
         return {}
     arrays = {}
     try:  # for a damaged file, zipfile, zlib and NumPy raise more errors than their manuals list

@@ -48,6 +48,9 @@ def report(run_dir, *others, out=None) -> Path:
     if len({run.name for run in runs}) < len(runs):  # a/run and b/run
         for run in runs:
             run.name = str(run.path)
+    for run in runs:
+        for damage in run.damages:
+            messages.say(f"WARNING: {run.name}: {damage}")
     target = storage.parse_path(out) if out else runs[0].path / (COMPARISON if others else PAGE)
     if others and storage.absolute(target) in [storage.absolute(run.path / PAGE) for run in runs]:
         raise UserError(f"{target} is the report of one run", f"Name another file with --out, such as {COMPARISON}.")

@@ -408,13 +408,17 @@ def test_unfinished_run_with_metrics_alone(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"knn_top1": {"tra', b"[1, 2]"])
-def test_damaged_files_are_named_and_skipped(run, damage):
+def test_damaged_files_are_named_and_skipped(run, damage, capsys, few_curves):
     for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
         (run / name).write_bytes(damage)
     damaged = read_run(run)
     for name in ("summary.json", "config.json", "environment.json", "pictures.npz"):
         assert re.search(f"{name} cannot be read", " ".join(damaged.omissions)), name
     assert "the last measured kNN top-1 on held-out images is 70.0 %" in verdict(damaged)[0][1]
+    (run / "environment.json").unlink()
+    write.report(run)
+    said = capsys.readouterr().err
+    assert f"WARNING: {run.name}: config.json cannot be read" in said and said.count("WARNING") == 3
 
 
 def test_empty_metrics(tmp_path, few_curves):
