@@ -8,11 +8,12 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Self, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import Self, TextIO, TypeVar
 
 from bt_jax.terminal import live_line
 
+Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 14  # on the same work; a heartbeat looks once a second, so 15 s may pass
 TRY_AGAIN = 75  # exit status EX_TEMPFAIL (sysexits.h): the command is correct, run it again
 
@@ -161,6 +162,14 @@ def during(work: str) -> Iterator[None]:
         ongoing.say(work)
         with Heartbeat(ongoing, lambda seconds: f"still {work}, {seconds} s"):
             yield
+
+
+def progress(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """Yields the items and says their number as `Ongoing` does, such as "checking train: 20,000 of 50,000"."""
+    with Ongoing(total) as ongoing:
+        for count, item in enumerate(items, 1):
+            ongoing.update(count, lambda count=count: f"{what}: {count:,} of {total:,}")
+            yield item
 
 
 @functools.cache

@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from bt_jax import storage
 from bt_jax.cli import tool
 from bt_jax.data.sources import orientation
-from bt_jax.data.sources.base import Source, progress
+from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.broken import allowed, enough
 from bt_jax.data.sources.checking import CheckedImage, check_images
 from bt_jax.data.sources.npz import refuse_foreign, write_npz
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.data.sources.selection import with_mixed
-from bt_jax.messages import UserError, counted
+from bt_jax.messages import UserError, counted, progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -208,6 +208,12 @@ def test_a_part_and_the_whole_take_turns(now, capsys):
     assert capsys.readouterr().out == "part 15\npart 29.5\nwhole 44\n"
 
 
+def test_items_are_counted(now, capsys):
+    for item in messages.progress([0, 10, 14, 15, 20], "checking train", 1000):
+        now.seconds = item + 1
+    assert capsys.readouterr().out == "checking train: 4 of 1,000\n"
+
+
 def test_warnings_go_to_stderr(capsys):
     for text in ("WARNING: a", "b"):
         messages.say(text)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from bt_jax import storage
 from bt_jax.data.order import permutation
-from bt_jax.data.sources.base import Source, progress
+from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.tfds import UPRIGHT, tensorflow, tensorflow_datasets
-from bt_jax.messages import UserError
+from bt_jax.messages import UserError, progress
 from bt_jax.terminal import interrupts
 
 RECORDS = 1024  # in a shard: about 110 MB of ImageNet JPEGs; TFDS aims at 150 MB

@@ -3,10 +3,9 @@
 import argparse
 import dataclasses
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from bt_jax import models, sharding, storage
 from bt_jax.augment import recipes
 from bt_jax.data.prefetch import Prefetch
 from bt_jax.data.sources import orientation
-from bt_jax.data.sources.base import Source, progress
+from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.open_source import open_source
 from bt_jax.data.sources.selection import unmixed, with_mixed
 from bt_jax.data.sources.spans import Span
@@ -26,7 +25,7 @@ from bt_jax.embed.reading import ImagesWithoutRow, Reading, Shard, batches_of, c
 from bt_jax.embed.record import fingerprint, open_out, orientation_of, view_sizes
 from bt_jax.embed.shard_files import Npy, Parquet, Rows, WriteErrors
 from bt_jax.evals import features, finite
-from bt_jax.messages import UserError, counted
+from bt_jax.messages import Heartbeat, Ongoing, UserError, counted
 from bt_jax.run_folder import lock
 from bt_jax.selfcheck import comparison
 from bt_jax.weights import load
@@ -95,15 +94,22 @@ def embed_split(job: Job, folder: Path, shards: list[Shard]) -> None:
     job.reading.unreadable.write()
     (base, start, _), stop = shards[0].span, shards[-1].span.stop
     count = sum(shard.span.stop - shard.span.start for shard in missing)
-    ticks = progress(range(count), f"embedding {base}", count)
-    began = time.monotonic()
-    with Prefetch(batches_of(job.reading, missing), partial(_put, mesh=job.mesh)) as ahead:
+    done, began = 0, time.monotonic()
+    with (
+        Ongoing(count) as ongoing,
+        Prefetch(batches_of(job.reading, missing), partial(_put, mesh=job.mesh)) as ahead,
+    ):
+
+        def heartbeat(images: int) -> Heartbeat:
+            text = f"embedding {base}: {done + images:,} of {count:,} images"
+            return Heartbeat(ongoing, lambda seconds: text, done + images)
+
         for shard, batches in groupby(ahead, key=lambda item: item[0]):
-            rows = _rows(job, shard, batches, ticks)
+            rows = _rows(job, shard, batches, heartbeat)
+            done += shard.span.stop - shard.span.start
             job.reading.unreadable.write()  # before the shard: an image that is in neither marks a damaged shard
             with WriteErrors(folder):
                 job.store.write(folder, shard.stem, rows)
-    deque(ticks, maxlen=0)
     unreadable, kept = len(job.reading.unreadable.reasons[base]), len(shards) - len(missing)
     print(
         f"{base}: {counted(stop - start, 'image')} in {counted(len(shards), 'shard')}"
@@ -120,17 +126,21 @@ def _put(item: tuple[Shard, dict], mesh: Mesh) -> tuple[Shard, dict, dict | None
     return shard, batch, sharding.put_global(inputs, mesh) if batch["mask"].any() else None
 
 
-def _rows(job: Job, shard: Shard, batches: Iterable, ticks: Iterator) -> Rows:
-    """Runs the encoder on the batches of one shard and drops their padding."""
+def _rows(job: Job, shard: Shard, batches: Iterable, heartbeat: Callable[[int], Heartbeat]) -> Rows:
+    """Runs the encoder on the batches of one shard and drops their padding.
+
+    Args:
+      heartbeat: heartbeat(images of the shard that are done) -> what says so while a batch is embedded.
+    """
     rows = [np.zeros((0, job.dimension), np.float32)]
     ids, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     for _, batch, inputs in batches:
         keep = batch["mask"]
         if inputs is not None:
-            rows.append(np.asarray(job.encode(inputs))[keep])
+            with heartbeat(sum(map(len, rows))):
+                rows.append(np.asarray(job.encode(inputs))[keep])
             ids.append(batch["id"][keep].astype(np.int64))
             labels.append(batch["label"][keep])
-        deque(islice(ticks, int(keep.sum())), maxlen=0)
     rows = np.concatenate(rows)
     finite.require(rows, f"shard {shard.span.base}/{shard.stem}")
     ids, base = np.concatenate(ids), shard.span.base

@@ -86,7 +86,7 @@ def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[
     source, feed, evals = data.source, data.feed, settings.evals
     splits = [split for split in (data.train_split, settings.data.val_split) if split]
     bases = [source.span(split).base for split in splits]
-    labelled = len(splits) == 2 and all(source.labelled(base) for base in bases)
+    labelled = all(source.labelled(base) for base in bases)
     frozen = None
     if len(splits) == 2:
         train = feed.passes(data.train_split, evals.train_images)
@@ -98,16 +98,16 @@ def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[
         )
     evaluators: dict[str, Evaluator] = {}
     for name in settings.protocols:
+        if name in ("knn", "linear") and not labelled:
+            raise UserError(
+                f"{source.name} does not have labels in {' and '.join(dict.fromkeys(splits))}, and {name} needs them",
+                "Name labelled splits, or choose a protocol that needs no labels:"
+                " \"--config.protocols=('spectrum',)\".",
+            )
         if name in ("knn", "linear") and len(splits) < 2:
             raise UserError(
                 f"There is no held-out split, which {name} needs",
                 f"{held_out.advice(settings)} Or choose a protocol that needs none:"
-                " \"--config.protocols=('spectrum',)\".",
-            )
-        if name in ("knn", "linear") and not labelled:
-            raise UserError(
-                f"{source.name} does not have labels in both splits, and {name} needs them",
-                "Name labelled splits, or choose a protocol that needs no labels:"
                 " \"--config.protocols=('spectrum',)\".",
             )
         if name == "knn":

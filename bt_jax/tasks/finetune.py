@@ -107,6 +107,9 @@ def _prepare(settings: Finetune, workdir: str, started: float) -> Finetuning:
 
 def _labelled_share(settings: Finetune, source: Source) -> tuple[Source, str]:
     """The data set reduced to the share `data.fraction` of the training images, and the name of its training split."""
+    if not any(map(source.labelled, source.splits)):
+        fix = "Sort the images into one sub-folder for each class" if settings.data.folder else "Use labelled images"
+        raise UserError(f"{source.name} has no labels, which a classifier needs", f"{fix}.")
     if not settings.data.val_split:
         raise UserError("There is no held-out split, which a classifier needs", held_out.advice(settings))
     for split in (settings.data.train_split, settings.data.val_split):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import bt_jax
-from bt_jax import augment, models
+from bt_jax import augment, messages, models
 from bt_jax.augment import recipes
 from bt_jax.config import arguments
 from bt_jax.data.sources.npz import write_npz
@@ -131,8 +131,9 @@ def times(out):
     return {path.name: path.stat().st_mtime_ns for path in (out / "train").iterdir()}
 
 
-def test_every_image_once_in_order(encoder, npz, images, wanted, tmp_path, capsys):
-    """23 images in shards of 10 and batches of 8, the number of devices."""
+def test_every_image_once_in_order(encoder, npz, images, wanted, tmp_path, capsys, monkeypatch):
+    """23 images in shards of 10 and batches of 8, the number of devices. Every batch is due for a line here."""
+    monkeypatch.setattr(messages, "SECONDS_BETWEEN_LINES", -1)
     out = run(encoder, tmp_path / "out", f"--npz_in={npz}", "--shard=10")
     names = [f"{name}-{i:05d}-of-00003.npy" for name in ("features", "files", "ids", "labels") for i in range(3)]
     assert sorted(path.name for path in (out / "train").iterdir()) == names, "nothing else is left behind"
@@ -152,6 +153,8 @@ def test_every_image_once_in_order(encoder, npz, images, wanted, tmp_path, capsy
     assert not (out / "broken.txt").exists()
     said = capsys.readouterr().out
     assert "train: 23 images in 3 shards, 0 unreadable" in said and "images/s" in said
+    for done in (0, 10, 20):
+        assert f"embedding train: {done} of 23 images\n" in said
 
 
 def test_resuming(encoder, npz, tmp_path, capsys):

@@ -280,8 +280,11 @@ def test_wrong_input(pretrained, tmp_path):
     for i in range(20):
         (tmp_path / "images" / f"{i}.png").write_bytes(encode(np.full((20, 20, 3), i, np.uint8)))
     unlabelled = {"data.folder": str(tmp_path / "images"), "data.val_split": "train", "data.train_split": "train"}
-    refused("does not have labels in both splits, and knn needs them", evaluate.run, evaluation(**unlabelled), tmp_path)
-    refused("has no labels in split 'train'", finetune.run, tiny(pretrained, **unlabelled), tmp_path)
+    for held_out in ("train", ""):
+        unlabelled["data.val_split"] = held_out
+        refused("does not have labels in train, and knn needs them", evaluate.run, evaluation(**unlabelled), tmp_path)
+        said = "has no labels, which a classifier needs. Sort the images into one sub-folder for each class"
+        refused(said, finetune.run, tiny(pretrained, **unlabelled), tmp_path)
     said = r"There is no held-out split, which {} needs. Hold images out with --config.data.train_split='train.mixed"
     none = {"data.name": "patterns", "data.val_split": ""}
     refused(said.format("knn"), evaluate.run, evaluation(**none), tmp_path)

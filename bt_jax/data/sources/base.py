@@ -10,7 +10,6 @@ One decoder (Pillow) makes arrays of encoded images, so TFDS and a cache file gi
 
 import copy
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -225,12 +224,3 @@ class Source:
 def evenly_spaced(n: int, limit: int) -> np.ndarray:
     """int64: `limit` indices spread over 0..n-1, including both ends; all n if limit is 0 or at least n."""
     return np.arange(n) if not limit or limit >= n else np.linspace(0, n - 1, limit).astype(np.int64)
-
-
-def progress(items: Iterable, what: str, total: int) -> Iterator:
-    """Yields the items; on a terminal it shows their count in one line on stderr."""
-    on_terminal = sys.stderr.isatty()
-    for count, item in enumerate(items, 1):
-        if on_terminal and (count % 1000 == 0 or count == total):
-            print(f"\r{what}: {count}/{total}", end="\n" if count == total else "", file=sys.stderr, flush=True)
-        yield item

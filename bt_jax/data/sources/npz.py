@@ -12,8 +12,8 @@ import google_crc32c
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.data.sources.base import Source, progress
-from bt_jax.messages import UserError, line
+from bt_jax.data.sources.base import Source
+from bt_jax.messages import UserError, line, progress
 
 NPZ_FORMAT = 1
 

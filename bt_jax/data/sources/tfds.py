@@ -5,6 +5,7 @@ TensorFlow is imported when a data set is opened, not with this module. Nothing 
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,8 +16,8 @@ import google_crc32c
 import numpy as np
 
 from bt_jax import storage
-from bt_jax.data.sources.base import Source, progress
-from bt_jax.messages import UserError
+from bt_jax.data.sources.base import Source
+from bt_jax.messages import UserError, progress
 
 UPRIGHT = "bt_jax_upright"  # in the metadata that `tfrecord_shards` writes: `Source.upright`
 
@@ -265,8 +266,9 @@ def _tfds_folder(name: str, data_dir: str | os.PathLike | None):
         )
         fix = f"Replace {root} by" if data_dir else "Set TFDS_DATA_DIR to"
         build = f"`tfds build {name.split(':')[0]} --data_dir={root}`"
+        needs = "" if importlib.util.find_spec("tensorflow") else ", and reading needs the extra tfds, which is missing"
         raise UserError(
-            f"Data set {name!r} is not in {folder} ({present})",
+            f"Data set {name!r} is not in {folder} ({present}){needs}",
             f"{fix} the folder that has it, or make it with {build} (of the package"
             " tensorflow-datasets); bt_jax downloads nothing.",
         )

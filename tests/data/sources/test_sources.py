@@ -1,5 +1,6 @@
 """Sources: all ways of reading give the same pixels, labels and ids, and every damage gives one clear line."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -241,9 +242,14 @@ def test_missing_tfds_data_names_the_folder_and_the_command(tmp_path, monkeypatc
         assert str(tmp_path / name.split(":")[0]) in caught.value.cause
         assert f"Replace {tmp_path} by" in caught.value.fix and "tfds build" in caught.value.fix
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match="elsewhere.*Set TFDS_DATA_DIR") as caught:
         open_source("cifar10")
     assert "-data_dir" not in caught.value.fix.replace("tfds build cifar10 --data_dir", ""), "not a flag of training"
+    assert "the extra tfds" not in caught.value.cause
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="elsewhere.*, and reading needs the extra tfds, which is missing. Set TFDS"):
+        open_source("cifar10")
     with pytest.raises(UserError, match="not a data set"):
         open_source("../cifar10", data_dir=tmp_path)
 
