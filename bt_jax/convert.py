@@ -162,7 +162,7 @@ def _parser() -> tool.Parser:
         "--size",
         metavar="PIXELS",
         type=_pixels,
-        help=f"side of the images (default: that of the run, or {SIZE} without a run)",
+        help=f"side of the images (default: that of the run or of the export, else {SIZE})",
     )
     add("--licence", default="", help="licence of the weights for the model card, such as mit")
     return parser

@@ -11,7 +11,7 @@ class EncoderData(Data):
     """The images, by default those of the encoder's run."""
 
     name: str = key(
-        "", '"": the data set of the encoder\'s run; the other keys here then have the values of that run too'
+        "", '"": the data set of the encoder\'s run, with its folder, splits, canvas and orientation if unset'
     )
 
 

@@ -112,7 +112,7 @@ class Log(Section):
 
     PATH, POSITIVE = "log.", ("every_steps",)
 
-    every_steps: int = key(50, "steps between two lines of metrics; also the steps in one dispatch with data.on_device")
+    every_steps: int = key(50, "steps between two lines of metrics; at most this many with data.on_device")
     tensorboard: bool = key(True, "write TensorBoard files too")
     wandb: str = key("", "project of Weights & Biases that gets the metrics too (extra wandb)")
     mlflow: str = key("", 'URI of an MLflow store that gets the metrics too, "sqlite:///mlflow.db" (extra mlflow)')

@@ -7,9 +7,9 @@ such as 20%, or a split such as val), method=barlow_twins (or another of docs/me
 smoke. Check the images first: bt-jax prepare --folder=IMAGES.
 
 Barlow Twins has the paper's recipe with the authors' rates for the batch. Another method has its own published recipe
-(recipe=own, the default), or the paper's too (recipe=common). Views of up to 64 pixels get the small-image stem and no
-blur. With sub-folders as labels and `val=`, kNN and the online probe measure the features. Without labels, watch the
-diagonal and the spread in the report.
+(recipe=own, the default), or that of Barlow Twins (recipe=common). Views of up to 64 pixels get the small-image stem
+and no blur. With sub-folders as labels and `val=`, kNN and the online probe measure the features. Without labels, watch
+the diagonal and the spread in the report.
 
 `small` is for a few hundred photographs on a CPU, where the paper's recipe takes too few steps to learn: batch=32,
 epochs=50, size=64, arch=resnet18 of a quarter of the width, and the projector and optimizer of the quickstart.

@@ -90,8 +90,8 @@ def parser() -> tool.Parser:
         "--resize",
         metavar="PIXELS",
         type=int,
-        help="shorter side before the centre crop; 0: --size (default: that of the run, or 256 without a run, scaled"
-        " with --size)",
+        help="shorter side before the centre crop; 0: --size (default: that of the run or of the export, else 256,"
+        " scaled with --size)",
     )
     add(
         "--canvas",

@@ -130,7 +130,7 @@ def _rows(job: Job, shard: Shard, batches: Iterable, heartbeat: Callable[[int], 
     """Runs the encoder on the batches of one shard and drops their padding.
 
     Args:
-      heartbeat: heartbeat(images of the shard that are done) -> what says so while a batch is embedded.
+      heartbeat: heartbeat(number of images of the shard that are done) -> the `Heartbeat` for the next batch.
     """
     rows = [np.zeros((0, job.dimension), np.float32)]
     ids, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
@@ -169,7 +169,10 @@ def finished(job: Job, folder: Path, shard: Shard) -> bool:
 
 
 def _open_data(options: argparse.Namespace, out: Path) -> tuple[Source, dict[str, Span]]:
-    """The source, with the orientation of its images in an earlier `out`, and the span of each split by its name."""
+    """The source, and the span of each split by its name.
+
+    With --exif_orientation=auto, the source has the orientation that embed.json in `out` records, if it exists.
+    """
     if sum(option is not None for option in (options.data, options.npz_in, options.folder)) != 1:
         raise UserError("One data set is needed", "Give one of --data=NAME, --folder=DIR and --npz_in=FILE.")
     exif = options.exif_orientation

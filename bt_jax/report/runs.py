@@ -24,7 +24,7 @@ class Run:
 
     Attributes:
       series: series[metric][step] is a float.
-      omissions: sentences that name missing files, each MISSING, or damaged ones.
+      omissions: sentences about missing files, made from MISSING, and about damaged files.
     """
 
     path: Path
@@ -83,7 +83,7 @@ def read_run(folder) -> Run:
 
 
 def read_metrics(path: Path) -> tuple[dict, int]:
-    """({metric: {step: value}}, number of unreadable lines). A resumed run may repeat a step: the later line counts."""
+    """({metric: {step: value}}, number of unreadable lines). Of two values of a metric and step, the later one counts."""
     series, unreadable = {}, 0
     for line in path.read_bytes().decode(errors="replace").splitlines():
         if not line.strip():

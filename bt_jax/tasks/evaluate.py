@@ -1,4 +1,4 @@
-"""Evaluates an encoder by protocols on frozen features. All protocols share one pass over each split."""
+"""Evaluates an encoder by protocols on frozen features. kNN, linear probe and SVMs share one pass over each split."""
 
 import time
 from functools import partial
@@ -82,7 +82,7 @@ def _joined(train_split: str, source: Source) -> tuple[Source, str]:
 
 
 def _evaluators(settings: Evaluate, data, embed, encoder, recipe, mesh) -> dict[str, Evaluator]:
-    """The evaluators of `config.protocols`, which share the features."""
+    """The evaluators of `config.protocols`; all but the spectrum share the features."""
     source, feed, evals = data.source, data.feed, settings.evals
     splits = [split for split in (data.train_split, settings.data.val_split) if split]
     bases = [source.span(split).base for split in splits]

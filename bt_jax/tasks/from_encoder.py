@@ -165,7 +165,8 @@ def _run_config(config: ConfigDict) -> dict | None:
                 raise ValueError("it names no data")
         except ValueError:
             named = config.data.folder or config.data.name or config.data.npz
-            if named and config.views.size or foreign_files.is_foreign(config.encoder):  # it is another program's
+            # Nothing is needed from the file, or it is the config.json of another program.
+            if named and config.views.size or foreign_files.is_foreign(config.encoder):
                 return None
             load.weights_path(config.encoder)  # missing weights are the first mistake to correct
             raise UserError(

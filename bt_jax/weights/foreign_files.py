@@ -80,7 +80,7 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
 
 
 def _checked_model(metadata: Any, build: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The model of our metadata, after a check that it fits the weights. They do not have the padding of the stem."""
+    """The model of our metadata, after a check that it fits the weights. Weights do not show the stem's padding."""
     try:
         stated = {key: metadata["build"][key] for key in build}
         mean, std = ([float(value) for value in metadata[name]] for name in ("mean", "std"))
