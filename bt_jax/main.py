@@ -29,12 +29,13 @@ Trains an encoder on images without labels. The same command resumes the run fro
 """,
     "evaluate": """bt-jax evaluate --config.encoder=RUN --workdir=OUT [--config.KEY=VALUE ...]
 
-Evaluates an encoder on frozen features: kNN, a linear probe, and label-free metrics. Its recipe is evaluate.
+Evaluates an encoder on frozen features: kNN, a linear probe, and label-free metrics. Its recipe is evaluate;
+transfer_voc07 is another.
 """,
     "finetune": """bt-jax finetune --config.encoder=RUN --workdir=OUT [--config.KEY=VALUE ...]
 
-Trains a classifier on an encoder, alone or with it. Its recipe is finetune; others are linear, semisupervised, transfer
-and transfer_voc07. The same command resumes the run from its newest checkpoint.
+Trains a classifier on an encoder, alone or with it. Its recipe is finetune; others are linear, semisupervised
+and transfer. The same command resumes the run from its newest checkpoint.
 """,
 }
 WORKDIR = flags.DEFINE_string(

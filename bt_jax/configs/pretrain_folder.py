@@ -12,7 +12,8 @@ and no blur. With sub-folders as labels and `val=`, kNN and the online probe mea
 the diagonal and the spread in the report.
 
 `small` is for a few hundred photographs on a CPU, where the paper's recipe takes too few steps to learn: batch=32,
-epochs=50, size=64, arch=resnet18 of a quarter of the width, and the projector and optimizer of the quickstart.
+epochs=50, size=64, recipe=common, arch=resnet18 of a quarter of the width, and the projector and optimizer of the
+quickstart.
 """
 
 from bt_jax import config as config_lib
@@ -28,7 +29,7 @@ def get_config(arg=None):
     others = {"gray": False, "val": "", "method": "barlow_twins", "recipe": "own", "small": False, "smoke": False}
     args = config_lib.parse_arg(arg, **USUAL, **others)
     if args.small:
-        args = config_lib.parse_arg(arg, **FEW_IMAGES, **others)
+        args = config_lib.parse_arg(arg, **FEW_IMAGES, **others | {"recipe": "common"})
     config = pretrain_imagenet_r50.get_config(
         f"batch={args.batch},epochs={args.epochs},method={args.method},recipe={args.recipe}"
     )

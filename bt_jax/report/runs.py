@@ -83,7 +83,7 @@ def read_run(folder) -> Run:
 
 
 def read_metrics(path: Path) -> tuple[dict, int]:
-    """({metric: {step: value}}, number of unreadable lines). Of two values of a metric and step, the later one counts."""
+    """({metric: {step: value}}, number of unreadable lines). The later of two values for one step counts."""
     series, unreadable = {}, 0
     for line in path.read_bytes().decode(errors="replace").splitlines():
         if not line.strip():

@@ -244,6 +244,9 @@ def test_the_folder_recipe_for_few_images():
     chosen = pretrain_folder.get_config("small,epochs=9,size=96,method=moco")
     assert (chosen.total_epochs, chosen.views.size, chosen.model.small_images) == (9, 96, False)
     assert tuple(chosen.model.projector) == (512, 128) and chosen.batch_size == 32
+    for method in ("moco", "simclr", "simsiam"):
+        others = science(pretrain_folder.get_config(f"small,method={method}"))
+        assert {key for key in found if key.startswith(("views.", "optim.")) and others[key] != found[key]} == set()
     assert pretrain_folder.get_config().model.width == 1.0
 
 
