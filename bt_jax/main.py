@@ -44,7 +44,9 @@ WORKDIR = flags.DEFINE_string(
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0; not needed on SLURM, TPU slices and Kubernetes."
 )
-PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes; 1: this one alone, without a search.")
+PROCESSES = flags.DEFINE_integer(
+    "processes", None, "Number of processes; 1: this one alone, without a search for SLURM or another cluster."
+)
 PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.")
 
 

@@ -121,7 +121,8 @@ def parser() -> tool.Parser:
         metavar="SHARE",
         type=float,
         default=0.01,
-        help="share of a split's images that may be unreadable; 10 always may; 0: none (default: 0.01)",
+        help="share of a split's images that may be unreadable, 0: none, 1: all; any other share allows at least 10"
+        " images, but fewer than all (default: 0.01)",
     )
     return parser
 

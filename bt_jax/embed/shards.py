@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     record = open_out(out, options.encoder, settings, spans, digests)
     if not options.no_self_check:
         comparison.require(storage.user_cache() / "selfcheck")
-    recipe = recipes.RECIPES["imagenet"](view["size"])  # the evaluation uses its normalisation alone
+    recipe = recipes.RECIPES["imagenet"](view["size"])  # evaluation uses its size, mean and std alone
     recipe = dataclasses.replace(recipe, mean=tuple(model["mean"]), std=tuple(model["std"]))
     embed = features.make_embed(net, recipe, mesh, resize=view["resize"])
     unreadable = ImagesWithoutRow(source, spans, limit=options.broken_limit, file=out / "broken.txt")
@@ -107,7 +107,7 @@ def embed_split(job: Job, folder: Path, shards: list[Shard]) -> None:
         for shard, batches in groupby(ahead, key=lambda item: item[0]):
             rows = _rows(job, shard, batches, heartbeat)
             done += shard.span.stop - shard.span.start
-            job.reading.unreadable.write()  # before the shard: an image that is in neither marks a damaged shard
+            job.reading.unreadable.write()  # before the shard: see `finished`
             with WriteErrors(folder):
                 job.store.write(folder, shard.stem, rows)
     unreadable, kept = len(job.reading.unreadable.reasons[base]), len(shards) - len(missing)

@@ -19,7 +19,12 @@ REMOVED_KEYS = {
 }
 
 # Added keys, with the values that older runs had without them.
-ADDED_KEYS = {"objective.name": "barlow_twins", "data.labels": True}
+ADDED_KEYS = {
+    "objective.name": "barlow_twins",
+    "data.labels": True,
+    "optim.by_epoch": False,
+    "optim.rate_in_momentum": False,
+}
 
 PER_HOST_KEYS = (*PLACES, "compile_cache")  # may differ between the hosts of one run
 

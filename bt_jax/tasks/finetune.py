@@ -56,7 +56,8 @@ def run(config: ConfigDict, workdir: str, *, started: float | None = None) -> Pa
       config: a config of `bt_jax.config.finetune`, with its overrides.
 
     Returns:
-      The run folder; its summary.json has "top1", "top5" and "top1_interval" on held-out images, as fractions.
+      The run folder; its summary.json has "top1", "top1_interval" and, for more than five classes, "top5" on
+      held-out images, as fractions.
 
     Raises:
       UserError: anything the user can fix.

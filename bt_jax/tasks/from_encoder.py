@@ -99,7 +99,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 def say_size(config: ConfigDict) -> None:
     """Says that the size of the images is a default, if neither the config nor the encoder has one.
 
-    `complete` cannot say so: the processes of a run have not joined yet.
+    The tasks call it after the checks of the run folder and the images.
 
     Args:
       config: the config before `complete`.

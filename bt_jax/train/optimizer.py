@@ -47,7 +47,8 @@ def apply_gradient(
       grads: of the trained parts, see `select`.
 
     Returns:
-      The next state, its memory as it was; the gradient's norm, without the online probe's; whether both were finite.
+      The next state, its memory as it was; the gradient's norm, without the online probe's; whether the loss and
+      this norm are finite.
     """
     norm = optax.global_norm({name: grad for name, grad in grads.items() if name != "probe"})
     moving = select(state.params, trained)

@@ -50,7 +50,7 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
     """Reads torchvision's, timm's, Hugging Face's, the reference's, VICReg's or our own exported weights.
 
     Args:
-      path: a .safetensors or .pth file, or a folder with model.safetensors.
+      path: a .safetensors or .pth file, or a folder with one of IN_FOLDERS.
       arch: "resnet50", ...; by default the architecture that fits the names of the arrays. The names may have a prefix,
         which a printed line names, and heads may be beside the backbone.
 
@@ -62,6 +62,8 @@ def read(path: str | Path, *, arch: str = "") -> Weights:
         raise UserError(f"{path} is in a bucket, where bt_jax reads checkpoints only", "Copy it to this machine.")
     if path.is_dir():
         path = next(path / name for name in IN_FOLDERS if (path / name).is_file())
+    elif path.name in IN_FOLDERS:
+        folder = path.parent
     arrays, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
     try:
         backbone, beside = prefixes.find(_flat(_unwrapped(arrays)), arch)
@@ -96,7 +98,7 @@ def _checked_model(metadata: Any, build: dict[str, Any], path: Path) -> dict[str
 
 
 def _normalisation(folder: Path, channels: int) -> dict[str, list[float]]:
-    """{"mean", "std"} from the JSON of Hugging Face or timm beside the weights; without it, those of ImageNet.
+    """{"mean", "std"} from the JSON of Hugging Face or timm in a folder; without it, those of ImageNet.
 
     If the number of channels is not three, each gets the mean of ImageNet's three.
     """

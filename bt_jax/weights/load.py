@@ -123,7 +123,7 @@ def evaluation_size(config: dict[str, Any]) -> tuple[int, int]:
 def stated_size(path: str | Path) -> tuple[int, int]:
     """`evaluation_size` of an encoder that `bt_jax.convert` wrote; (0, 0) for any other path.
 
-    It neither reads arrays nor starts JAX, so it may come before the processes of a run join.
+    It neither reads arrays nor starts JAX.
     """
     path = storage.parse_path(path)
     try:

@@ -369,7 +369,9 @@ def test_data_set_smaller_than_a_batch(tmp_path):
     assert not (tmp_path / "run").exists()  # otherwise the fix would be an error for another config
 
 
-@pytest.mark.parametrize("key, value", [("optim.name", "adam"), ("objective.form", "dual"), ("model.arch", "resnet19")])
+@pytest.mark.parametrize(
+    "key, value", [("optim.name", "adagrad"), ("objective.form", "dual"), ("model.arch", "resnet19")]
+)
 def test_values_that_do_not_exist(key, value, tmp_path):
     refused(value, tmp_path / "run", **{key: value})
 

@@ -311,7 +311,11 @@ def test_other_channels_and_bottlenecks_in_the_configs_of_timm_and_hugging_face(
     assert config["model_args"] == {"in_chans": 1} and config["pretrained_cfg"]["input_size"][0] == 1
     config["pretrained_cfg"] |= {"mean": [0.25], "std": [0.5]}
     (folder / "config.json").write_text(json.dumps(config))
-    assert foreign_files.read(folder).model["mean"] == [0.25] and foreign_files.read(folder).model["std"] == [0.5]
+    save_file(
+        load_file(folder / "model.safetensors"), folder / "model.safetensors"
+    )  # timm's own have no metadata of ours
+    for path in (folder, folder / "model.safetensors"):
+        assert (foreign_files.read(path).model["mean"], foreign_files.read(path).model["std"]) == ([0.25], [0.5])
     hub = converted(tmp_path / "gray.safetensors", "huggingface", tmp_path / "hf", "--arch=resnet50")
     config = json.loads((hub / "config.json").read_text())
     assert config["hidden_sizes"] == [256, 512, 1024, 2048] and config["layer_type"] == "bottleneck"
