@@ -34,7 +34,7 @@ transfer_voc07 is another.
 """,
     "finetune": """bt-jax finetune --config.encoder=RUN --workdir=OUT [--config.KEY=VALUE ...]
 
-Trains a classifier on an encoder, alone or with it. Its recipe is finetune; others are linear, semisupervised
+Trains a classifier on an encoder, which stays frozen or is trained too. Its recipe is finetune; others are linear, semisupervised
 and transfer. The same command resumes the run from its newest checkpoint.
 """,
 }

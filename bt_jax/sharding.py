@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bt_jax.messages import UserError, line
 
 AXIS = "data"
-# JAX_PLATFORMS -> (extra of bt_jax, its package, which fits an installed wheel too)
+# JAX_PLATFORMS -> (extra of bt_jax, the package to install, which works in a checkout and without one)
 PACKAGES = {"cuda": ("cuda", "jax[cuda13]"), "gpu": ("cuda", "jax[cuda13]"), "tpu": ("tpu", "jax[tpu]")}
 
 
@@ -72,7 +72,8 @@ def state_sharding(shapes, mesh: Mesh, projector: str, images: int = 0):
       projector: `config.model.projector_sharding`. With "replicated", every device has every array. With "sharded", the
         arrays of the projector (parameters, batch statistics and their optimizer state) are split by their last axis,
         the features. The matrix of the probe is split by its rows, if their number is divisible by the number of
-        devices: for ImageNet, it has 3.5 times the size of a 256th of the paper's projector.
+        devices: for ImageNet, this matrix is 3.5 times as large as the share that one of 256 devices has of the paper's
+        projector.
       images: arrays of the memory with this number of rows are split by row, if it is divisible by the number of
         devices; 0 splits none.
     """

@@ -114,7 +114,7 @@ def embed_split(job: Job, folder: Path, shards: list[Shard]) -> None:
     print(
         f"{base}: {counted(stop - start, 'image')} in {counted(len(shards), 'shard')}"
         + (f", {kept} of which existed already" if kept else "")
-        + f", {unreadable} unreadable"
+        + f", {counted(unreadable, 'unreadable image')}"
         + (f", {count / (time.monotonic() - began):.0f} images/s" if count else "")
     )
 

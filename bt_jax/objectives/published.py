@@ -12,7 +12,7 @@ Recipe = dict[str, Any]  # sections of a config
 
 
 def _optim(name: str, rate: float, weight_decay: float, warmup_epochs: float = 0.0, **keys: Any) -> Recipe:
-    """An optimizer with one rate for weights and biases, which ends at zero."""
+    """An optimizer with one rate for weights and biases. The rate ends at zero, unless `keys` has an end_factor."""
     rates = {"lr_weights": rate, "lr_biases": rate, "weight_decay": weight_decay, "momentum": 0.9}
     return {"name": name, **rates, "warmup_epochs": warmup_epochs, "start_factor": 0.0, "end_factor": 0.0, **keys}
 
@@ -37,7 +37,7 @@ _DIRECT_PRED = {"batch_size": 128, "total_epochs": 100.0, "optim": _optim("sgd",
 
 IMAGENET: dict[str, Recipe] = {
     "align_uniform": _ALIGN_UNIFORM,
-    # deepmind-research/byol@f5de0ed, configs/byol.py: of 1000 epochs. Its views are those of Barlow Twins.
+    # deepmind-research/byol@f5de0ed, configs/byol.py: its values for 1000 epochs. Its views are those of Barlow Twins.
     "byol": {"batch_size": 4096, "total_epochs": 1000.0, "optim": _optim("lars", 0.2, 1.5e-6, 10.0)},
     "direct_pred": _DIRECT_PRED,
     # README: 67.5 +- 0.1 linear top-1

@@ -3,7 +3,8 @@
     loss = mean over the 2n embeddings i of  -log exp(z_i z_p / t) / sum_{k != i} exp(z_i z_k / t)
 
 z are rows of length 1, and p is the other view of i. The authors' code (google-research/simclr@383d414, objective.py)
-adds the means of the two views, which is twice this. LARS hides a factor of 2 from all kernels.
+adds the means of the two views, which is twice this. LARS divides the gradient of a kernel by its length, so that a
+factor of 2 changes the share of the weight decay alone.
 """
 
 import dataclasses

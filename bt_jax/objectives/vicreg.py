@@ -1,6 +1,6 @@
 """VICReg (Bardes, Ponce, LeCun, arXiv 2105.04906): views agree, every feature varies, and no two features covary.
 
-    loss = 25 mean (z1 - z2)^2 + 25 mean_v v(z) + sum_v c(z)
+    loss = 25 mean (z1 - z2)^2 + 25 (v(z1) + v(z2)) / 2 + c(z1) + c(z2)
     v(z) = mean_j relu(1 - sqrt(var z_j + 1e-4))
     c(z) = sum_{i != j} C_ij^2 / d, C the covariance over n - 1
 

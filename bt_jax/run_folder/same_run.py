@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bt_jax import storage
 from bt_jax.config.arguments import RENAMED_KEYS, flatten
 
-# Keys that may change between two starts of a run: they set paths, devices and intervals, not the result.
+# Keys that may change between two starts of a run: paths, devices, intervals and limits, and the end of training.
 FREE_KEYS = (
     *("platform", "devices", "self_check", "compile_cache", "data.dir", "data.npz", "model.projector_sharding", "log"),
     *("stop_after_steps", "extend_epochs", "watch", "data.broken_limit", "smoke"),

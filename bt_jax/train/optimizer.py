@@ -41,7 +41,7 @@ def apply_gradient(
     loss: jax.Array,
     trained: Parts | None = None,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
-    """One update. If the loss is not finite, or a gradient other than the probe's, only the counters change.
+    """One update. If the loss, or a gradient other than the probe's, is not finite, only the counters change.
 
     Args:
       grads: of the trained parts, see `select`.

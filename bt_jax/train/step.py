@@ -77,8 +77,8 @@ def make_update(
 
     Returns:
       The update. views: float arrays (n, h, w, c); batch: "id" and optionally "label", int32 (n,). metrics: float32
-      scalars under the names of the log. If the loss is not finite, or a gradient other than that of the
-        online probe, only the counters change.
+      scalars under the names of the log. If the loss, or a gradient other than the online probe's, is
+      not finite, only the counters change.
 
     Raises:
       ValueError: a sharded projector without a mesh.

@@ -83,7 +83,7 @@ def _is_finite(array) -> bool:
 def load_projector(path: str | Path) -> dict[str, Any] | None:
     """{"params", "batch_stats"} of numpy arrays of a checkpoint's projector; None if it has none.
 
-    Paths and errors as for `load_encoder`.
+    Paths and errors as for `load_encoder`, but NaN and infinity are no error.
     """
     return (
         foreign_files.read(path).projector
@@ -97,7 +97,7 @@ def read_model(path: str | Path) -> dict[str, Any]:
     """The model entry of an encoder: {"build": arguments of `models.build`, "mean", "std"}, plain JSON types.
 
     An export that knows its images also has {"evals": {"size", "resize"}}, see `evaluation_size`. Mean and std are per
-    channel, of pixels in [0, 1]. Paths and errors as for `load_encoder`.
+    channel, of pixels in [0, 1]. Paths and errors as for `load_encoder`, without those of its arrays.
     """
     return (
         foreign_files.read(path).model

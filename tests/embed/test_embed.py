@@ -152,7 +152,7 @@ def test_every_image_once_in_order(encoder, npz, images, wanted, tmp_path, capsy
     assert record["environment"]["versions"]["jax"] == jax.__version__ and record["environment"]["command"]
     assert not (out / "broken.txt").exists()
     said = capsys.readouterr().out
-    assert "train: 23 images in 3 shards, 0 unreadable" in said and "images/s" in said
+    assert "train: 23 images in 3 shards, 0 unreadable images" in said and "images/s" in said
     for done in (0, 10, 20):
         assert f"embedding train: {done} of 23 images\n" in said
 
@@ -330,7 +330,7 @@ def test_unreadable_images_get_no_row(encoder, folder, wanted, tmp_path, capsys,
     assert [line[:3] for line in lines] == [["train", "3", "train/a/03.png"], ["train", "10", "train/b/10.png"]]
     assert all(line[3] for line in lines)
     said = capsys.readouterr()
-    assert said.err.count("WARNING: ") == 2 and "2 unreadable" in said.out
+    assert said.err.count("WARNING: ") == 2 and "2 unreadable images" in said.out
     before = times(out)
     run(encoder, out, *options)
     assert times(out) == before, "a shard that lacks them is whole"
