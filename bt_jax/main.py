@@ -34,8 +34,8 @@ transfer_voc07 is another.
 """,
     "finetune": """bt-jax finetune --config.encoder=RUN --workdir=OUT [--config.KEY=VALUE ...]
 
-Trains a classifier on an encoder, which stays frozen or is trained too. Its recipe is finetune; others are linear, semisupervised
-and transfer. The same command resumes the run from its newest checkpoint.
+Trains a classifier on an encoder, which stays frozen or is trained too. Its recipe is finetune; others are linear,
+semisupervised and transfer. The same command resumes the run from its newest checkpoint.
 """,
 }
 WORKDIR = flags.DEFINE_string(
