@@ -8,7 +8,8 @@ SOURCE is a run folder (its newest intact checkpoint), RUN/checkpoints/STEP, or 
 reference's resnet50.pth and checkpoint.pth, VICReg's, torchvision's, timm's (.pth or .safetensors), a Hugging Face
 folder. The keys may have any prefix ("model.", "_orig_mod.", "module.encoder_q."), if there is only one ResNet. FORMS:
 
-    checkpoint    a folder for bt_jax.load_encoder, --config.encoder and --config.init_from; needs only Orbax
+    checkpoint    a folder for bt_jax.load_encoder, --config.encoder and --config.init_from; other programs read it with
+                  Orbax
     torchvision   torchvision's state dict                        one file, .safetensors (also: --to=safetensors)
     torch         the same, .pth                                  one file, needs PyTorch
     timm          timm.create_model("local-dir:OUT")              a folder

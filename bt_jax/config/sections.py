@@ -1,4 +1,4 @@
-"""The base class of the sections of a config, which refuses impossible values, and the sections of every task.
+"""The base class of all sections of a config, which refuses impossible values, and the sections that all tasks share.
 
 A section is a dataclass. Each of its fields is a key with its default and its help.
 

@@ -75,7 +75,8 @@ class DirectPred(Objective):
     Attributes:
       momentum: of the momentum network, constant (config/byol_config.yaml: m).
       rho: weight of the old correlation (README: dyn_lambda).
-      eps: is added to every eigenvalue of W, by the rule "paper" as a share of the largest of F (README: dyn_eps).
+      eps: added to every eigenvalue of W. The rule "paper" first multiplies it by the largest eigenvalue of F (README:
+        dyn_eps).
       rule: "code" or "paper", see above.
     """
 

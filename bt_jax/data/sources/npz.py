@@ -24,8 +24,8 @@ class NpzSource(Source):
     For each split S the file holds the arrays `S/bytes` uint8 (all encoded images, concatenated), `S/offsets` int64
     (n + 1,) and, if labelled, `S/labels` int32 (n,); also `name`, `class_names`, `format` and `upright` (bool:
     whether images are turned by their EXIF orientation; False if absent). It has no pickled objects, so opening a
-    stranger's file runs none of its code. All of it is kept in memory. An image that could not be read has no bytes and
-    the label -1.
+    stranger's file runs none of its code. All of it is kept in memory. An image whose bytes could not be read is empty
+    and has the label -1; one that cannot be decoded keeps its bytes and its label.
     """
 
     kind = "npz"
