@@ -1,10 +1,10 @@
 """The recipes of the methods: optimizer, batch, epochs and views of the official code, or of the source in a comment.
 
 With `method=NAME`, the configs for CIFAR-10, ImageNet and folders take these keys from here. Only the config for
-folders keeps its own batch and epochs. With `method=NAME,recipe=common`, they keep those of Barlow Twins. Rates are per
-256 images. DrLIM and InfoNCE have no published recipe for two views of an image, and keep that of Barlow Twins. Every
-schedule here falls along half a cosine, also that of alignment and uniformity, whose official code divides the rate by
-ten three times.
+folders keeps its own batch and epochs. With `method=NAME,recipe=common`, the configs keep the recipe of Barlow Twins.
+Rates are per 256 images. DrLIM and InfoNCE have no published recipe for two views of an image, and keep that of Barlow
+Twins. Every schedule here falls along half a cosine, also that of alignment and uniformity, whose official code divides
+the rate by ten three times.
 """
 
 from typing import Any
