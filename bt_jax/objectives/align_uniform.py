@@ -24,6 +24,7 @@ SHORTEST = 1e-12  # distance, ours: at 0 a power below 2 has no gradient
 def align_uniform(
     x: Float[Array, "n d"],
     y: Float[Array, "n d"],
+    queue: Float[Array, "m d"] | None = None,
     *,
     alignment: float = 1.0,
     uniformity: float = 1.0,
@@ -34,6 +35,8 @@ def align_uniform(
 
     Args:
       x, y: (n, d), float, n >= 2; the function scales every row to length 1.
+      queue: earlier embeddings (m, d), float, for the form with MoCo (ssnl/moco_align_uniform@4d690c3, builder.py).
+        Uniformity is then over the pairs of x, and of x with the queue; y and queue get no gradient.
       alignment, uniformity: weights of the terms.
       alpha: power of the distance of the two views.
       t: sharpness of the Gaussian kernel between images.
@@ -42,11 +45,17 @@ def align_uniform(
       The loss, and its terms without their weights: "align", "uniform".
 
     Raises:
-      UserError: x and y are not as above.
+      UserError: the arrays are not as above.
     """
     check_embeddings(x=x, y=y)
     x, y = unit_rows(x), unit_rows(y)
-    terms = {"align": align(x, y, alpha), "uniform": (uniform(x, t) + uniform(y, t)) / 2}
+    if queue is None:
+        spread = (uniform(x, t) + uniform(y, t)) / 2
+    else:
+        check_embeddings(1, queue=queue)
+        y, queue = jax.lax.stop_gradient((y, unit_rows(queue)))
+        spread = uniform(x, t, queue)
+    terms = {"align": align(x, y, alpha), "uniform": spread}
     return alignment * terms["align"] + uniformity * terms["uniform"], terms
 
 
@@ -56,10 +65,14 @@ def align(x: Float[Array, "n d"], y: Float[Array, "n d"], alpha: float) -> Float
     return (squares ** (alpha / 2)).mean()
 
 
-def uniform(x: Float[Array, "n d"], t: float) -> Float[jax.Array, ""]:
-    """Log of the mean of exp(-t distance^2) over all pairs of rows of length 1."""
-    n = len(x)
-    return jax.nn.logsumexp(off_diagonal(2 * t * (products(x, x) - 1))) - math.log(n * (n - 1))
+def uniform(x: Float[Array, "n d"], t: float, queue: Float[Array, "m d"] | None = None) -> Float[jax.Array, ""]:
+    """Log of the mean of exp(-t distance^2) over all pairs of x, and of x with the queue; rows of length 1."""
+    n, exponents = len(x), off_diagonal(2 * t * (products(x, x) - 1))  # of each pair of x twice
+    if queue is None:
+        return jax.nn.logsumexp(exponents) - math.log(n * (n - 1))
+    across = 2 * t * (products(x, queue) - 1)
+    both = jnp.logaddexp(jax.nn.logsumexp(exponents) - math.log(2), jax.nn.logsumexp(across))
+    return both - math.log(n * (n - 1) / 2 + n * len(queue))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,6 +168,22 @@ def test_alignment_and_uniformity_are_the_authors(numbers):
         np.testing.assert_allclose(align_uniform.uniform(x, 2.0), numbers["align_uniform/uniform"], rtol=1e-13)
 
 
+def test_alignment_and_uniformity_with_a_queue(numbers):
+    """The form of moco_align_uniform."""
+    with jax.enable_x64(True):
+        x, y, queue = arrays(numbers, "align_uniform", "x", "y", "queue")
+        inputs = {"x": x, "y": y, "queue": queue}
+        function = jax.value_and_grad(
+            lambda each: registry.evaluate_loss("align_uniform", each, alignment=3.0, t=3.0)[0]
+        )
+        loss, found = jax.jit(function)(inputs)
+    np.testing.assert_allclose(loss, numbers["align_uniform/moco_loss"], rtol=1e-13)
+    for key, stored in {"x": "d_q", "y": "d_k"}.items():
+        wanted = numbers[f"align_uniform/moco_loss.{stored}"]
+        np.testing.assert_allclose(found[key], wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+    assert not np.any(found["queue"])
+
+
 @pytest.mark.parametrize("name", ["align_uniform", "drlim"])
 def test_equal_embeddings_have_a_finite_gradient(name):
     """At a distance of zero."""

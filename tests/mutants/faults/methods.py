@@ -30,7 +30,8 @@ FAULTS = (
     Fault("infonce-transposed", "InfoNCE.loss", '["kernel"].T', '["kernel"]', IN_A_STEP),
     Fault("infonce-views", "InfoNCE.loss", "c, z = run", "z, c = run", IN_A_STEP),
     Fault("align-power", "align", "alpha / 2", "alpha", ("test_alignment_and_uniformity_are_the_authors",)),
-    Fault("uniform-pairs", "uniform", "n * (n - 1)", "n * n", NUMBERS),
+    Fault("uniform-pairs", "uniform", "(exponents) - math.log(n * (n - 1))", "(exponents) - math.log(n * n)", NUMBERS),
+    Fault("uniform-queue-twice", "uniform", " - math.log(2)", "", ("test_alignment_and_uniformity_with_a_queue",)),
     Fault(
         "uniform-self", "uniform", "off_diagonal(2 * t * (products(x, x) - 1))", "2 * t * (products(x, x) - 1)", NUMBERS
     ),
