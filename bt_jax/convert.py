@@ -135,7 +135,8 @@ def _source(options: argparse.Namespace):
         known = load.evaluation_size(encoder.model)
     else:
         encoder = load.read(place, projector=True)
-        known = load.evaluation_size(opening.read_run_json(place, "config.json"))
+        fix = "" if options.size else "Restore a copy of it, or give the size of the images: --size=PIXELS."
+        known = load.evaluation_size(opening.read_run_json(place, "config.json", fix=fix))
         known = known if known[0] else load.evaluation_size(encoder.model)
     size, resize = (options.size, 0) if options.size else known
     evals = {"evals": {"size": size, "resize": resize}} if size else {}  # `evaluate` and `embed` read it back

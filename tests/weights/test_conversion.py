@@ -532,6 +532,17 @@ def test_the_model_card_names_the_source_of_the_weights(variables, tmp_path):
     assert "Step 4 of the run" in earlier and "54.3" not in earlier and "summary.json" not in earlier
 
 
+def test_a_damaged_config_of_the_run(variables, tmp_path, capsys):
+    """The size of the images is not guessed."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    export_formats.write_encoder(tmp_path / "run" / "checkpoints" / "8", model=MODEL, variables=variables)
+    (tmp_path / "run" / "config.json").write_text('{"task": "pre')
+    said = "config.json is damaged. Restore a copy of it, or give the size of the images: --size=PIXELS."
+    refused(capsys, said, tmp_path / "run", "--to=safetensors", f"--out={tmp_path / 'mine'}")
+    out = converted(tmp_path / "run", "safetensors", tmp_path / "mine.safetensors", "--size=24")
+    assert load.stated_size(out) == (24, 0)
+
+
 def test_every_form_has_the_normalisation(tmp_path, monkeypatch):
     """Mean and standard deviation per channel, in the units of the other library."""
     build = {"arch": "resnet18", "small_images": False, "width": 1.0, "channels": 3, "stem_padding": 1}
