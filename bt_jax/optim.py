@@ -112,12 +112,8 @@ def larc(
         ratio, zero = _trust_ratio(gradient, parameter, weight_decay, trust_coefficient)
         return jnp.where(zero, gradient, ratio * (gradient + weight_decay * parameter))
 
-    scaled = optax.stateless(lambda updates, params: jax.tree.map(adapt, updates, params))
-
-    def one(lr: Rate) -> optax.GradientTransformation:
-        return optax.chain(scaled, optax.trace(momentum), optax.scale_by_learning_rate(lr))
-
-    return _by_dimension(weights=one(lr_weights), biases=one(lr_biases))
+    adapted = optax.stateless(lambda updates, params: jax.tree.map(adapt, updates, params))
+    return optax.chain(adapted, sgd(lr_weights, lr_biases, weight_decay=0.0, momentum=momentum))
 
 
 def sgd(
@@ -139,11 +135,8 @@ def adamw(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float) -> optax.Gr
 
 def adam(lr_weights: Rate, lr_biases: Rate, *, weight_decay: float) -> optax.GradientTransformation:
     """torch.optim.Adam with the constants of optax: the decay of all parameters is added to the gradient."""
-
-    def one(lr: Rate) -> optax.GradientTransformation:
-        return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(lr))
-
-    return _by_dimension(weights=one(lr_weights), biases=one(lr_biases))
+    plain = _by_dimension(weights=optax.adam(lr_weights), biases=optax.adam(lr_biases))
+    return optax.chain(optax.add_decayed_weights(weight_decay), plain)
 
 
 def _by_dimension(

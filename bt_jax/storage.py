@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:
     AnyPath = os.PathLike
 CHUNK = 1 << 22  # bytes read at a time
-COPY_INTERVAL_SECONDS = 30.0  # a bucket accepts one write a second of an object, and each replaces all of it
+COPY_INTERVAL_SECONDS = 30.0  # a bucket accepts one write a second to an object, which replaces all of it
 
 # epath has one file system per process, which its first user makes, possibly TFDS. So these settings come first.
 if importlib.util.find_spec("gcsfs"):

@@ -90,6 +90,10 @@ def test_recipes_are_found_by_name(elsewhere):
         config_program.find_recipe("run/config.json")
     with pytest.raises(UserError, match="^run is a run folder, not a recipe. .* to evaluate it, set --config.encoder"):
         config_program.find_recipe("run")
+    with pytest.raises(UserError, match="^There is no config file none.json"):
+        config_program.find_recipe("none.json")
+    (elsewhere / "run").rename(elsewhere / "quickstart")  # the folder of `--config=quickstart --workdir=quickstart`
+    assert config_program.find_recipe("quickstart") == package
 
 
 @pytest.mark.parametrize("config", [["--config=quickstart"], ["--config", "quickstart"], ["-config=quickstart"]])

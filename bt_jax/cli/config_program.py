@@ -107,15 +107,16 @@ def find_recipe(recipe: str) -> str:
     """
     name, colon, arguments = recipe.partition(":")
     name = os.path.expanduser(name)  # shells expand ~ only at the start of a word
-    if os.path.isfile(os.path.join(name, "config.json")) or name.endswith(".json"):
-        fix = "To resume a run, give its command again; to evaluate it, set --config.encoder instead."
-        raise UserError(f"{name} is {'a JSON file' if os.path.isfile(name) else 'a run folder'}, not a recipe", fix)
-    if os.path.isfile(name):
+    is_file = os.path.isfile(name)
+    if is_file and not name.endswith(".json"):
         return f"{name}{colon}{arguments}"
     stem = name.removeprefix("configs/").removesuffix(".py")
     names = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "__init__")
     if stem in names:
         return f"{RECIPES / stem}.py{colon}{arguments}"
+    if is_file or os.path.isfile(os.path.join(name, "config.json")):
+        fix = "To resume a run, give its command again; to evaluate it, set --config.encoder instead."
+        raise UserError(f"{name} is {'a JSON file' if is_file else 'a run folder'}, not a recipe", fix)
     raise UserError(f"There is no config file {name}", f"Name a file, or a recipe: {suggestions(stem, names)}.")
 
 

@@ -30,9 +30,7 @@ def view_sizes(options: argparse.Namespace) -> dict[str, int]:
     """
     fix = "" if options.size is not None else "Restore a copy of it, or give --size=PIXELS."
     config = opening.read_run_json(load.weights_path(options.encoder), "config.json", fix=fix)
-    size, resize = load.evaluation_size(config)
-    if not size:
-        size, resize = load.stated_size(options.encoder)
+    size, resize = load.known_size(options.encoder, config)
     if not size:
         size, resize = load.SIZE, RESIZE
         if options.size is None:

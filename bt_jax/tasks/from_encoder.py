@@ -19,13 +19,8 @@ from bt_jax.messages import UserError
 from bt_jax.models import Net
 from bt_jax.weights import foreign_files, load
 
-FOLDER_KEYS = (
-    "train_split",
-    "val_split",
-    "on_device",
-    "canvas",
-    "exif_orientation",
-)  # those that apply to another folder too
+# Keys that apply to another folder too
+FOLDER_KEYS = ("train_split", "val_split", "on_device", "canvas", "exif_orientation")
 DATA_KEYS = ("name", "dir", "folder", "npz", *FOLDER_KEYS)
 TRAINED = ("pretrain", "finetune")  # tasks whose runs have an encoder
 HELD_OUT = ("test", "val", "valid", "validation")  # splits of a folder; the first one that it has is held out
@@ -78,9 +73,7 @@ def complete(config: ConfigDict) -> ConfigDict:
         known = _known_of_folder(config.data.folder, run)
     elif not (config.data.name or config.data.npz):
         if run is None:
-            load.read_model(
-                config.encoder
-            )  # missing weights, or a file of another kind, are the first mistake to correct
+            load.read_model(config.encoder)  # missing weights, or another kind of file, are the first mistake
             raise UserError(
                 f"No data set is named, and {config.encoder} has no config.json of a run, which would name one",
                 "Set --config.data.folder=IMAGES, --config.data.npz=FILE or --config.data.name=NAME.",
@@ -90,7 +83,7 @@ def complete(config: ConfigDict) -> ConfigDict:
     open_keys = [key for key in DATA_KEYS if key in known and config.data[key] == neutral[key]]
     config.data.update({key: known[key] for key in open_keys})
     if not config.views.size:
-        size, resize = _known_size(config, run)
+        size, resize = load.known_size(config.encoder, run or {})
         config.views.size = size or load.SIZE
         config.evals.resize = config.evals.resize or resize
     return config
@@ -104,16 +97,10 @@ def say_size(config: ConfigDict) -> None:
     Args:
       config: the config before `complete`.
     """
-    if not config.views.size and not _known_size(config, _run_config(config))[0]:
+    if not config.views.size and not load.known_size(config.encoder, _run_config(config) or {})[0]:
         messages.say(
             f"images of {load.SIZE} pixels, because {config.encoder} names no size; --config.views.size changes it"
         )
-
-
-def _known_size(config: ConfigDict, run: dict | None) -> tuple[int, int]:
-    """(size, resize) in pixels from the encoder's run, or from the metadata of an export; (0, 0) without them."""
-    known = load.evaluation_size(run or {})
-    return known if known[0] else load.stated_size(config.encoder)
 
 
 def _known_of_run(run: dict) -> dict[str, Any]:

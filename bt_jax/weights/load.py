@@ -135,6 +135,12 @@ def stated_size(path: str | Path) -> tuple[int, int]:
         return 0, 0
 
 
+def known_size(path: str | Path, run: dict[str, Any]) -> tuple[int, int]:
+    """`evaluation_size` of the config of an encoder's run, or `stated_size` if that has none."""
+    known = evaluation_size(run)
+    return known if known[0] else stated_size(path)
+
+
 @storage.bucket_errors_as_user_errors()
 def weights_path(path: str | Path) -> Path:
     """The file or `step_folder` that `load_encoder` reads for a path."""

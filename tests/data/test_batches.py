@@ -108,7 +108,7 @@ def test_feeds_give_ids_and_labels_of_the_whole_split(monkeypatch):
 
 
 def test_on_a_cpu_a_step_is_done_when_it_is_reported():
-    """JAX returns from the dispatch of this product in less than a tenth of its duration."""
+    """JAX returns from the dispatch of this product before it is done."""
     product = jax.jit(lambda x: (x, {"train/loss": jnp.linalg.matrix_power(x, 8).sum()}))
     ready = []
 

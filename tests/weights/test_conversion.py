@@ -311,9 +311,8 @@ def test_other_channels_and_bottlenecks_in_the_configs_of_timm_and_hugging_face(
     assert config["model_args"] == {"in_chans": 1} and config["pretrained_cfg"]["input_size"][0] == 1
     config["pretrained_cfg"] |= {"mean": [0.25], "std": [0.5]}
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(
-        load_file(folder / "model.safetensors"), folder / "model.safetensors"
-    )  # timm's own have no metadata of ours
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors")  # without our metadata, as timm writes it
     for path in (folder, folder / "model.safetensors"):
         assert (foreign_files.read(path).model["mean"], foreign_files.read(path).model["std"]) == ([0.25], [0.5])
     hub = converted(tmp_path / "gray.safetensors", "huggingface", tmp_path / "hf", "--arch=resnet50")

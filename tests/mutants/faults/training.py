@@ -150,7 +150,13 @@ FAULTS = (
         ("test_the_state_of_lars_keeps_its_names",),
     ),
     Fault("optim-larc-zero", "larc.adapt", "zero,", "False,", ("test_three_steps_of_simclr_and_larc",)),
-    Fault("optim-adam-decay", "adam.one", "weight_decay", "0.0", ("test_adam_by_hand",)),
+    Fault(
+        "optim-adam-decay",
+        "adam",
+        "add_decayed_weights(weight_decay)",
+        "add_decayed_weights(0.0)",
+        ("test_adam_by_hand",),
+    ),
     Fault("optim-by-epoch-key", "build_optimizer", "if options.by_epoch", "if False", ("test_rates_by_epoch",)),
     Fault(
         "loop-limit-late",
